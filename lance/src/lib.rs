@@ -1,0 +1,2 @@
+//! The LANCE broker daemon and command line
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! The Rust client for LANCE: Client, Producer, Consumer, admin
+#![forbid(unsafe_code)]

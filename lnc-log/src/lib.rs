@@ -1,0 +1,5 @@
+//! The disk: the journal shared by all groups of a shard, per-partition segments, checkpoints, and the backends that
+//! touch files. Nothing outside this crate opens a file of the data directory.
+#![deny(unsafe_code)]
+
+pub mod disk;

@@ -1,0 +1,2 @@
+//! The metric catalogue and its Prometheus exposition
+#![forbid(unsafe_code)]

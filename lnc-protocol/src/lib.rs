@@ -1,0 +1,2 @@
+//! LWP, the Lance Wire Protocol: frames, requests, responses, record batches
+#![forbid(unsafe_code)]

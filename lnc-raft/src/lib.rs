@@ -1,0 +1,2 @@
+//! The consensus core: messages and ticks in, effects out
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! The shard: many Raft groups on one journal, and the peer channels
+#![forbid(unsafe_code)]
