@@ -20,6 +20,13 @@ impl AlignedBuf {
         buf
     }
 
+    /// `len` zero bytes. Cheaper than `resize`, since new memory is zero already.
+    pub fn zeroed(len: usize) -> Self {
+        let mut buf = Self::with_capacity(len);
+        buf.len = len;
+        buf
+    }
+
     /// A copy of `bytes`.
     pub fn copy_of(bytes: &[u8]) -> Self {
         let mut buf = Self::with_capacity(bytes.len());

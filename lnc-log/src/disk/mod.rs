@@ -15,9 +15,17 @@
 
 use std::io;
 
+mod any;
 mod buffer;
+mod files;
+mod threads;
+#[allow(unsafe_code)]
+mod uring;
 
+pub use any::{AnyDisk, BackendChoice};
 pub use buffer::AlignedBuf;
+pub use threads::ThreadsDisk;
+pub use uring::UringDisk;
 
 /// Alignment and granularity of direct I/O, in bytes.
 pub const BLOCK: usize = 4096;
