@@ -2,4 +2,5 @@
 //! touch files. Nothing outside this crate opens a file of the data directory.
 #![deny(unsafe_code)]
 
+pub mod data_dir;
 pub mod disk;
