@@ -1,2 +1,4 @@
 //! The LANCE broker daemon and command line
 #![forbid(unsafe_code)]
+
+pub mod config;
