@@ -1,0 +1,179 @@
+//! The LZ4 frame format, as Kafka v2 batches use it: one frame, independent blocks.
+//!
+//! Written out here on top of the block codec because a frame from a stranger must be bounded block by block, must end
+//! where the batch ends, and must be readable by the consumers of other systems, which refuse linked blocks.
+
+use bytes::Buf;
+use twox_hash::XxHash32;
+
+use super::{Codec, CodecError};
+
+const MAGIC: u32 = 0x184D_2204;
+
+/// What this crate writes: version 1, independent blocks, no checksums (the batch has its own CRC), blocks of 64 KiB.
+const DESCRIPTOR: [u8; 2] = [0x60, 0x40];
+const BLOCK_LEN: usize = 64 * 1024;
+
+const FLAG_RESERVED: u8 = 0x02;
+const FLAG_DICTIONARY: u8 = 0x01;
+const FLAG_CONTENT_CHECKSUM: u8 = 0x04;
+const FLAG_CONTENT_SIZE: u8 = 0x08;
+const FLAG_BLOCK_CHECKSUM: u8 = 0x10;
+const FLAG_INDEPENDENT: u8 = 0x20;
+
+/// The bit of a block's length that says that the block is stored as it is.
+const STORED: u32 = 1 << 31;
+
+/// A block of `n` compressed bytes holds at most about `255 * n` bytes: each byte of a length extends a match by 255.
+const MAX_EXPANSION: usize = 255;
+
+pub(super) fn compress(content: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(&MAGIC.to_le_bytes());
+    out.extend_from_slice(&DESCRIPTOR);
+    out.push(descriptor_checksum(&DESCRIPTOR));
+    for block in content.chunks(BLOCK_LEN) {
+        let start = out.len();
+        out.resize(start + 4 + lz4_flex::block::get_maximum_output_size(block.len()), 0);
+        let compressed = lz4_flex::block::compress_into(block, &mut out[start + 4..]).ok();
+        let word = match compressed {
+            Some(len) if len < block.len() => {
+                out.truncate(start + 4 + len);
+                len as u32
+            }
+            _ => {
+                out.truncate(start + 4);
+                out.extend_from_slice(block);
+                block.len() as u32 | STORED
+            }
+        };
+        out[start..start + 4].copy_from_slice(&word.to_le_bytes());
+    }
+    out.extend_from_slice(&0u32.to_le_bytes());
+}
+
+/// What the frame's descriptor says.
+struct Descriptor {
+    max_block: usize,
+    block_checksum: bool,
+    content_checksum: bool,
+    content_len: Option<u64>,
+}
+
+pub(super) fn decompress(mut input: &[u8], limit: usize) -> Result<Vec<u8>, CodecError> {
+    let descriptor = read_descriptor(&mut input)?;
+    let mut content = Vec::with_capacity(input.len().saturating_mul(4).min(limit));
+    loop {
+        let word = read_u32(&mut input)?;
+        if word == 0 {
+            break;
+        }
+        read_block(word, &descriptor, &mut input, &mut content, limit)?;
+    }
+    if descriptor.content_checksum && read_u32(&mut input)? != hash(&content) {
+        return Err(corrupt("content checksum mismatch"));
+    }
+    if descriptor.content_len.is_some_and(|len| len != content.len() as u64) {
+        return Err(corrupt("content size differs from the frame's header"));
+    }
+    match input.len() {
+        0 => Ok(content),
+        count => Err(CodecError::TrailingBytes { codec: Codec::Lz4, count }),
+    }
+}
+
+fn read_descriptor(input: &mut &[u8]) -> Result<Descriptor, CodecError> {
+    if read_u32(input)? != MAGIC {
+        return Err(corrupt("wrong magic"));
+    }
+    let all = *input;
+    let fixed = take(input, 2)?;
+    let (flags, block) = (fixed[0], fixed[1]);
+    if flags >> 6 != 1 || flags & FLAG_RESERVED != 0 || block & 0x8F != 0 {
+        return Err(corrupt("unknown version or reserved bits set"));
+    }
+    if flags & FLAG_DICTIONARY != 0 {
+        return Err(corrupt("dictionaries are not supported"));
+    }
+    if flags & FLAG_INDEPENDENT == 0 {
+        return Err(corrupt("linked blocks are not supported"));
+    }
+    let max_block = match block >> 4 {
+        size @ 4..=7 => 1 << (2 * size + 8),
+        _ => return Err(corrupt("unknown block size")),
+    };
+    let content_len = if flags & FLAG_CONTENT_SIZE != 0 { Some(take(input, 8)?.get_u64_le()) } else { None };
+    let described = &all[..all.len() - input.len()];
+    if take(input, 1)?[0] != descriptor_checksum(described) {
+        return Err(corrupt("header checksum mismatch"));
+    }
+    Ok(Descriptor {
+        max_block,
+        block_checksum: flags & FLAG_BLOCK_CHECKSUM != 0,
+        content_checksum: flags & FLAG_CONTENT_CHECKSUM != 0,
+        content_len,
+    })
+}
+
+fn read_block(
+    word: u32,
+    descriptor: &Descriptor,
+    input: &mut &[u8],
+    content: &mut Vec<u8>,
+    limit: usize,
+) -> Result<(), CodecError> {
+    let len = (word & !STORED) as usize;
+    if len > descriptor.max_block {
+        return Err(corrupt("a block is over the frame's block size"));
+    }
+    let block = take(input, len)?;
+    if descriptor.block_checksum && read_u32(input)? != hash(block) {
+        return Err(corrupt("block checksum mismatch"));
+    }
+    let start = content.len();
+    let room = limit - start;
+    if word & STORED != 0 {
+        if len > room {
+            return Err(CodecError::TooLarge { limit });
+        }
+        content.extend_from_slice(block);
+        return Ok(());
+    }
+    // One byte more than the room tells content of just the limit from content beyond it.
+    let most = descriptor.max_block.min(len * MAX_EXPANSION + 64).min(room.saturating_add(1));
+    content.resize(start + most, 0);
+    let written = match lz4_flex::block::decompress_into(block, &mut content[start..]) {
+        Ok(written) => written,
+        Err(lz4_flex::block::DecompressError::OutputTooSmall { .. }) if most > room => {
+            return Err(CodecError::TooLarge { limit });
+        }
+        Err(error) => return Err(CodecError::Corrupt { codec: Codec::Lz4, reason: error.to_string() }),
+    };
+    if written > room {
+        return Err(CodecError::TooLarge { limit });
+    }
+    content.truncate(start + written);
+    Ok(())
+}
+
+/// The checksum of the descriptor: the second byte of its hash.
+fn descriptor_checksum(descriptor: &[u8]) -> u8 {
+    hash(descriptor).to_le_bytes()[1]
+}
+
+fn hash(bytes: &[u8]) -> u32 {
+    XxHash32::oneshot(0, bytes)
+}
+
+fn read_u32(input: &mut &[u8]) -> Result<u32, CodecError> {
+    take(input, 4).map(|mut bytes| bytes.get_u32_le())
+}
+
+fn take<'a>(input: &mut &'a [u8], len: usize) -> Result<&'a [u8], CodecError> {
+    let (taken, rest) = input.split_at_checked(len).ok_or_else(|| corrupt("the frame ends early"))?;
+    *input = rest;
+    Ok(taken)
+}
+
+fn corrupt(reason: &str) -> CodecError {
+    CodecError::Corrupt { codec: Codec::Lz4, reason: reason.to_owned() }
+}
