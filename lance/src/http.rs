@@ -1,0 +1,305 @@
+//! The HTTP side door: metrics for Prometheus, health for whoever runs the node.
+//!
+//! | path | answers |
+//! |---|---|
+//! | `/metrics` | all metrics, in Prometheus' text format |
+//! | `/healthz` | 200 while this node makes progress, else 503; a restart is the cure for a 503 |
+//! | `/readyz` | 200 while this node can serve clients, else 503 and the reason; waiting is the cure |
+//! | `/` | one line that says what this is |
+//!
+//! Liveness looks at this node alone: a node that has lost its quorum must not be restarted for it.
+//!
+//! Each connection carries one request and has a fixed time to live, and there are few of them, so that a slow or
+//! hostile client costs a bounded amount and a probe is not kept waiting for long.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use lnc_metrics::Metrics;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Sleep;
+
+/// A node whose shard did not beat for this long is stuck: a turn takes milliseconds, a slow sync of a sick disk may
+/// take a second or two.
+pub const BEAT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Connections served at once; more wait to be accepted.
+const MAX_CONNECTIONS: usize = 64;
+
+/// Time from a connection's accept to its end. One request and its reply take milliseconds.
+const CONNECTION_LIFETIME: Duration = Duration::from_secs(10);
+
+/// Whether this node makes progress, and whether it can serve.
+#[derive(Debug)]
+pub struct Health {
+    state: Mutex<HealthState>,
+}
+
+#[derive(Debug)]
+struct HealthState {
+    last_beat: Instant,
+    ready: Result<(), String>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Health {
+    /// Live, as of now, and not ready yet.
+    pub fn new() -> Self {
+        let ready = Err("starting".to_owned());
+        Self { state: Mutex::new(HealthState { last_beat: Instant::now(), ready }) }
+    }
+
+    /// Says that the shard made progress. Call it once a turn or once a tick, also while recovering.
+    pub fn beat(&self) {
+        self.lock().last_beat = Instant::now();
+    }
+
+    /// Says whether clients can be served, or why not.
+    pub fn set_ready(&self, ready: Result<(), String>) {
+        self.lock().ready = ready;
+    }
+
+    /// Whether clients can be served, or why not.
+    pub fn ready(&self) -> Result<(), String> {
+        self.lock().ready.clone()
+    }
+
+    /// Time since the last progress.
+    pub fn silence(&self) -> Duration {
+        self.lock().last_beat.elapsed()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HealthState> {
+        // Both fields are plain values that are replaced whole: a panic elsewhere cannot leave them half written.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the routes show.
+#[derive(Debug)]
+pub struct HttpState {
+    /// The node's metrics.
+    pub metrics: Arc<Metrics>,
+    /// The node's health.
+    pub health: Arc<Health>,
+}
+
+/// Serves until the future is dropped. A failed accept is retried.
+pub async fn serve(listener: TcpListener, state: Arc<HttpState>) {
+    let listener =
+        Bounded { listener, slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)), lifetime: CONNECTION_LIFETIME };
+    serve_bounded(listener, state).await;
+}
+
+async fn serve_bounded(listener: Bounded, state: Arc<HttpState>) {
+    // axum retries errors of the listener itself and never returns one.
+    let _ = axum::serve(listener, router(state)).await;
+}
+
+fn router(state: Arc<HttpState>) -> Router {
+    Router::new()
+        .route("/", get(async || one_request(StatusCode::OK, "LANCE node: /metrics, /healthz, /readyz\n".into())))
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .fallback(async || one_request(StatusCode::NOT_FOUND, "not found\n".into()))
+        .method_not_allowed_fallback(async || one_request(StatusCode::METHOD_NOT_ALLOWED, "use GET\n".into()))
+        .with_state(state)
+}
+
+async fn metrics(State(state): State<Arc<HttpState>>) -> Response {
+    let mut response = one_request(StatusCode::OK, state.metrics.render());
+    let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, format);
+    response
+}
+
+async fn healthz(State(state): State<Arc<HttpState>>) -> Response {
+    let silence = state.health.silence();
+    if silence < BEAT_LIMIT {
+        one_request(StatusCode::OK, "ok\n".into())
+    } else {
+        one_request(StatusCode::SERVICE_UNAVAILABLE, format!("no progress for {} s\n", silence.as_secs()))
+    }
+}
+
+async fn readyz(State(state): State<Arc<HttpState>>) -> Response {
+    match state.health.ready() {
+        Ok(()) => one_request(StatusCode::OK, "ready\n".into()),
+        Err(reason) => one_request(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    }
+}
+
+/// A text response after which the connection is closed.
+fn one_request(status: StatusCode, text: String) -> Response {
+    (status, [(header::CONNECTION, HeaderValue::from_static("close"))], text).into_response()
+}
+
+/// A listener whose connections are limited in number and in time.
+struct Bounded {
+    listener: TcpListener,
+    slots: Arc<Semaphore>,
+    lifetime: Duration,
+}
+
+impl axum::serve::Listener for Bounded {
+    type Io = Mortal;
+    type Addr = std::net::SocketAddr;
+
+    async fn accept(&mut self) -> (Mortal, Self::Addr) {
+        let slot = self.slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let (stream, address) = axum::serve::Listener::accept(&mut self.listener).await;
+        (Mortal { stream, deadline: Box::pin(tokio::time::sleep(self.lifetime)), _slot: slot }, address)
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.listener.local_addr()
+    }
+}
+
+/// A connection that fails once its time is over, whatever it is waiting for.
+struct Mortal {
+    stream: TcpStream,
+    deadline: Pin<Box<Sleep>>,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Mortal {
+    /// Pending while there is time left, an error afterwards.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        ready!(self.deadline.as_mut().poll(cx));
+        Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the connection's time is over"))
+    }
+}
+
+impl AsyncRead for Mortal {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Poll::Ready(error) = self.poll_deadline(cx) {
+            return Poll::Ready(Err(error));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Mortal {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(error) = self.poll_deadline(cx) {
+            return Poll::Ready(Err(error));
+        }
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    struct Server {
+        address: std::net::SocketAddr,
+        state: Arc<HttpState>,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    impl Server {
+        async fn start(slots: usize, lifetime: Duration) -> Self {
+            let state = Arc::new(HttpState { metrics: Metrics::new(), health: Arc::new(Health::new()) });
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let bounded = Bounded { listener, slots: Arc::new(Semaphore::new(slots)), lifetime };
+            let task = tokio::spawn(serve_bounded(bounded, state.clone()));
+            Self { address, state, task }
+        }
+
+        /// Status and body of one request.
+        async fn get(&self, path: &str) -> (u16, String) {
+            self.send(&format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await
+        }
+
+        async fn send(&self, request: &str) -> (u16, String) {
+            let mut stream = TcpStream::connect(self.address).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await.unwrap();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            assert!(head.contains("connection: close"), "{head}");
+            (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+        }
+    }
+
+    impl Drop for Server {
+        fn drop(&mut self) {
+            self.task.abort();
+        }
+    }
+
+    #[tokio::test]
+    async fn routes() {
+        let server = Server::start(4, CONNECTION_LIFETIME).await;
+        server.state.metrics.messages_in_total.inc_by(3);
+        let (status, body) = server.get("/metrics").await;
+        assert_eq!(status, 200);
+        assert!(body.contains("\nlance_messages_in_total 3\n"), "{body}");
+
+        assert_eq!(server.get("/healthz").await, (200, "ok\n".to_owned()));
+        assert_eq!(server.get("/").await, (200, "LANCE node: /metrics, /healthz, /readyz\n".to_owned()));
+        assert_eq!(server.get("/metrics/x").await, (404, "not found\n".to_owned()));
+        assert_eq!(server.get("/../etc/passwd").await.0, 404);
+        let post = "POST /readyz HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx";
+        assert_eq!(server.send(post).await.0, 405);
+    }
+
+    #[tokio::test]
+    async fn readiness_tells_why_not() {
+        let server = Server::start(4, CONNECTION_LIFETIME).await;
+        assert_eq!(server.get("/readyz").await, (503, "starting\n".to_owned()));
+        server.state.health.set_ready(Ok(()));
+        assert_eq!(server.get("/readyz").await, (200, "ready\n".to_owned()));
+        server.state.health.set_ready(Err("group 1 has no leader".to_owned()));
+        assert_eq!(server.get("/readyz").await, (503, "group 1 has no leader\n".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn a_silent_shard_is_not_live() {
+        let server = Server::start(4, CONNECTION_LIFETIME).await;
+        server.state.health.lock().last_beat =
+            Instant::now().checked_sub(BEAT_LIMIT).expect("the host is up for longer");
+        assert_eq!(server.get("/healthz").await, (503, "no progress for 5 s\n".to_owned()));
+        server.state.health.beat();
+        assert_eq!(server.get("/healthz").await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_says_nothing_is_cut_off_and_frees_its_slot() {
+        let server = Server::start(1, Duration::from_millis(500)).await;
+        let mut silent = TcpStream::connect(server.address).await.unwrap();
+        let mut rest = Vec::new();
+        // Closed or reset by the server: either way the read ends.
+        let _ = silent.read_to_end(&mut rest).await;
+        assert!(rest.is_empty(), "{rest:?}");
+        assert_eq!(server.get("/").await.0, 200);
+    }
+}
