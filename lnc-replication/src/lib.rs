@@ -1,2 +1,13 @@
-//! The shard: many Raft groups on one journal, and the peer channels
+//! The shard: many Raft groups on one journal, and the peer channels that connect shards.
+//!
+//! [`Shard`] is deterministic: it is driven by ticks, messages and disk completions and says what must leave.
+//! [`peers`] is the thin driver around it that owns sockets. [`formation`] decides who may talk to whom.
 #![forbid(unsafe_code)]
+
+pub mod formation;
+mod group;
+pub mod peers;
+mod shard;
+pub mod wire;
+
+pub use shard::{GroupStart, Outputs, Shard, ShardConfig, ShardError};

@@ -1,0 +1,204 @@
+//! The state machine of the meta group: topics and producer ids. Deterministic.
+
+use super::command::{
+    CommandError, get_options, get_string, get_u32, get_u64, put_options, put_string,
+};
+use bytes::{BufMut, Bytes, BytesMut};
+use lnc_log::journal::GroupId;
+use lnc_log::segment::PartitionKey;
+use lnc_protocol::message::TopicOptions;
+use std::collections::BTreeMap;
+
+/// The group that holds the catalog.
+pub const META: GroupId = GroupId(0);
+
+/// A topic. Its id is never used again, so a name that is deleted and made anew is another topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topic {
+    /// Unique for the life of the cluster.
+    pub id: u64,
+    /// Unique at any time.
+    pub name: String,
+    /// Number of partitions.
+    pub partitions: u32,
+    /// Number of data groups over which they are placed.
+    pub data_groups: u32,
+    /// Settings.
+    pub options: TopicOptions,
+    /// When the leader made it, in milliseconds since the Unix epoch.
+    pub created_ms: u64,
+}
+
+impl Topic {
+    /// The data group of a partition.
+    pub fn group_of(&self, partition: u32) -> GroupId {
+        let groups = u64::from(self.data_groups.max(1));
+        GroupId(1 + ((self.id + u64::from(partition)) % groups) as u32)
+    }
+
+    /// The key of a partition.
+    pub fn key(&self, partition: u32) -> PartitionKey {
+        PartitionKey { topic_id: self.id, partition }
+    }
+
+    /// Every partition's key.
+    pub fn keys(&self) -> impl Iterator<Item = PartitionKey> + '_ {
+        (0..self.partitions).map(|partition| self.key(partition))
+    }
+}
+
+/// Why a topic was not made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CreateError {
+    /// The name is taken by a topic with other settings.
+    Exists(Box<Topic>),
+}
+
+/// See the module documentation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Catalog {
+    next_topic_id: u64,
+    next_producer_id: u64,
+    by_name: BTreeMap<String, Topic>,
+    names: BTreeMap<u64, String>,
+}
+
+impl Catalog {
+    /// Make a topic. Making it again with the same settings gives the one that exists; `true` if it is new.
+    pub fn create(
+        &mut self,
+        name: &str,
+        partitions: u32,
+        data_groups: u32,
+        options: &TopicOptions,
+        now_ms: u64,
+    ) -> Result<(Topic, bool), CreateError> {
+        if let Some(topic) = self.by_name.get(name) {
+            return if topic.partitions == partitions && topic.options == *options {
+                Ok((topic.clone(), false))
+            } else {
+                Err(CreateError::Exists(Box::new(topic.clone())))
+            };
+        }
+        self.next_topic_id += 1;
+        let topic = Topic {
+            id: self.next_topic_id,
+            name: name.to_owned(),
+            partitions,
+            data_groups,
+            options: options.clone(),
+            created_ms: now_ms,
+        };
+        self.names.insert(topic.id, name.to_owned());
+        self.by_name.insert(name.to_owned(), topic.clone());
+        Ok((topic, true))
+    }
+
+    /// Remove a topic; gives it back if it existed.
+    pub fn delete(&mut self, name: &str) -> Option<Topic> {
+        let topic = self.by_name.remove(name)?;
+        self.names.remove(&topic.id);
+        Some(topic)
+    }
+
+    /// A producer id that nobody has had before.
+    pub fn init_producer(&mut self) -> u64 {
+        self.next_producer_id += 1;
+        self.next_producer_id
+    }
+
+    /// A topic by name.
+    pub fn topic(&self, name: &str) -> Option<&Topic> {
+        self.by_name.get(name)
+    }
+
+    /// A topic by id.
+    pub fn topic_by_id(&self, id: u64) -> Option<&Topic> {
+        self.names.get(&id).and_then(|name| self.by_name.get(name))
+    }
+
+    /// All topics, by name.
+    pub fn topics(&self) -> impl ExactSizeIterator<Item = &Topic> {
+        self.by_name.values()
+    }
+
+    /// Whether this id was given to a topic that has been deleted since. An id that this replica has not seen yet is
+    /// not: its creation may be on its way.
+    pub fn was_deleted(&self, topic_id: u64) -> bool {
+        topic_id <= self.next_topic_id && !self.names.contains_key(&topic_id)
+    }
+
+    /// The state for a checkpoint.
+    pub fn encode(&self, out: &mut BytesMut) {
+        out.put_u64_le(self.next_topic_id);
+        out.put_u64_le(self.next_producer_id);
+        out.put_u32_le(self.by_name.len() as u32);
+        for topic in self.by_name.values() {
+            out.put_u64_le(topic.id);
+            put_string(out, &topic.name);
+            out.put_u32_le(topic.partitions);
+            out.put_u32_le(topic.data_groups);
+            put_options(out, &topic.options);
+            out.put_u64_le(topic.created_ms);
+        }
+    }
+
+    /// The state from a checkpoint.
+    pub fn decode(from: &mut Bytes) -> Result<Self, CommandError> {
+        let mut catalog =
+            Self { next_topic_id: get_u64(from)?, next_producer_id: get_u64(from)?, ..Self::default() };
+        for _ in 0..get_u32(from)? {
+            let topic = Topic {
+                id: get_u64(from)?,
+                name: get_string(from)?,
+                partitions: get_u32(from)?,
+                data_groups: get_u32(from)?,
+                options: get_options(from)?,
+                created_ms: get_u64(from)?,
+            };
+            catalog.names.insert(topic.id, topic.name.clone());
+            catalog.by_name.insert(topic.name.clone(), topic);
+        }
+        Ok(catalog)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn creation_is_idempotent_for_the_same_settings_only() {
+        let mut catalog = Catalog::default();
+        let options = TopicOptions::default();
+        let (first, new) = catalog.create("words", 3, 3, &options, 5).unwrap();
+        assert!(new);
+        assert_eq!(catalog.create("words", 3, 3, &options, 9), Ok((first.clone(), false)));
+        assert_eq!(catalog.create("words", 4, 3, &options, 9), Err(CreateError::Exists(Box::new(first.clone()))));
+        assert_eq!(catalog.delete("words"), Some(first.clone()));
+        assert!(catalog.was_deleted(first.id));
+        assert!(!catalog.was_deleted(first.id + 1), "an id not seen yet is not a deleted one");
+        let (second, _) = catalog.create("words", 3, 3, &options, 9).unwrap();
+        assert_ne!(first.id, second.id);
+    }
+
+    #[test]
+    fn state_survives_a_checkpoint() {
+        let mut catalog = Catalog::default();
+        let options = TopicOptions { max_age_ms: Some(1), max_bytes: Some(2), segment_bytes: None };
+        catalog.create("a", 1, 3, &options, 5).unwrap();
+        catalog.create("b", 2, 3, &TopicOptions::default(), 6).unwrap();
+        catalog.delete("a");
+        catalog.init_producer();
+        let mut out = BytesMut::new();
+        catalog.encode(&mut out);
+        assert_eq!(Catalog::decode(&mut out.freeze()), Ok(catalog));
+    }
+
+    #[test]
+    fn partitions_of_a_topic_spread_over_the_groups() {
+        let (topic, _) = Catalog::default().create("words", 3, 3, &TopicOptions::default(), 0).unwrap();
+        let groups: std::collections::BTreeSet<_> = (0..3).map(|p| topic.group_of(p)).collect();
+        assert_eq!(groups, [1, 2, 3].map(GroupId).into());
+    }
+}

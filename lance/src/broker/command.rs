@@ -1,0 +1,316 @@
+//! What a Raft entry of LANCE holds: the leader's clock and a list of commands for the group's state machine.
+//!
+//! Payload: `append_ms u64 | count u32`, then per command `kind u8 | length u32 | fields`, all little-endian. Everything
+//! that could differ between replicas (time, settings) is in the command; everything else follows from the order of the
+//! log, so that replicas that applied the same entries are identical.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use lnc_log::segment::PartitionKey;
+use lnc_protocol::message::TopicOptions;
+use thiserror::Error;
+
+/// Bytes before the first command.
+const HEADER: usize = 12;
+
+/// One command. `Append` is by far the most frequent: its batch is a slice of the entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Meta group: make a topic, or find that it exists with the same settings.
+    CreateTopic {
+        /// A valid topic name.
+        name: String,
+        /// Number of partitions.
+        partitions: u32,
+        /// Number of data groups over which they are placed.
+        data_groups: u32,
+        /// Settings.
+        options: TopicOptions,
+    },
+    /// Meta group: remove a topic.
+    DeleteTopic {
+        /// Its name.
+        name: String,
+    },
+    /// Meta group: hand out a producer id.
+    InitProducer,
+    /// Data group: append one record batch, as the producer sent it.
+    Append {
+        /// Where to.
+        key: PartitionKey,
+        /// A validated record batch.
+        batch: Bytes,
+    },
+    /// Data group: make a partition. Nothing happens if it exists.
+    CreatePartition {
+        /// Which.
+        key: PartitionKey,
+        /// Segment size in bytes, if the topic sets one.
+        segment_bytes: Option<u64>,
+    },
+    /// Data group: remove a partition and its data.
+    DeletePartition {
+        /// Which.
+        key: PartitionKey,
+    },
+    /// Data group: records below the offset are gone.
+    Trim {
+        /// Which partition.
+        key: PartitionKey,
+        /// The new log start offset.
+        log_start_offset: u64,
+    },
+}
+
+/// An entry that does not decode. It passed checksums, so it was written by a broker that this one does not understand.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("log entry is not understood at {0}: it was written by a newer version, or is damaged")]
+pub struct CommandError(pub &'static str);
+
+/// Collects the commands of one turn into the payload of one entry.
+#[derive(Debug, Default)]
+pub struct EntryBuilder {
+    payload: BytesMut,
+    count: u32,
+}
+
+impl EntryBuilder {
+    /// Number of commands so far.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Size of the payload so far, in bytes.
+    pub fn len(&self) -> usize {
+        self.payload.len()
+    }
+
+    /// Add a command; returns its position in the entry.
+    pub fn push(&mut self, command: &Command) -> u32 {
+        if self.payload.is_empty() {
+            self.payload.put_bytes(0, HEADER);
+        }
+        let start = self.payload.len();
+        self.payload.put_bytes(0, 5);
+        let kind = encode(&mut self.payload, command);
+        let len = self.payload.len() - start - 5;
+        self.payload[start] = kind;
+        self.payload[start + 1..start + 5].copy_from_slice(&(len as u32).to_le_bytes());
+        self.count += 1;
+        self.count - 1
+    }
+
+    /// The payload, stamped with the leader's clock; the builder is empty again.
+    pub fn finish(&mut self, append_ms: u64) -> Bytes {
+        if self.payload.is_empty() {
+            self.payload.put_bytes(0, HEADER);
+        }
+        self.payload[..8].copy_from_slice(&append_ms.to_le_bytes());
+        self.payload[8..HEADER].copy_from_slice(&self.count.to_le_bytes());
+        self.count = 0;
+        self.payload.split().freeze()
+    }
+}
+
+fn encode(out: &mut BytesMut, command: &Command) -> u8 {
+    let put_key = |out: &mut BytesMut, key: &PartitionKey| {
+        out.put_u64_le(key.topic_id);
+        out.put_u32_le(key.partition);
+    };
+    match command {
+        Command::CreateTopic { name, partitions, data_groups, options } => {
+            put_string(out, name);
+            out.put_u32_le(*partitions);
+            out.put_u32_le(*data_groups);
+            put_options(out, options);
+            1
+        }
+        Command::DeleteTopic { name } => {
+            put_string(out, name);
+            2
+        }
+        Command::InitProducer => 3,
+        Command::Append { key, batch } => {
+            put_key(out, key);
+            out.put_slice(batch);
+            10
+        }
+        Command::CreatePartition { key, segment_bytes } => {
+            put_key(out, key);
+            put_optional(out, *segment_bytes);
+            11
+        }
+        Command::DeletePartition { key } => {
+            put_key(out, key);
+            12
+        }
+        Command::Trim { key, log_start_offset } => {
+            put_key(out, key);
+            out.put_u64_le(*log_start_offset);
+            13
+        }
+    }
+}
+
+/// The commands of an entry, in order.
+pub struct Commands {
+    /// The leader's clock when the entry was proposed, in milliseconds since the Unix epoch.
+    pub append_ms: u64,
+    remaining: u32,
+    payload: Bytes,
+}
+
+impl Commands {
+    /// Read an entry's payload.
+    pub fn parse(mut payload: Bytes) -> Result<Self, CommandError> {
+        let append_ms = payload.try_get_u64_le().map_err(|_| CommandError("its header"))?;
+        let remaining = payload.try_get_u32_le().map_err(|_| CommandError("its header"))?;
+        Ok(Self { append_ms, remaining, payload })
+    }
+
+    fn take(&mut self) -> Result<Command, CommandError> {
+        let kind = self.payload.try_get_u8().map_err(|_| CommandError("a command's kind"))?;
+        let len = self.payload.try_get_u32_le().map_err(|_| CommandError("a command's length"))? as usize;
+        if len > self.payload.len() {
+            return Err(CommandError("a command's length"));
+        }
+        let mut fields = self.payload.split_to(len);
+        let f = &mut fields;
+        let command = match kind {
+            1 => Command::CreateTopic {
+                name: get_string(f)?,
+                partitions: get_u32(f)?,
+                data_groups: get_u32(f)?,
+                options: get_options(f)?,
+            },
+            2 => Command::DeleteTopic { name: get_string(f)? },
+            3 => Command::InitProducer,
+            10 => Command::Append { key: get_key(f)?, batch: f.split_to(f.len()) },
+            11 => Command::CreatePartition { key: get_key(f)?, segment_bytes: get_optional(f)? },
+            12 => Command::DeletePartition { key: get_key(f)? },
+            13 => Command::Trim { key: get_key(f)?, log_start_offset: get_u64(f)? },
+            _ => return Err(CommandError("a command of unknown kind")),
+        };
+        if fields.is_empty() { Ok(command) } else { Err(CommandError("bytes behind a command's fields")) }
+    }
+}
+
+impl Iterator for Commands {
+    type Item = Result<Command, CommandError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.remaining == 0 {
+            return (!self.payload.is_empty()).then(|| {
+                self.payload.clear();
+                Err(CommandError("bytes behind the last command"))
+            });
+        }
+        self.remaining -= 1;
+        let command = self.take();
+        if command.is_err() {
+            self.remaining = 0;
+            self.payload.clear();
+        }
+        Some(command)
+    }
+}
+
+// The primitives below also serve the state of the state machines in checkpoints.
+
+pub(super) fn put_string(out: &mut BytesMut, text: &str) {
+    out.put_u16_le(text.len() as u16);
+    out.put_slice(text.as_bytes());
+}
+
+pub(super) fn put_optional(out: &mut BytesMut, value: Option<u64>) {
+    out.put_u8(u8::from(value.is_some()));
+    out.put_u64_le(value.unwrap_or_default());
+}
+
+pub(super) fn put_options(out: &mut BytesMut, options: &TopicOptions) {
+    put_optional(out, options.max_age_ms);
+    put_optional(out, options.max_bytes);
+    put_optional(out, options.segment_bytes);
+}
+
+pub(super) fn get_u32(from: &mut Bytes) -> Result<u32, CommandError> {
+    from.try_get_u32_le().map_err(|_| CommandError("a number"))
+}
+
+pub(super) fn get_u64(from: &mut Bytes) -> Result<u64, CommandError> {
+    from.try_get_u64_le().map_err(|_| CommandError("a number"))
+}
+
+pub(super) fn get_key(from: &mut Bytes) -> Result<PartitionKey, CommandError> {
+    Ok(PartitionKey { topic_id: get_u64(from)?, partition: get_u32(from)? })
+}
+
+pub(super) fn get_string(from: &mut Bytes) -> Result<String, CommandError> {
+    let len = from.try_get_u16_le().map_err(|_| CommandError("a text"))? as usize;
+    if len > from.len() {
+        return Err(CommandError("a text"));
+    }
+    String::from_utf8(from.split_to(len).to_vec()).map_err(|_| CommandError("a text"))
+}
+
+pub(super) fn get_optional(from: &mut Bytes) -> Result<Option<u64>, CommandError> {
+    let present = from.try_get_u8().map_err(|_| CommandError("an optional number"))?;
+    let value = get_u64(from)?;
+    match present {
+        0 => Ok(None),
+        1 => Ok(Some(value)),
+        _ => Err(CommandError("an optional number")),
+    }
+}
+
+pub(super) fn get_options(from: &mut Bytes) -> Result<TopicOptions, CommandError> {
+    Ok(TopicOptions {
+        max_age_ms: get_optional(from)?,
+        max_bytes: get_optional(from)?,
+        segment_bytes: get_optional(from)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples() -> Vec<Command> {
+        let key = PartitionKey { topic_id: 7, partition: 2 };
+        let options = TopicOptions { max_age_ms: Some(5), max_bytes: None, segment_bytes: Some(1 << 20) };
+        vec![
+            Command::CreateTopic { name: "words".into(), partitions: 3, data_groups: 3, options },
+            Command::DeleteTopic { name: "words".into() },
+            Command::InitProducer,
+            Command::Append { key, batch: Bytes::from_static(b"batch") },
+            Command::CreatePartition { key, segment_bytes: None },
+            Command::DeletePartition { key },
+            Command::Trim { key, log_start_offset: 9 },
+        ]
+    }
+
+    #[test]
+    fn commands_survive_an_entry() {
+        let mut builder = EntryBuilder::default();
+        for (position, command) in samples().iter().enumerate() {
+            assert_eq!(builder.push(command) as usize, position);
+        }
+        let payload = builder.finish(42);
+        assert_eq!(builder.count(), 0);
+        let commands = Commands::parse(payload).unwrap();
+        assert_eq!(commands.append_ms, 42);
+        assert_eq!(commands.collect::<Result<Vec<_>, _>>().unwrap(), samples());
+    }
+
+    #[test]
+    fn a_cut_entry_is_an_error_and_never_a_panic() {
+        let mut builder = EntryBuilder::default();
+        samples().iter().for_each(|command| {
+            builder.push(command);
+        });
+        let payload = builder.finish(42);
+        for len in 0..payload.len() {
+            let parsed = Commands::parse(payload.slice(..len)).and_then(|c| c.collect::<Result<Vec<_>, _>>());
+            assert!(parsed.is_err(), "cut to {len}");
+        }
+    }
+}

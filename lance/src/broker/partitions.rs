@@ -1,0 +1,363 @@
+//! The state machine of a data group: which partitions it holds, where their logs end, and what each idempotent producer
+//! wrote last. Deterministic; the records themselves are in the tail cache and the segments.
+//!
+//! Duplicates are found here, while applying, and not when proposing: a retry that reached the log twice, through two
+//! leaders, is then recognised by every replica alike, whatever the leaders knew.
+
+use super::command::{CommandError, get_key, get_optional, get_u32, get_u64, put_optional};
+use bytes::{BufMut, Bytes, BytesMut};
+use lnc_log::segment::PartitionKey;
+use lnc_protocol::batch::BatchHeader;
+use std::collections::{BTreeMap, VecDeque};
+
+/// Batches per producer that a retry can be matched with: as many as a client may have in flight per partition.
+const RECENT_BATCHES: usize = 5;
+
+/// Producers remembered per partition; the one that was silent longest is forgotten first.
+const MAX_PRODUCERS: usize = 4096;
+
+/// The producer id of a batch that does not want idempotence.
+const NO_PRODUCER: i64 = -1;
+
+/// Why a batch in the log has no effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The partition is not (or no longer) in the group.
+    UnknownPartition,
+    /// The header does not parse.
+    Corrupt,
+    /// Not the next sequence of this producer.
+    OutOfOrderSequence {
+        /// What would have come next.
+        expected: i32,
+        /// What came.
+        found: i32,
+    },
+    /// The producer is not known here and does not start at sequence 0.
+    UnknownProducer,
+    /// A newer epoch of the producer has written here.
+    Fenced {
+        /// The newest epoch.
+        current: i16,
+        /// The batch's epoch.
+        found: i16,
+    },
+}
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Appended {
+    /// It lies at this offset.
+    At(u64),
+    /// It was there already, at this offset.
+    Duplicate(u64),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct RecentBatch {
+    base_sequence: i32,
+    count: u32,
+    base_offset: u64,
+}
+
+/// What is known of a producer in one partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Producer {
+    epoch: i16,
+    next_sequence: i32,
+    last_append_ms: u64,
+    recent: VecDeque<RecentBatch>,
+}
+
+/// One partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Partition {
+    /// Offset of the first record that can be read.
+    pub log_start_offset: u64,
+    /// Offset of the next record: since only committed entries are applied, also the high watermark.
+    pub log_end_offset: u64,
+    /// Segment size in bytes, if the topic sets one.
+    pub segment_bytes: Option<u64>,
+    producers: BTreeMap<i64, Producer>,
+}
+
+/// See the module documentation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PartitionGroup {
+    /// The latest append time applied: the group's clock never goes backwards, whatever the leaders' clocks do.
+    clock_ms: u64,
+    partitions: BTreeMap<PartitionKey, Partition>,
+}
+
+impl PartitionGroup {
+    /// Take over the time of an entry; gives the group's time for its appends.
+    pub fn advance_clock(&mut self, append_ms: u64) -> u64 {
+        self.clock_ms = self.clock_ms.max(append_ms);
+        self.clock_ms
+    }
+
+    /// Make a partition; `false` if it exists.
+    pub fn create(&mut self, key: PartitionKey, segment_bytes: Option<u64>) -> bool {
+        let new = !self.partitions.contains_key(&key);
+        if new {
+            self.partitions.insert(key, Partition { segment_bytes, ..Partition::default() });
+        }
+        new
+    }
+
+    /// Remove a partition; `false` if there is none.
+    pub fn delete(&mut self, key: PartitionKey) -> bool {
+        self.partitions.remove(&key).is_some()
+    }
+
+    /// Move the start of a partition's log forward; gives the new start if it moved. Never past the end.
+    pub fn trim(&mut self, key: PartitionKey, log_start_offset: u64) -> Option<u64> {
+        let partition = self.partitions.get_mut(&key)?;
+        let start = log_start_offset.min(partition.log_end_offset);
+        (start > partition.log_start_offset).then(|| {
+            partition.log_start_offset = start;
+            start
+        })
+    }
+
+    /// Give a batch its place, or find that it has one, or refuse it.
+    pub fn append(&mut self, key: PartitionKey, header: &BatchHeader) -> Result<Appended, Refusal> {
+        let now_ms = self.clock_ms;
+        let partition = self.partitions.get_mut(&key).ok_or(Refusal::UnknownPartition)?;
+        let base_offset = partition.log_end_offset;
+        if header.producer_id != NO_PRODUCER
+            && let Some(original) = partition.sequence(header, base_offset, now_ms)?
+        {
+            return Ok(Appended::Duplicate(original));
+        }
+        partition.log_end_offset += u64::from(header.record_count);
+        Ok(Appended::At(base_offset))
+    }
+
+    /// A partition of this group.
+    pub fn get(&self, key: PartitionKey) -> Option<&Partition> {
+        self.partitions.get(&key)
+    }
+
+    /// All partitions, by key.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (PartitionKey, &Partition)> {
+        self.partitions.iter().map(|(key, partition)| (*key, partition))
+    }
+
+    /// The state for a checkpoint.
+    pub fn encode(&self, out: &mut BytesMut) {
+        out.put_u64_le(self.clock_ms);
+        out.put_u32_le(self.partitions.len() as u32);
+        for (key, partition) in &self.partitions {
+            out.put_u64_le(key.topic_id);
+            out.put_u32_le(key.partition);
+            partition.encode(out);
+        }
+    }
+
+    /// The state from a checkpoint.
+    pub fn decode(from: &mut Bytes) -> Result<Self, CommandError> {
+        let mut group = Self { clock_ms: get_u64(from)?, ..Self::default() };
+        for _ in 0..get_u32(from)? {
+            let key = get_key(from)?;
+            group.partitions.insert(key, Partition::decode(from)?);
+        }
+        Ok(group)
+    }
+}
+
+impl Partition {
+    /// Check a batch's sequence. `Ok(Some(offset))`: a repeat of what lies there. `Ok(None)`: next in order, noted.
+    fn sequence(&mut self, header: &BatchHeader, base_offset: u64, now_ms: u64) -> Result<Option<u64>, Refusal> {
+        let (found, epoch) = (header.base_sequence, header.producer_epoch);
+        match self.producers.get(&header.producer_id) {
+            None if found != 0 => return Err(Refusal::UnknownProducer),
+            Some(producer) if epoch < producer.epoch => {
+                return Err(Refusal::Fenced { current: producer.epoch, found: epoch });
+            }
+            Some(producer) if epoch > producer.epoch && found != 0 => {
+                return Err(Refusal::OutOfOrderSequence { expected: 0, found });
+            }
+            Some(producer) if epoch == producer.epoch => {
+                let same = |b: &&RecentBatch| b.base_sequence == found && b.count == header.record_count;
+                if let Some(original) = producer.recent.iter().find(same) {
+                    return Ok(Some(original.base_offset));
+                }
+                if found != producer.next_sequence {
+                    return Err(Refusal::OutOfOrderSequence { expected: producer.next_sequence, found });
+                }
+            }
+            _ => {}
+        }
+        if !self.producers.contains_key(&header.producer_id) {
+            self.make_room();
+        }
+        let fresh = || Producer { epoch, next_sequence: 0, last_append_ms: 0, recent: VecDeque::new() };
+        let producer = self.producers.entry(header.producer_id).or_insert_with(fresh);
+        if producer.epoch != epoch {
+            *producer = fresh();
+        }
+        producer.last_append_ms = now_ms;
+        producer.next_sequence = next_sequence(found, header.record_count);
+        if producer.recent.len() == RECENT_BATCHES {
+            producer.recent.pop_front();
+        }
+        producer.recent.push_back(RecentBatch { base_sequence: found, count: header.record_count, base_offset });
+        Ok(None)
+    }
+
+    fn make_room(&mut self) {
+        if self.producers.len() < MAX_PRODUCERS {
+            return;
+        }
+        let oldest = self.producers.iter().min_by_key(|(id, producer)| (producer.last_append_ms, **id));
+        if let Some(id) = oldest.map(|(id, _)| *id) {
+            self.producers.remove(&id);
+        }
+    }
+
+    fn encode(&self, out: &mut BytesMut) {
+        out.put_u64_le(self.log_start_offset);
+        out.put_u64_le(self.log_end_offset);
+        put_optional(out, self.segment_bytes);
+        out.put_u32_le(self.producers.len() as u32);
+        for (id, producer) in &self.producers {
+            out.put_u64_le(*id as u64);
+            out.put_u32_le(producer.epoch as u32);
+            out.put_u32_le(producer.next_sequence as u32);
+            out.put_u64_le(producer.last_append_ms);
+            out.put_u32_le(producer.recent.len() as u32);
+            for batch in &producer.recent {
+                out.put_u32_le(batch.base_sequence as u32);
+                out.put_u32_le(batch.count);
+                out.put_u64_le(batch.base_offset);
+            }
+        }
+    }
+
+    fn decode(from: &mut Bytes) -> Result<Self, CommandError> {
+        let mut partition = Self {
+            log_start_offset: get_u64(from)?,
+            log_end_offset: get_u64(from)?,
+            segment_bytes: get_optional(from)?,
+            producers: BTreeMap::new(),
+        };
+        for _ in 0..get_u32(from)? {
+            let id = get_u64(from)? as i64;
+            let mut producer = Producer {
+                epoch: get_u32(from)? as i16,
+                next_sequence: get_u32(from)? as i32,
+                last_append_ms: get_u64(from)?,
+                recent: VecDeque::new(),
+            };
+            for _ in 0..get_u32(from)? {
+                producer.recent.push_back(RecentBatch {
+                    base_sequence: get_u32(from)? as i32,
+                    count: get_u32(from)?,
+                    base_offset: get_u64(from)?,
+                });
+            }
+            partition.producers.insert(id, producer);
+        }
+        Ok(partition)
+    }
+}
+
+/// The sequence after `count` records from `base`: sequences wrap from `i32::MAX` to 0, as Kafka's do.
+fn next_sequence(base: i32, count: u32) -> i32 {
+    ((i64::from(base) + i64::from(count)) & i64::from(i32::MAX)) as i32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lnc_protocol::batch::BatchBuilder;
+    use lnc_protocol::codec::Codec;
+
+    const KEY: PartitionKey = PartitionKey { topic_id: 1, partition: 0 };
+
+    fn batch(producer: i64, epoch: i16, sequence: i32, count: usize) -> BatchHeader {
+        let mut builder = BatchBuilder::new(Codec::None).with_producer(producer, epoch, sequence);
+        for _ in 0..count {
+            builder.append(1, None, Some(b"x"), &[]);
+        }
+        BatchHeader::parse(&builder.build()).unwrap()
+    }
+
+    fn group() -> PartitionGroup {
+        let mut group = PartitionGroup::default();
+        assert!(group.create(KEY, None));
+        group
+    }
+
+    #[test]
+    fn a_repeat_gets_its_first_offset_and_changes_nothing() {
+        let mut group = group();
+        assert_eq!(group.append(KEY, &batch(7, 0, 0, 3)), Ok(Appended::At(0)));
+        assert_eq!(group.append(KEY, &batch(7, 0, 3, 2)), Ok(Appended::At(3)));
+        let before = group.clone();
+        assert_eq!(group.append(KEY, &batch(7, 0, 0, 3)), Ok(Appended::Duplicate(0)));
+        assert_eq!(group.append(KEY, &batch(7, 0, 3, 2)), Ok(Appended::Duplicate(3)));
+        assert_eq!(group, before);
+    }
+
+    #[test]
+    fn holes_strangers_and_old_epochs_are_refused() {
+        let mut group = group();
+        assert_eq!(group.append(KEY, &batch(7, 0, 4, 1)), Err(Refusal::UnknownProducer));
+        assert_eq!(group.append(KEY, &batch(7, 1, 0, 1)), Ok(Appended::At(0)));
+        let hole = Refusal::OutOfOrderSequence { expected: 1, found: 2 };
+        assert_eq!(group.append(KEY, &batch(7, 1, 2, 1)), Err(hole));
+        assert_eq!(group.append(KEY, &batch(7, 0, 1, 1)), Err(Refusal::Fenced { current: 1, found: 0 }));
+        assert_eq!(group.append(KEY, &batch(7, 2, 0, 1)), Ok(Appended::At(1)));
+        let elsewhere = PartitionKey { partition: 9, ..KEY };
+        assert_eq!(group.append(elsewhere, &batch(7, 2, 0, 1)), Err(Refusal::UnknownPartition));
+    }
+
+    #[test]
+    fn batches_without_a_producer_are_never_duplicates() {
+        let mut group = group();
+        for offset in 0..3 {
+            assert_eq!(group.append(KEY, &batch(-1, -1, -1, 1)), Ok(Appended::At(offset)));
+        }
+    }
+
+    #[test]
+    fn sequences_wrap_as_kafka_s_do() {
+        assert_eq!(next_sequence(i32::MAX, 1), 0);
+        assert_eq!(next_sequence(i32::MAX - 1, 3), 1);
+    }
+
+    #[test]
+    fn the_table_of_producers_is_bounded() {
+        let mut group = group();
+        for id in 0..(MAX_PRODUCERS as i64 + 10) {
+            group.advance_clock(id as u64);
+            group.append(KEY, &batch(id, 0, 0, 1)).unwrap();
+        }
+        assert_eq!(group.partitions[&KEY].producers.len(), MAX_PRODUCERS);
+        assert!(!group.partitions[&KEY].producers.contains_key(&0), "the most silent one went first");
+    }
+
+    #[test]
+    fn trims_only_move_forward_and_never_past_the_end() {
+        let mut group = group();
+        group.append(KEY, &batch(-1, -1, -1, 5)).unwrap();
+        assert_eq!(group.trim(KEY, 3), Some(3));
+        assert_eq!(group.trim(KEY, 2), None);
+        assert_eq!(group.trim(KEY, 99), Some(5));
+        assert_eq!(group.append(KEY, &batch(-1, -1, -1, 1)), Ok(Appended::At(5)), "offsets of what remains stay");
+    }
+
+    #[test]
+    fn state_survives_a_checkpoint() {
+        let mut group = group();
+        group.advance_clock(77);
+        group.append(KEY, &batch(7, 3, 0, 5)).unwrap();
+        group.append(KEY, &batch(8, 0, 0, 1)).unwrap();
+        group.trim(KEY, 2);
+        let mut out = BytesMut::new();
+        group.encode(&mut out);
+        assert_eq!(PartitionGroup::decode(&mut out.freeze()), Ok(group));
+    }
+}

@@ -1,0 +1,351 @@
+//! Who is a member: identities, the greeting between brokers, and the safe formation of a cluster. Pure.
+//!
+//! A member is a (node id, incarnation). The incarnation is drawn when a data directory is made and is on disk before
+//! anyone hears of it, so a node whose disk was wiped comes back as somebody else and cannot vote with an empty memory.
+//! A fresh node helps to form a new cluster only when every configured node is fresh; the cluster id then follows from
+//! the incarnations alone, so that all of them come to the same one without a vote.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use lnc_raft::NodeId;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use thiserror::Error;
+
+/// First bytes of a greeting.
+const MAGIC: u32 = 0x5043_4e4c;
+
+/// Version of the protocol between brokers.
+pub const PEER_VERSION: u16 = 1;
+
+/// Most members that a greeting may name.
+const MAX_MEMBERS: usize = 64;
+
+/// A formed cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// Follows from the members.
+    pub id: u128,
+    /// Every member's incarnation.
+    pub members: BTreeMap<NodeId, u64>,
+}
+
+/// Who a node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The configured node id.
+    pub node: NodeId,
+    /// Drawn when the data directory was made.
+    pub incarnation: u64,
+    /// The cluster that this data directory belongs to; `None` while it is fresh.
+    pub cluster: Option<Cluster>,
+}
+
+/// What a connection between brokers carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Channel {
+    /// Votes, heartbeats, transfers, read-index: small, never behind data.
+    Control = 1,
+    /// Append entries and their replies.
+    Replication = 2,
+}
+
+impl Channel {
+    /// Name for logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Control => "control",
+            Self::Replication => "replication",
+        }
+    }
+}
+
+/// The first frame in each direction of a connection between brokers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Greeting {
+    /// What the connection is for.
+    pub channel: Channel,
+    /// Who speaks.
+    pub identity: Identity,
+    /// In a reply: why the connection is refused.
+    pub refusal: Option<String>,
+}
+
+/// Why a greeting could not be read.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GreetingError {
+    /// Not a broker of this kind.
+    #[error("not a LANCE broker: greeting starts with {0:08x}")]
+    BadMagic(u32),
+    /// A broker of another version.
+    #[error("the peer speaks version {found} of the broker protocol, this node version {PEER_VERSION}")]
+    Version {
+        /// The peer's version.
+        found: u16,
+    },
+    /// Cut short or nonsense.
+    #[error("the peer's greeting is malformed at {0}")]
+    Malformed(&'static str),
+}
+
+impl Greeting {
+    /// Append the body of the greeting's frame.
+    pub fn encode(&self, out: &mut BytesMut) {
+        out.put_u32_le(MAGIC);
+        out.put_u16_le(PEER_VERSION);
+        out.put_u8(self.channel as u8);
+        out.put_u64_le(self.identity.node.0);
+        out.put_u64_le(self.identity.incarnation);
+        match &self.identity.cluster {
+            None => out.put_u8(0),
+            Some(cluster) => {
+                out.put_u8(1);
+                out.put_u128_le(cluster.id);
+                out.put_u16_le(cluster.members.len() as u16);
+                for (node, incarnation) in &cluster.members {
+                    out.put_u64_le(node.0);
+                    out.put_u64_le(*incarnation);
+                }
+            }
+        }
+        let refusal = self.refusal.as_deref().unwrap_or_default();
+        let refusal = &refusal.as_bytes()[..refusal.len().min(1024)];
+        out.put_u16_le(refusal.len() as u16);
+        out.put_slice(refusal);
+    }
+
+    /// Read a greeting from its frame's body.
+    pub fn decode(mut body: Bytes) -> Result<Self, GreetingError> {
+        let short = |what| move |_| GreetingError::Malformed(what);
+        let magic = body.try_get_u32_le().map_err(short("magic"))?;
+        if magic != MAGIC {
+            return Err(GreetingError::BadMagic(magic));
+        }
+        let found = body.try_get_u16_le().map_err(short("version"))?;
+        if found != PEER_VERSION {
+            return Err(GreetingError::Version { found });
+        }
+        let channel = match body.try_get_u8().map_err(short("channel"))? {
+            1 => Channel::Control,
+            2 => Channel::Replication,
+            _ => return Err(GreetingError::Malformed("channel")),
+        };
+        let node = NodeId(body.try_get_u64_le().map_err(short("node id"))?);
+        let incarnation = body.try_get_u64_le().map_err(short("incarnation"))?;
+        let cluster = match body.try_get_u8().map_err(short("cluster"))? {
+            0 => None,
+            1 => {
+                let id = body.try_get_u128_le().map_err(short("cluster id"))?;
+                let count = body.try_get_u16_le().map_err(short("members"))? as usize;
+                if count > MAX_MEMBERS {
+                    return Err(GreetingError::Malformed("members"));
+                }
+                let mut members = BTreeMap::new();
+                for _ in 0..count {
+                    let node = NodeId(body.try_get_u64_le().map_err(short("member"))?);
+                    members.insert(node, body.try_get_u64_le().map_err(short("member"))?);
+                }
+                Some(Cluster { id, members })
+            }
+            _ => return Err(GreetingError::Malformed("cluster")),
+        };
+        let len = body.try_get_u16_le().map_err(short("refusal"))? as usize;
+        if len > body.len() {
+            return Err(GreetingError::Malformed("refusal"));
+        }
+        let refusal = (len > 0).then(|| String::from_utf8_lossy(&body[..len]).into_owned());
+        Ok(Self { channel, identity: Identity { node, incarnation, cluster }, refusal })
+    }
+}
+
+/// Whether a peer that says it is `theirs` may exchange Raft messages with this node. The error is told to the peer.
+pub fn admit(own: &Identity, theirs: &Identity, configured: &BTreeSet<NodeId>) -> Result<(), String> {
+    let node = theirs.node;
+    if node == own.node {
+        return Err(format!("node id {node} is this node's own: two nodes are configured with one id"));
+    }
+    if !configured.contains(&node) {
+        return Err(format!("node {node} is not among the configured nodes {}", Nodes(configured)));
+    }
+    let Some(cluster) = &own.cluster else {
+        return Err(format!("node {} is fresh and waits for its cluster to form", own.node));
+    };
+    match &theirs.cluster {
+        Some(their_cluster) if their_cluster.id != cluster.id => Err(format!(
+            "node {node} belongs to cluster {:032x}, this node to {:032x}: one of the data directories is in the wrong place",
+            their_cluster.id, cluster.id
+        )),
+        _ => match cluster.members.get(&node) {
+            Some(known) if *known == theirs.incarnation && theirs.cluster.is_some() => Ok(()),
+            Some(known) if *known == theirs.incarnation => Err(format!("node {node} has not joined the cluster yet")),
+            Some(known) => Err(format!(
+                "node {node} was a member as incarnation {known:016x} and comes back as {:016x}: its data directory was \
+                 wiped or replaced, and it awaits re-admission",
+                theirs.incarnation
+            )),
+            None => Err(format!("node {node} is not a member of cluster {:032x}", cluster.id)),
+        },
+    }
+}
+
+/// What a fresh node should do with what it has heard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Not every configured node has been heard.
+    Wait {
+        /// Who is missing.
+        missing: BTreeSet<NodeId>,
+    },
+    /// Belong to this cluster: make it durable, then start.
+    Join(Cluster),
+    /// The others have a cluster that this incarnation is no part of.
+    AwaitReadmission {
+        /// Their cluster.
+        cluster: u128,
+    },
+    /// Peers belong to different clusters: for the operator to resolve.
+    Conflict {
+        /// The clusters named.
+        clusters: BTreeSet<u128>,
+    },
+}
+
+/// Decide for a fresh node `own`, from what the live peers say they are.
+pub fn decide(own: &Identity, configured: &BTreeSet<NodeId>, heard: &BTreeMap<NodeId, Identity>) -> Decision {
+    let clusters: BTreeMap<u128, &Cluster> =
+        heard.values().filter_map(|peer| peer.cluster.as_ref()).map(|cluster| (cluster.id, cluster)).collect();
+    if clusters.len() > 1 {
+        return Decision::Conflict { clusters: clusters.into_keys().collect() };
+    }
+    if let Some((id, cluster)) = clusters.into_iter().next() {
+        return match cluster.members.get(&own.node) {
+            Some(incarnation) if *incarnation == own.incarnation => Decision::Join(cluster.clone()),
+            _ => Decision::AwaitReadmission { cluster: id },
+        };
+    }
+    let missing: BTreeSet<NodeId> =
+        configured.iter().filter(|node| **node != own.node && !heard.contains_key(node)).copied().collect();
+    if !missing.is_empty() {
+        return Decision::Wait { missing };
+    }
+    let mut members: BTreeMap<NodeId, u64> = configured
+        .iter()
+        .filter_map(|node| heard.get(node).map(|identity| (*node, identity.incarnation)))
+        .collect();
+    members.insert(own.node, own.incarnation);
+    Decision::Join(Cluster { id: cluster_id(&members), members })
+}
+
+/// The id that follows from the members.
+fn cluster_id(members: &BTreeMap<NodeId, u64>) -> u128 {
+    let half = |salt: u64| {
+        members.iter().fold(salt, |hash, (node, incarnation)| mix(mix(hash ^ node.0) ^ *incarnation))
+    };
+    u128::from(half(0x6c61_6e63_6501)) << 64 | u128::from(half(0x6c61_6e63_6502))
+}
+
+/// The finalizer of SplitMix64 (Steele, Lea, Flood 2014).
+fn mix(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+/// A list of node ids for people.
+pub struct Nodes<'a>(pub &'a BTreeSet<NodeId>);
+
+impl fmt::Display for Nodes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, node) in self.0.iter().enumerate() {
+            write!(f, "{}{node}", if i > 0 { ", " } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fresh(node: u64, incarnation: u64) -> Identity {
+        Identity { node: NodeId(node), incarnation, cluster: None }
+    }
+
+    fn configured() -> BTreeSet<NodeId> {
+        [1, 2, 3].map(NodeId).into()
+    }
+
+    fn heard(identities: &[Identity]) -> BTreeMap<NodeId, Identity> {
+        identities.iter().map(|i| (i.node, i.clone())).collect()
+    }
+
+    fn formed() -> Cluster {
+        match decide(&fresh(1, 11), &configured(), &heard(&[fresh(2, 22), fresh(3, 33)])) {
+            Decision::Join(cluster) => cluster,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn all_fresh_nodes_come_to_one_cluster() {
+        let second = decide(&fresh(2, 22), &configured(), &heard(&[fresh(1, 11), fresh(3, 33)]));
+        assert_eq!(second, Decision::Join(formed()));
+        let later = decide(&fresh(2, 23), &configured(), &heard(&[fresh(1, 11), fresh(3, 33)]));
+        assert_ne!(later, Decision::Join(formed()), "another incarnation makes another cluster");
+    }
+
+    #[test]
+    fn nobody_starts_a_cluster_over_fewer_than_all() {
+        let decision = decide(&fresh(1, 11), &configured(), &heard(&[fresh(2, 22)]));
+        assert_eq!(decision, Decision::Wait { missing: [NodeId(3)].into() });
+    }
+
+    #[test]
+    fn a_late_node_joins_what_names_it_and_a_wiped_one_waits() {
+        let member = Identity { cluster: Some(formed()), ..fresh(1, 11) };
+        assert_eq!(decide(&fresh(2, 22), &configured(), &heard(&[member.clone()])), Decision::Join(formed()));
+        let wiped = decide(&fresh(2, 99), &configured(), &heard(&[member.clone(), fresh(3, 33)]));
+        assert_eq!(wiped, Decision::AwaitReadmission { cluster: formed().id });
+        let refusal = admit(&member, &fresh(2, 99), &configured()).unwrap_err();
+        assert!(refusal.contains("awaits re-admission"), "{refusal}");
+    }
+
+    #[test]
+    fn two_clusters_are_a_conflict() {
+        let one = Identity { cluster: Some(formed()), ..fresh(1, 11) };
+        let other = Cluster { id: 7, members: formed().members };
+        let two = Identity { cluster: Some(other), ..fresh(3, 33) };
+        assert!(matches!(decide(&fresh(2, 22), &configured(), &heard(&[one, two])), Decision::Conflict { .. }));
+    }
+
+    #[test]
+    fn only_members_of_the_same_cluster_are_admitted() {
+        let own = Identity { cluster: Some(formed()), ..fresh(1, 11) };
+        let peer = Identity { cluster: Some(formed()), ..fresh(2, 22) };
+        assert_eq!(admit(&own, &peer, &configured()), Ok(()));
+        let stranger = Identity { node: NodeId(9), ..peer.clone() };
+        assert!(admit(&own, &stranger, &configured()).unwrap_err().contains("not among the configured"));
+        let elsewhere = Identity { cluster: Some(Cluster { id: 5, members: formed().members }), ..peer.clone() };
+        assert!(admit(&own, &elsewhere, &configured()).unwrap_err().contains("belongs to cluster"));
+        let twin = Identity { node: NodeId(1), ..peer };
+        assert!(admit(&own, &twin, &configured()).unwrap_err().contains("one id"));
+    }
+
+    #[test]
+    fn greetings_survive_the_wire_and_nonsense_is_refused() {
+        let greeting = Greeting {
+            channel: Channel::Replication,
+            identity: Identity { cluster: Some(formed()), ..fresh(1, 11) },
+            refusal: Some("because".into()),
+        };
+        let mut out = BytesMut::new();
+        greeting.encode(&mut out);
+        let bytes = out.freeze();
+        assert_eq!(Greeting::decode(bytes.clone()), Ok(greeting));
+        for len in 0..bytes.len() {
+            assert!(Greeting::decode(bytes.slice(..len)).is_err());
+        }
+        assert!(matches!(Greeting::decode(Bytes::from_static(b"GET / HTTP/1.1\r\n")), Err(GreetingError::BadMagic(_))));
+    }
+}

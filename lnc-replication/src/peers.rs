@@ -1,0 +1,324 @@
+//! The channels between brokers: for each peer one connection for control and one for replication in each direction,
+//! so that a vote or a heartbeat never waits behind data.
+//!
+//! A node sends on the connections it dialled and receives on those it accepted. A connection that breaks is replaced by
+//! a new one after a jittered, growing pause; what was queued on it is dropped, which Raft takes for a lossy network.
+//! Everything here runs on the shard's own thread.
+
+use crate::formation::{Channel, Greeting, Identity, admit};
+use crate::wire::{MAX_FRAME_BODY, WireError, put_frame, put_message, take_frame};
+use bytes::{Bytes, BytesMut};
+use lnc_log::journal::GroupId;
+use lnc_metrics::Metrics;
+use lnc_raft::{Message, NodeId};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::spawn_local;
+use tokio::time::{sleep, timeout};
+
+/// How long a peer may take to accept a connection and to answer the greeting.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
+/// Largest greeting, in bytes.
+const MAX_GREETING: usize = 16 << 10;
+/// First and longest pause before a connection is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+/// Bytes that may wait on a control connection before it is given up.
+const CONTROL_QUEUE: usize = 4 << 20;
+/// Bytes that may wait on a replication connection before it is given up. The Raft windows keep it far below.
+const REPLICATION_QUEUE: usize = 256 << 20;
+/// Room for one read from a socket.
+const READ_CHUNK: usize = 256 << 10;
+
+/// What the channels tell the node.
+pub enum PeerEvent {
+    /// A frame of messages, to be read with [`crate::wire::take_message`].
+    Frame {
+        /// Who sent it.
+        from: NodeId,
+        /// The frame's body.
+        body: Bytes,
+    },
+    /// The peer's control connection broke.
+    Lost(NodeId),
+    /// What a peer said about itself.
+    Heard(Identity),
+    /// This node was refused by a peer, which said why.
+    Refused {
+        /// The peer.
+        peer: NodeId,
+        /// Its words.
+        reason: String,
+    },
+}
+
+/// One outgoing connection's queue.
+struct Outgoing {
+    queue: RefCell<BytesMut>,
+    wake: Notify,
+    connected: Cell<bool>,
+}
+
+/// The outgoing connections of a node, and what its peers need to know of it.
+pub struct Peers {
+    identity: RefCell<Identity>,
+    addresses: BTreeMap<NodeId, String>,
+    outgoing: BTreeMap<(NodeId, Channel), Outgoing>,
+    metrics: Arc<Metrics>,
+    events: Box<dyn Fn(PeerEvent)>,
+    /// Spreads the retries of different nodes.
+    jitter: Cell<u64>,
+}
+
+impl Peers {
+    /// Start dialling `addresses` (every other node) and accepting on `listener`. Must run inside a `LocalSet`.
+    pub fn start(
+        listener: TcpListener,
+        identity: Identity,
+        addresses: BTreeMap<NodeId, String>,
+        metrics: Arc<Metrics>,
+        events: Box<dyn Fn(PeerEvent)>,
+    ) -> Rc<Self> {
+        let outgoing = addresses
+            .keys()
+            .flat_map(|node| [(*node, Channel::Control), (*node, Channel::Replication)])
+            .map(|key| {
+                let queue = RefCell::new(BytesMut::new());
+                (key, Outgoing { queue, wake: Notify::new(), connected: Cell::new(false) })
+            })
+            .collect();
+        let jitter = Cell::new(identity.incarnation | 1);
+        let peers = Rc::new(Self { identity: RefCell::new(identity), addresses, outgoing, metrics, events, jitter });
+        for (node, channel) in peers.outgoing.keys() {
+            spawn_local(peers.clone().dial(*node, *channel));
+        }
+        spawn_local(peers.clone().accept(listener));
+        peers
+    }
+
+    /// The cluster has formed: from now on peers of it are admitted.
+    pub fn set_identity(&self, identity: Identity) {
+        *self.identity.borrow_mut() = identity;
+    }
+
+    /// Whether the outgoing control connection to `peer` stands.
+    pub fn is_connected(&self, peer: NodeId) -> bool {
+        self.outgoing.get(&(peer, Channel::Control)).is_some_and(|o| o.connected.get())
+    }
+
+    /// Queue messages, one frame per peer and channel. What cannot be queued is dropped.
+    pub fn send(&self, messages: &mut Vec<(GroupId, Message)>) {
+        let channel_of = |message: &Message| match message.body.channel() {
+            lnc_raft::Channel::Control => Channel::Control,
+            lnc_raft::Channel::Replication => Channel::Replication,
+        };
+        messages.sort_by_key(|(_, message)| (message.to, channel_of(message)));
+        for batch in messages.chunk_by(|(_, a), (_, b)| (a.to, channel_of(a)) == (b.to, channel_of(b))) {
+            let (_, first) = &batch[0];
+            let channel = channel_of(first);
+            let Some(outgoing) = self.outgoing.get(&(first.to, channel)) else { continue };
+            if !outgoing.connected.get() {
+                continue;
+            }
+            let limit = if channel == Channel::Control { CONTROL_QUEUE } else { REPLICATION_QUEUE };
+            let mut queue = outgoing.queue.borrow_mut();
+            if queue.len() > limit {
+                tracing::warn!(peer = %first.to, channel = channel.name(), bytes = queue.len(), "peer does not read; reconnecting");
+                outgoing.connected.set(false);
+            } else {
+                put_frame(&mut queue, |out| {
+                    for (group, message) in batch {
+                        put_message(out, *group, message);
+                    }
+                });
+            }
+            outgoing.wake.notify_one();
+        }
+        messages.clear();
+    }
+
+    fn configured(&self) -> BTreeSet<NodeId> {
+        let own = self.identity.borrow().node;
+        self.addresses.keys().copied().chain([own]).collect()
+    }
+
+    /// Keep one outgoing connection alive for ever.
+    async fn dial(self: Rc<Self>, peer: NodeId, channel: Channel) {
+        let mut pause = RETRY.0;
+        let mut last_error = String::new();
+        loop {
+            let error = match self.dial_once(peer, channel).await {
+                Ok(error) => {
+                    pause = RETRY.0;
+                    error
+                }
+                Err(error) => error,
+            };
+            let text = error.to_string();
+            if text != last_error {
+                tracing::info!(%peer, channel = channel.name(), error = %text, "no connection to peer; trying again");
+                last_error = text;
+            }
+            let labels = [&peer.to_string() as &str, channel.name()];
+            self.metrics.peer_reconnects_total.with_label_values(&labels).inc();
+            sleep(pause.mul_f64(0.5 + self.random_fraction())).await;
+            pause = (pause * 2).min(RETRY.1);
+        }
+    }
+
+    fn random_fraction(&self) -> f64 {
+        let mut x = self.jitter.get();
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        self.jitter.set(x);
+        (x >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Connect, greet, and carry the queue until the connection breaks. `Ok` once it had been of use.
+    async fn dial_once(&self, peer: NodeId, channel: Channel) -> io::Result<io::Error> {
+        let mut stream = timeout(GREETING_TIMEOUT, TcpStream::connect(self.addresses[&peer].as_str())).await??;
+        stream.set_nodelay(true)?;
+        let mut buf = BytesMut::new();
+        send_greeting(&mut stream, channel, &self.identity.borrow().clone(), None).await?;
+        let reply = timeout(GREETING_TIMEOUT, read_greeting(&mut stream, &mut buf)).await??;
+        if reply.identity.node != peer {
+            let found = reply.identity.node;
+            return Err(io::Error::other(format!("at {} is node {found}, not {peer}", self.addresses[&peer])));
+        }
+        (self.events)(PeerEvent::Heard(reply.identity.clone()));
+        if let Some(reason) = reply.refusal {
+            (self.events)(PeerEvent::Refused { peer, reason: reason.clone() });
+            return Err(io::Error::other(reason));
+        }
+        admit(&self.identity.borrow(), &reply.identity, &self.configured()).map_err(io::Error::other)?;
+        let outgoing = &self.outgoing[&(peer, channel)];
+        outgoing.queue.borrow_mut().clear();
+        outgoing.connected.set(true);
+        let peer_name = peer.to_string();
+        let gauge = self.metrics.peer_connected.with_label_values(&[&peer_name, channel.name()]);
+        gauge.set(1);
+        tracing::info!(%peer, channel = channel.name(), "connected to peer");
+        let error = carry(&mut stream, outgoing).await;
+        outgoing.connected.set(false);
+        gauge.set(0);
+        if channel == Channel::Control {
+            (self.events)(PeerEvent::Lost(peer));
+        }
+        Ok(error)
+    }
+
+    async fn accept(self: Rc<Self>, listener: TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, from)) => {
+                    let peers = self.clone();
+                    spawn_local(async move {
+                        if let Err(error) = peers.receive(stream).await {
+                            tracing::debug!(%from, %error, "peer connection ended");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a peer connection");
+                    sleep(RETRY.1).await;
+                }
+            }
+        }
+    }
+
+    /// Serve one accepted connection.
+    async fn receive(&self, mut stream: TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let mut buf = BytesMut::new();
+        let hello = timeout(GREETING_TIMEOUT, read_greeting(&mut stream, &mut buf)).await??;
+        let own = self.identity.borrow().clone();
+        let refusal = admit(&own, &hello.identity, &self.configured()).err();
+        send_greeting(&mut stream, hello.channel, &own, refusal.clone()).await?;
+        if let Some(reason) = refusal {
+            return Err(io::Error::other(reason));
+        }
+        let from = hello.identity.node;
+        let result = self.receive_frames(&mut stream, &mut buf, from).await;
+        if hello.channel == Channel::Control {
+            (self.events)(PeerEvent::Lost(from));
+        }
+        result
+    }
+
+    async fn receive_frames(&self, stream: &mut TcpStream, buf: &mut BytesMut, from: NodeId) -> io::Result<()> {
+        loop {
+            while let Some(body) = take_frame(buf, MAX_FRAME_BODY).map_err(invalid)? {
+                (self.events)(PeerEvent::Frame { from, body });
+            }
+            buf.reserve(READ_CHUNK);
+            if stream.read_buf(buf).await? == 0 {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn invalid(error: WireError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+/// Write what is queued until the connection breaks; says why it did.
+async fn carry(stream: &mut TcpStream, outgoing: &Outgoing) -> io::Error {
+    let (mut reader, mut writer) = stream.split();
+    let mut nothing = [0; 16];
+    let write = async {
+        loop {
+            outgoing.wake.notified().await;
+            loop {
+                if !outgoing.connected.get() {
+                    return io::Error::new(io::ErrorKind::TimedOut, "the peer does not read");
+                }
+                let mut chunk = outgoing.queue.borrow_mut().split();
+                if chunk.is_empty() {
+                    break;
+                }
+                if let Err(error) = writer.write_all_buf(&mut chunk).await {
+                    return error;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        error = write => error,
+        read = reader.read(&mut nothing) => match read {
+            Ok(0) => io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed the connection"),
+            Ok(_) => io::Error::new(io::ErrorKind::InvalidData, "the peer sent data where none belongs"),
+            Err(error) => error,
+        },
+    }
+}
+
+async fn send_greeting(
+    stream: &mut TcpStream,
+    channel: Channel,
+    identity: &Identity,
+    refusal: Option<String>,
+) -> io::Result<()> {
+    let greeting = Greeting { channel, identity: identity.clone(), refusal };
+    let mut out = BytesMut::new();
+    put_frame(&mut out, |body| greeting.encode(body));
+    stream.write_all(&out).await
+}
+
+async fn read_greeting(stream: &mut TcpStream, buf: &mut BytesMut) -> io::Result<Greeting> {
+    loop {
+        if let Some(body) = take_frame(buf, MAX_GREETING).map_err(invalid)? {
+            return Greeting::decode(body).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
+        }
+        if stream.read_buf(buf).await? == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed the connection while greeting"));
+        }
+    }
+}

@@ -1,0 +1,502 @@
+//! The shard: many Raft groups on one journal, deterministic.
+//!
+//! Ticks, peer messages, proposals and disk completions come in through methods; [`Shard::turn`] does the work that
+//! has come together since the last one and puts into [`Outputs`] what must leave. It reads no clock and no socket.
+//!
+//! What binds here:
+//! - Messages that act as a vote leave only after the flush that holds what they promise, and every earlier one, is
+//!   durable.
+//! - A group's own entries count for its commit only from that same moment ([`Raft::on_durable`]).
+//! - Any failed journal write ends the shard: the error is returned and nothing is sent after it.
+
+use crate::group::{Group, Locations};
+use bytes::Bytes;
+use lnc_log::disk::{Completion, Disk};
+use lnc_log::journal::{GroupId, Journal, JournalConfig, JournalError, JournalStart, Recovered, RecoveredGroup};
+use lnc_raft::{
+    Config, ConfigError, EntriesWanted, Entry, EntryKind, HardState, Index, Message, NodeId, ProposeError, Raft, Ready,
+    Restored, RoleChange, Status, Term,
+};
+use std::collections::{BTreeMap, VecDeque};
+use thiserror::Error;
+
+/// What a shard needs to know before it starts.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// This node.
+    pub node: NodeId,
+    /// Every voter, this node included.
+    pub voters: Vec<NodeId>,
+    /// The groups of this shard.
+    pub groups: Vec<GroupId>,
+    /// Ticks without a leader before an election, at least; the actual number is drawn from `[n, 2n)`.
+    pub election_ticks: u32,
+    /// Ticks between heartbeats.
+    pub heartbeat_ticks: u32,
+    /// Entry bytes sent to one follower and not yet acknowledged, per group.
+    pub max_in_flight_bytes: usize,
+    /// Bytes of entries in one append message.
+    pub max_append_bytes: usize,
+    /// Entry bytes that all groups together keep in memory for followers that lag a little.
+    pub entry_cache_bytes: usize,
+    /// Journal bytes kept beyond the last checkpoint for followers that lag more.
+    pub journal_retain_bytes: u64,
+    /// Seed of the election timeouts.
+    pub seed: u64,
+    /// The journal's own settings.
+    pub journal: JournalConfig,
+}
+
+/// Why a shard cannot start or go on.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ShardError {
+    /// The journal failed: the node must stop.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The consensus configuration is not usable.
+    #[error("group {group}: {error}")]
+    Config {
+        /// The group.
+        group: u32,
+        /// What is wrong.
+        error: ConfigError,
+    },
+    /// The checkpoint and the journal do not fit together.
+    #[error(
+        "group {group}: the journal's first entry is {found}, but the checkpoint ends at {applied}: entries between \
+         them are missing; restore this node's data directory or let it rejoin with an empty one"
+    )]
+    Hole {
+        /// The group.
+        group: u32,
+        /// First entry in the journal.
+        found: Index,
+        /// Last entry that the checkpoint covers.
+        applied: Index,
+    },
+}
+
+/// What a checkpoint says about one group.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GroupStart {
+    /// Term and vote at the time of the checkpoint.
+    pub hard_state: HardState,
+    /// Last entry whose effects are in the checkpoint.
+    pub applied_index: Index,
+    /// Its term.
+    pub applied_term: Term,
+}
+
+/// What a turn hands to the world, in order within each list.
+#[derive(Debug, Default)]
+pub struct Outputs {
+    /// Messages to peers.
+    pub messages: Vec<(GroupId, Message)>,
+    /// Committed entries to apply.
+    pub committed: Vec<(GroupId, Entry)>,
+    /// Elections won and lost.
+    pub roles: Vec<(GroupId, RoleChange)>,
+    /// Entries that have become durable on this node.
+    pub durable: Vec<(GroupId, Term, Index)>,
+    /// Read requests that may be answered once the index is applied: context and index.
+    pub reads: Vec<(GroupId, u64, Index)>,
+    /// Read requests that must be tried again.
+    pub reads_failed: Vec<(GroupId, u64)>,
+}
+
+/// What waits for a flush to become durable.
+#[derive(Default)]
+struct Held {
+    messages: Vec<(GroupId, Message)>,
+    entries: BTreeMap<GroupId, (Term, Index)>,
+}
+
+impl Held {
+    fn is_empty(&self) -> bool {
+        self.messages.is_empty() && self.entries.is_empty()
+    }
+}
+
+/// A read of old entries for a follower.
+struct CatchUp {
+    group: GroupId,
+    to: NodeId,
+    prev_index: Index,
+    prev_term: Term,
+}
+
+/// See the module documentation.
+pub struct Shard {
+    config: ShardConfig,
+    journal: Journal,
+    groups: BTreeMap<GroupId, Group>,
+    /// Promises that belong to what is staged in the journal and not yet flushed.
+    staged: Held,
+    /// Promises per flush in flight, oldest first.
+    in_flight: VecDeque<(u64, Held)>,
+    /// The highest entry of each group in each journal file that is still kept.
+    file_ends: BTreeMap<u64, BTreeMap<GroupId, Index>>,
+    catch_ups: BTreeMap<u64, CatchUp>,
+    next_ticket: u64,
+    idle_ticks: u32,
+}
+
+impl Shard {
+    /// Recover the journal and start every group from its checkpoint (`starts`; a group without one starts empty).
+    pub fn open<D: Disk>(
+        config: ShardConfig,
+        disk: &mut D,
+        journal_start: JournalStart,
+        starts: &BTreeMap<GroupId, GroupStart>,
+    ) -> Result<Self, ShardError> {
+        let (journal, Recovered { mut groups, torn_tail }) = Journal::open(disk, config.journal.clone(), journal_start)?;
+        if let Some(cut) = torn_tail {
+            tracing::warn!(?cut, "the journal ended in a flush that a crash cut short; it was never acknowledged");
+        }
+        let mut shard = Self {
+            journal,
+            groups: BTreeMap::new(),
+            staged: Held::default(),
+            in_flight: VecDeque::new(),
+            file_ends: BTreeMap::new(),
+            catch_ups: BTreeMap::new(),
+            next_ticket: 0,
+            idle_ticks: 0,
+            config,
+        };
+        for id in shard.config.groups.clone() {
+            let start = starts.get(&id).copied().unwrap_or_default();
+            let recovered = groups.remove(&id).unwrap_or_default();
+            let group = shard.restore(id, start, recovered)?;
+            shard.groups.insert(id, group);
+        }
+        Ok(shard)
+    }
+
+    fn restore(&mut self, id: GroupId, start: GroupStart, recovered: RecoveredGroup) -> Result<Group, ShardError> {
+        let hard_state = match recovered.hard_state {
+            Some((term, vote)) if term >= start.hard_state.term => HardState { term, vote: vote.map(NodeId) },
+            _ => start.hard_state,
+        };
+        let mut entries = recovered.entries;
+        let covered = entries.last().is_some_and(|last| last.index > start.applied_index);
+        if !covered {
+            entries.clear();
+        }
+        // Entries that the checkpoint covers are kept for followers that lag; the oldest of them only lends its term.
+        let (snapshot_index, snapshot_term) = match entries.first() {
+            Some(first) if first.index > start.applied_index + 1 => {
+                return Err(ShardError::Hole { group: id.0, found: first.index, applied: start.applied_index });
+            }
+            Some(first) if first.index <= start.applied_index => (first.index, first.term),
+            _ => (start.applied_index, start.applied_term),
+        };
+        let mut locations = Locations::default();
+        let mut kept = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let ends = self.file_ends.entry(entry.location.file).or_default();
+            ends.insert(id, entry.index);
+            if entry.index <= snapshot_index {
+                continue;
+            }
+            locations.put(entry.index, entry.location);
+            let kind = EntryKind::try_from(entry.kind).unwrap_or(EntryKind::Normal);
+            kept.push(Entry { term: entry.term, index: entry.index, kind, payload: entry.payload });
+        }
+        let config = Config {
+            id: self.config.node,
+            voters: self.config.voters.clone(),
+            election_ticks: self.config.election_ticks,
+            heartbeat_ticks: self.config.heartbeat_ticks,
+            max_append_bytes: self.config.max_append_bytes,
+            max_in_flight_bytes: self.config.max_in_flight_bytes,
+            seed: self.config.seed ^ (u64::from(id.0) << 32) ^ self.config.node.0.rotate_left(17),
+            ..Config::default()
+        };
+        let restored = Restored {
+            hard_state,
+            snapshot_index,
+            snapshot_term,
+            applied_index: start.applied_index,
+            entries: kept,
+        };
+        let mut raft =
+            Raft::new(config, restored).map_err(|error| ShardError::Config { group: id.0, error })?;
+        raft.release_memory(start.applied_index);
+        Ok(Group { raft, locations, appended: None })
+    }
+
+    /// One unit of time has passed.
+    pub fn tick<D: Disk>(&mut self, disk: &mut D) {
+        /// Ticks without journal traffic after which the last flush is attested.
+        const IDLE_TICKS: u32 = 4;
+        for group in self.groups.values_mut() {
+            group.raft.tick();
+        }
+        self.idle_ticks = self.idle_ticks.saturating_add(1);
+        if self.idle_ticks == IDLE_TICKS {
+            self.journal.mark_idle(disk);
+        }
+    }
+
+    /// A message from a peer. A message that makes no sense is logged and dropped: it is the sender's fault, and
+    /// dropping is what a network may do at any time.
+    pub fn step(&mut self, group: GroupId, message: Message) {
+        let Some(target) = self.groups.get_mut(&group) else {
+            tracing::warn!(group = group.0, from = message.from.0, "peer message for a group that this shard does not have");
+            return;
+        };
+        let from = message.from.0;
+        if let Err(error) = target.raft.step(message) {
+            tracing::debug!(group = group.0, from, %error, "peer message refused");
+        }
+    }
+
+    /// Propose an entry; it is committed when it comes out of a turn's `committed` with this term and index.
+    pub fn propose(&mut self, group: GroupId, payload: Bytes) -> Result<(Term, Index), ProposeError> {
+        match self.groups.get_mut(&group) {
+            Some(target) => target.raft.propose(payload),
+            None => Err(ProposeError::NotLeader { leader: None }),
+        }
+    }
+
+    /// Ask for a read that sees everything acknowledged so far; answered through `reads` with the same context.
+    pub fn read_index(&mut self, group: GroupId, ctx: u64) -> Result<(), ProposeError> {
+        match self.groups.get_mut(&group) {
+            Some(target) => target.raft.read_index(ctx),
+            None => Err(ProposeError::NotLeader { leader: None }),
+        }
+    }
+
+    /// The control connection from `peer` broke.
+    pub fn peer_lost(&mut self, peer: NodeId) {
+        for group in self.groups.values_mut() {
+            group.raft.peer_lost(peer);
+        }
+    }
+
+    /// Hand leadership of `group` to `to`, if this node leads it. Says whether the transfer has begun.
+    pub fn transfer_leadership(&mut self, group: GroupId, to: NodeId) -> bool {
+        self.groups.get_mut(&group).is_some_and(|g| g.raft.is_leader() && g.raft.transfer_leadership(to).is_ok())
+    }
+
+    /// Whether the journal can take a flush now. While it cannot, proposals are better collected than made.
+    pub fn can_flush(&self) -> bool {
+        self.journal.can_flush()
+    }
+
+    /// Do everything that is ready: step groups, flush the journal, collect what must leave.
+    pub fn turn<D: Disk>(&mut self, disk: &mut D, out: &mut Outputs) -> Result<(), ShardError> {
+        let ids: Vec<GroupId> = self.groups.iter().filter(|(_, g)| g.raft.has_ready()).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.take_ready(disk, id, out);
+        }
+        self.flush(disk, out);
+        Ok(())
+    }
+
+    fn take_ready<D: Disk>(&mut self, disk: &mut D, id: GroupId, out: &mut Outputs) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let Ready {
+            hard_state,
+            entries,
+            messages,
+            messages_after_durable,
+            committed,
+            role_change,
+            read_states,
+            reads_failed,
+            entries_wanted,
+            ..
+        } = group.raft.take_ready();
+        if let Some(state) = hard_state {
+            self.journal.append_hard_state(id, state.term, state.vote.map(|v| v.0));
+        }
+        for entry in &entries {
+            let place = self.journal.append_entry(id, entry.term, entry.index, entry.kind as u8, &entry.payload);
+            group.locations.put(entry.index, place);
+            group.appended = Some((entry.term, entry.index));
+            let end = self.file_ends.entry(place.file).or_default().entry(id).or_default();
+            *end = (*end).max(entry.index);
+            self.staged.entries.insert(id, (entry.term, entry.index));
+        }
+        self.staged.messages.extend(messages_after_durable.into_iter().map(|m| (id, m)));
+        out.messages.extend(messages.into_iter().map(|m| (id, m)));
+        out.committed.extend(committed.into_iter().map(|e| (id, e)));
+        out.roles.extend(role_change.map(|change| (id, change)));
+        out.reads.extend(read_states.into_iter().map(|r| (id, r.ctx, r.index)));
+        out.reads_failed.extend(reads_failed.into_iter().map(|ctx| (id, ctx)));
+        for wanted in entries_wanted {
+            self.load_entries(disk, id, wanted);
+        }
+    }
+
+    /// Send what is staged on its way to the disk, or keep it until the flushes in flight leave room.
+    fn flush<D: Disk>(&mut self, disk: &mut D, out: &mut Outputs) {
+        if self.journal.staged_bytes() > 0 {
+            if !self.journal.can_flush() {
+                return;
+            }
+            if let Some(number) = self.journal.flush(disk) {
+                self.idle_ticks = 0;
+                self.in_flight.push_back((number, std::mem::take(&mut self.staged)));
+            }
+        } else if !self.staged.is_empty() {
+            // Promises about what earlier flushes hold: they wait for the newest of those, or for nothing.
+            let held = std::mem::take(&mut self.staged);
+            match self.in_flight.back_mut() {
+                Some((_, last)) => last.messages.extend(held.messages),
+                None => out.messages.extend(held.messages),
+            }
+        }
+    }
+
+    /// A disk operation of the journal has finished.
+    pub fn on_completion<D: Disk>(
+        &mut self,
+        disk: &mut D,
+        completion: Completion,
+        out: &mut Outputs,
+    ) -> Result<(), ShardError> {
+        if let Some(read) = self.journal.on_completion(disk, completion)? {
+            self.entries_loaded(read.ticket, read.result);
+        }
+        let durable = self.journal.durable();
+        while self.in_flight.front().is_some_and(|(number, _)| *number <= durable) {
+            let Some((_, held)) = self.in_flight.pop_front() else { break };
+            out.messages.extend(held.messages);
+            for (id, (term, index)) in held.entries {
+                if let Some(group) = self.groups.get_mut(&id) {
+                    group.raft.on_durable(term, index);
+                }
+                out.durable.push((id, term, index));
+            }
+        }
+        Ok(())
+    }
+
+    /// Read entries that are no longer in memory for a follower.
+    fn load_entries<D: Disk>(&mut self, disk: &mut D, id: GroupId, wanted: EntriesWanted) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let prev_index = wanted.from_index.saturating_sub(1);
+        let places = group.locations.run(wanted.from_index, wanted.max_bytes);
+        match group.raft.term_at(prev_index) {
+            Some(prev_term) if !places.is_empty() => {
+                let ticket = self.next_ticket;
+                self.next_ticket += 1;
+                self.catch_ups.insert(ticket, CatchUp { group: id, to: wanted.to, prev_index, prev_term });
+                self.journal.read(disk, ticket, &places);
+            }
+            _ => {
+                tracing::warn!(
+                    group = id.0,
+                    peer = wanted.to.0,
+                    wanted = wanted.from_index,
+                    "a follower needs entries that the journal no longer has"
+                );
+                group.raft.entries_unavailable(wanted.to);
+            }
+        }
+    }
+
+    fn entries_loaded(
+        &mut self,
+        ticket: u64,
+        result: Result<Vec<lnc_log::journal::RecoveredEntry>, JournalError>,
+    ) {
+        let Some(CatchUp { group: id, to, prev_index, prev_term }) = self.catch_ups.remove(&ticket) else { return };
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let entries = match result {
+            Ok(entries) => entries,
+            Err(error) => {
+                tracing::error!(group = id.0, peer = to.0, %error, "cannot read old entries for a follower");
+                group.raft.entries_unavailable(to);
+                return;
+            }
+        };
+        // An entry that was replaced while it was read must not be sent.
+        let mut fresh = Vec::with_capacity(entries.len());
+        for (entry, index) in entries.into_iter().zip(prev_index + 1..) {
+            let Ok(kind) = EntryKind::try_from(entry.kind) else { break };
+            if entry.index != index || group.raft.term_at(index) != Some(entry.term) {
+                break;
+            }
+            fresh.push(Entry { term: entry.term, index, kind, payload: entry.payload });
+        }
+        group.raft.entries_loaded(to, prev_index, prev_term, fresh);
+    }
+
+    /// Keep entries in memory within the budget. Only what is applied and durable here can go.
+    pub fn release_memory(&mut self) {
+        let share = self.config.entry_cache_bytes / self.groups.len().max(1);
+        for group in self.groups.values_mut() {
+            let mut excess = group.raft.memory_bytes().saturating_sub(share);
+            let mut index = group.raft.first_in_memory();
+            while excess > 0 {
+                let Some(place) = group.locations.get(index) else { break };
+                excess = excess.saturating_sub(place.len as usize);
+                index += 1;
+            }
+            group.raft.release_memory(index.saturating_sub(1));
+        }
+    }
+
+    /// A checkpoint that covers the entries up to `applied` of each group is durable: journal files that nobody needs
+    /// any more are freed, oldest first, down to the bytes kept for lagging followers.
+    pub fn checkpointed<D: Disk>(&mut self, disk: &mut D, applied: &BTreeMap<GroupId, Index>) {
+        let mut first = self.journal.first_file();
+        let mut bytes = self.journal.bytes();
+        let start = first;
+        while bytes > self.config.journal_retain_bytes && first < self.journal.current_file() {
+            let ends = self.file_ends.get(&first);
+            let covered = ends.is_none_or(|ends| {
+                ends.iter().all(|(group, end)| applied.get(group).is_some_and(|index| end <= index))
+            });
+            if !covered {
+                break;
+            }
+            for (id, end) in self.file_ends.remove(&first).unwrap_or_default() {
+                if let Some(group) = self.groups.get_mut(&id) {
+                    group.raft.compact(end);
+                    group.locations.forget(end);
+                }
+            }
+            first += 1;
+            bytes = bytes.saturating_sub(self.config.journal.file_bytes);
+        }
+        if first > start {
+            self.journal.release(disk, first);
+        }
+    }
+
+    /// The state of a group, for status, metrics and readiness.
+    pub fn status(&self, group: GroupId) -> Option<Status> {
+        self.groups.get(&group).map(|g| g.raft.status())
+    }
+
+    /// Whether this node leads `group`.
+    pub fn is_leader(&self, group: GroupId) -> bool {
+        self.groups.get(&group).is_some_and(|g| g.raft.is_leader())
+    }
+
+    /// Who leads `group`, as far as this node knows.
+    pub fn leader(&self, group: GroupId) -> Option<NodeId> {
+        self.groups.get(&group).and_then(|g| g.raft.leader())
+    }
+
+    /// The groups of this shard, in order.
+    pub fn group_ids(&self) -> impl Iterator<Item = GroupId> + '_ {
+        self.groups.keys().copied()
+    }
+
+    /// The term and vote of a group, for a checkpoint.
+    pub fn hard_state(&self, group: GroupId) -> HardState {
+        self.groups.get(&group).map(|g| g.raft.hard_state()).unwrap_or_default()
+    }
+
+    /// The shared journal, for its figures.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+}

@@ -1,0 +1,314 @@
+//! The bytes between brokers: a length- and checksum-framed batch of Raft messages.
+//!
+//! A frame is `length u32 | crc32 u32 | body`, the CRC over the body, all integers little-endian. The body of a message
+//! frame is a sequence of `group u32 | from u64 | term u64 | kind u8 | fields`. The receiver knows whom it is itself, so
+//! `to` is not sent. One frame carries whatever one turn had for one peer on one channel.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use lnc_log::journal::GroupId;
+use lnc_raft::{AppendResult, Body, Entry, EntryKind, Message, NodeId};
+use thiserror::Error;
+
+/// Bytes before the body of a frame.
+pub const FRAME_HEADER: usize = 8;
+
+/// Largest body a peer may send, in bytes: far above what the append limits allow, far below what would hurt.
+pub const MAX_FRAME_BODY: usize = 64 << 20;
+
+/// Why bytes from a peer were refused. The connection they came from is closed.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WireError {
+    /// The length field is beyond the limit.
+    #[error("peer frame of {len} bytes is larger than the limit of {limit} bytes")]
+    TooLarge {
+        /// Claimed length in bytes.
+        len: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// The checksum does not match.
+    #[error("peer frame has CRC-32 {found:08x}, expected {expected:08x}")]
+    BadCrc {
+        /// The checksum in the header.
+        expected: u32,
+        /// The checksum of the bytes received.
+        found: u32,
+    },
+    /// The body ends inside a field.
+    #[error("peer frame ends inside {0}")]
+    Truncated(&'static str),
+    /// A field has a value that means nothing.
+    #[error("peer frame has {field} {value}, which is not known")]
+    Unknown {
+        /// Which field.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+    },
+}
+
+/// Append a frame to `out`; `body` writes its content.
+pub fn put_frame(out: &mut BytesMut, body: impl FnOnce(&mut BytesMut)) {
+    let start = out.len();
+    out.put_bytes(0, FRAME_HEADER);
+    body(out);
+    let len = out.len() - start - FRAME_HEADER;
+    let crc = crc32fast::hash(&out[start + FRAME_HEADER..]);
+    out[start..start + 4].copy_from_slice(&(len as u32).to_le_bytes());
+    out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Take one frame's body off `buf`; `None` when more bytes are needed. The limit is checked before anything is reserved.
+pub fn take_frame(buf: &mut BytesMut, limit: usize) -> Result<Option<Bytes>, WireError> {
+    if buf.len() < FRAME_HEADER {
+        return Ok(None);
+    }
+    let len = u32::from_le_bytes([buf[0], buf[1], buf[2], buf[3]]) as usize;
+    if len > limit {
+        return Err(WireError::TooLarge { len, limit });
+    }
+    if buf.len() < FRAME_HEADER + len {
+        buf.reserve(FRAME_HEADER + len - buf.len());
+        return Ok(None);
+    }
+    let expected = u32::from_le_bytes([buf[4], buf[5], buf[6], buf[7]]);
+    buf.advance(FRAME_HEADER);
+    let body = buf.split_to(len).freeze();
+    let found = crc32fast::hash(&body);
+    if found != expected {
+        return Err(WireError::BadCrc { expected, found });
+    }
+    Ok(Some(body))
+}
+
+/// Append one message of a group to the body of a frame.
+pub fn put_message(out: &mut BytesMut, group: GroupId, message: &Message) {
+    out.put_u32_le(group.0);
+    out.put_u64_le(message.from.0);
+    out.put_u64_le(message.term);
+    match &message.body {
+        Body::PreVote { last_index, last_term, round } => {
+            out.put_u8(1);
+            out.put_u64_le(*last_index);
+            out.put_u64_le(*last_term);
+            out.put_u64_le(*round);
+        }
+        Body::PreVoteReply { round, granted } => {
+            out.put_u8(2);
+            out.put_u64_le(*round);
+            out.put_u8(u8::from(*granted));
+        }
+        Body::Vote { last_index, last_term, transfer } => {
+            out.put_u8(3);
+            out.put_u64_le(*last_index);
+            out.put_u64_le(*last_term);
+            out.put_u8(u8::from(*transfer));
+        }
+        Body::VoteReply { granted } => {
+            out.put_u8(4);
+            out.put_u8(u8::from(*granted));
+        }
+        Body::Append { prev_index, prev_term, commit, entries } => {
+            out.put_u8(5);
+            out.put_u64_le(*prev_index);
+            out.put_u64_le(*prev_term);
+            out.put_u64_le(*commit);
+            out.put_u32_le(entries.len() as u32);
+            for entry in entries {
+                out.put_u64_le(entry.term);
+                out.put_u8(entry.kind as u8);
+                out.put_u32_le(entry.payload.len() as u32);
+                out.put_slice(&entry.payload);
+            }
+        }
+        Body::AppendReply(AppendResult::Accepted { match_index }) => {
+            out.put_u8(6);
+            out.put_u64_le(*match_index);
+        }
+        Body::AppendReply(AppendResult::Rejected { prev_index, hint_index, hint_term, last_index }) => {
+            out.put_u8(7);
+            out.put_u64_le(*prev_index);
+            out.put_u64_le(*hint_index);
+            out.put_u64_le(*hint_term);
+            out.put_u64_le(*last_index);
+        }
+        Body::Heartbeat { commit, round } => {
+            out.put_u8(8);
+            out.put_u64_le(*commit);
+            out.put_u64_le(*round);
+        }
+        Body::HeartbeatReply { round } => {
+            out.put_u8(9);
+            out.put_u64_le(*round);
+        }
+        Body::TimeoutNow => out.put_u8(10),
+        Body::ReadIndex { ctx } => {
+            out.put_u8(11);
+            out.put_u64_le(*ctx);
+        }
+        Body::ReadIndexReply { ctx, index } => {
+            out.put_u8(12);
+            out.put_u64_le(*ctx);
+            out.put_u64_le(index.map_or(u64::MAX, |i| i));
+        }
+    }
+}
+
+fn u8_of(body: &mut Bytes, what: &'static str) -> Result<u8, WireError> {
+    body.try_get_u8().map_err(|_| WireError::Truncated(what))
+}
+
+fn u32_of(body: &mut Bytes, what: &'static str) -> Result<u32, WireError> {
+    body.try_get_u32_le().map_err(|_| WireError::Truncated(what))
+}
+
+fn u64_of(body: &mut Bytes, what: &'static str) -> Result<u64, WireError> {
+    body.try_get_u64_le().map_err(|_| WireError::Truncated(what))
+}
+
+fn bool_of(body: &mut Bytes, field: &'static str) -> Result<bool, WireError> {
+    match u8_of(body, field)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        value => Err(WireError::Unknown { field, value: value.into() }),
+    }
+}
+
+/// Take the next message off a frame's body; payloads are slices of it. `to` is the receiving node.
+pub fn take_message(body: &mut Bytes, to: NodeId) -> Result<(GroupId, Message), WireError> {
+    let group = GroupId(u32_of(body, "group")?);
+    let from = NodeId(u64_of(body, "sender")?);
+    let term = u64_of(body, "term")?;
+    let content = match u8_of(body, "kind")? {
+        1 => Body::PreVote {
+            last_index: u64_of(body, "last index")?,
+            last_term: u64_of(body, "last term")?,
+            round: u64_of(body, "round")?,
+        },
+        2 => Body::PreVoteReply { round: u64_of(body, "round")?, granted: bool_of(body, "granted")? },
+        3 => Body::Vote {
+            last_index: u64_of(body, "last index")?,
+            last_term: u64_of(body, "last term")?,
+            transfer: bool_of(body, "transfer")?,
+        },
+        4 => Body::VoteReply { granted: bool_of(body, "granted")? },
+        5 => take_append(body)?,
+        6 => Body::AppendReply(AppendResult::Accepted { match_index: u64_of(body, "match index")? }),
+        7 => Body::AppendReply(AppendResult::Rejected {
+            prev_index: u64_of(body, "previous index")?,
+            hint_index: u64_of(body, "hint index")?,
+            hint_term: u64_of(body, "hint term")?,
+            last_index: u64_of(body, "last index")?,
+        }),
+        8 => Body::Heartbeat { commit: u64_of(body, "commit index")?, round: u64_of(body, "round")? },
+        9 => Body::HeartbeatReply { round: u64_of(body, "round")? },
+        10 => Body::TimeoutNow,
+        11 => Body::ReadIndex { ctx: u64_of(body, "read context")? },
+        12 => Body::ReadIndexReply {
+            ctx: u64_of(body, "read context")?,
+            index: Some(u64_of(body, "read index")?).filter(|i| *i != u64::MAX),
+        },
+        value => return Err(WireError::Unknown { field: "message kind", value: value.into() }),
+    };
+    Ok((group, Message { from, to, term, body: content }))
+}
+
+fn take_append(body: &mut Bytes) -> Result<Body, WireError> {
+    /// Bytes of an entry without its payload: what bounds the list before it is allocated.
+    const ENTRY_HEADER: usize = 13;
+    let prev_index = u64_of(body, "previous index")?;
+    let prev_term = u64_of(body, "previous term")?;
+    let commit = u64_of(body, "commit index")?;
+    let count = u32_of(body, "entry count")? as usize;
+    if count > body.len() / ENTRY_HEADER {
+        return Err(WireError::Truncated("entries"));
+    }
+    let mut entries = Vec::with_capacity(count);
+    for i in 0..count {
+        let term = u64_of(body, "entry term")?;
+        let kind = u8_of(body, "entry kind")?;
+        let kind =
+            EntryKind::try_from(kind).map_err(|_| WireError::Unknown { field: "entry kind", value: kind.into() })?;
+        let len = u32_of(body, "payload length")? as usize;
+        if len > body.len() {
+            return Err(WireError::Truncated("entry payload"));
+        }
+        let index = prev_index.checked_add(i as u64 + 1).ok_or(WireError::Unknown { field: "index", value: u64::MAX })?;
+        entries.push(Entry { term, index, kind, payload: body.split_to(len) });
+    }
+    Ok(Body::Append { prev_index, prev_term, commit, entries })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples() -> Vec<Body> {
+        let entry = |index, payload: &'static [u8]| Entry {
+            term: 3,
+            index,
+            kind: EntryKind::Normal,
+            payload: Bytes::from_static(payload),
+        };
+        vec![
+            Body::PreVote { last_index: 1, last_term: 2, round: 3 },
+            Body::PreVoteReply { round: 3, granted: true },
+            Body::Vote { last_index: 1, last_term: 2, transfer: true },
+            Body::VoteReply { granted: false },
+            Body::Append { prev_index: 7, prev_term: 2, commit: 6, entries: vec![entry(8, b"a"), entry(9, b"")] },
+            Body::AppendReply(AppendResult::Accepted { match_index: 9 }),
+            Body::AppendReply(AppendResult::Rejected { prev_index: 7, hint_index: 4, hint_term: 2, last_index: 5 }),
+            Body::Heartbeat { commit: 5, round: 1 },
+            Body::HeartbeatReply { round: 1 },
+            Body::TimeoutNow,
+            Body::ReadIndex { ctx: 4 },
+            Body::ReadIndexReply { ctx: 4, index: Some(5) },
+            Body::ReadIndexReply { ctx: 4, index: None },
+        ]
+    }
+
+    fn encoded() -> BytesMut {
+        let mut out = BytesMut::new();
+        put_frame(&mut out, |out| {
+            for body in samples() {
+                put_message(out, GroupId(2), &Message { from: NodeId(1), to: NodeId(2), term: 9, body });
+            }
+        });
+        out
+    }
+
+    #[test]
+    fn every_message_survives_the_wire() {
+        let mut body = take_frame(&mut encoded(), 1 << 20).unwrap().unwrap();
+        for expected in samples() {
+            let (group, message) = take_message(&mut body, NodeId(2)).unwrap();
+            assert_eq!(group, GroupId(2));
+            assert_eq!((message.from, message.to, message.term), (NodeId(1), NodeId(2), 9));
+            assert_eq!(format!("{:?}", message.body), format!("{expected:?}"));
+        }
+        assert!(body.is_empty());
+    }
+
+    #[test]
+    fn every_flipped_byte_is_noticed() {
+        let good = encoded();
+        for at in 4..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 0x10;
+            assert!(matches!(take_frame(&mut bad, 1 << 20), Err(WireError::BadCrc { .. })), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn lies_about_lengths_are_refused() {
+        let mut huge = BytesMut::from(&[0xff, 0xff, 0xff, 0x7f, 0, 0, 0, 0][..]);
+        assert!(matches!(take_frame(&mut huge, 1024), Err(WireError::TooLarge { .. })));
+        let mut body = take_frame(&mut encoded(), 1 << 20).unwrap().unwrap();
+        while body.len() > 1 {
+            body.truncate(body.len() - 1);
+            let mut rest = body.clone();
+            while !rest.is_empty() && take_message(&mut rest, NodeId(2)).is_ok() {}
+        }
+    }
+}
