@@ -1,0 +1,163 @@
+//! What a [`Raft`](crate::Raft) starts from: its settings and what its disk remembers.
+
+use crate::message::{Entry, HardState, Index, MAX_INDEX, MAX_TERM, NodeId, Term};
+
+/// Settings of one member of one group. Validated once, by [`Raft::new`](crate::Raft::new).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// This node.
+    pub id: NodeId,
+    /// All voters, this node among them, in any order.
+    pub voters: Vec<NodeId>,
+    /// Ticks without a leader's message before an election; each wait is drawn from `n..2n`. Shorter fails over
+    /// faster, and mistakes a pause for a death more often.
+    pub election_ticks: u32,
+    /// Ticks between a leader's heartbeats; less than `election_ticks`, well less if messages get lost.
+    pub heartbeat_ticks: u32,
+    /// Entries in one append, in bytes of [`Entry::size`]; an entry larger than this travels alone.
+    pub max_append_bytes: usize,
+    /// Entries sent to one follower and not yet acknowledged, in bytes. More hides longer round trips; a hung
+    /// follower's connection can hold as much.
+    pub max_in_flight_bytes: usize,
+    /// Appends sent to one follower and not yet acknowledged.
+    pub max_in_flight_appends: usize,
+    /// Entries that a leader holds and that are not yet committed, in bytes; further proposals are refused.
+    pub max_uncommitted_bytes: usize,
+    /// Spreads election timeouts. Must differ between the nodes, and between the runs of one node: replies to
+    /// questions of an earlier run are told apart by numbers drawn from it.
+    pub seed: u64,
+}
+
+impl Config {
+    /// Settings for a tick of about 10 ms in one data centre.
+    pub fn new(id: NodeId, voters: Vec<NodeId>, seed: u64) -> Self {
+        Self {
+            id,
+            voters,
+            election_ticks: 50,
+            heartbeat_ticks: 5,
+            max_append_bytes: 1 << 20,
+            max_in_flight_bytes: 16 << 20,
+            max_in_flight_appends: 64,
+            max_uncommitted_bytes: 64 << 20,
+            seed,
+        }
+    }
+
+    /// Whether the settings make sense together.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if !self.voters.contains(&self.id) {
+            return Err(ConfigError::NotAVoter { id: self.id });
+        }
+        let mut sorted = self.voters.clone();
+        sorted.sort_unstable();
+        if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(ConfigError::DuplicateVoter { id: twice[0] });
+        }
+        if self.heartbeat_ticks == 0 || self.election_ticks <= self.heartbeat_ticks {
+            return Err(ConfigError::Ticks { election: self.election_ticks, heartbeat: self.heartbeat_ticks });
+        }
+        if self.election_ticks > u32::MAX / 4 {
+            return Err(ConfigError::Ticks { election: self.election_ticks, heartbeat: self.heartbeat_ticks });
+        }
+        for (name, value) in [
+            ("max_append_bytes", self.max_append_bytes),
+            ("max_in_flight_bytes", self.max_in_flight_bytes),
+            ("max_in_flight_appends", self.max_in_flight_appends),
+            ("max_uncommitted_bytes", self.max_uncommitted_bytes),
+        ] {
+            if value == 0 {
+                return Err(ConfigError::ZeroLimit { name });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a node's disk remembers of a group. A fresh node has `Restored::default()`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// The last durable hard state.
+    pub hard_state: HardState,
+    /// The last index that the journal no longer holds; 0 if it holds all.
+    pub snapshot_index: Index,
+    /// The term of the entry at `snapshot_index`.
+    pub snapshot_term: Term,
+    /// The last index whose effects the state machine already has; known to be committed.
+    pub applied_index: Index,
+    /// Contiguous from `snapshot_index + 1`; all durable.
+    pub entries: Vec<Entry>,
+}
+
+impl Restored {
+    /// Whether this can be the memory of a Raft node.
+    pub(crate) fn validate(&self, voters: &[NodeId]) -> Result<(), ConfigError> {
+        let bad = |what| Err(ConfigError::Restored { what });
+        if self.hard_state.term > MAX_TERM || self.snapshot_index > MAX_INDEX {
+            return bad("term or index out of range");
+        }
+        if self.hard_state.vote.is_some_and(|node| !voters.contains(&node)) {
+            return bad("vote for a node that is no voter");
+        }
+        if (self.snapshot_index == 0) != (self.snapshot_term == 0) {
+            return bad("snapshot index and term do not fit together");
+        }
+        let mut index = self.snapshot_index;
+        let mut term = self.snapshot_term;
+        for entry in &self.entries {
+            index += 1;
+            if entry.index != index {
+                return bad("entries are not contiguous");
+            }
+            if entry.term < term || entry.term == 0 {
+                return bad("entry terms go back");
+            }
+            term = entry.term;
+        }
+        if term > self.hard_state.term {
+            return bad("an entry's term is above the hard state's");
+        }
+        if self.applied_index < self.snapshot_index || self.applied_index > index {
+            return bad("applied index outside of the log");
+        }
+        Ok(())
+    }
+}
+
+/// Why a [`Raft`](crate::Raft) cannot start.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The node is not in its own list of voters.
+    #[error("node {id} is not among the voters")]
+    NotAVoter {
+        /// The node.
+        id: NodeId,
+    },
+    /// A voter is listed twice.
+    #[error("voter {id} is listed twice")]
+    DuplicateVoter {
+        /// The voter.
+        id: NodeId,
+    },
+    /// The two intervals do not fit together.
+    #[error("election after {election} ticks, heartbeat after {heartbeat}: need 0 < heartbeat < election")]
+    Ticks {
+        /// `election_ticks`
+        election: u32,
+        /// `heartbeat_ticks`
+        heartbeat: u32,
+    },
+    /// A limit of zero lets nothing through.
+    #[error("{name} must not be 0")]
+    ZeroLimit {
+        /// The field.
+        name: &'static str,
+    },
+    /// The restored state contradicts itself.
+    #[error("restored state: {what}")]
+    Restored {
+        /// What is wrong.
+        what: &'static str,
+    },
+}

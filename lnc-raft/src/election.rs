@@ -1,0 +1,338 @@
+//! Who leads: pre-vote, votes, stickiness, check-quorum, hand-over.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::message::{Body, EntryKind, HardState, Index, NodeId, Term};
+use crate::progress::{Peer, PeerState};
+use crate::raft::{Raft, Role, StepError, Transfer, TransferError};
+use crate::rng::Rng;
+
+/// When a leader's connection breaks, the remaining voters start this many ticks after one another: long enough for
+/// the first one's round to succeed, short against an election timeout.
+const STAGGER_TICKS: u32 = 4;
+
+/// The timer and the ballot of a node that does not lead.
+#[derive(Debug)]
+pub(crate) struct Election {
+    /// Ticks since the leader was heard, or since the round began.
+    elapsed: u32,
+    /// When a (new) round begins; drawn anew each time the timer starts.
+    timeout: u32,
+    /// Numbers pre-vote rounds. Starts anywhere, so that no reply to an earlier run of this node counts.
+    round: u64,
+    /// The answers of this round, one per voter.
+    votes: BTreeMap<NodeId, bool>,
+    /// The leader's connection broke and it was not heard since: it gets no protection, and rounds follow quickly.
+    leader_lost: bool,
+}
+
+/// How a ballot stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ballot {
+    Open,
+    Won,
+    Lost,
+}
+
+impl Election {
+    pub(crate) fn new(rng: &mut Rng, election_ticks: u32) -> Self {
+        Self {
+            elapsed: 0,
+            timeout: election_ticks + rng.below(election_ticks),
+            round: rng.next(),
+            votes: BTreeMap::new(),
+            leader_lost: false,
+        }
+    }
+
+    /// Counts a voter's first answer only.
+    fn count(&mut self, from: NodeId, granted: bool) {
+        self.votes.entry(from).or_insert(granted);
+    }
+
+    fn ballot(&self, voters: usize, quorum: usize) -> Ballot {
+        let granted = self.votes.values().filter(|&&granted| granted).count();
+        let refused = self.votes.len() - granted;
+        if granted >= quorum {
+            Ballot::Won
+        } else if voters - refused < quorum {
+            Ballot::Lost
+        } else {
+            Ballot::Open
+        }
+    }
+}
+
+impl Raft {
+    pub(crate) fn tick_election(&mut self) {
+        self.election.elapsed = self.election.elapsed.saturating_add(1);
+        if self.election.elapsed >= self.election.timeout {
+            // A round that has come to nothing starts over here, from pre-vote: a candidate that cannot win must
+            // not drive terms up.
+            self.start_pre_vote();
+        }
+    }
+
+    fn restart_election_timer(&mut self) {
+        let ticks = self.config.election_ticks;
+        self.election.elapsed = 0;
+        self.election.timeout = ticks + self.rng.below(ticks);
+    }
+
+    fn ballot(&self) -> Ballot {
+        self.election.ballot(self.config.voters.len(), self.quorum())
+    }
+
+    /// Whether a leader is known to live, so that nobody needs another.
+    pub(crate) fn hears_leader(&self) -> bool {
+        match self.role {
+            // It would have stepped down if it had lost its quorum.
+            Role::Leader => true,
+            Role::Follower => {
+                self.leader.is_some()
+                    && !self.election.leader_lost
+                    && self.election.elapsed < self.config.election_ticks
+            }
+            Role::PreCandidate | Role::Candidate => false,
+        }
+    }
+
+    /// The one place that sets term and vote.
+    fn set_hard_state(&mut self, next: HardState) {
+        let now = self.hard_state;
+        assert!(next.term >= now.term, "term {} after {}", next.term, now.term);
+        assert!(
+            next.term > now.term || now.vote.is_none() || now.vote == next.vote,
+            "a second vote in term {}",
+            now.term
+        );
+        self.hard_state = next;
+    }
+
+    /// Follows in `term`, which is the current one or a later one.
+    pub(crate) fn become_follower(&mut self, term: Term, leader: Option<NodeId>) {
+        if term > self.hard_state.term {
+            self.set_hard_state(HardState { term, vote: None });
+            self.leader_match = 0;
+            self.election.leader_lost = false;
+        }
+        if self.role == Role::Leader {
+            self.peers.clear();
+            self.transfer = None;
+            self.uncommitted_bytes = 0;
+            self.fail_led_reads();
+        }
+        if self.role != Role::Follower {
+            self.role = Role::Follower;
+            self.restart_election_timer();
+        }
+        self.set_leader(leader);
+    }
+
+    fn set_leader(&mut self, leader: Option<NodeId>) {
+        if self.leader != leader {
+            self.leader = leader;
+            self.fail_forwarded_reads();
+        }
+    }
+
+    /// `from` claims to lead the current term.
+    pub(crate) fn recognise_leader(&mut self, from: NodeId) -> Result<(), StepError> {
+        if let Some(known) = self.leader.filter(|&known| known != from) {
+            return Err(StepError::ConflictingLeader { term: self.hard_state.term, known, claims: from });
+        }
+        self.become_follower(self.hard_state.term, Some(from));
+        Ok(())
+    }
+
+    /// A message of the leader has arrived.
+    pub(crate) fn heard_leader(&mut self) {
+        self.election.leader_lost = false;
+        self.restart_election_timer();
+    }
+
+    /// The connection to the leader this node follows broke.
+    pub(crate) fn leader_lost(&mut self, leader: NodeId) {
+        self.election.leader_lost = true;
+        self.fail_forwarded_reads();
+        let id = self.config.id;
+        let before = self.config.voters.iter().filter(|&&node| node != leader && node < id).count() as u32;
+        if before == 0 {
+            self.start_pre_vote();
+        } else {
+            let at = self.election.elapsed.saturating_add(before.saturating_mul(STAGGER_TICKS));
+            self.election.timeout = self.election.timeout.min(at);
+        }
+    }
+
+    /// Asks whether an election could be won. Term and vote stay as they are, so asking disturbs nobody.
+    fn start_pre_vote(&mut self) {
+        self.role = Role::PreCandidate;
+        self.set_leader(None);
+        self.restart_election_timer();
+        if self.election.leader_lost {
+            // The others may have refused only because they have not noticed yet: ask again when each had its turn.
+            let remaining = self.config.voters.len() as u32 - 1;
+            self.election.timeout = self.election.timeout.min(remaining.saturating_mul(STAGGER_TICKS));
+        }
+        self.election.round = self.election.round.wrapping_add(1);
+        self.election.votes = BTreeMap::from([(self.config.id, true)]);
+        if self.ballot() == Ballot::Won {
+            return self.campaign(false);
+        }
+        let (last_index, last_term) = (self.log.last_index(), self.log.last_term());
+        let round = self.election.round;
+        for node in self.others() {
+            self.send(node, Body::PreVote { last_index, last_term, round });
+        }
+    }
+
+    /// Stands for election in the next term.
+    fn campaign(&mut self, transfer: bool) {
+        let id = self.config.id;
+        self.set_hard_state(HardState { term: self.hard_state.term + 1, vote: Some(id) });
+        self.role = Role::Candidate;
+        self.leader_match = 0;
+        self.set_leader(None);
+        self.restart_election_timer();
+        self.election.votes = BTreeMap::from([(id, true)]);
+        if self.ballot() == Ballot::Won {
+            return self.become_leader();
+        }
+        let (last_index, last_term) = (self.log.last_index(), self.log.last_term());
+        for node in self.others() {
+            // The request says "I have voted for myself": that vote must not be forgotten.
+            self.send_after_durable(node, Body::Vote { last_index, last_term, transfer });
+        }
+    }
+
+    fn become_leader(&mut self) {
+        assert!(self.role == Role::Candidate, "only a candidate is elected");
+        let next = self.log.last_index() + 1;
+        self.role = Role::Leader;
+        self.election.leader_lost = false;
+        self.set_leader(Some(self.config.id));
+        self.peers = self.others().map(|node| (node, Peer::new(next))).collect();
+        self.heartbeat_elapsed = 0;
+        self.transfer = None;
+        self.uncommitted_bytes = self.log.size_of(self.log.commit() + 1, self.log.last_index());
+        self.append_own(EntryKind::Empty, Bytes::new());
+        for node in self.others() {
+            self.send_heartbeat(node);
+        }
+    }
+
+    pub(crate) fn handle_pre_vote(&mut self, from: NodeId, term: Term, last_index: Index, last_term: Term, round: u64) {
+        // The sender would campaign in `term + 1`, which is new to this node exactly if `term` is not behind.
+        let granted =
+            term >= self.hard_state.term && !self.hears_leader() && self.log.is_covered_by(last_index, last_term);
+        self.send(from, Body::PreVoteReply { round, granted });
+    }
+
+    pub(crate) fn handle_pre_vote_reply(&mut self, from: NodeId, term: Term, round: u64, granted: bool) {
+        if term > self.hard_state.term {
+            // This node's term is behind: nobody would vote for it before it has caught up.
+            return self.become_follower(term, None);
+        }
+        if self.role != Role::PreCandidate || round != self.election.round {
+            return;
+        }
+        self.election.count(from, granted);
+        match self.ballot() {
+            Ballot::Open => {}
+            Ballot::Won => self.campaign(false),
+            // The timer runs on: it starts the next round.
+            Ballot::Lost => self.role = Role::Follower,
+        }
+    }
+
+    pub(crate) fn handle_vote(&mut self, from: NodeId, last_index: Index, last_term: Term) {
+        let free = match self.hard_state.vote {
+            Some(node) => node == from,
+            None => self.leader.is_none(),
+        };
+        let granted = free && self.log.is_covered_by(last_index, last_term);
+        if granted {
+            self.set_hard_state(HardState { term: self.hard_state.term, vote: Some(from) });
+            self.role = Role::Follower;
+            self.restart_election_timer();
+        }
+        self.send_after_durable(from, Body::VoteReply { granted });
+    }
+
+    pub(crate) fn handle_vote_reply(&mut self, from: NodeId, granted: bool) {
+        if self.role != Role::Candidate {
+            return;
+        }
+        self.election.count(from, granted);
+        match self.ballot() {
+            Ballot::Open => {}
+            Ballot::Won => self.become_leader(),
+            // The timer runs on: it starts the next round.
+            Ballot::Lost => self.role = Role::Follower,
+        }
+    }
+
+    /// A leader's tick.
+    pub(crate) fn tick_leader(&mut self) {
+        let ticks = self.config.election_ticks;
+        for peer in self.peers.values_mut() {
+            peer.tick();
+        }
+        let heard = self.peers.values().filter(|peer| peer.silent_ticks < ticks).count() + 1;
+        if heard < self.quorum() {
+            // The others may have elected someone else by now; who asks this node must learn that it cannot tell.
+            return self.become_follower(self.hard_state.term, None);
+        }
+        if let Some(transfer) = &mut self.transfer {
+            transfer.ticks += 1;
+            if transfer.ticks >= ticks {
+                self.transfer = None;
+            }
+        }
+        self.tick_replication();
+    }
+
+    /// Hands leadership to `to`: proposals are refused until it leads, or an election timeout has passed.
+    pub fn transfer_leadership(&mut self, to: NodeId) -> Result<(), TransferError> {
+        if self.role != Role::Leader {
+            return Err(TransferError::NotLeader { leader: self.leader });
+        }
+        if !self.config.voters.contains(&to) {
+            return Err(TransferError::NotAVoter { node: to });
+        }
+        if let Some(transfer) = self.transfer {
+            return if transfer.to == to { Ok(()) } else { Err(TransferError::InProgress { to: transfer.to }) };
+        }
+        let Some(peer) = self.peers.get(&to) else {
+            return Ok(()); // This node, which leads already.
+        };
+        let silent = peer.silent_ticks >= self.config.election_ticks;
+        if silent || matches!(peer.state, PeerState::NeedsSnapshot { .. }) {
+            return Err(TransferError::NotReady { node: to });
+        }
+        self.transfer = Some(Transfer { to, ticks: 0, told: false });
+        self.unsent = true;
+        self.advance_transfer();
+        Ok(())
+    }
+
+    /// Tells the target of a transfer to campaign, once it has everything.
+    pub(crate) fn advance_transfer(&mut self) {
+        let last = self.log.last_index();
+        let Some(transfer) = &mut self.transfer else { return };
+        let to = transfer.to;
+        if !transfer.told && self.peers.get(&to).is_some_and(|peer| peer.match_index == last) {
+            transfer.told = true;
+            self.send(to, Body::TimeoutNow);
+        }
+    }
+
+    pub(crate) fn handle_timeout_now(&mut self, from: NodeId) {
+        if self.role == Role::Follower && self.leader == Some(from) {
+            self.campaign(true);
+        }
+    }
+}

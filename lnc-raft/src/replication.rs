@@ -1,0 +1,339 @@
+//! How entries travel: the leader's appends and heartbeats, the followers' answers, and what that commits.
+
+use bytes::Bytes;
+
+use crate::message::{AppendReply, Body, Entry, EntryKind, Index, NodeId, Term};
+use crate::progress::PeerState;
+use crate::raft::{Raft, StepError};
+use crate::ready::EntriesWanted;
+
+impl Raft {
+    /// Appends an entry to the leader's own log; it leaves with the next Ready.
+    pub(crate) fn append_own(&mut self, kind: EntryKind, payload: Bytes) -> Index {
+        let index = self.log.last_index() + 1;
+        let entry = Entry { term: self.hard_state.term, index, kind, payload };
+        self.uncommitted_bytes = self.uncommitted_bytes.saturating_add(entry.size());
+        self.log.append(entry);
+        self.unsent = true;
+        index
+    }
+
+    /// Counts who has what. Only an entry of the current term is committed by counting: an older one, even on a
+    /// quorum, may still be replaced by a leader that does not have it.
+    pub(crate) fn maybe_commit(&mut self) {
+        let mut have: Vec<Index> = self.peers.values().map(|peer| peer.match_index).collect();
+        // The leader's own copy counts when it is on its disk, like anybody's.
+        have.push(self.log.durable());
+        have.sort_unstable_by(|a, b| b.cmp(a));
+        let index = have[self.quorum() - 1];
+        if self.log.term_at(index) != Some(self.hard_state.term) {
+            return;
+        }
+        let before = self.log.commit();
+        if self.log.advance_commit(index) {
+            self.uncommitted_bytes = self.uncommitted_bytes.saturating_sub(self.log.size_of(before + 1, index));
+            self.unsent = true;
+        }
+    }
+
+    /// Sends every follower what it lacks, as far as its window allows.
+    pub(crate) fn flush_appends(&mut self) {
+        for node in self.others() {
+            self.send_appends(node);
+        }
+    }
+
+    fn send_appends(&mut self, to: NodeId) {
+        let Some(peer) = self.peers.get_mut(&to) else { return };
+        let silent = peer.silent_ticks >= self.config.election_ticks;
+        match peer.state {
+            PeerState::Probe { waiting: false } if !silent => {
+                let next = peer.next_index;
+                let in_memory = next >= self.log.first_in_memory() && next <= self.log.last_index();
+                let entries = if in_memory { self.log.slice(next, self.config.max_append_bytes) } else { Vec::new() };
+                self.send_probe(to, next - 1, entries);
+            }
+            PeerState::Replicate => while self.send_next(to) {},
+            PeerState::Probe { .. } | PeerState::NeedsSnapshot { .. } => {}
+        }
+    }
+
+    /// Sends the next append to a replicating follower; false if there is nothing to send or no room.
+    fn send_next(&mut self, to: NodeId) -> bool {
+        let Some(peer) = self.peers.get_mut(&to) else { return false };
+        let next = peer.next_index;
+        let open = peer.window_open(self.config.max_in_flight_appends, self.config.max_in_flight_bytes);
+        if !open || next > self.log.last_index() {
+            return false;
+        }
+        if next < self.log.first_in_memory() {
+            if peer.wanted.is_none() {
+                peer.wanted = Some(next);
+                let max_bytes = self.config.max_append_bytes;
+                self.out.entries_wanted.push(EntriesWanted { to, from_index: next, max_bytes });
+            }
+            return false;
+        }
+        let entries = self.log.slice(next, self.config.max_append_bytes);
+        self.send_append(to, next - 1, entries);
+        true
+    }
+
+    /// Sends entries to a replicating follower and counts them as in flight.
+    fn send_append(&mut self, to: NodeId, prev_index: Index, entries: Vec<Entry>) {
+        let Some(prev_term) = self.log.term_at(prev_index) else { return };
+        let Some(peer) = self.peers.get_mut(&to) else { return };
+        let commit = self.log.commit();
+        let last = prev_index + entries.len() as Index;
+        peer.sent(last, entries.iter().map(Entry::size).sum());
+        peer.told_commit = peer.told_commit.max(commit.min(last));
+        self.send(to, Body::Append { prev_index, prev_term, commit, entries });
+    }
+
+    /// Asks a follower whether it matches at `prev_index`, perhaps with entries to go on from there.
+    fn send_probe(&mut self, to: NodeId, prev_index: Index, entries: Vec<Entry>) {
+        let Some(peer) = self.peers.get_mut(&to) else { return };
+        let Some(prev_term) = self.log.term_at(prev_index) else {
+            return peer.need_snapshot(peer.next_index);
+        };
+        if let PeerState::Probe { waiting } = &mut peer.state {
+            *waiting = true;
+        }
+        peer.probe_ticks = 0;
+        self.send(to, Body::Append { prev_index, prev_term, commit: self.log.commit(), entries });
+    }
+
+    /// Probes without entries: cheap enough to send to a follower that may be down.
+    pub(crate) fn send_empty_probe(&mut self, to: NodeId) {
+        let Some(peer) = self.peers.get(&to) else { return };
+        let prev_index = match peer.state {
+            PeerState::Probe { .. } => peer.next_index - 1,
+            PeerState::Replicate => return,
+            // The lowest place from which it could go on.
+            PeerState::NeedsSnapshot { missing } => missing.max(self.log.boundary()),
+        };
+        self.send_probe(to, prev_index, Vec::new());
+    }
+
+    pub(crate) fn send_heartbeat(&mut self, to: NodeId) {
+        let Some(peer) = self.peers.get_mut(&to) else { return };
+        let commit = self.log.commit().min(peer.match_index);
+        peer.told_commit = peer.told_commit.max(commit);
+        let round = self.reads.round;
+        self.send(to, Body::Heartbeat { commit, round });
+    }
+
+    /// The part of a leader's tick that is about sending.
+    pub(crate) fn tick_replication(&mut self) {
+        let (election_ticks, heartbeat_ticks) = (self.config.election_ticks, self.config.heartbeat_ticks);
+        for peer in self.peers.values_mut() {
+            let overdue = peer.unacked_ticks >= election_ticks || peer.silent_ticks >= election_ticks;
+            if peer.state == PeerState::Replicate && overdue {
+                peer.probe_later(heartbeat_ticks);
+            }
+        }
+        self.heartbeat_elapsed += 1;
+        let due = self.heartbeat_elapsed >= heartbeat_ticks;
+        if due {
+            self.heartbeat_elapsed = 0;
+        }
+        let commit = self.log.commit();
+        for node in self.others() {
+            let Some(peer) = self.peers.get(&node) else { continue };
+            let silent = peer.silent_ticks >= election_ticks;
+            let untold = !silent && peer.told_commit < commit.min(peer.match_index);
+            if due || untold {
+                self.send_heartbeat(node);
+            }
+            let Some(peer) = self.peers.get(&node) else { continue };
+            let unsure = match peer.state {
+                PeerState::Probe { waiting } => (waiting || silent) && peer.probe_ticks >= heartbeat_ticks,
+                PeerState::Replicate => false,
+                PeerState::NeedsSnapshot { .. } => true,
+            };
+            if due && unsure {
+                self.send_empty_probe(node);
+            }
+        }
+    }
+
+    /// The entries that an [`EntriesWanted`] asked for. They are sent on and not kept. Ignored if no longer wanted.
+    pub fn entries_loaded(&mut self, to: NodeId, prev_index: Index, prev_term: Term, entries: Vec<Entry>) {
+        let Some(peer) = self.peers.get_mut(&to) else { return };
+        if prev_index.checked_add(1) != peer.wanted {
+            return;
+        }
+        peer.wanted = None;
+        self.unsent = true;
+        let own = entries
+            .iter()
+            .zip(prev_index + 1..)
+            .all(|(entry, index)| entry.index == index && self.log.term_at(index) == Some(entry.term));
+        let current = peer.state == PeerState::Replicate && peer.next_index == prev_index + 1;
+        if own && current && !entries.is_empty() && self.log.term_at(prev_index) == Some(prev_term) {
+            self.send_append(to, prev_index, entries);
+        }
+    }
+
+    /// The entries that an [`EntriesWanted`] asked for cannot be had: the follower needs state transfer. It is probed
+    /// at the pace of heartbeats until it has what was missing.
+    pub fn entries_unavailable(&mut self, to: NodeId) {
+        let Some(peer) = self.peers.get_mut(&to) else { return };
+        if let Some(missing) = peer.wanted {
+            peer.need_snapshot(missing);
+        }
+    }
+
+    pub(crate) fn reject_append(&mut self, to: NodeId, prev_index: Index) {
+        let last_index = self.log.last_index();
+        let at = prev_index.min(last_index);
+        // Below the boundary everything is committed, and committed entries are not rejected in the current term; a
+        // leader of an earlier term learns only that it is late.
+        let (hint_index, hint_term) =
+            self.log.term_at(at).map_or((0, 0), |hint_term| (self.log.run_start(at), hint_term));
+        let reply = AppendReply::Rejected { prev_index, hint_index, hint_term, last_index };
+        self.send(to, Body::AppendReply(reply));
+    }
+
+    pub(crate) fn handle_append(
+        &mut self,
+        from: NodeId,
+        prev_index: Index,
+        prev_term: Term,
+        leader_commit: Index,
+        entries: Vec<Entry>,
+    ) -> Result<(), StepError> {
+        self.check_against_committed(prev_index, prev_term, &entries)?;
+        self.heard_leader();
+        let commit = self.log.commit();
+        let matches = prev_index <= commit || self.log.term_at(prev_index) == Some(prev_term);
+        if !matches {
+            // A hole, or another leader's entry.
+            self.reject_append(from, prev_index);
+            return Ok(());
+        }
+        let last = prev_index + entries.len() as Index;
+        for entry in entries {
+            match self.log.term_at(entry.index) {
+                _ if entry.index <= commit => continue,
+                Some(term) if term == entry.term => continue,
+                Some(_) => self.log.truncate_after(entry.index - 1),
+                None => {}
+            }
+            self.log.append(entry);
+        }
+        let match_index = last.max(commit);
+        self.leader_match = self.leader_match.max(match_index);
+        self.log.advance_commit(leader_commit.min(match_index));
+        self.send_after_durable(from, Body::AppendReply(AppendReply::Accepted { match_index }));
+        Ok(())
+    }
+
+    /// Every leader has every committed entry; one that contradicts them must not be followed.
+    fn check_against_committed(&self, prev_index: Index, prev_term: Term, entries: &[Entry]) -> Result<(), StepError> {
+        let commit = self.log.commit();
+        let heads = entries.iter().map(|entry| (entry.index, entry.term));
+        for (index, received) in std::iter::once((prev_index, prev_term)).chain(heads) {
+            if index > commit {
+                break;
+            }
+            if let Some(committed) = self.log.term_at(index).filter(|&term| term != received) {
+                return Err(StepError::CommittedConflict { index, committed, received });
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn handle_append_reply(&mut self, from: NodeId, reply: AppendReply) -> Result<(), StepError> {
+        let last = self.log.last_index();
+        let Some(peer) = self.peers.get_mut(&from) else { return Ok(()) };
+        match reply {
+            AppendReply::Accepted { match_index } => {
+                if match_index > last {
+                    return Err(StepError::AckBeyondLog { index: match_index, last });
+                }
+                peer.silent_ticks = 0;
+                self.accepted(from, match_index);
+            }
+            AppendReply::Rejected { prev_index, hint_index, hint_term, last_index } => {
+                if prev_index > last {
+                    return Err(StepError::AckBeyondLog { index: prev_index, last });
+                }
+                peer.silent_ticks = 0;
+                self.rejected(from, prev_index, hint_index, hint_term, last_index);
+            }
+        }
+        self.unsent = true;
+        Ok(())
+    }
+
+    fn accepted(&mut self, from: NodeId, match_index: Index) {
+        let first_index = self.log.first_index();
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        if match_index > peer.match_index {
+            peer.acked(match_index);
+        }
+        match peer.state {
+            // An older acknowledgement says nothing about the probe that is out.
+            PeerState::Probe { .. } if match_index + 1 >= peer.next_index => peer.replicate(peer.match_index + 1),
+            PeerState::NeedsSnapshot { missing } if match_index >= missing && match_index + 1 >= first_index => {
+                peer.replicate(peer.match_index + 1);
+            }
+            _ => {}
+        }
+        self.maybe_commit();
+        self.advance_transfer();
+    }
+
+    fn rejected(&mut self, from: NodeId, prev_index: Index, hint_index: Index, hint_term: Term, last_index: Index) {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        if prev_index == 0 {
+            // It has restarted: what was under way to it is lost.
+            if !matches!(peer.state, PeerState::NeedsSnapshot { .. }) {
+                peer.probe(peer.match_index + 1);
+            }
+            return;
+        }
+        let stale = match peer.state {
+            PeerState::Probe { .. } => prev_index + 1 != peer.next_index,
+            PeerState::Replicate | PeerState::NeedsSnapshot { .. } => false,
+        };
+        if stale || prev_index <= peer.match_index {
+            return;
+        }
+        let point = self.log.probe_point(prev_index.min(last_index), hint_index, hint_term);
+        let next = point.map_or(0, |point| point + 1).max(peer.match_index + 1);
+        match peer.state {
+            // Still without what is missing.
+            PeerState::NeedsSnapshot { missing } if next <= missing => {}
+            _ if next < self.log.first_index() => peer.need_snapshot(next),
+            _ => peer.probe(next),
+        }
+    }
+
+    pub(crate) fn handle_heartbeat(&mut self, from: NodeId, commit: Index, round: u64) {
+        self.heard_leader();
+        self.log.advance_commit(commit.min(self.leader_match));
+        if commit > self.leader_match.max(self.log.commit()) {
+            // The leader has this node's acknowledgement and will not send what proves it again: this node has
+            // restarted since.
+            let ask =
+                AppendReply::Rejected { prev_index: 0, hint_index: 0, hint_term: 0, last_index: self.log.last_index() };
+            self.send(from, Body::AppendReply(ask));
+        }
+        self.send(from, Body::HeartbeatReply { round });
+    }
+
+    pub(crate) fn handle_heartbeat_reply(&mut self, from: NodeId, round: u64) {
+        let heartbeat_ticks = self.config.heartbeat_ticks;
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        peer.silent_ticks = 0;
+        peer.acked_round = peer.acked_round.max(round.min(self.reads.round));
+        let lost_probe = peer.state == PeerState::Probe { waiting: true } && peer.probe_ticks >= heartbeat_ticks;
+        if lost_probe {
+            self.send_empty_probe(from);
+        }
+        self.confirm_reads();
+        self.unsent = true;
+    }
+}
