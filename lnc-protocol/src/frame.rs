@@ -277,3 +277,109 @@ fn crc<P: AsRef<[u8]>>(header: &[u8], body: impl IntoIterator<Item = P>) -> u32 
     }
     hasher.finalize()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: usize = 1024;
+
+    fn ping(correlation: u64, body: &[u8]) -> BytesMut {
+        let mut out = BytesMut::new();
+        encode(&mut out, 2, Flags::NO_FORWARD, correlation, |out| out.put_slice(body));
+        out
+    }
+
+    #[test]
+    fn frames_come_off_one_by_one_however_they_arrive() {
+        let mut wire = ping(1, b"one");
+        wire.unsplit(ping(2, b""));
+        wire.unsplit(ping(3, b"three"));
+        let mut buf = BytesMut::new();
+        let mut frames = Vec::new();
+        for &byte in &wire {
+            buf.put_u8(byte);
+            frames.extend(decode(&mut buf, LIMIT).unwrap());
+        }
+        assert!(buf.is_empty());
+        let seen: Vec<_> = frames.iter().map(|frame| (frame.header.correlation, &frame.body[..])).collect();
+        assert_eq!(seen, [(1, &b"one"[..]), (2, b""), (3, b"three")]);
+        assert!(frames.iter().all(|frame| frame.header.opcode == 2 && frame.header.flags == Flags::NO_FORWARD));
+    }
+
+    #[test]
+    fn needed_says_how_much_to_read() {
+        let wire = ping(1, b"hello");
+        assert_eq!(needed(&[]), HEADER_LEN);
+        assert_eq!(needed(&wire[..HEADER_LEN - 1]), HEADER_LEN);
+        assert_eq!(needed(&wire[..HEADER_LEN]), HEADER_LEN + 5);
+    }
+
+    #[test]
+    fn the_body_is_not_copied() {
+        let mut wire = ping(1, &[7; 100]);
+        let at = wire[HEADER_LEN..].as_ptr();
+        let frame = decode(&mut wire, LIMIT).unwrap().unwrap();
+        assert_eq!(frame.body.as_ptr(), at);
+    }
+
+    #[test]
+    fn a_body_over_the_limit_is_refused_on_its_header_alone() {
+        let wire = ping(1, &[0; LIMIT + 1]);
+        let mut head = BytesMut::from(&wire[..HEADER_LEN]);
+        let capacity = head.capacity();
+        assert_eq!(decode(&mut head, LIMIT), Err(FrameError::TooLarge { len: LIMIT + 1, limit: LIMIT }));
+        assert_eq!(head.capacity(), capacity);
+        assert_eq!(decode(&mut ping(1, &[0; LIMIT]), LIMIT).unwrap().unwrap().body.len(), LIMIT);
+    }
+
+    #[test]
+    fn a_stranger_is_noticed_by_four_bytes() {
+        let mut buf = BytesMut::from("GET ");
+        assert_eq!(decode(&mut buf, LIMIT), Err(FrameError::BadMagic { found: u32::from_le_bytes(*b"GET ") }));
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let wire = ping(0x0102_0304_0506_0708, b"some body");
+        for bit in 0..wire.len() * 8 {
+            let mut damaged = wire.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            // A longer length leaves the frame incomplete; everything else is an error.
+            let outcome = decode(&mut damaged, usize::MAX);
+            let length_grew = (128..160).contains(&bit) && outcome == Ok(None);
+            assert!(outcome.is_err() || length_grew, "bit {bit}: {outcome:?}");
+        }
+    }
+
+    #[test]
+    fn each_header_field_has_its_error() {
+        let with = |at: usize, value: u8| {
+            let mut wire = ping(1, b"");
+            wire[at] = value;
+            decode(&mut wire, LIMIT).unwrap_err()
+        };
+        assert_eq!(with(4, 9), FrameError::UnsupportedVersion { found: 9 });
+        assert_eq!(with(6, 8), FrameError::UnknownFlags { bits: 8 });
+        assert_eq!(with(20, 1), FrameError::Reserved { found: 1 });
+        assert_eq!(with(27, 1), FrameError::Reserved { found: 1 << 56 });
+        assert!(matches!(with(28, 1), FrameError::BadCrc { .. }));
+        assert_eq!(with(4, 9).code(), ErrorCode::UnsupportedVersion);
+        assert_eq!(with(0, 9).code(), ErrorCode::CorruptFrame);
+    }
+
+    #[test]
+    fn pieces_and_whole_have_one_header() {
+        let wire = ping(5, b"in pieces");
+        let header = encode_header(2, Flags::NO_FORWARD, 5, &[&b"in "[..], b"", b"pieces"]);
+        assert_eq!(header, wire[..HEADER_LEN]);
+    }
+
+    #[test]
+    fn a_frame_is_appended_behind_what_is_there() {
+        let mut out = BytesMut::from("before");
+        encode(&mut out, 2, Flags::NO_FORWARD, 1, |out| out.put_slice(b"x"));
+        assert_eq!(&out[..6], b"before");
+        assert_eq!(out[6..], ping(1, b"x")[..]);
+    }
+}

@@ -76,7 +76,7 @@ impl DecodeError {
     }
 }
 
-/// Reads values off the front of a body. Byte strings are slices of the body, not copies.
+/// Reads values off the front of a body, by way of [`Wire::decode`]. Byte strings are slices of the body, not copies.
 #[derive(Debug)]
 pub struct Reader {
     rest: Bytes,
@@ -114,7 +114,7 @@ impl Reader {
 }
 
 /// A value with a fixed form on the wire.
-pub(crate) trait Wire: Sized {
+pub trait Wire: Sized {
     /// The fewest bytes that a value of this type takes; at least 1.
     const MIN_LEN: usize;
 
@@ -126,7 +126,7 @@ pub(crate) trait Wire: Sized {
 }
 
 /// Decodes a body that is exactly one `T`.
-pub(crate) fn decode_all<T: Wire>(body: Bytes) -> Result<T, DecodeError> {
+pub fn decode_all<T: Wire>(body: Bytes) -> Result<T, DecodeError> {
     let mut reader = Reader::new(body);
     let value = T::decode(&mut reader)?;
     reader.finish()?;
@@ -182,7 +182,11 @@ impl Wire for String {
     /// A string over 65,535 bytes is cut at a character boundary. That loses no meaning: only texts for humans get
     /// near that length; names and addresses are refused far below it, cut or not.
     fn encode(&self, out: &mut BytesMut) {
-        let text = &self[..self.floor_char_boundary(usize::from(u16::MAX))];
+        let mut end = self.len().min(usize::from(u16::MAX));
+        while !self.is_char_boundary(end) {
+            end -= 1;
+        }
+        let text = &self[..end];
         // Cannot saturate after the cut above.
         out.put_u16_le(u16::try_from(text.len()).unwrap_or(u16::MAX));
         out.put_slice(text.as_bytes());

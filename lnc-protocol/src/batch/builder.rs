@@ -20,8 +20,10 @@ const MAX_LEN: usize = i32::MAX as usize;
 pub struct BatchBuilder {
     codec: Codec,
     compressor: Compressor,
-    /// Room for the header, then the records, uncompressed.
+    /// Empty, or room for the header and then the records, uncompressed.
     buffer: BytesMut,
+    /// How much to reserve for the next batch, in bytes: it is likely to be about as long as the last one.
+    expected_len: usize,
     count: u32,
     base_timestamp: i64,
     max_timestamp: i64,
@@ -38,12 +40,11 @@ impl BatchBuilder {
 
     /// An empty batch with room for `bytes` bytes of uncompressed batch.
     pub fn with_capacity(codec: Codec, bytes: usize) -> Self {
-        let mut buffer = BytesMut::with_capacity(bytes.max(HEADER_LEN));
-        buffer.put_bytes(0, HEADER_LEN);
         Self {
             codec,
             compressor: Compressor::new(),
-            buffer,
+            buffer: BytesMut::new(),
+            expected_len: bytes,
             count: 0,
             base_timestamp: 0,
             max_timestamp: 0,
@@ -79,10 +80,12 @@ impl BatchBuilder {
         headers: &[(&str, Option<&[u8]>)],
     ) -> Result<(), BatchError> {
         let bound = max_record_len(key, value, headers);
-        if bound > MAX_LEN - self.buffer.len().min(MAX_LEN) {
+        if bound > MAX_LEN - self.encoded_len() {
             return Err(BatchError::RecordTooLarge { len: bound });
         }
-        if self.count == 0 {
+        if self.is_empty() {
+            self.buffer.reserve(self.expected_len.max(HEADER_LEN + bound));
+            self.buffer.put_bytes(0, HEADER_LEN);
             self.base_timestamp = timestamp_ms;
             self.max_timestamp = timestamp_ms;
         }
@@ -119,7 +122,7 @@ impl BatchBuilder {
 
     /// The length of the batch so far in bytes, header included: exact without a codec, else before compression.
     pub fn encoded_len(&self) -> usize {
-        self.buffer.len()
+        self.buffer.len().max(HEADER_LEN)
     }
 
     /// How many records were appended.
@@ -160,15 +163,13 @@ impl BatchBuilder {
             record_count: self.count,
         };
         self.count = 0;
+        self.expected_len = self.buffer.len();
         if let Some(mut batch) = compressed {
-            self.buffer.truncate(HEADER_LEN);
+            self.buffer.clear();
             header.write(&mut batch);
             return batch.into();
         }
         let mut batch = self.buffer.split();
-        // The next batch is likely to be about as long.
-        self.buffer.reserve(batch.len());
-        self.buffer.put_bytes(0, HEADER_LEN);
         header.write(&mut batch);
         batch.freeze()
     }

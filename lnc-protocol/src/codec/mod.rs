@@ -148,7 +148,11 @@ impl Compressor {
                     Some(zstd) => zstd,
                     empty => empty.insert(zstd::bulk::Compressor::new(ZSTD_LEVEL)?),
                 };
-                out.extend_from_slice(&zstd.compress(content)?);
+                let start = out.len();
+                out.resize(start + zstd::zstd_safe::compress_bound(content.len()), 0);
+                let written = zstd.compress_to_buffer(content, &mut out[start..]);
+                out.truncate(start + *written.as_ref().unwrap_or(&0));
+                written?;
             }
         }
         Ok(())

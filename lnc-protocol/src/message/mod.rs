@@ -8,6 +8,10 @@
 mod reply;
 mod request;
 mod response;
+#[cfg(test)]
+pub(crate) mod sample;
+#[cfg(test)]
+mod tests;
 
 use bytes::{Bytes, BytesMut};
 
