@@ -18,12 +18,14 @@ use std::io;
 mod any;
 mod buffer;
 mod files;
+pub mod memory;
 mod threads;
 #[allow(unsafe_code)]
 mod uring;
 
 pub use any::{AnyDisk, BackendChoice};
 pub use buffer::AlignedBuf;
+pub use memory::MemoryDisk;
 pub use threads::ThreadsDisk;
 pub use uring::UringDisk;
 

@@ -1,0 +1,90 @@
+//! What can go wrong with the journal.
+
+use super::file_path;
+use std::io;
+
+/// A failure of the journal, with the file and position that it concerns.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JournalError {
+    /// Bytes that were once durable are not what was written. Nothing is cut: the entries must come from a peer.
+    #[error("{} is damaged at position {position}: expected {expected}, found {found}", file_path(*file))]
+    Damaged {
+        /// Number of the file.
+        file: u64,
+        /// Where in the file, in bytes.
+        position: u64,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A file in the middle of the journal is gone.
+    #[error("{} is missing: the journal cannot be read past it", file_path(*file))]
+    MissingFile {
+        /// Number of the file.
+        file: u64,
+    },
+    /// The file was written by a version of LANCE with another journal format.
+    #[error("{} holds format version {found} at position {position}, which this version cannot read", file_path(*file))]
+    UnsupportedVersion {
+        /// Number of the file.
+        file: u64,
+        /// Where in the file, in bytes.
+        position: u64,
+        /// The version found.
+        found: u16,
+    },
+    /// The file belongs to another node.
+    #[error("{} belongs to the journal {found:#018x}, this node's is {expected:#018x}", file_path(*file))]
+    Foreign {
+        /// Number of the file.
+        file: u64,
+        /// This journal's identity.
+        expected: u64,
+        /// The identity found.
+        found: u64,
+    },
+    /// An operation that changes the disk failed. What it left is unknown: the node must stop and recover.
+    #[error("cannot {operation} {path}: {source}")]
+    WriteFailed {
+        /// What was attempted.
+        operation: &'static str,
+        /// On which file or directory.
+        path: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A read failed.
+    #[error("cannot read {path}: {source}")]
+    ReadFailed {
+        /// The file.
+        path: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A read was asked for records that are not on stable storage yet.
+    #[error("position {position} of {} is not durable yet", file_path(*file))]
+    NotDurable {
+        /// Number of the file.
+        file: u64,
+        /// Where in the file, in bytes.
+        position: u64,
+    },
+    /// A read was asked for records whose file has been released.
+    #[error("{} has been released", file_path(*file))]
+    Released {
+        /// Number of the file.
+        file: u64,
+    },
+    /// A read was asked for no records at all.
+    #[error("a journal read names no records")]
+    EmptyRead,
+}
+
+impl JournalError {
+    /// Whether the same call may succeed later. Everything else stops the node or needs repair.
+    pub fn is_retriable(&self) -> bool {
+        matches!(self, Self::NotDurable { .. } | Self::ReadFailed { .. })
+    }
+}

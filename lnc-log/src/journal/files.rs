@@ -1,0 +1,263 @@
+//! The journal's files: which are in use, which are prepared for the future, and how released ones become those.
+//!
+//! Files are numbered without gaps. A *live* file holds flushes, a *spare* is zeroed, named, synced and waits for its
+//! turn. Changes of names are complete before a flush goes to the file, so no durable flush lies in a lost file.
+
+use super::{DIR, JournalError, file_path};
+use crate::disk::{Disk, FileId, Op, Outcome, Owner};
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+
+/// Spares kept for reuse; more than this many are removed to give the space back.
+pub(super) const MAX_SPARES: usize = 2;
+
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) id: FileId,
+    /// Length in bytes.
+    pub(super) len: u64,
+    /// Reads in flight, which delay recycling.
+    pub(super) readers: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SpareState {
+    Opening,
+    Filling,
+    Renaming,
+    Naming,
+    Ready,
+    /// No space for it. `opened` tells how far it got.
+    Full {
+        opened: bool,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Spare {
+    number: u64,
+    id: FileId,
+    len: u64,
+    state: SpareState,
+}
+
+#[derive(Debug)]
+enum Task {
+    /// The next step of the spare with this number.
+    Spare(u64),
+    /// Closing a released file, to remove it next.
+    CloseThenRemove(u64),
+    Remove(u64),
+    Close(u64),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    pub(super) live: BTreeMap<u64, Live>,
+    spares: VecDeque<Spare>,
+    tasks: BTreeMap<u64, Task>,
+    next_id: u64,
+    next_token: u64,
+}
+
+impl Files {
+    /// A token number for any operation of the journal.
+    pub(super) fn token(&mut self) -> u64 {
+        self.next_token += 1;
+        self.next_token
+    }
+
+    pub(super) fn new_id(&mut self) -> FileId {
+        self.next_id += 1;
+        Owner::Journal.file(self.next_id)
+    }
+
+    fn submit<D: Disk>(&mut self, disk: &mut D, task: Task, op: Op) {
+        let token = self.token();
+        self.tasks.insert(token, task);
+        disk.submit(Owner::Journal.token(token), op);
+    }
+
+    /// Total length of all files in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.live.values().map(|f| f.len).sum::<u64>() + self.spares.iter().map(|s| s.len).sum::<u64>()
+    }
+
+    /// Add a spare found at recovery.
+    pub(super) fn add_ready_spare(&mut self, number: u64, id: FileId, len: u64) {
+        self.spares.push_back(Spare { number, id, len, state: SpareState::Ready });
+    }
+
+    pub(super) fn has_spare(&self) -> bool {
+        !self.spares.is_empty()
+    }
+
+    /// Whether the next file could not be prepared for want of space.
+    pub(super) fn is_full(&self) -> bool {
+        self.spares.front().is_some_and(|s| matches!(s.state, SpareState::Full { .. }))
+    }
+
+    /// Whether `number` is live, or could be made so with at least `len` bytes.
+    pub(super) fn is_ready(&self, number: u64, len: u64) -> bool {
+        self.live.contains_key(&number)
+            || self
+                .spares
+                .front()
+                .is_some_and(|s| s.number == number && s.state == SpareState::Ready && s.len >= len)
+    }
+
+    /// Make `number` live if it is not. False while the file is not ready.
+    pub(super) fn activate(&mut self, number: u64, len: u64) -> bool {
+        if !self.is_ready(number, len) {
+            return false;
+        }
+        if !self.live.contains_key(&number)
+            && let Some(spare) = self.spares.pop_front()
+        {
+            self.live.insert(number, Live { id: spare.id, len: spare.len, readers: 0 });
+        }
+        true
+    }
+
+    fn next_number(&self) -> u64 {
+        let last_live = self.live.last_key_value().map_or(0, |(n, _)| *n);
+        self.spares.back().map_or(last_live, |s| s.number) + 1
+    }
+
+    /// Start preparing the next file, with at least `len` bytes, unless that is done or under way. `retry` says
+    /// whether to try again what failed for want of space.
+    pub(super) fn prepare<D: Disk>(&mut self, disk: &mut D, len: u64, retry: bool) {
+        if self.spares.is_empty() {
+            let (number, id) = (self.next_number(), self.new_id());
+            self.spares.push_back(Spare { number, id, len, state: SpareState::Opening });
+            self.open_spare(disk, number, id);
+            return;
+        }
+        let spare = &mut self.spares[0];
+        let (number, id) = (spare.number, spare.id);
+        match spare.state {
+            SpareState::Full { opened: false } if retry => {
+                spare.state = SpareState::Opening;
+                spare.len = spare.len.max(len);
+                self.open_spare(disk, number, id);
+            }
+            SpareState::Full { opened: true } if retry => {
+                spare.len = spare.len.max(len);
+                self.fill_spare(disk);
+            }
+            SpareState::Ready if spare.len < len => {
+                spare.len = len;
+                self.fill_spare(disk);
+            }
+            _ => {}
+        }
+    }
+
+    fn open_spare<D: Disk>(&mut self, disk: &mut D, number: u64, id: FileId) {
+        let op = Op::Open { file: id, path: file_path(number), create: true, direct: true };
+        self.submit(disk, Task::Spare(number), op);
+    }
+
+    fn fill_spare<D: Disk>(&mut self, disk: &mut D) {
+        let Some(spare) = self.spares.front_mut() else { return };
+        spare.state = SpareState::Filling;
+        let (number, file, len) = (spare.number, spare.id, spare.len);
+        self.submit(disk, Task::Spare(number), Op::ZeroFill { file, len });
+    }
+
+    /// Take the oldest live file out of use: it becomes a spare if it is of use as one, else it is removed.
+    pub(super) fn retire_first<D: Disk>(&mut self, disk: &mut D, file_bytes: u64) {
+        let Some((from, live)) = self.live.pop_first() else { return };
+        let stuck = self.is_full();
+        if live.len != file_bytes || (self.spares.len() >= MAX_SPARES && !stuck) {
+            self.submit(disk, Task::CloseThenRemove(from), Op::Close { file: live.id });
+            return;
+        }
+        let number = if stuck {
+            // There is no space to make the next file: this one takes its place.
+            let old = self.spares.pop_front().map(|s| (s.number, s.id, s.state));
+            let Some((number, id, state)) = old else { return };
+            if state == (SpareState::Full { opened: true }) {
+                self.submit(disk, Task::Close(number), Op::Close { file: id });
+            }
+            number
+        } else {
+            self.next_number()
+        };
+        let spare = Spare { number, id: live.id, len: live.len, state: SpareState::Renaming };
+        if stuck {
+            self.spares.push_front(spare);
+        } else {
+            self.spares.push_back(spare);
+        }
+        self.submit(disk, Task::Spare(number), Op::Rename { from: file_path(from), to: file_path(number) });
+    }
+
+    /// Whether `token` belongs to a task of this module.
+    pub(super) fn owns(&self, token: u64) -> bool {
+        self.tasks.contains_key(&token)
+    }
+
+    /// Take the next step of the task behind `token`. True when space may have been freed.
+    pub(super) fn on_completion<D: Disk>(
+        &mut self,
+        disk: &mut D,
+        token: u64,
+        result: io::Result<Outcome>,
+    ) -> Result<bool, JournalError> {
+        let failed = |operation, number, source| JournalError::WriteFailed { operation, path: file_path(number), source };
+        match (self.tasks.remove(&token), result) {
+            (Some(Task::Spare(number)), result) => self.advance_spare(disk, number, result).map(|()| false),
+            (Some(Task::CloseThenRemove(number)), Ok(_)) => {
+                self.submit(disk, Task::Remove(number), Op::Remove { path: file_path(number) });
+                Ok(false)
+            }
+            (Some(Task::Remove(_)), Ok(_)) => Ok(true),
+            (Some(Task::Close(_)), Ok(_)) | (None, _) => Ok(false),
+            (Some(Task::Remove(number)), Err(source)) => Err(failed("remove", number, source)),
+            (Some(Task::CloseThenRemove(number) | Task::Close(number)), Err(source)) => {
+                Err(failed("close", number, source))
+            }
+        }
+    }
+
+    fn advance_spare<D: Disk>(
+        &mut self,
+        disk: &mut D,
+        number: u64,
+        result: io::Result<Outcome>,
+    ) -> Result<(), JournalError> {
+        let Some(spare) = self.spares.iter_mut().find(|s| s.number == number) else {
+            return Ok(());
+        };
+        let (file, len) = (spare.id, spare.len);
+        match (spare.state, result) {
+            (SpareState::Opening, Ok(_)) => {
+                spare.state = SpareState::Filling;
+                self.submit(disk, Task::Spare(number), Op::ZeroFill { file, len });
+            }
+            (SpareState::Filling | SpareState::Renaming, Ok(_)) => {
+                spare.state = SpareState::Naming;
+                self.submit(disk, Task::Spare(number), Op::SyncDir { path: DIR.to_owned() });
+            }
+            (SpareState::Naming, Ok(_)) => spare.state = SpareState::Ready,
+            (SpareState::Opening, Err(e)) if e.kind() == io::ErrorKind::StorageFull => {
+                spare.state = SpareState::Full { opened: false };
+            }
+            (SpareState::Filling, Err(e)) if e.kind() == io::ErrorKind::StorageFull => {
+                spare.state = SpareState::Full { opened: true };
+            }
+            (SpareState::Ready | SpareState::Full { .. }, Ok(_)) => {}
+            (state, Err(source)) => {
+                let operation = match state {
+                    SpareState::Opening => "create",
+                    SpareState::Filling => "fill",
+                    SpareState::Renaming => "rename a released file to",
+                    _ => "sync the directory of",
+                };
+                return Err(JournalError::WriteFailed { operation, path: file_path(number), source });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,551 @@
+//! The journal: one write-ahead log shared by all Raft groups of a shard, so that any number of groups costs one
+//! stream of syncs.
+//!
+//! Records are staged in memory and written in *flushes*. A flush starts on a block boundary, so that writing one
+//! never touches the blocks of another, and several may be in flight; they are reported durable in order only. Files
+//! are prepared ahead and recycled (see `files.rs`), the layout of the bytes is in `format.rs`, and what is kept after
+//! a crash is decided in `recovery.rs`:
+//!
+//! - Flushes are numbered without gaps, and carry the highest number known durable when they were built.
+//! - A flush that fails its checks is a torn tail, and cut, unless a later flush attests that it was durable: then it
+//!   is damage, and an error.
+//! - Each open raises the epoch. After a cut, leftovers beyond it have a lower epoch than what is written next, so they
+//!   never come back.
+//!
+//! Truncation is implied: an entry replaces everything that its group has from its index on.
+//!
+//! No clocks, threads or entropy: the same calls and completions give the same bytes.
+
+use crate::disk::{AlignedBuf, BLOCK, Completion, Disk, Op, Outcome, Owner};
+use bytes::Bytes;
+use files::Files;
+use format::Header;
+use read::Reads;
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+
+mod error;
+mod files;
+mod format;
+mod read;
+mod recovery;
+
+pub use error::JournalError;
+pub use read::JournalRead;
+
+/// The directory of the journal, relative to the data directory.
+const DIR: &str = "journal";
+/// Buffers longer than this, in bytes, are not kept for reuse.
+const MAX_KEPT_BUFFER: usize = 4 << 20;
+
+/// Path of the file with this number.
+fn file_path(number: u64) -> String {
+    format!("{DIR}/{number:020}.journal")
+}
+
+/// Number of a Raft group within the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupId(pub u32);
+
+/// How the journal is laid out and written.
+#[derive(Clone, Debug)]
+pub struct JournalConfig {
+    /// Length of a file in bytes, rounded up to whole blocks. Larger files are recycled less often, smaller ones give
+    /// space back sooner.
+    pub file_bytes: u64,
+    /// Flushes in flight at the same time. More hide the latency of the disk, fewer make larger flushes.
+    pub max_in_flight: usize,
+    /// A random number that stays with the data directory, unknown to clients. It marks every flush, so that neither
+    /// another node's file nor a payload made to look like a flush is taken for one.
+    pub identity: u64,
+}
+
+impl JournalConfig {
+    /// The defaults, for the journal of this identity.
+    pub fn new(identity: u64) -> Self {
+        Self { file_bytes: 64 << 20, max_in_flight: 4, identity }
+    }
+}
+
+/// Number of the first file that recovery reads, as named by the newest checkpoint; 0 for the oldest there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JournalStart(pub u64);
+
+/// Where a record lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Location {
+    /// Number of the file.
+    pub file: u64,
+    /// Byte position in the file.
+    pub position: u64,
+    /// Length of the record in bytes.
+    pub len: u32,
+    /// The record's number in the journal; tells it from any other that ever lay here.
+    pub sequence: u64,
+}
+
+/// An entry read from the journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoveredEntry {
+    /// Raft term.
+    pub term: u64,
+    /// Raft index within the group.
+    pub index: u64,
+    /// The owner's entry kind.
+    pub kind: u8,
+    /// The owner's bytes.
+    pub payload: Bytes,
+    /// Where it lies.
+    pub location: Location,
+}
+
+/// What the journal holds of one group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveredGroup {
+    /// The last term and vote.
+    pub hard_state: Option<(u64, Option<u64>)>,
+    /// Index and term after which the log was restarted, if it was (see [`Journal::append_checkpoint`]).
+    pub restarted_after: Option<(u64, u64)>,
+    /// The entries, contiguous, after truncation. They may start at any index.
+    pub entries: Vec<RecoveredEntry>,
+}
+
+/// Where an unfinished flush was cut off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Number of the file.
+    pub file: u64,
+    /// Byte position at which the journal ends now.
+    pub position: u64,
+    /// What was found there.
+    pub found: String,
+}
+
+/// What [`Journal::open`] found. All of it is on stable storage.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// By group.
+    pub groups: BTreeMap<GroupId, RecoveredGroup>,
+    /// The torn tail, if a crash left one that can be told from unused space.
+    pub torn_tail: Option<Cut>,
+}
+
+/// A flush under construction. An empty buffer means that nothing is staged.
+#[derive(Debug)]
+struct Staged {
+    file: u64,
+    /// Where the flush will start.
+    position: u64,
+    /// Length of the file, which the flush must not exceed.
+    capacity: u64,
+    buf: AlignedBuf,
+    records: u32,
+}
+
+/// A complete flush that waits to be written.
+#[derive(Debug)]
+struct Sealed {
+    number: u64,
+    file: u64,
+    position: u64,
+    capacity: u64,
+    buf: AlignedBuf,
+    records: u32,
+}
+
+/// A flush that is being written.
+#[derive(Debug)]
+struct InFlight {
+    token: u64,
+    number: u64,
+    file: u64,
+    end: u64,
+    records: u32,
+    /// The `durable` of its header.
+    attests: u64,
+    done: bool,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct Journal {
+    config: JournalConfig,
+    files: Files,
+    epoch: u64,
+    next_sequence: u64,
+    next_number: u64,
+    /// The current term and vote of each group: every new file starts with them, since older files may go.
+    hard_states: BTreeMap<GroupId, (u64, Option<u64>)>,
+    staged: Staged,
+    sealed: VecDeque<Sealed>,
+    in_flight: VecDeque<InFlight>,
+    /// Invariant: every flush up to this one is on stable storage. Never falls.
+    durable: u64,
+    /// File and position where the last durable flush ends.
+    durable_end: (u64, u64),
+    /// The highest flush that a durable one calls durable.
+    attested: u64,
+    /// The highest durable flush that holds records.
+    last_with_records: u64,
+    /// Files below this may go.
+    release_before: u64,
+    reads: Reads,
+    spare_buffers: Vec<AlignedBuf>,
+    failed: bool,
+}
+
+impl Journal {
+    /// Read the journal from `start` on, cut a torn tail, and get ready to append. Leaves nothing in flight.
+    pub fn open<D: Disk>(
+        disk: &mut D,
+        mut config: JournalConfig,
+        start: JournalStart,
+    ) -> Result<(Self, Recovered), JournalError> {
+        config.file_bytes = config.file_bytes.max(2 * BLOCK as u64).next_multiple_of(BLOCK as u64);
+        config.max_in_flight = config.max_in_flight.max(1);
+        let (scan, recovered) = recovery::recover(disk, &config, start)?;
+        let hard_states =
+            recovered.groups.iter().filter_map(|(group, state)| Some((*group, state.hard_state?))).collect();
+        let journal = Self {
+            files: scan.files,
+            epoch: scan.epoch,
+            next_sequence: scan.next_sequence,
+            next_number: scan.last_number + 1,
+            hard_states,
+            staged: Staged {
+                file: scan.file,
+                position: scan.position,
+                capacity: scan.capacity,
+                buf: AlignedBuf::default(),
+                records: 0,
+            },
+            sealed: VecDeque::new(),
+            in_flight: VecDeque::new(),
+            durable: scan.last_number,
+            durable_end: (scan.file, scan.position),
+            attested: scan.attested,
+            last_with_records: scan.last_with_records,
+            release_before: 0,
+            reads: Reads::default(),
+            spare_buffers: Vec::new(),
+            failed: false,
+            config,
+        };
+        Ok((journal, recovered))
+    }
+
+    /// Stage an entry. It is kept once the flush that takes it is durable, see [`Journal::flush`].
+    pub fn append_entry(&mut self, group: GroupId, term: u64, index: u64, kind: u8, payload: &[u8]) -> Location {
+        self.stage(format::ENTRY_RECORD + payload.len(), |buf, sequence| {
+            format::encode_entry(buf, sequence, group, (term, index, kind), payload);
+        })
+    }
+
+    /// Stage a group's term and vote.
+    pub fn append_hard_state(&mut self, group: GroupId, term: u64, vote: Option<u64>) {
+        self.hard_states.insert(group, (term, vote));
+        self.stage(format::HARD_STATE_RECORD, |buf, sequence| {
+            format::encode_hard_state(buf, sequence, group, term, vote);
+        });
+    }
+
+    /// Stage the news that a group's log restarts after `index`, as when a snapshot replaces it: everything journaled
+    /// for the group before is void, except term and vote.
+    pub fn append_checkpoint(&mut self, group: GroupId, term: u64, index: u64) {
+        self.stage(format::CHECKPOINT_RECORD, |buf, sequence| {
+            format::encode_checkpoint(buf, sequence, group, term, index);
+        });
+    }
+
+    /// Bytes staged and not yet handed to the disk.
+    pub fn staged_bytes(&self) -> usize {
+        self.staged.buf.len() + self.sealed.iter().map(|flush| flush.buf.len()).sum::<usize>()
+    }
+
+    /// Whether [`Journal::flush`] would write now. False while enough flushes are in flight, while the next file is
+    /// not ready, and after a failure.
+    pub fn can_flush(&self) -> bool {
+        let (file, capacity) = match self.sealed.front() {
+            Some(flush) => (flush.file, flush.capacity),
+            None => (self.staged.file, self.staged.capacity),
+        };
+        !self.failed && self.in_flight.len() < self.config.max_in_flight && self.files.is_ready(file, capacity)
+    }
+
+    /// Write what is staged. Returns the number of the flush that completes it: everything appended so far is on
+    /// stable storage once [`Journal::durable`] has reached it. `None` when nothing is staged, or nothing can be
+    /// written now; then what is staged stays, and grows into a larger flush.
+    pub fn flush<D: Disk>(&mut self, disk: &mut D) -> Option<u64> {
+        if self.failed {
+            return None;
+        }
+        self.make_room(disk, true);
+        let number = if self.can_flush() { self.seal() } else { None };
+        self.pump(disk);
+        number
+    }
+
+    /// Take a completion of [`Owner::Journal`]. An error from a write is final: the node must stop.
+    pub fn on_completion<D: Disk>(
+        &mut self,
+        disk: &mut D,
+        completion: Completion,
+    ) -> Result<Option<JournalRead>, JournalError> {
+        debug_assert_eq!(completion.token.owner(), Some(Owner::Journal));
+        let token = completion.token.number();
+        if self.reads.owns(token) {
+            let read = self.reads.on_completion(token, completion.result, &mut self.files);
+            if !self.failed {
+                self.recycle(disk);
+            }
+            return Ok(read);
+        }
+        if self.failed {
+            return Ok(None);
+        }
+        let done = if self.files.owns(token) {
+            self.files.on_completion(disk, token, completion.result)
+        } else {
+            self.written(token, completion.result).map(|()| false)
+        };
+        match done {
+            Ok(space_freed) => {
+                self.make_room(disk, space_freed);
+                self.pump(disk);
+                self.recycle(disk);
+                Ok(None)
+            }
+            Err(error) => {
+                self.failed = true;
+                Err(error)
+            }
+        }
+    }
+
+    /// Every flush up to this number is on stable storage.
+    pub fn durable(&self) -> u64 {
+        self.durable
+    }
+
+    /// Tell the journal that nothing is about to be appended. If the last records are not yet attested as durable by
+    /// a later flush, it writes an empty one that does, so that damage to them cannot pass for a torn tail.
+    pub fn mark_idle<D: Disk>(&mut self, disk: &mut D) {
+        let quiet = self.in_flight.is_empty() && self.sealed.is_empty() && self.staged.buf.is_empty();
+        if self.failed || !quiet || self.last_with_records <= self.attested {
+            return;
+        }
+        self.reserve(0);
+        self.begin_flush();
+        self.make_room(disk, true);
+        if self.can_flush() {
+            self.seal();
+            self.pump(disk);
+        }
+    }
+
+    /// Flushes being written.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// File of the last durable flush. Nothing appended from now on goes to an earlier one.
+    pub fn current_file(&self) -> u64 {
+        self.durable_end.0
+    }
+
+    /// The oldest file not yet released.
+    pub fn first_file(&self) -> u64 {
+        self.files.live.first_key_value().map_or(self.durable_end.0, |(number, _)| *number)
+    }
+
+    /// Space taken, in bytes, prepared files included. It grows until files are released: the owner must push back.
+    pub fn bytes(&self) -> u64 {
+        self.files.bytes()
+    }
+
+    /// Whether the disk had no space for the next file. Flushes go on once there is space again.
+    pub fn is_full(&self) -> bool {
+        self.files.is_full()
+    }
+
+    /// Recycle the files below `before_file`, once no read needs them. The file of the last durable flush stays.
+    pub fn release<D: Disk>(&mut self, disk: &mut D, before_file: u64) {
+        self.release_before = self.release_before.max(before_file);
+        if !self.failed {
+            self.recycle(disk);
+            self.make_room(disk, true);
+        }
+    }
+
+    /// Read entries back. `ticket` comes back with the [`JournalRead`] that [`Journal::on_completion`] returns.
+    pub fn read<D: Disk>(&mut self, disk: &mut D, ticket: u64, locations: &[Location]) -> Result<(), JournalError> {
+        if locations.is_empty() {
+            return Err(JournalError::EmptyRead);
+        }
+        for Location { file, position, len, .. } in locations.iter().copied() {
+            if (file, position.saturating_add(u64::from(len))) > self.durable_end {
+                return Err(JournalError::NotDurable { file, position });
+            }
+            if file < self.release_before.min(self.durable_end.0) || !self.files.live.contains_key(&file) {
+                return Err(JournalError::Released { file });
+            }
+        }
+        self.reads.start(disk, ticket, locations, &mut self.files);
+        Ok(())
+    }
+}
+
+/// Staging and writing.
+impl Journal {
+    /// Start the staged flush if there is none.
+    fn begin_flush(&mut self) {
+        if self.staged.buf.is_empty() {
+            self.staged.buf = self.spare_buffers.pop().unwrap_or_default();
+            self.staged.buf.resize(format::HEADER);
+        }
+    }
+
+    fn stage(&mut self, len: usize, encode: impl FnOnce(&mut AlignedBuf, u64)) -> Location {
+        self.reserve(len);
+        self.begin_flush();
+        self.put(encode)
+    }
+
+    fn put(&mut self, encode: impl FnOnce(&mut AlignedBuf, u64)) -> Location {
+        let (at, sequence) = (self.staged.buf.len(), self.next_sequence);
+        encode(&mut self.staged.buf, sequence);
+        self.next_sequence += 1;
+        self.staged.records += 1;
+        Location {
+            file: self.staged.file,
+            position: self.staged.position + at as u64,
+            len: (self.staged.buf.len() - at) as u32,
+            sequence,
+        }
+    }
+
+    /// Make the staged flush one that has room for `len` more bytes, in the next file if need be.
+    fn reserve(&mut self, len: usize) {
+        let end = |staged: &Staged| {
+            let flush = staged.buf.len().max(format::HEADER) + len;
+            staged.position + flush.next_multiple_of(BLOCK) as u64
+        };
+        if end(&self.staged) <= self.staged.capacity {
+            return;
+        }
+        self.seal();
+        let least = format::HEADER + self.hard_states.len() * format::HARD_STATE_RECORD + len;
+        self.staged.file += 1;
+        self.staged.position = 0;
+        self.staged.capacity = self.config.file_bytes.max(least.next_multiple_of(BLOCK) as u64);
+        self.begin_flush();
+        for (group, (term, vote)) in self.hard_states.clone() {
+            self.put(|buf, sequence| format::encode_hard_state(buf, sequence, group, term, vote));
+        }
+    }
+
+    /// Close the staged flush and queue it for writing.
+    fn seal(&mut self) -> Option<u64> {
+        if self.staged.buf.is_empty() {
+            return None;
+        }
+        let number = self.next_number;
+        self.next_number += 1;
+        let flush = Sealed {
+            number,
+            file: self.staged.file,
+            position: self.staged.position,
+            capacity: self.staged.capacity,
+            buf: std::mem::take(&mut self.staged.buf),
+            records: std::mem::take(&mut self.staged.records),
+        };
+        self.staged.position += flush.buf.len().next_multiple_of(BLOCK) as u64;
+        self.sealed.push_back(flush);
+        Some(number)
+    }
+
+    /// Hand queued flushes to the disk, as far as the window and the files allow.
+    fn pump<D: Disk>(&mut self, disk: &mut D) {
+        while self.in_flight.len() < self.config.max_in_flight
+            && let Some(next) = self.sealed.front()
+            && self.files.activate(next.file, next.capacity)
+            && let Some(flush) = self.sealed.pop_front()
+        {
+            self.write(disk, flush);
+        }
+        self.make_room(disk, false);
+    }
+
+    fn write<D: Disk>(&mut self, disk: &mut D, flush: Sealed) {
+        let Sealed { number, file, position, mut buf, records, .. } = flush;
+        let header = Header {
+            identity: self.config.identity,
+            epoch: self.epoch,
+            number,
+            durable: self.durable,
+            file,
+            body_len: u32::try_from(buf.len() - format::HEADER).expect("a flush is far below 4 GiB"),
+            records,
+        };
+        buf[..format::HEADER].copy_from_slice(&header.encode());
+        buf.pad_to_block();
+        let (token, end) = (self.files.token(), position + buf.len() as u64);
+        let attests = self.durable;
+        self.in_flight.push_back(InFlight { token, number, file, end, records, attests, done: false });
+        let id = self.files.live[&file].id;
+        disk.submit(Owner::Journal.token(token), Op::Write { file: id, position, buf, durable: true });
+    }
+
+    /// A flush was written: advance over every one that is now durable in order.
+    fn written(&mut self, token: u64, result: io::Result<Outcome>) -> Result<(), JournalError> {
+        let Some(flush) = self.in_flight.iter_mut().find(|flush| flush.token == token) else {
+            return Ok(());
+        };
+        match result {
+            Ok(outcome) => {
+                flush.done = true;
+                if let Outcome::Written(mut buf) = outcome
+                    && buf.capacity() <= MAX_KEPT_BUFFER
+                    && self.spare_buffers.len() <= self.config.max_in_flight
+                {
+                    buf.clear();
+                    self.spare_buffers.push(buf);
+                }
+            }
+            Err(source) => {
+                return Err(JournalError::WriteFailed { operation: "write", path: file_path(flush.file), source });
+            }
+        }
+        while let Some(flush) = self.in_flight.front()
+            && flush.done
+        {
+            assert_eq!(flush.number, self.durable + 1, "flushes become durable in order");
+            self.durable = flush.number;
+            self.durable_end = (flush.file, flush.end);
+            self.attested = self.attested.max(flush.attests);
+            if flush.records > 0 {
+                self.last_with_records = flush.number;
+            }
+            self.in_flight.pop_front();
+        }
+        Ok(())
+    }
+
+    /// Prepare the next file when the current one is half full, or when a flush already waits for it.
+    fn make_room<D: Disk>(&mut self, disk: &mut D, retry: bool) {
+        let waiting = self.sealed.front().map(|flush| (flush.file, flush.capacity));
+        let (file, capacity) = waiting.unwrap_or((self.staged.file, self.staged.capacity));
+        if !self.files.live.contains_key(&file) {
+            self.files.prepare(disk, capacity, retry);
+        } else if self.files.is_full() || (!self.files.has_spare() && self.staged.position >= capacity / 2) {
+            self.files.prepare(disk, self.config.file_bytes, retry);
+        }
+    }
+
+    fn recycle<D: Disk>(&mut self, disk: &mut D) {
+        let before = self.release_before.min(self.durable_end.0);
+        while self.files.live.first_key_value().is_some_and(|(number, file)| *number < before && file.readers == 0) {
+            self.files.retire_first(disk, self.config.file_bytes);
+        }
+    }
+}

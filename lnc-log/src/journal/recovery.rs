@@ -1,0 +1,412 @@
+//! Opening the journal: read every flush from the start file on, tell a torn tail from damage, and find the place
+//! where appending goes on.
+
+use super::files::{Files, MAX_SPARES};
+use super::format::{Body, HEADER, Header, HeaderFault, Record};
+use super::{Cut, DIR, JournalConfig, JournalError, JournalStart, Location, Recovered, RecoveredEntry, file_path};
+use crate::disk::{AlignedBuf, BLOCK, Disk, FileId, Op, Outcome};
+use bytes::Bytes;
+use std::io;
+
+/// Bytes read at a time while scanning.
+const WINDOW: u64 = 1 << 20;
+
+/// Where and how appending goes on.
+pub(super) struct Scan {
+    pub(super) files: Files,
+    /// The file and position of the next flush, and the length of that file.
+    pub(super) file: u64,
+    pub(super) position: u64,
+    pub(super) capacity: u64,
+    pub(super) epoch: u64,
+    pub(super) last_number: u64,
+    pub(super) next_sequence: u64,
+    pub(super) attested: u64,
+    pub(super) last_with_records: u64,
+}
+
+/// An open file and the part of it that is in memory.
+struct Source {
+    number: u64,
+    id: FileId,
+    /// Length in bytes, rounded down to whole blocks.
+    len: u64,
+    window: AlignedBuf,
+    window_start: u64,
+}
+
+impl Source {
+    /// The `len` bytes at `position`, which must lie within the file, `position` on a block boundary.
+    fn bytes<D: Disk>(&mut self, disk: &mut D, position: u64, len: u64) -> Result<&[u8], JournalError> {
+        let held = self.window_start..self.window_start + self.window.len() as u64;
+        if position < held.start || position + len > held.end {
+            let want = len.max(WINDOW).next_multiple_of(BLOCK as u64).min(self.len - position);
+            let failed = |source| JournalError::ReadFailed { path: file_path(self.number), source };
+            match disk.run(Op::Read { file: self.id, position, len: want as usize }).map_err(failed)? {
+                Outcome::Read(bytes) if bytes.len() as u64 == want => self.window = bytes,
+                _ => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
+            }
+            self.window_start = position;
+        }
+        let from = (position - self.window_start) as usize;
+        Ok(&self.window[from..from + len as usize])
+    }
+}
+
+/// Whether a flush was found where one could be.
+enum Found {
+    Flush {
+        header: Header,
+        start: u64,
+        body: Bytes,
+        records: Vec<(usize, Record)>,
+    },
+    /// Nothing that belongs here; `torn` if it looks like the remains of a flush.
+    Nothing {
+        found: String,
+        torn: bool,
+    },
+}
+
+/// What precedes the next flush.
+struct Chain {
+    /// Number of the last flush; unknown before the first, unless the journal starts there.
+    number: Option<u64>,
+    epoch: u64,
+    sequence: Option<u64>,
+    attested: u64,
+    last_with_records: u64,
+}
+
+fn failed(operation: &'static str, path: &str) -> impl FnOnce(io::Error) -> JournalError {
+    let path = path.to_owned();
+    move |source| JournalError::WriteFailed { operation, path, source }
+}
+
+pub(super) fn recover<D: Disk>(
+    disk: &mut D,
+    config: &JournalConfig,
+    start: JournalStart,
+) -> Result<(Scan, Recovered), JournalError> {
+    let mut files = Files::default();
+    let mut sources = open_files(disk, &mut files, start)?;
+    if sources.is_empty() {
+        sources.push(open_file(disk, &mut files, 1, true)?);
+    }
+    let first = sources[0].number;
+    let mut chain =
+        Chain { number: (first == 1).then_some(0), epoch: 0, sequence: None, attested: 0, last_with_records: 0 };
+    let mut recovered = Recovered::default();
+    let (at, position, tail) = scan(disk, config, &mut sources, &mut chain, &mut recovered)?;
+    let survey = Survey::take(disk, config, &mut sources[at..], position, &chain)?;
+    let found = match tail {
+        Found::Nothing { found, torn } => {
+            if let Some(error) = survey.verdict(&sources[at..], position, &chain, &found) {
+                return Err(error);
+            }
+            (torn || survey.first_later.is_some()).then_some(found)
+        }
+        Found::Flush { .. } => None,
+    };
+    recovered.torn_tail = found.map(|found| Cut { file: sources[at].number, position, found });
+
+    // What was read may have come from a cache that a killed process left behind: it counts only once it is synced.
+    for source in &sources[..=at] {
+        disk.run(Op::Sync { file: source.id }).map_err(failed("sync", &file_path(source.number)))?;
+    }
+    let spares = sources.split_off(at + 1);
+    let here = &mut sources[at];
+    if position == 0 && here.len < config.file_bytes {
+        let op = Op::ZeroFill { file: here.id, len: config.file_bytes };
+        disk.run(op).map_err(failed("fill", &file_path(here.number)))?;
+        here.len = config.file_bytes;
+    }
+    let (file, capacity) = (here.number, here.len);
+    for source in sources {
+        files.live.insert(source.number, super::files::Live { id: source.id, len: source.len, readers: 0 });
+    }
+    keep_spares(disk, &mut files, spares, config)?;
+    disk.run(Op::SyncDir { path: DIR.to_owned() }).map_err(failed("sync", DIR))?;
+    let scan = Scan {
+        files,
+        file,
+        position,
+        capacity,
+        epoch: chain.epoch.max(survey.max_epoch) + 1,
+        last_number: chain.number.unwrap_or(0),
+        next_sequence: chain.sequence.map_or(1, |s| s + 1),
+        attested: chain.attested,
+        last_with_records: chain.last_with_records,
+    };
+    Ok((scan, recovered))
+}
+
+/// Open the files from `start` on, in order; remove those before it, and stray ones after a gap.
+fn open_files<D: Disk>(disk: &mut D, files: &mut Files, start: JournalStart) -> Result<Vec<Source>, JournalError> {
+    disk.run(Op::CreateDir { path: DIR.to_owned() }).map_err(failed("create", DIR))?;
+    disk.run(Op::SyncDir { path: String::new() }).map_err(failed("sync", "the data directory"))?;
+    let listed = disk.run(Op::List { path: DIR.to_owned() }).map_err(failed("list", DIR))?;
+    let Outcome::Names(names) = listed else {
+        return Err(failed("list", DIR)(io::ErrorKind::InvalidData.into()));
+    };
+    let mut numbers: Vec<u64> = names.iter().filter_map(|name| file_number(name)).collect();
+    numbers.sort_unstable();
+    if start.0 > 0 && !numbers.contains(&start.0) {
+        return Err(JournalError::MissingFile { file: start.0 });
+    }
+    let mut sources = Vec::new();
+    for number in numbers {
+        if number < start.0 {
+            let path = file_path(number);
+            disk.run(Op::Remove { path: path.clone() }).map_err(failed("remove", &path))?;
+        } else {
+            sources.push(open_file(disk, files, number, false)?);
+        }
+    }
+    Ok(sources)
+}
+
+fn file_number(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(".journal")?;
+    (digits.len() == 20).then(|| digits.parse().ok())?.filter(|n| *n > 0)
+}
+
+fn open_file<D: Disk>(disk: &mut D, files: &mut Files, number: u64, create: bool) -> Result<Source, JournalError> {
+    let (id, path) = (files.new_id(), file_path(number));
+    let op = Op::Open { file: id, path: path.clone(), create, direct: true };
+    let len = match disk.run(op).map_err(failed("open", &path))? {
+        Outcome::Opened { len } => len / BLOCK as u64 * BLOCK as u64,
+        _ => 0,
+    };
+    Ok(Source { number, id, len, window: AlignedBuf::default(), window_start: 0 })
+}
+
+/// Follow the flushes. Returns the index of the file and the position where they end, and what is there.
+fn scan<D: Disk>(
+    disk: &mut D,
+    config: &JournalConfig,
+    sources: &mut [Source],
+    chain: &mut Chain,
+    recovered: &mut Recovered,
+) -> Result<(usize, u64, Found), JournalError> {
+    let (mut at, mut position) = (0, 0);
+    loop {
+        let mut found = flush_at(disk, config, &mut sources[at], position, chain)?;
+        if let Found::Nothing { .. } = found
+            && chain.number.is_some()
+            && at + 1 < sources.len()
+            && sources[at + 1].number == sources[at].number + 1
+            && let next @ Found::Flush { .. } = flush_at(disk, config, &mut sources[at + 1], 0, chain)?
+        {
+            // The flush did not fit in the rest of the file.
+            found = next;
+            at += 1;
+        }
+        let Found::Flush { header, start, body, records } = found else {
+            return Ok((at, position, found));
+        };
+        for (offset, record) in records {
+            chain.sequence = Some(record.sequence);
+            let location = Location {
+                file: header.file,
+                position: start + (HEADER + offset) as u64,
+                len: record.len as u32,
+                sequence: record.sequence,
+            };
+            apply(recovered, record, offset, &body, location);
+        }
+        chain.number = Some(header.number);
+        chain.epoch = header.epoch;
+        chain.attested = chain.attested.max(header.durable);
+        if header.records > 0 {
+            chain.last_with_records = header.number;
+        }
+        position = start + header_len(&header);
+    }
+}
+
+/// Length of a flush with its padding, in bytes.
+fn header_len(header: &Header) -> u64 {
+    (HEADER as u64 + u64::from(header.body_len)).next_multiple_of(BLOCK as u64)
+}
+
+fn apply(recovered: &mut Recovered, record: Record, offset: usize, body: &Bytes, location: Location) {
+    let group = recovered.groups.entry(record.group).or_default();
+    match record.body {
+        Body::HardState { term, vote } => group.hard_state = Some((term, vote)),
+        Body::Checkpoint { term, index } => {
+            group.entries.clear();
+            group.restarted_after = Some((index, term));
+        }
+        Body::Entry { kind, term, index, payload } => {
+            let first = group.entries.first().map_or(index, |entry| entry.index);
+            let keep = index.checked_sub(first).map_or(0, |n| n as usize);
+            // An index beyond the end follows a snapshot: what came before it is not the log any more.
+            group.entries.truncate(if keep <= group.entries.len() { keep } else { 0 });
+            let payload = body.slice(offset + payload.start..offset + payload.end);
+            group.entries.push(RecoveredEntry { term, index, kind, payload, location });
+        }
+    }
+}
+
+/// Look for the flush that follows `chain` at `position`.
+fn flush_at<D: Disk>(
+    disk: &mut D,
+    config: &JournalConfig,
+    source: &mut Source,
+    position: u64,
+    chain: &Chain,
+) -> Result<Found, JournalError> {
+    let nothing = |found: String, torn| Ok(Found::Nothing { found, torn });
+    let (file, rest) = (source.number, source.len - position.min(source.len));
+    if rest < BLOCK as u64 {
+        return nothing("the end of the file".to_owned(), false);
+    }
+    let header = match Header::decode(source.bytes(disk, position, HEADER as u64)?, config.identity) {
+        Ok(header) => header,
+        Err(HeaderFault::Absent) => return nothing("no flush".to_owned(), false),
+        Err(HeaderFault::Checksum { stored, computed }) => {
+            return nothing(format!("flush header CRC {computed:#010x}, stored {stored:#010x}"), true);
+        }
+        Err(HeaderFault::Version(found)) => {
+            return Err(JournalError::UnsupportedVersion { file, position, found });
+        }
+        Err(HeaderFault::Foreign { identity: found }) if position == 0 && chain.epoch == 0 => {
+            return Err(JournalError::Foreign { file, expected: config.identity, found });
+        }
+        Err(HeaderFault::Foreign { identity }) => return nothing(format!("a flush of {identity:#018x}"), false),
+    };
+    let Header { number, epoch, .. } = header;
+    if header.file != file || epoch < chain.epoch || chain.number.is_some_and(|last| number != last + 1) {
+        return nothing(format!("flush {number} of epoch {epoch} and file {}", header.file), false);
+    }
+    let len = header_len(&header);
+    if len > rest {
+        return nothing(format!("a flush of {len} bytes, {rest} before the end of the file"), true);
+    }
+    let bytes = source.bytes(disk, position, len)?;
+    match check_body(&header, bytes, chain.sequence) {
+        Ok(records) => {
+            let body = Bytes::copy_from_slice(&bytes[HEADER..HEADER + header.body_len as usize]);
+            Ok(Found::Flush { header, start: position, body, records })
+        }
+        Err(found) => nothing(found, true),
+    }
+}
+
+/// Check every byte of a flush after its header. Returns the records with their offsets in the body.
+fn check_body(header: &Header, flush: &[u8], mut last: Option<u64>) -> Result<Vec<(usize, Record)>, String> {
+    let (body, padding) = flush[HEADER..].split_at(header.body_len as usize);
+    let mut records = Vec::new();
+    let mut at = 0;
+    while at < body.len() {
+        let record = Record::decode(&body[at..]).map_err(|e| format!("{e} at byte {}", HEADER + at))?;
+        if last.is_some_and(|last| record.sequence != last + 1) {
+            return Err(format!("record {} after record {}", record.sequence, last.unwrap_or(0)));
+        }
+        last = Some(record.sequence);
+        at += record.len;
+        records.push((at - record.len, record));
+    }
+    if records.len() as u64 != u64::from(header.records) {
+        return Err(format!("{} records, {} announced", records.len(), header.records));
+    }
+    match padding.iter().position(|byte| *byte != 0) {
+        Some(n) => Err(format!("padding that is not zero at byte {}", HEADER + body.len() + n)),
+        None => Ok(records),
+    }
+}
+
+/// What lies beyond the end of the valid flushes.
+struct Survey {
+    /// The highest epoch ever seen there. The next must be higher, or leftovers could pass for new.
+    max_epoch: u64,
+    /// File, position and number of the first flush that follows the missing one.
+    first_later: Option<(u64, u64, u64)>,
+    /// A flush that calls the missing one durable: file, position, number.
+    attester: Option<(u64, u64, u64)>,
+}
+
+impl Survey {
+    /// Look at every block from `position` of the first source to the end of the last.
+    fn take<D: Disk>(
+        disk: &mut D,
+        config: &JournalConfig,
+        sources: &mut [Source],
+        position: u64,
+        chain: &Chain,
+    ) -> Result<Self, JournalError> {
+        let missing = chain.number.map(|last| last + 1);
+        let mut survey = Self { max_epoch: 0, first_later: None, attester: None };
+        for (n, source) in sources.iter_mut().enumerate() {
+            let mut at = if n == 0 { position } else { 0 };
+            while at + BLOCK as u64 <= source.len {
+                let header = Header::decode(source.bytes(disk, at, HEADER as u64)?, config.identity);
+                if let Ok(header) = header
+                    && header.file == source.number
+                {
+                    survey.max_epoch = survey.max_epoch.max(header.epoch);
+                    let here = (source.number, at, header.number);
+                    if header.epoch >= chain.epoch && missing.is_none_or(|missing| header.number > missing) {
+                        survey.first_later.get_or_insert(here);
+                        if missing.is_none_or(|missing| header.durable >= missing) {
+                            survey.attester.get_or_insert(here);
+                        }
+                    }
+                }
+                at += BLOCK as u64;
+            }
+        }
+        Ok(survey)
+    }
+
+    /// Whether the flushes end at `position` of the first source because of damage.
+    fn verdict(&self, sources: &[Source], position: u64, chain: &Chain, found: &str) -> Option<JournalError> {
+        let file = sources[0].number;
+        let Some(last) = chain.number else {
+            // Only journals that begin with file 1 may begin with an unfinished flush: files before any other start
+            // file are released only after its first flush is durable.
+            let expected = "the first flush of the file".to_owned();
+            return Some(JournalError::Damaged { file, position, expected, found: found.to_owned() });
+        };
+        let (by_file, by_position, by) = self.attester?;
+        // Names are synced before flushes go to a file, so a gap before this one is no work of a crash.
+        let gap = (file..by_file).find(|number| sources.iter().all(|source| source.number != *number));
+        if let Some(file) = gap {
+            return Some(JournalError::MissingFile { file });
+        }
+        // The flush before one that lies further back in the next file must have been the first of that file.
+        let (file, position) = match self.first_later {
+            Some((next, at, number)) if next > file && at > 0 && number == last + 2 => (next, 0),
+            _ => (file, position),
+        };
+        let expected = format!(
+            "flush {}, which flush {by} at position {by_position} of {} calls durable",
+            last + 1,
+            file_path(by_file)
+        );
+        Some(JournalError::Damaged { file, position, expected, found: found.to_owned() })
+    }
+}
+
+/// Keep prepared files for later use, as far as they follow without a gap and have their full length.
+fn keep_spares<D: Disk>(
+    disk: &mut D,
+    files: &mut Files,
+    spares: Vec<Source>,
+    config: &JournalConfig,
+) -> Result<(), JournalError> {
+    let mut next = files.live.last_key_value().map_or(1, |(n, _)| *n) + 1;
+    let mut kept = 0;
+    for spare in spares {
+        if spare.number == next && spare.len >= config.file_bytes && kept < MAX_SPARES {
+            files.add_ready_spare(spare.number, spare.id, spare.len);
+            (next, kept) = (next + 1, kept + 1);
+        } else {
+            let path = file_path(spare.number);
+            disk.run(Op::Close { file: spare.id }).map_err(failed("close", &path))?;
+            disk.run(Op::Remove { path: path.clone() }).map_err(failed("remove", &path))?;
+        }
+    }
+    Ok(())
+}
