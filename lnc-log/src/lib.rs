@@ -2,6 +2,7 @@
 //! touch files. Nothing outside this crate opens a file of the data directory.
 #![deny(unsafe_code)]
 
+pub mod checkpoint;
 pub mod data_dir;
 pub mod disk;
 pub mod journal;

@@ -215,7 +215,8 @@ impl MemoryDisk {
         self.state().effects().len()
     }
 
-    /// Lose power. Returns the disk as the next start finds it; this one fails every further operation.
+    /// Lose power. Returns the disk as the next start finds it; this one fails every further operation, but can be
+    /// crashed again with another choice.
     pub fn crash(&mut self, choice: CrashChoice) -> Self {
         let mut old = self.state();
         let effects = old.effects();
@@ -302,7 +303,8 @@ impl State {
     fn stop(&mut self) {
         self.stop_after = 0;
         self.dead = true;
-        self.in_flight.clear();
+        let in_flight = std::mem::take(&mut self.in_flight);
+        self.lost.extend(in_flight.into_iter().map(|op| op.op));
     }
 
     /// Everything that a power loss could keep or lose, in the order in which it was done.
@@ -326,9 +328,8 @@ impl State {
 
     /// What an operation that never completed may have done.
     fn effect_of(&self, op: &Op, fresh: &mut u64) -> Option<Effect> {
-        let content = |file: &FileId, change| {
-            self.open.get(file).map(|open| Effect::Content { inode: open.inode, change })
-        };
+        let content =
+            |file: &FileId, change| self.open.get(file).map(|open| Effect::Content { inode: open.inode, change });
         match op {
             Op::Open { path, create: true, .. } if !self.names.files.contains_key(path) => {
                 *fresh += 1;
@@ -393,8 +394,7 @@ impl State {
                 for (n, sector) in buf.chunks(SECTOR).enumerate() {
                     if rng.next() & 1 == 0 {
                         self.sequence += 1;
-                        let change =
-                            Change::Write { position: position + (n * SECTOR) as u64, bytes: sector.to_vec() };
+                        let change = Change::Write { position: position + (n * SECTOR) as u64, bytes: sector.to_vec() };
                         self.inodes.entry(inode).or_default().change(self.sequence, change);
                     }
                 }

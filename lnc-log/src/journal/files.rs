@@ -100,10 +100,7 @@ impl Files {
     /// Whether `number` is live, or could be made so with at least `len` bytes.
     pub(super) fn is_ready(&self, number: u64, len: u64) -> bool {
         self.live.contains_key(&number)
-            || self
-                .spares
-                .front()
-                .is_some_and(|s| s.number == number && s.state == SpareState::Ready && s.len >= len)
+            || self.spares.front().is_some_and(|s| s.number == number && s.state == SpareState::Ready && s.len >= len)
     }
 
     /// Make `number` live if it is not. False while the file is not ready.
@@ -205,7 +202,8 @@ impl Files {
         token: u64,
         result: io::Result<Outcome>,
     ) -> Result<bool, JournalError> {
-        let failed = |operation, number, source| JournalError::WriteFailed { operation, path: file_path(number), source };
+        let failed =
+            |operation, number, source| JournalError::WriteFailed { operation, path: file_path(number), source };
         match (self.tasks.remove(&token), result) {
             (Some(Task::Spare(number)), result) => self.advance_spare(disk, number, result).map(|()| false),
             (Some(Task::CloseThenRemove(number)), Ok(_)) => {

@@ -169,12 +169,9 @@ impl Record {
         }
         let (kind, body) = (bytes[20], &bytes[RECORD_HEAD..len]);
         let body = match (kind, body.len()) {
-            (ENTRY, 17..) => Body::Entry {
-                kind: body[0],
-                term: u64_at(body, 1),
-                index: u64_at(body, 9),
-                payload: ENTRY_RECORD..len,
-            },
+            (ENTRY, 17..) => {
+                Body::Entry { kind: body[0], term: u64_at(body, 1), index: u64_at(body, 9), payload: ENTRY_RECORD..len }
+            }
             (HARD_STATE, 17) => Body::HardState {
                 term: u64_at(body, 0),
                 vote: match body[8] {
@@ -226,8 +223,7 @@ pub(super) fn encode_entry(
 }
 
 pub(super) fn encode_hard_state(buf: &mut AlignedBuf, sequence: u64, group: GroupId, term: u64, vote: Option<u64>) {
-    let parts: [&[u8]; 3] =
-        [&term.to_le_bytes(), &[u8::from(vote.is_some())], &vote.unwrap_or_default().to_le_bytes()];
+    let parts: [&[u8]; 3] = [&term.to_le_bytes(), &[u8::from(vote.is_some())], &vote.unwrap_or_default().to_le_bytes()];
     encode(buf, sequence, group, HARD_STATE, &parts);
 }
 

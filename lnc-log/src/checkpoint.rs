@@ -1,0 +1,417 @@
+//! Checkpoints: a file with the state of every group at an applied index, from which recovery starts.
+//!
+//! A checkpoint is written beside its final name, synced, renamed, and counts once its directory is synced; then all
+//! but its predecessor are removed. A crash at any point leaves the old one or the new one, both whole. A newest file
+//! that fails its checks is an error, never a reason to fall back: the journal below it may be gone already.
+//!
+//! ```text
+//! file     header (64) | groups …
+//! header   magic 4 | version 2 | 0 2 | number 8 | journal file 8 | body length 8 | group count 4 | CRC-32 of the body 4 |
+//!          0 20 | CRC-32 of the 60 bytes before 4
+//! group    group 4 | term 8 | voted 1 | vote 8 | applied index 8 | applied term 8 | state length 8 | state
+//! ```
+
+use crate::disk::{AlignedBuf, Completion, Disk, FileId, Op, Outcome, Owner};
+use crate::journal::GroupId;
+use bytes::{Buf, Bytes};
+use std::io;
+
+const DIR: &str = "checkpoint";
+const MAGIC: [u8; 4] = *b"LNCC";
+const VERSION: u16 = 1;
+const HEADER: usize = 64;
+/// Length in bytes of a group without its state.
+const GROUP_HEAD: usize = 45;
+/// Bytes read at a time while loading.
+const READ_BYTES: usize = 1 << 20;
+
+fn file_path(number: u64) -> String {
+    format!("{DIR}/{number:020}.checkpoint")
+}
+
+fn tmp_path(number: u64) -> String {
+    format!("{DIR}/{number:020}.tmp")
+}
+
+fn file_number(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(".checkpoint")?;
+    (digits.len() == 20).then(|| digits.parse().ok())?
+}
+
+/// The state of one group at `applied_index`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupCheckpoint {
+    /// The group.
+    pub group: GroupId,
+    /// Its Raft term when the checkpoint was taken.
+    pub term: u64,
+    /// Its vote in that term.
+    pub vote: Option<u64>,
+    /// The last entry whose effects `state` holds.
+    pub applied_index: u64,
+    /// The term of that entry.
+    pub applied_term: u64,
+    /// The state machine, in its own encoding.
+    pub state: Bytes,
+}
+
+/// The state of a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Rises by at least one with each checkpoint.
+    pub number: u64,
+    /// The journal file at which recovery starts.
+    pub journal_file: u64,
+    /// By group.
+    pub groups: Vec<GroupCheckpoint>,
+}
+
+/// A failure to write or load a checkpoint.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// There was no space. The previous checkpoint still stands; try again later.
+    #[error("no space to write {path}: {source}")]
+    NoSpace {
+        /// The file.
+        path: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The disk failed. What it left is unknown: the node must stop.
+    #[error("cannot {operation} {path}: {source}")]
+    Failed {
+        /// What was attempted.
+        operation: &'static str,
+        /// On which file or directory.
+        path: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The newest checkpoint is not what was written. The node's state must come from its peers.
+    #[error("{path} is damaged at position {position}: expected {expected}, found {found}")]
+    Damaged {
+        /// The file.
+        path: String,
+        /// Where in the file, in bytes.
+        position: u64,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// The newest checkpoint was written by another version of LANCE.
+    #[error("{path} has format version {found}, which this version cannot read")]
+    UnsupportedVersion {
+        /// The file.
+        path: String,
+        /// The version found.
+        found: u16,
+    },
+}
+
+impl CheckpointError {
+    /// Whether a later checkpoint may succeed.
+    pub fn is_retriable(&self) -> bool {
+        matches!(self, Self::NoSpace { .. })
+    }
+}
+
+/// What the writer waits for.
+#[derive(Debug)]
+enum Step {
+    Open,
+    Truncate,
+    Write,
+    Sync,
+    Close,
+    Rename,
+    SyncDir,
+    List,
+    /// Removing this many old files.
+    Remove(usize),
+    /// Closing a file that did not fit, to remove it next and report the error then.
+    AbandonClose(CheckpointError),
+    AbandonRemove(CheckpointError),
+}
+
+#[derive(Debug)]
+struct Writing {
+    number: u64,
+    file: FileId,
+    /// Taken by the write.
+    buf: AlignedBuf,
+    step: Step,
+}
+
+/// Writes one checkpoint at a time: an asynchronous state machine over the disk.
+#[derive(Debug, Default)]
+pub struct CheckpointWriter {
+    writing: Option<Writing>,
+    /// Counts operations, for tokens and file numbers.
+    next: u64,
+}
+
+impl CheckpointWriter {
+    /// An idle writer.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether a checkpoint is being written, or old ones are being removed.
+    pub fn busy(&self) -> bool {
+        self.writing.is_some()
+    }
+
+    /// Start writing. Must not be called while [`CheckpointWriter::busy`].
+    pub fn start<D: Disk>(&mut self, disk: &mut D, checkpoint: Checkpoint) {
+        assert!(!self.busy(), "one checkpoint at a time");
+        self.next += 1;
+        let (number, file) = (checkpoint.number, Owner::Checkpoint.file(self.next));
+        self.writing = Some(Writing { number, file, buf: encode(&checkpoint), step: Step::Open });
+        self.submit(disk, Op::Open { file, path: tmp_path(number), create: true, direct: false });
+    }
+
+    fn submit<D: Disk>(&mut self, disk: &mut D, op: Op) {
+        self.next += 1;
+        disk.submit(Owner::Checkpoint.token(self.next), op);
+    }
+
+    /// Take a completion of [`Owner::Checkpoint`]. Returns the number of the checkpoint that is now safe on disk.
+    pub fn on_completion<D: Disk>(
+        &mut self,
+        disk: &mut D,
+        completion: Completion,
+    ) -> Result<Option<u64>, CheckpointError> {
+        debug_assert_eq!(completion.token.owner(), Some(Owner::Checkpoint));
+        let Some(mut writing) = self.writing.take() else {
+            return Ok(None);
+        };
+        match completion.result {
+            Ok(outcome) => self.advance(disk, writing, outcome),
+            Err(source) => {
+                let path = tmp_path(writing.number);
+                let fits = source.kind() != io::ErrorKind::StorageFull;
+                // Give the space back before the caller retries.
+                let (step, op) = match writing.step {
+                    Step::Open if !fits => (
+                        Step::AbandonRemove(CheckpointError::NoSpace { path: path.clone(), source }),
+                        Op::Remove { path },
+                    ),
+                    Step::Truncate | Step::Write | Step::Sync if !fits => {
+                        let file = writing.file;
+                        (Step::AbandonClose(CheckpointError::NoSpace { path, source }), Op::Close { file })
+                    }
+                    step => return Err(fatal(&step, path, source)),
+                };
+                writing.step = step;
+                self.writing = Some(writing);
+                self.submit(disk, op);
+                Ok(None)
+            }
+        }
+    }
+
+    fn advance<D: Disk>(
+        &mut self,
+        disk: &mut D,
+        mut writing: Writing,
+        outcome: Outcome,
+    ) -> Result<Option<u64>, CheckpointError> {
+        let (number, file) = (writing.number, writing.file);
+        let mut done = None;
+        let (step, op) = match (writing.step, outcome) {
+            // A leftover of an attempt that failed.
+            (Step::Open, Outcome::Opened { len }) if len > 0 => (Step::Truncate, Op::SetLen { file, len: 0 }),
+            (Step::Open | Step::Truncate, _) => {
+                let buf = std::mem::take(&mut writing.buf);
+                (Step::Write, Op::Write { file, position: 0, buf, durable: false })
+            }
+            (Step::Write, _) => (Step::Sync, Op::Sync { file }),
+            (Step::Sync, _) => (Step::Close, Op::Close { file }),
+            (Step::Close, _) => (Step::Rename, Op::Rename { from: tmp_path(number), to: file_path(number) }),
+            (Step::Rename, _) => (Step::SyncDir, Op::SyncDir { path: DIR.to_owned() }),
+            (Step::SyncDir, _) => {
+                done = Some(number);
+                (Step::List, Op::List { path: DIR.to_owned() })
+            }
+            (Step::List, Outcome::Names(names)) => {
+                let mut older: Vec<u64> = names.iter().filter_map(|name| file_number(name)).collect();
+                older.retain(|n| *n < number);
+                older.sort_unstable();
+                older.pop();
+                if !older.is_empty() {
+                    self.writing = Some(Writing { step: Step::Remove(older.len()), ..writing });
+                }
+                for old in older {
+                    self.submit(disk, Op::Remove { path: file_path(old) });
+                }
+                return Ok(None);
+            }
+            (Step::Remove(left), _) if left > 1 => {
+                self.writing = Some(Writing { step: Step::Remove(left - 1), ..writing });
+                return Ok(None);
+            }
+            (Step::AbandonClose(error), _) => (Step::AbandonRemove(error), Op::Remove { path: tmp_path(number) }),
+            (Step::AbandonRemove(error), _) => return Err(error),
+            (Step::List | Step::Remove(_), _) => return Ok(None),
+        };
+        self.writing = Some(Writing { step, ..writing });
+        self.submit(disk, op);
+        Ok(done)
+    }
+}
+
+fn fatal(step: &Step, path: String, source: io::Error) -> CheckpointError {
+    let operation = match step {
+        Step::Open => "create",
+        Step::Truncate => "cut",
+        Step::Write => "write",
+        Step::Sync => "sync",
+        Step::Close | Step::AbandonClose(_) => "close",
+        Step::Rename => "rename",
+        Step::SyncDir => "sync the directory of",
+        Step::List => "list the directory of",
+        Step::Remove(_) | Step::AbandonRemove(_) => "remove a predecessor of",
+    };
+    CheckpointError::Failed { operation, path, source }
+}
+
+fn encode(checkpoint: &Checkpoint) -> AlignedBuf {
+    let len: usize = checkpoint.groups.iter().map(|group| GROUP_HEAD + group.state.len()).sum();
+    let mut buf = AlignedBuf::with_capacity(HEADER + len);
+    buf.resize(HEADER);
+    for group in &checkpoint.groups {
+        buf.extend_from_slice(&group.group.0.to_le_bytes());
+        buf.extend_from_slice(&group.term.to_le_bytes());
+        buf.extend_from_slice(&[u8::from(group.vote.is_some())]);
+        let state_len = group.state.len() as u64;
+        for field in [group.vote.unwrap_or_default(), group.applied_index, group.applied_term, state_len] {
+            buf.extend_from_slice(&field.to_le_bytes());
+        }
+        buf.extend_from_slice(&group.state);
+    }
+    let body_crc = crc32fast::hash(&buf[HEADER..]);
+    let count = u32::try_from(checkpoint.groups.len()).expect("group numbers are 32 bits");
+    buf[0..4].copy_from_slice(&MAGIC);
+    buf[4..6].copy_from_slice(&VERSION.to_le_bytes());
+    buf[8..16].copy_from_slice(&checkpoint.number.to_le_bytes());
+    buf[16..24].copy_from_slice(&checkpoint.journal_file.to_le_bytes());
+    buf[24..32].copy_from_slice(&(len as u64).to_le_bytes());
+    buf[32..36].copy_from_slice(&count.to_le_bytes());
+    buf[36..40].copy_from_slice(&body_crc.to_le_bytes());
+    let crc = crc32fast::hash(&buf[..60]);
+    buf[60..64].copy_from_slice(&crc.to_le_bytes());
+    buf
+}
+
+/// Decode a file whose name says that it is checkpoint `number`.
+fn decode(number: u64, file: Bytes) -> Result<Checkpoint, CheckpointError> {
+    let path = file_path(number);
+    let damaged = |position: usize, expected: String, found: String| CheckpointError::Damaged {
+        path: file_path(number),
+        position: position as u64,
+        expected,
+        found,
+    };
+    if file.len() < HEADER {
+        return Err(damaged(file.len(), format!("a header of {HEADER} bytes"), "the end of the file".to_owned()));
+    }
+    let mut body = file.slice(HEADER..);
+    let header_crc = crc32fast::hash(&file[..60]);
+    let mut header = &file[..HEADER];
+    let mut magic = [0; 4];
+    header.copy_to_slice(&mut magic);
+    let (version, _) = (header.get_u16_le(), header.get_u16_le());
+    let (stored_number, journal_file, body_len) = (header.get_u64_le(), header.get_u64_le(), header.get_u64_le());
+    let (count, body_crc) = (header.get_u32_le(), header.get_u32_le());
+    header.advance(20);
+    let stored_crc = header.get_u32_le();
+    if magic != MAGIC {
+        return Err(damaged(0, format!("{MAGIC:02x?}"), format!("{magic:02x?}")));
+    }
+    if stored_crc != header_crc {
+        return Err(damaged(0, format!("header CRC {stored_crc:#010x}"), format!("{header_crc:#010x}")));
+    }
+    if version != VERSION {
+        return Err(CheckpointError::UnsupportedVersion { path, found: version });
+    }
+    if stored_number != number {
+        return Err(damaged(8, format!("number {number}"), stored_number.to_string()));
+    }
+    if body_len != body.len() as u64 {
+        return Err(damaged(file.len(), format!("{body_len} bytes after the header"), body.len().to_string()));
+    }
+    let computed = crc32fast::hash(&body);
+    if computed != body_crc {
+        return Err(damaged(HEADER, format!("body CRC {body_crc:#010x}"), format!("{computed:#010x}")));
+    }
+    let mut groups = Vec::new();
+    for _ in 0..count {
+        let position = file.len() - body.len();
+        let group = decode_group(&mut body)
+            .ok_or_else(|| damaged(position, format!("{count} groups"), format!("{} whole ones", groups.len())))?;
+        groups.push(group);
+    }
+    if !body.is_empty() {
+        return Err(damaged(
+            file.len() - body.len(),
+            "the end of the file".to_owned(),
+            format!("{} bytes", body.len()),
+        ));
+    }
+    Ok(Checkpoint { number, journal_file, groups })
+}
+
+fn decode_group(body: &mut Bytes) -> Option<GroupCheckpoint> {
+    if body.len() < GROUP_HEAD {
+        return None;
+    }
+    let group = GroupId(body.get_u32_le());
+    let term = body.get_u64_le();
+    let voted = body.get_u8();
+    let vote = body.get_u64_le();
+    let (applied_index, applied_term) = (body.get_u64_le(), body.get_u64_le());
+    let len = usize::try_from(body.get_u64_le()).ok().filter(|len| *len <= body.len())?;
+    let vote = (voted != 0).then_some(vote);
+    Some(GroupCheckpoint { group, term, vote, applied_index, applied_term, state: body.split_to(len) })
+}
+
+/// Load the newest checkpoint, and remove what unfinished ones left. Leaves it on stable storage, and nothing in
+/// flight. `None` when there never was one.
+pub fn load_latest<D: Disk>(disk: &mut D) -> Result<Option<Checkpoint>, CheckpointError> {
+    let failed = |operation, path: &str| {
+        let path = path.to_owned();
+        move |source| CheckpointError::Failed { operation, path, source }
+    };
+    disk.run(Op::CreateDir { path: DIR.to_owned() }).map_err(failed("create", DIR))?;
+    disk.run(Op::SyncDir { path: String::new() }).map_err(failed("sync", "the data directory"))?;
+    let names = match disk.run(Op::List { path: DIR.to_owned() }).map_err(failed("list", DIR))? {
+        Outcome::Names(names) => names,
+        _ => Vec::new(),
+    };
+    for name in names.iter().filter(|name| name.ends_with(".tmp")) {
+        let path = format!("{DIR}/{name}");
+        disk.run(Op::Remove { path: path.clone() }).map_err(failed("remove", &path))?;
+    }
+    // The name may be one that a killed process had not synced yet; from here on others rely on it.
+    disk.run(Op::SyncDir { path: DIR.to_owned() }).map_err(failed("sync", DIR))?;
+    let Some(number) = names.iter().filter_map(|name| file_number(name)).max() else {
+        return Ok(None);
+    };
+    let path = file_path(number);
+    let (file, op_path) = (Owner::Checkpoint.file(0), path.clone());
+    let op = Op::Open { file, path: op_path, create: false, direct: false };
+    disk.run(op).map_err(failed("open", &path))?;
+    let mut content = Vec::new();
+    loop {
+        let op = Op::Read { file, position: content.len() as u64, len: READ_BYTES };
+        let Outcome::Read(bytes) = disk.run(op).map_err(failed("read", &path))? else { break };
+        content.extend_from_slice(&bytes);
+        if bytes.len() < READ_BYTES {
+            break;
+        }
+    }
+    disk.run(Op::Close { file }).map_err(failed("close", &path))?;
+    decode(number, content.into()).map(Some)
+}
