@@ -228,19 +228,16 @@ pub fn decide(own: &Identity, configured: &BTreeSet<NodeId>, heard: &BTreeMap<No
     if !missing.is_empty() {
         return Decision::Wait { missing };
     }
-    let mut members: BTreeMap<NodeId, u64> = configured
-        .iter()
-        .filter_map(|node| heard.get(node).map(|identity| (*node, identity.incarnation)))
-        .collect();
+    let mut members: BTreeMap<NodeId, u64> =
+        configured.iter().filter_map(|node| heard.get(node).map(|identity| (*node, identity.incarnation))).collect();
     members.insert(own.node, own.incarnation);
     Decision::Join(Cluster { id: cluster_id(&members), members })
 }
 
 /// The id that follows from the members.
 fn cluster_id(members: &BTreeMap<NodeId, u64>) -> u128 {
-    let half = |salt: u64| {
-        members.iter().fold(salt, |hash, (node, incarnation)| mix(mix(hash ^ node.0) ^ *incarnation))
-    };
+    let half =
+        |salt: u64| members.iter().fold(salt, |hash, (node, incarnation)| mix(mix(hash ^ node.0) ^ *incarnation));
     u128::from(half(0x6c61_6e63_6501)) << 64 | u128::from(half(0x6c61_6e63_6502))
 }
 

@@ -150,7 +150,8 @@ impl Shard {
         journal_start: JournalStart,
         starts: &BTreeMap<GroupId, GroupStart>,
     ) -> Result<Self, ShardError> {
-        let (journal, Recovered { mut groups, torn_tail }) = Journal::open(disk, config.journal.clone(), journal_start)?;
+        let (journal, Recovered { mut groups, torn_tail }) =
+            Journal::open(disk, config.journal.clone(), journal_start)?;
         if let Some(cut) = torn_tail {
             tracing::warn!(?cut, "the journal ended in a flush that a crash cut short; it was never acknowledged");
         }
@@ -204,25 +205,17 @@ impl Shard {
             let kind = EntryKind::try_from(entry.kind).unwrap_or(EntryKind::Normal);
             kept.push(Entry { term: entry.term, index: entry.index, kind, payload: entry.payload });
         }
+        let seed = self.config.seed ^ (u64::from(id.0) << 32) ^ self.config.node.0.rotate_left(17);
         let config = Config {
-            id: self.config.node,
-            voters: self.config.voters.clone(),
             election_ticks: self.config.election_ticks,
             heartbeat_ticks: self.config.heartbeat_ticks,
             max_append_bytes: self.config.max_append_bytes,
             max_in_flight_bytes: self.config.max_in_flight_bytes,
-            seed: self.config.seed ^ (u64::from(id.0) << 32) ^ self.config.node.0.rotate_left(17),
-            ..Config::default()
+            ..Config::new(self.config.node, self.config.voters.clone(), seed)
         };
-        let restored = Restored {
-            hard_state,
-            snapshot_index,
-            snapshot_term,
-            applied_index: start.applied_index,
-            entries: kept,
-        };
-        let mut raft =
-            Raft::new(config, restored).map_err(|error| ShardError::Config { group: id.0, error })?;
+        let restored =
+            Restored { hard_state, snapshot_index, snapshot_term, applied_index: start.applied_index, entries: kept };
+        let mut raft = Raft::new(config, restored).map_err(|error| ShardError::Config { group: id.0, error })?;
         raft.release_memory(start.applied_index);
         Ok(Group { raft, locations, appended: None })
     }
@@ -244,7 +237,11 @@ impl Shard {
     /// dropping is what a network may do at any time.
     pub fn step(&mut self, group: GroupId, message: Message) {
         let Some(target) = self.groups.get_mut(&group) else {
-            tracing::warn!(group = group.0, from = message.from.0, "peer message for a group that this shard does not have");
+            tracing::warn!(
+                group = group.0,
+                from = message.from.0,
+                "peer message for a group that this shard does not have"
+            );
             return;
         };
         let from = message.from.0;
@@ -385,8 +382,16 @@ impl Shard {
             Some(prev_term) if !places.is_empty() => {
                 let ticket = self.next_ticket;
                 self.next_ticket += 1;
-                self.catch_ups.insert(ticket, CatchUp { group: id, to: wanted.to, prev_index, prev_term });
-                self.journal.read(disk, ticket, &places);
+                match self.journal.read(disk, ticket, &places) {
+                    Ok(()) => {
+                        let catch_up = CatchUp { group: id, to: wanted.to, prev_index, prev_term };
+                        self.catch_ups.insert(ticket, catch_up);
+                    }
+                    Err(error) => {
+                        tracing::error!(group = id.0, peer = %wanted.to, %error, "cannot read old entries");
+                        group.raft.entries_unavailable(wanted.to);
+                    }
+                }
             }
             _ => {
                 tracing::warn!(
@@ -400,11 +405,7 @@ impl Shard {
         }
     }
 
-    fn entries_loaded(
-        &mut self,
-        ticket: u64,
-        result: Result<Vec<lnc_log::journal::RecoveredEntry>, JournalError>,
-    ) {
+    fn entries_loaded(&mut self, ticket: u64, result: Result<Vec<lnc_log::journal::RecoveredEntry>, JournalError>) {
         let Some(CatchUp { group: id, to, prev_index, prev_term }) = self.catch_ups.remove(&ticket) else { return };
         let Some(group) = self.groups.get_mut(&id) else { return };
         let entries = match result {

@@ -6,7 +6,7 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use lnc_log::journal::GroupId;
-use lnc_raft::{AppendResult, Body, Entry, EntryKind, Message, NodeId};
+use lnc_raft::{AppendReply, Body, Entry, EntryKind, Message, NodeId};
 use thiserror::Error;
 
 /// Bytes before the body of a frame.
@@ -122,11 +122,11 @@ pub fn put_message(out: &mut BytesMut, group: GroupId, message: &Message) {
                 out.put_slice(&entry.payload);
             }
         }
-        Body::AppendReply(AppendResult::Accepted { match_index }) => {
+        Body::AppendReply(AppendReply::Accepted { match_index }) => {
             out.put_u8(6);
             out.put_u64_le(*match_index);
         }
-        Body::AppendReply(AppendResult::Rejected { prev_index, hint_index, hint_term, last_index }) => {
+        Body::AppendReply(AppendReply::Rejected { prev_index, hint_index, hint_term, last_index }) => {
             out.put_u8(7);
             out.put_u64_le(*prev_index);
             out.put_u64_le(*hint_index);
@@ -194,8 +194,8 @@ pub fn take_message(body: &mut Bytes, to: NodeId) -> Result<(GroupId, Message), 
         },
         4 => Body::VoteReply { granted: bool_of(body, "granted")? },
         5 => take_append(body)?,
-        6 => Body::AppendReply(AppendResult::Accepted { match_index: u64_of(body, "match index")? }),
-        7 => Body::AppendReply(AppendResult::Rejected {
+        6 => Body::AppendReply(AppendReply::Accepted { match_index: u64_of(body, "match index")? }),
+        7 => Body::AppendReply(AppendReply::Rejected {
             prev_index: u64_of(body, "previous index")?,
             hint_index: u64_of(body, "hint index")?,
             hint_term: u64_of(body, "hint term")?,
@@ -234,7 +234,8 @@ fn take_append(body: &mut Bytes) -> Result<Body, WireError> {
         if len > body.len() {
             return Err(WireError::Truncated("entry payload"));
         }
-        let index = prev_index.checked_add(i as u64 + 1).ok_or(WireError::Unknown { field: "index", value: u64::MAX })?;
+        let index =
+            prev_index.checked_add(i as u64 + 1).ok_or(WireError::Unknown { field: "index", value: u64::MAX })?;
         entries.push(Entry { term, index, kind, payload: body.split_to(len) });
     }
     Ok(Body::Append { prev_index, prev_term, commit, entries })
@@ -257,8 +258,8 @@ mod tests {
             Body::Vote { last_index: 1, last_term: 2, transfer: true },
             Body::VoteReply { granted: false },
             Body::Append { prev_index: 7, prev_term: 2, commit: 6, entries: vec![entry(8, b"a"), entry(9, b"")] },
-            Body::AppendReply(AppendResult::Accepted { match_index: 9 }),
-            Body::AppendReply(AppendResult::Rejected { prev_index: 7, hint_index: 4, hint_term: 2, last_index: 5 }),
+            Body::AppendReply(AppendReply::Accepted { match_index: 9 }),
+            Body::AppendReply(AppendReply::Rejected { prev_index: 7, hint_index: 4, hint_term: 2, last_index: 5 }),
             Body::Heartbeat { commit: 5, round: 1 },
             Body::HeartbeatReply { round: 1 },
             Body::TimeoutNow,

@@ -1,0 +1,344 @@
+//! Topics, the cluster as clients see it, and the chores that keep data groups in step with the catalog.
+
+use super::catalog::{META, Topic};
+use super::command::Command;
+use super::proposals::{Kind, Origin};
+use super::{Broker, Caller};
+use bytes::Bytes;
+use lnc_log::disk::Disk;
+use lnc_log::journal::GroupId;
+use lnc_log::segment::PartitionKey;
+use lnc_protocol::message::{
+    ClusterInfoResponse, CreateTopicRequest, DeleteTopicRequest, GroupStatus, HelloRequest, HelloResponse,
+    MetadataRequest, MetadataResponse, NodeInfo, NodeStatus, Opcode, PartitionDescription, PartitionMetadata,
+    PeerProgress, Response, TopicDescription, TopicMetadata, TopicOptions, TopicSummary,
+};
+use lnc_protocol::{ErrorCode, PROTOCOL_VERSION, names};
+
+/// Longest time that an administrative request may ask to wait, in milliseconds.
+const MAX_TIMEOUT_MS: u32 = 300_000;
+
+/// Smallest segment that a topic may ask for, in bytes.
+const MIN_SEGMENT_BYTES: u64 = 1 << 20;
+
+/// A topic whose partitions are being made.
+pub(super) struct Creation {
+    origin: Origin,
+    topic: Topic,
+    deadline_us: u64,
+}
+
+impl<D: Disk> Broker<D> {
+    pub(super) fn hello(&mut self, caller: Caller, hello: HelloRequest) {
+        if hello.min_version > PROTOCOL_VERSION || hello.max_version < PROTOCOL_VERSION {
+            let message = format!(
+                "this broker speaks version {PROTOCOL_VERSION}, the client versions {} to {}",
+                hello.min_version, hello.max_version
+            );
+            return self.refuse(caller, Opcode::Hello, ErrorCode::UnsupportedVersion, message);
+        }
+        let response = HelloResponse {
+            version: PROTOCOL_VERSION,
+            features: 0,
+            cluster_id: self.config.cluster_id,
+            node_id: self.config.node.0,
+            server_name: concat!("lance/", env!("CARGO_PKG_VERSION")).to_owned(),
+            max_frame_bytes: self.config.max_frame_bytes as u32,
+            max_batch_bytes: self.config.max_batch_bytes as u32,
+        };
+        self.reply(caller, Opcode::Hello, Response::Hello(response));
+    }
+
+    pub(super) fn create_topic(&mut self, caller: Caller, request: CreateTopicRequest, body: Bytes) {
+        let opcode = Opcode::CreateTopic;
+        if let Err(error) = names::validate(&request.name) {
+            return self.refuse(caller, opcode, ErrorCode::InvalidTopicName, error.to_string());
+        }
+        if let Err(message) = self.check_settings(request.partitions, &request.options) {
+            return self.refuse(caller, opcode, ErrorCode::InvalidTopicSettings, message);
+        }
+        if !self.shard.is_leader(META) {
+            return self.elsewhere(caller, opcode, META, body);
+        }
+        let topics = self.catalog.topics().len();
+        if topics >= self.config.max_topics && self.catalog.topic(&request.name).is_none() {
+            let message = format!("the cluster has {topics} topics, the limit is {}", self.config.max_topics);
+            return self.refuse(caller, opcode, ErrorCode::TooManyTopics, message);
+        }
+        let deadline_us = self.now_us() + u64::from(request.timeout_ms.clamp(1, MAX_TIMEOUT_MS)) * 1000;
+        let command = Command::CreateTopic {
+            name: request.name,
+            partitions: request.partitions,
+            data_groups: self.config.data_groups,
+            options: request.options,
+        };
+        self.submit_admin(caller, opcode, &command, deadline_us, Kind::CreateTopic { deadline_us });
+    }
+
+    fn check_settings(&self, partitions: u32, options: &TopicOptions) -> Result<(), String> {
+        let max = self.config.max_partitions_per_topic;
+        if partitions == 0 || partitions > max {
+            return Err(format!("{partitions} partitions were asked for, allowed are 1 to {max}"));
+        }
+        if options.max_age_ms == Some(0) {
+            return Err("a maximum age of 0 would delete everything: leave it out to keep everything".into());
+        }
+        if options.max_bytes == Some(0) {
+            return Err("a maximum size of 0 would delete everything: leave it out to keep everything".into());
+        }
+        if let Some(bytes) = options.segment_bytes.filter(|bytes| *bytes < MIN_SEGMENT_BYTES) {
+            return Err(format!("segments of {bytes} bytes were asked for, the smallest allowed is {MIN_SEGMENT_BYTES}"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn delete_topic(&mut self, caller: Caller, request: DeleteTopicRequest, body: Bytes) {
+        let opcode = Opcode::DeleteTopic;
+        if !self.shard.is_leader(META) {
+            return self.elsewhere(caller, opcode, META, body);
+        }
+        let deadline_us = self.now_us() + u64::from(request.timeout_ms.clamp(1, MAX_TIMEOUT_MS)) * 1000;
+        self.submit_admin(caller, opcode, &Command::DeleteTopic { name: request.name }, deadline_us, Kind::DeleteTopic);
+    }
+
+    pub(super) fn init_producer(&mut self, caller: Caller, body: Bytes) {
+        /// How long a producer waits for its id.
+        const WAIT_US: u64 = 30_000_000;
+        if !self.shard.is_leader(META) {
+            return self.elsewhere(caller, Opcode::InitProducer, META, body);
+        }
+        let deadline_us = self.now_us() + WAIT_US;
+        self.submit_admin(caller, Opcode::InitProducer, &Command::InitProducer, deadline_us, Kind::InitProducer);
+    }
+
+    fn submit_admin(&mut self, caller: Caller, opcode: Opcode, command: &Command, deadline_us: u64, kind: Kind) {
+        let since_us = self.now_us();
+        self.submit(META, command, Some(Origin { caller, opcode, bytes: 0, since_us, deadline_us, kind }));
+    }
+
+    /// The topic is in the catalog; its creator hears of it once every partition can be written to.
+    pub(super) fn topic_created(&mut self, origin: Origin, topic: Topic) {
+        let Kind::CreateTopic { deadline_us } = origin.kind else { return };
+        self.creations.push(Creation { origin, topic, deadline_us });
+    }
+
+    pub(super) fn finish_creations(&mut self) {
+        if self.creations.is_empty() {
+            return;
+        }
+        let (done, waiting) = std::mem::take(&mut self.creations).into_iter().partition(|creation: &Creation| {
+            let gone = self.catalog.topic_by_id(creation.topic.id).is_none();
+            gone || creation.topic.keys().all(|key| self.has_partition(&creation.topic, key))
+        });
+        self.creations = waiting;
+        for Creation { origin, topic, .. } in done {
+            if self.catalog.topic_by_id(topic.id).is_some() {
+                let description = self.describe(&topic);
+                self.answer(origin, Response::CreateTopic(description));
+            } else {
+                let message = format!("topic {:?} was deleted while it was being created", topic.name);
+                self.fail(origin, ErrorCode::UnknownTopic, message);
+            }
+        }
+    }
+
+    pub(super) fn expire_creations(&mut self) {
+        let now = self.now_us();
+        let (late, waiting) = std::mem::take(&mut self.creations).into_iter().partition(|c: &Creation| c.deadline_us <= now);
+        self.creations = waiting;
+        for Creation { origin, topic, .. } in late {
+            let message = format!("topic {:?} exists, but not all of its partitions were made in time", topic.name);
+            self.fail(origin, ErrorCode::Timeout, message);
+        }
+    }
+
+    fn has_partition(&self, topic: &Topic, key: PartitionKey) -> bool {
+        self.groups.get(&topic.group_of(key.partition)).is_some_and(|data| data.state.get(key).is_some())
+    }
+
+    /// Bring the partitions of the groups that this node leads in line with the catalog: the catalog says what should
+    /// be, each data group's log makes it so. Only ids that the catalog has given out and dropped are deleted; one that
+    /// this replica has not seen yet is not.
+    pub(super) fn reconcile_partitions(&mut self) {
+        if !std::mem::take(&mut self.reconcile) {
+            return;
+        }
+        let mut commands: Vec<(GroupId, PartitionKey, Command)> = Vec::new();
+        for topic in self.catalog.topics() {
+            for key in topic.keys().filter(|key| !self.has_partition(topic, *key)) {
+                let segment_bytes = topic.options.segment_bytes;
+                commands.push((topic.group_of(key.partition), key, Command::CreatePartition { key, segment_bytes }));
+            }
+        }
+        for (group, data) in &self.groups {
+            let gone = data.state.iter().map(|(key, _)| key).filter(|key| self.catalog.was_deleted(key.topic_id));
+            commands.extend(gone.map(|key| (*group, key, Command::DeletePartition { key })));
+        }
+        for (group, key, command) in commands {
+            let leads = self.shard.is_leader(group);
+            let fresh = leads && self.groups.get_mut(&group).is_some_and(|data| data.reconciling.insert(key));
+            if fresh {
+                self.submit(group, &command, None);
+            }
+        }
+    }
+
+    /// Move the log start of partitions that exceed their topic's retention, where this node leads. What a topic does
+    /// not limit is kept for ever.
+    pub(super) fn apply_retention(&mut self) {
+        let now_ms = self.clock.wall_ms;
+        let limited = self.catalog.topics().filter(|t| t.options.max_age_ms.is_some() || t.options.max_bytes.is_some());
+        let mut trims = Vec::new();
+        for topic in limited {
+            for key in topic.keys() {
+                let group = topic.group_of(key.partition);
+                if !self.shard.is_leader(group) {
+                    continue;
+                }
+                let (age, bytes) = (topic.options.max_age_ms, topic.options.max_bytes);
+                let start = self.segments.trim_candidates(key, now_ms, age, bytes);
+                trims.extend(start.map(|log_start_offset| (group, Command::Trim { key, log_start_offset })));
+            }
+        }
+        for (group, command) in trims {
+            self.submit(group, &command, None);
+        }
+    }
+
+    pub(super) fn metadata(&mut self, caller: Caller, request: MetadataRequest) {
+        let topics = match request.topics {
+            None => self.catalog.topics().map(|topic| self.topic_metadata(topic)).collect(),
+            Some(names) => names
+                .into_iter()
+                .map(|name| match self.catalog.topic(&name) {
+                    Some(topic) => self.topic_metadata(topic),
+                    None => {
+                        TopicMetadata { name, topic_id: 0, error: ErrorCode::UnknownTopic, partitions: Vec::new() }
+                    }
+                })
+                .collect(),
+        };
+        let nodes = self.config.nodes.iter().map(|(id, node)| NodeInfo {
+            id: id.0,
+            client_address: node.client.clone(),
+            alive: *id == self.config.node || self.peers_connected.contains(id),
+        });
+        let response = MetadataResponse { cluster_id: self.config.cluster_id, nodes: nodes.collect(), topics };
+        self.reply(caller, Opcode::Metadata, Response::Metadata(response));
+    }
+
+    fn topic_metadata(&self, topic: &Topic) -> TopicMetadata {
+        let partition = |partition| {
+            let group = topic.group_of(partition);
+            PartitionMetadata {
+                partition,
+                group: group.0,
+                leader: self.shard.leader(group).map(|leader| leader.0),
+                leader_term: self.shard.status(group).map_or(0, |status| status.term),
+            }
+        };
+        TopicMetadata {
+            name: topic.name.clone(),
+            topic_id: topic.id,
+            error: ErrorCode::None,
+            partitions: (0..topic.partitions).map(partition).collect(),
+        }
+    }
+
+    pub(super) fn list_topics(&mut self, caller: Caller) {
+        let summary = |topic: &Topic| TopicSummary {
+            name: topic.name.clone(),
+            topic_id: topic.id,
+            partitions: topic.partitions,
+            options: topic.options.clone(),
+        };
+        let topics = self.catalog.topics().map(summary).collect();
+        self.reply(caller, Opcode::ListTopics, Response::ListTopics(topics));
+    }
+
+    pub(super) fn describe_topic(&mut self, caller: Caller, name: &str) {
+        match self.catalog.topic(name) {
+            Some(topic) => {
+                let description = self.describe(topic);
+                self.reply(caller, Opcode::DescribeTopic, Response::DescribeTopic(description));
+            }
+            None => {
+                let message = format!("topic {name:?} does not exist");
+                self.refuse(caller, Opcode::DescribeTopic, ErrorCode::UnknownTopic, message);
+            }
+        }
+    }
+
+    fn describe(&self, topic: &Topic) -> TopicDescription {
+        let partition = |key: PartitionKey| {
+            let group = topic.group_of(key.partition);
+            let state = self.groups.get(&group).and_then(|data| data.state.get(key));
+            PartitionDescription {
+                partition: key.partition,
+                group: group.0,
+                leader: self.shard.leader(group).map(|leader| leader.0),
+                log_start_offset: state.map_or(0, |state| state.log_start_offset),
+                high_watermark: state.map_or(0, |state| state.log_end_offset),
+                size_bytes: self.segments.size_bytes(key),
+            }
+        };
+        TopicDescription {
+            name: topic.name.clone(),
+            topic_id: topic.id,
+            options: topic.options.clone(),
+            created_ms: topic.created_ms,
+            partitions: topic.keys().map(partition).collect(),
+        }
+    }
+
+    pub(super) fn cluster_info(&mut self, caller: Caller) {
+        let nodes = self.config.nodes.iter().map(|(id, node)| {
+            let own = *id == self.config.node;
+            let connected = own || self.peers_connected.contains(id);
+            let state = match (own, self.readiness()) {
+                (true, Ok(())) => "ready".to_owned(),
+                (true, Err(reason)) => reason,
+                (false, _) if connected => "connected".to_owned(),
+                (false, _) => "not connected".to_owned(),
+            };
+            NodeStatus {
+                id: id.0,
+                client_address: node.client.clone(),
+                peer_address: node.peer.clone(),
+                http_address: node.http.clone(),
+                connected,
+                incarnation: node.incarnation,
+                state,
+            }
+        });
+        let nodes = nodes.collect();
+        let groups = self.shard.group_ids().filter_map(|group| self.group_status(group)).collect();
+        let (cluster_id, node_id) = (self.config.cluster_id, self.config.node.0);
+        let response = ClusterInfoResponse { cluster_id, node_id, nodes, groups };
+        self.reply(caller, Opcode::ClusterInfo, Response::ClusterInfo(response));
+    }
+
+    fn group_status(&self, group: GroupId) -> Option<GroupStatus> {
+        let status = self.shard.status(group)?;
+        let peer = |peer: &lnc_raft::Progress| PeerProgress {
+            node_id: peer.id.0,
+            match_index: peer.match_index,
+            next_index: peer.next_index,
+            state: format!("{:?}", peer.state).to_lowercase(),
+            in_flight: peer.in_flight as u32,
+            lag: status.last.saturating_sub(peer.match_index),
+        };
+        Some(GroupStatus {
+            group: group.0,
+            role: format!("{:?}", status.role).to_lowercase(),
+            leader: status.leader.map(|leader| leader.0),
+            term: status.term,
+            commit_index: status.commit,
+            applied_index: self.applied.get(&group).map_or(0, |(index, _)| *index),
+            durable_index: status.durable,
+            last_index: status.last,
+            first_index: status.first_index,
+            peers: status.peers.iter().map(peer).collect(),
+        })
+    }
+}

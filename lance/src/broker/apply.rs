@@ -1,0 +1,269 @@
+//! Committed entries take effect: offsets are given, records become visible, callers get their answers.
+
+use super::catalog::{CreateError, META, Topic};
+use super::command::{Command, Commands};
+use super::partitions::{Appended, Refusal};
+use super::proposals::{Kind, Origin};
+use super::{Broker, BrokerError};
+use bytes::{Bytes, BytesMut};
+use lnc_log::disk::Disk;
+use lnc_log::journal::GroupId;
+use lnc_log::segment::{PartitionKey, StoredBatch};
+use lnc_protocol::batch::{BatchHeader, PREFIX_LEN, stamped_prefix};
+use lnc_protocol::message::{InitProducerResponse, ProduceResponse, Response};
+use lnc_protocol::ErrorCode;
+use lnc_raft::{Entry, EntryKind};
+use std::collections::BTreeMap;
+
+/// The batches of one entry for one partition, back to back as readers get them.
+struct Run {
+    base_offset: u64,
+    end_offset: u64,
+    bytes: BytesMut,
+    /// Where each batch starts, with its header.
+    batches: Vec<(usize, BatchHeader)>,
+}
+
+/// What became of a command, for its caller.
+enum Outcome {
+    Created(Result<Topic, CreateError>),
+    Deleted(bool),
+    Producer(u64),
+    Appended { key: PartitionKey, result: Result<Appended, Refusal>, append_ms: u64 },
+    Silent,
+}
+
+impl<D: Disk> Broker<D> {
+    /// Apply a committed entry. Called once per entry, in order of the group's log.
+    pub(super) fn apply(&mut self, group: GroupId, entry: Entry) -> Result<(), BrokerError> {
+        let (mut origins, lost) = self.proposals(group).committed(entry.term, entry.index);
+        for origin in lost {
+            let message = "another leader's entry took its place in the log".to_owned();
+            self.fail(origin, ErrorCode::LeadershipLost, message);
+        }
+        if entry.kind == EntryKind::Normal {
+            self.checkpoint.applied_bytes += entry.payload.len() as u64;
+            let epoch = i32::try_from(entry.term).unwrap_or(i32::MAX);
+            let outcomes =
+                self.apply_commands(group, epoch, entry.payload).map_err(|error| BrokerError::State {
+                    group: group.0,
+                    error,
+                })?;
+            let mut outcomes = outcomes.into_iter().enumerate();
+            for (position, origin) in &mut origins {
+                let outcome = outcomes.find(|(at, _)| at == &(*position as usize)).map(|(_, outcome)| outcome);
+                if let (Some(origin), Some(outcome)) = (origin.take(), outcome) {
+                    self.conclude(group, origin, outcome);
+                }
+            }
+        }
+        self.applied.insert(group, (entry.index, entry.term));
+        Ok(())
+    }
+
+    fn apply_commands(
+        &mut self,
+        group: GroupId,
+        epoch: i32,
+        payload: Bytes,
+    ) -> Result<Vec<Outcome>, super::command::CommandError> {
+        let commands = Commands::parse(payload)?;
+        let entry_ms = commands.append_ms;
+        let append_ms = self.groups.get_mut(&group).map_or(entry_ms, |data| data.state.advance_clock(entry_ms));
+        let mut outcomes = Vec::new();
+        let mut runs = BTreeMap::new();
+        for command in commands {
+            let command = command?;
+            if !matches!(command, Command::Append { .. }) {
+                self.store(&mut runs, append_ms);
+            }
+            outcomes.push(self.apply_command(group, epoch, append_ms, command, &mut runs));
+        }
+        self.store(&mut runs, append_ms);
+        Ok(outcomes)
+    }
+
+    fn apply_command(
+        &mut self,
+        group: GroupId,
+        epoch: i32,
+        append_ms: u64,
+        command: Command,
+        runs: &mut BTreeMap<PartitionKey, Run>,
+    ) -> Outcome {
+        match command {
+            Command::CreateTopic { name, partitions, data_groups, options } => {
+                let created = self.catalog.create(&name, partitions, data_groups, &options, append_ms);
+                self.reconcile = true;
+                Outcome::Created(created.map(|(topic, _)| topic))
+            }
+            Command::DeleteTopic { name } => {
+                let deleted = self.catalog.delete(&name);
+                self.reconcile = true;
+                if let Some(topic) = &deleted {
+                    topic.keys().for_each(|key| self.fetches.wake(key));
+                }
+                Outcome::Deleted(deleted.is_some())
+            }
+            Command::InitProducer => Outcome::Producer(self.catalog.init_producer()),
+            Command::Append { key, batch } => {
+                let result = self.append(group, epoch, key, &batch, runs);
+                Outcome::Appended { key, result, append_ms }
+            }
+            Command::CreatePartition { key, segment_bytes } => {
+                if let Some(data) = self.groups.get_mut(&group) {
+                    data.reconciling.remove(&key);
+                    if data.state.create(key, segment_bytes) {
+                        self.segments.create_partition(key, segment_bytes);
+                        self.fetches.wake(key);
+                    }
+                }
+                Outcome::Silent
+            }
+            Command::DeletePartition { key } => {
+                if let Some(data) = self.groups.get_mut(&group) {
+                    data.reconciling.remove(&key);
+                    if data.state.delete(key) {
+                        self.cache.remove(key);
+                        self.segments.remove_partition(key);
+                        self.checkpoint.removed_something = true;
+                        self.fetches.wake(key);
+                    }
+                }
+                Outcome::Silent
+            }
+            Command::Trim { key, log_start_offset } => {
+                let start = self.groups.get_mut(&group).and_then(|data| data.state.trim(key, log_start_offset));
+                if let Some(start) = start {
+                    self.cache.trim(key, start);
+                    self.segments.trim(key, start);
+                    self.checkpoint.removed_something = true;
+                    self.fetches.wake(key);
+                }
+                Outcome::Silent
+            }
+        }
+    }
+
+    /// Give a batch its offset and lay it into its partition's run.
+    fn append(
+        &mut self,
+        group: GroupId,
+        epoch: i32,
+        key: PartitionKey,
+        batch: &Bytes,
+        runs: &mut BTreeMap<PartitionKey, Run>,
+    ) -> Result<Appended, Refusal> {
+        let mut header = BatchHeader::parse(batch).map_err(|_| Refusal::Corrupt)?;
+        let state = &mut self.groups.get_mut(&group).ok_or(Refusal::UnknownPartition)?.state;
+        let appended = state.append(key, &header)?;
+        if let Appended::At(base_offset) = appended {
+            header.base_offset = base_offset;
+            let run = runs.entry(key).or_insert_with(|| Run {
+                base_offset,
+                end_offset: base_offset,
+                bytes: BytesMut::new(),
+                batches: Vec::new(),
+            });
+            run.end_offset = header.last_offset() + 1;
+            run.batches.push((run.bytes.len(), header));
+            run.bytes.extend_from_slice(&stamped_prefix(batch, base_offset, epoch));
+            run.bytes.extend_from_slice(&batch[PREFIX_LEN..]);
+        }
+        Ok(appended)
+    }
+
+    /// Make the collected runs visible, and give them to the segments.
+    fn store(&mut self, runs: &mut BTreeMap<PartitionKey, Run>, append_ms: u64) {
+        for (key, run) in std::mem::take(runs) {
+            let bytes = run.bytes.freeze();
+            let ends = run.batches.iter().map(|(start, _)| *start).skip(1).chain([bytes.len()]);
+            for ((start, header), end) in run.batches.iter().zip(ends) {
+                let raw = bytes.slice(*start..end);
+                let mut prefix = [0; PREFIX_LEN];
+                prefix.copy_from_slice(&raw[..PREFIX_LEN]);
+                let stored = StoredBatch {
+                    base_offset: header.base_offset,
+                    last_offset: header.last_offset(),
+                    max_timestamp: header.max_timestamp,
+                    append_ms,
+                    prefix,
+                    raw,
+                };
+                self.segments.append(key, stored);
+            }
+            self.cache.append(key, run.base_offset, run.end_offset, bytes);
+            self.fetches.wake(key);
+        }
+    }
+
+    /// Answer the caller of a command.
+    fn conclude(&mut self, group: GroupId, origin: Origin, outcome: Outcome) {
+        match outcome {
+            Outcome::Created(Ok(topic)) => self.topic_created(origin, topic),
+            Outcome::Created(Err(CreateError::Exists(topic))) => {
+                let Topic { name, partitions, options, .. } = *topic;
+                let message = format!("topic {name:?} exists with other settings: {partitions} partitions, {options:?}");
+                self.fail(origin, ErrorCode::TopicExists, message);
+            }
+            Outcome::Deleted(true) => self.answer(origin, Response::DeleteTopic),
+            Outcome::Deleted(false) => self.fail(origin, ErrorCode::UnknownTopic, "the topic does not exist".into()),
+            Outcome::Producer(id) => {
+                let response = InitProducerResponse { producer_id: id as i64, producer_epoch: 0 };
+                self.answer(origin, Response::InitProducer(response));
+            }
+            Outcome::Appended { key, result, append_ms } => self.appended(group, origin, key, result, append_ms),
+            Outcome::Silent => debug_assert!(false, "group {META:?} or a data group answered a command nobody asked for"),
+        }
+    }
+
+    fn appended(
+        &mut self,
+        group: GroupId,
+        origin: Origin,
+        key: PartitionKey,
+        result: Result<Appended, Refusal>,
+        append_ms: u64,
+    ) {
+        let Kind::Produce { topic_id, partition, .. } = origin.kind else { return };
+        let (offset, duplicate) = match result {
+            Ok(Appended::At(offset)) => (offset, false),
+            Ok(Appended::Duplicate(offset)) => (offset, true),
+            Err(refusal) => {
+                let (code, message) = explain(refusal, partition);
+                return self.fail(origin, code, message);
+            }
+        };
+        let state = self.groups.get(&group).and_then(|data| data.state.get(key));
+        let response = ProduceResponse {
+            topic_id,
+            partition,
+            base_offset: Some(offset),
+            log_start_offset: state.map_or(0, |state| state.log_start_offset),
+            append_time_ms: append_ms,
+            duplicate,
+        };
+        self.answer(origin, Response::Produce(response));
+    }
+}
+
+fn explain(refusal: Refusal, partition: u32) -> (ErrorCode, String) {
+    match refusal {
+        Refusal::UnknownPartition => {
+            (ErrorCode::UnknownTopic, format!("partition {partition} was deleted before this was committed"))
+        }
+        Refusal::Corrupt => (ErrorCode::CorruptBatch, "the batch's header does not parse".to_owned()),
+        Refusal::OutOfOrderSequence { expected, found } => (
+            ErrorCode::OutOfOrderSequence,
+            format!("partition {partition} expects sequence {expected} from this producer, found {found}"),
+        ),
+        Refusal::UnknownProducer => (
+            ErrorCode::UnknownProducer,
+            format!("partition {partition} knows nothing of this producer, which does not start at sequence 0"),
+        ),
+        Refusal::Fenced { current, found } => (
+            ErrorCode::FencedProducer,
+            format!("partition {partition} has seen epoch {current} of this producer, found {found}"),
+        ),
+    }
+}

@@ -1,0 +1,261 @@
+//! Fetch: committed batches to readers, from the tail cache or the segments, now or when there are some.
+
+use super::{Broker, Caller};
+use bytes::Bytes;
+use lnc_log::disk::Disk;
+use lnc_log::segment::{PartitionKey, ReadDone, SegmentError};
+use lnc_protocol::ErrorCode;
+use lnc_protocol::message::{FetchPartition, FetchRequest, FetchedPartition, Opcode, Records, Request, Response};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Longest time that a fetch may wait, in milliseconds.
+const MAX_WAIT_MS: u32 = 60_000;
+
+/// Room kept in a frame for what is not records.
+const FRAME_OVERHEAD: usize = 64 << 10;
+
+/// A fetch that could not be answered at once.
+struct Parked {
+    caller: Caller,
+    request: FetchRequest,
+    since_us: u64,
+    deadline_us: u64,
+    /// Results of segment reads, by position in the request.
+    cold: BTreeMap<usize, Result<Vec<Bytes>, SegmentError>>,
+    cold_waiting: usize,
+}
+
+/// The fetches that wait for records or for the disk.
+#[derive(Default)]
+pub(super) struct Fetches {
+    parked: BTreeMap<u64, Parked>,
+    watchers: BTreeMap<PartitionKey, BTreeSet<u64>>,
+    /// Fetches for which something has changed.
+    pub(super) woken: BTreeSet<u64>,
+    cold: BTreeMap<u64, (u64, usize)>,
+}
+
+impl Fetches {
+    /// Something changed in a partition: whoever watches it looks again.
+    pub(super) fn wake(&mut self, key: PartitionKey) {
+        if let Some(ids) = self.watchers.remove(&key) {
+            self.woken.extend(ids);
+        }
+    }
+}
+
+/// What one partition of a fetch comes to.
+enum Slot {
+    Done(FetchedPartition),
+    Cold { key: PartitionKey, offset: u64, max_bytes: usize },
+}
+
+impl<D: Disk> Broker<D> {
+    pub(super) fn fetch(&mut self, caller: Caller, request: FetchRequest, body: Bytes) {
+        if request.partitions.iter().all(|p| self.catalog.topic(&p.topic).is_some()) {
+            self.fetch_known(caller, request);
+        } else {
+            self.after_catalog(caller, Opcode::Fetch, Request::Fetch(request), body);
+        }
+    }
+
+    /// Fetch once the catalog is known to be fresh enough to deny a topic.
+    pub(super) fn fetch_known(&mut self, caller: Caller, request: FetchRequest) {
+        let since_us = self.now_us();
+        let deadline_us = since_us + u64::from(request.max_wait_ms.min(MAX_WAIT_MS)) * 1000;
+        let id = self.ticket();
+        let parked = Parked { caller, request, since_us, deadline_us, cold: BTreeMap::new(), cold_waiting: 0 };
+        self.serve_fetch(id, parked);
+    }
+
+    fn serve_fetch(&mut self, id: u64, mut parked: Parked) {
+        let limit = self.config.max_frame_bytes.saturating_sub(FRAME_OVERHEAD);
+        let mut room = (parked.request.max_bytes as usize).min(limit);
+        let mut results = Vec::with_capacity(parked.request.partitions.len());
+        let mut reads = Vec::new();
+        for (position, wanted) in parked.request.partitions.iter().enumerate() {
+            let cold = parked.cold.remove(&position);
+            match self.fetch_slot(wanted, cold, room, results.is_empty()) {
+                Slot::Done(found) => {
+                    room = room.saturating_sub(found.records.len());
+                    results.push(found);
+                }
+                Slot::Cold { key, offset, max_bytes } => {
+                    room = room.saturating_sub(max_bytes);
+                    reads.push((position, key, offset, max_bytes));
+                }
+            }
+        }
+        if !reads.is_empty() {
+            self.metrics.fetch_cache_misses_total.inc_by(reads.len() as u64);
+            return self.read_cold(id, parked, reads);
+        }
+        let bytes: usize = results.iter().map(|found| found.records.len()).sum();
+        let failed = results.iter().any(|found| found.error != ErrorCode::None);
+        let enough = bytes >= (parked.request.min_bytes.max(1) as usize).min(limit);
+        if enough || failed || parked.deadline_us <= self.now_us() {
+            return self.answer_fetch(parked, results);
+        }
+        for wanted in &parked.request.partitions {
+            if let Some(topic) = self.catalog.topic(&wanted.topic) {
+                let key = topic.key(wanted.partition);
+                self.fetches.watchers.entry(key).or_default().insert(id);
+            }
+        }
+        self.fetches.parked.insert(id, parked);
+    }
+
+    fn answer_fetch(&mut self, parked: Parked, results: Vec<FetchedPartition>) {
+        let bytes: usize = results.iter().map(|found| found.records.len()).sum();
+        self.metrics.bytes_out_total.inc_by(bytes as u64);
+        if parked.request.max_wait_ms == 0 || bytes > 0 {
+            let micros = self.now_us().saturating_sub(parked.since_us);
+            self.metrics.fetch_latency_seconds.observe(micros as f64 / 1e6);
+        }
+        self.reply(parked.caller, Opcode::Fetch, Response::Fetch(results));
+    }
+
+    fn read_cold(&mut self, id: u64, mut parked: Parked, reads: Vec<(usize, PartitionKey, u64, usize)>) {
+        for (position, key, offset, max_bytes) in reads {
+            let ticket = self.ticket();
+            match self.segments.read(&mut self.disk, key, offset, max_bytes, ticket) {
+                Ok(()) => {
+                    self.fetches.cold.insert(ticket, (id, position));
+                    parked.cold_waiting += 1;
+                }
+                Err(error) => {
+                    parked.cold.insert(position, Err(error));
+                }
+            }
+        }
+        if parked.cold_waiting == 0 {
+            self.fetches.woken.insert(id);
+        }
+        self.fetches.parked.insert(id, parked);
+    }
+
+    /// Segment data has been read, for a fetch or for a search by time.
+    pub(super) fn cold_read_done(&mut self, read: ReadDone) {
+        let Some((id, position)) = self.fetches.cold.remove(&read.ticket) else {
+            return self.scan_read_done(read);
+        };
+        let Some(parked) = self.fetches.parked.get_mut(&id) else { return };
+        parked.cold.insert(position, read.result);
+        parked.cold_waiting -= 1;
+        if parked.cold_waiting == 0 {
+            self.fetches.woken.insert(id);
+        }
+    }
+
+    fn fetch_slot(
+        &mut self,
+        wanted: &FetchPartition,
+        cold: Option<Result<Vec<Bytes>, SegmentError>>,
+        room: usize,
+        first: bool,
+    ) -> Slot {
+        let mut found = FetchedPartition {
+            topic: wanted.topic.clone(),
+            partition: wanted.partition,
+            error: ErrorCode::None,
+            message: String::new(),
+            log_start_offset: 0,
+            high_watermark: 0,
+            records: Records::new(),
+        };
+        let mut failed = |error, message| {
+            found.error = error;
+            found.message = message;
+            Slot::Done(found.clone())
+        };
+        let (name, partition, offset) = (&wanted.topic, wanted.partition, wanted.offset);
+        let Some(topic) = self.catalog.topic(name) else {
+            return failed(ErrorCode::UnknownTopic, format!("topic {name:?} does not exist"));
+        };
+        if wanted.topic_id != 0 && wanted.topic_id != topic.id {
+            let message = format!("topic {name:?} has id {}, not {}: it was created anew", topic.id, wanted.topic_id);
+            return failed(ErrorCode::TopicIdMismatch, message);
+        }
+        if partition >= topic.partitions {
+            let message = format!("topic {name:?} has partitions 0 to {}, not {partition}", topic.partitions - 1);
+            return failed(ErrorCode::UnknownPartition, message);
+        }
+        let (key, group) = (topic.key(partition), topic.group_of(partition));
+        let Some(state) = self.groups.get(&group).and_then(|data| data.state.get(key)) else {
+            // Created, but its first entry has not come here yet: nothing to read.
+            return Slot::Done(found);
+        };
+        (found.log_start_offset, found.high_watermark) = (state.log_start_offset, state.log_end_offset);
+        let (start, end) = (found.log_start_offset, found.high_watermark);
+        // A follower may only be behind; a leader that has committed in its term knows that there is no such offset.
+        let settled = || self.shard.is_leader(group) && self.shard.status(group).is_some_and(|s| s.caught_up);
+        if offset < start || (offset > end && settled()) {
+            found.error = ErrorCode::OffsetOutOfRange;
+            found.message =
+                format!("topic {name:?} partition {partition} has offsets {start} to {end}, offset {offset} is not among them");
+            return Slot::Done(found);
+        }
+        if let Some(result) = cold {
+            match result {
+                Ok(pieces) => found.records = clamp(pieces, end),
+                Err(error) => {
+                    tracing::error!(topic = %name, partition, offset, %error, "cannot read a segment");
+                    found.error = ErrorCode::StorageDamaged;
+                    found.message = error.to_string();
+                }
+            }
+            return Slot::Done(found);
+        }
+        let max_bytes = (wanted.max_bytes as usize).min(room);
+        if offset >= end || (max_bytes == 0 && !first) {
+            return Slot::Done(found);
+        }
+        match self.cache.read(key, offset, max_bytes) {
+            Some(pieces) => {
+                self.metrics.fetch_cache_hits_total.inc();
+                found.records = pieces.into_iter().collect();
+                Slot::Done(found)
+            }
+            None => Slot::Cold { key, offset, max_bytes },
+        }
+    }
+
+    /// Look again at every fetch for which something has changed.
+    pub(super) fn wake_fetches(&mut self) {
+        for id in std::mem::take(&mut self.fetches.woken) {
+            let Some(parked) = self.fetches.parked.remove(&id) else { continue };
+            self.unwatch(id, &parked.request);
+            self.serve_fetch(id, parked);
+        }
+    }
+
+    fn unwatch(&mut self, id: u64, request: &FetchRequest) {
+        for wanted in &request.partitions {
+            let Some(topic) = self.catalog.topic(&wanted.topic) else { continue };
+            let key = topic.key(wanted.partition);
+            if let Some(ids) = self.fetches.watchers.get_mut(&key) {
+                ids.remove(&id);
+                if ids.is_empty() {
+                    self.fetches.watchers.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// Answer fetches whose time is up with what there is.
+    pub(super) fn expire_fetches(&mut self) {
+        let now = self.now_us();
+        let late = |(_, parked): &(&u64, &Parked)| parked.cold_waiting == 0 && parked.deadline_us <= now;
+        let ids: Vec<u64> = self.fetches.parked.iter().filter(late).map(|(id, _)| *id).collect();
+        self.fetches.woken.extend(ids);
+    }
+}
+
+/// Only batches that end at or below the high watermark: segments hold committed data only, so this cuts nothing unless
+/// the partition was trimmed or removed while the read was under way.
+fn clamp(pieces: Vec<Bytes>, high_watermark: u64) -> Records {
+    let below = |batch: &Bytes| {
+        lnc_protocol::BatchHeader::parse(batch).is_ok_and(|header| header.last_offset() < high_watermark)
+    };
+    pieces.into_iter().take_while(below).collect()
+}

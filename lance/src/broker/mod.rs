@@ -1,0 +1,635 @@
+//! The broker: what a node does with requests, peer messages, ticks and disk completions. Deterministic.
+//!
+//! [`Broker`] owns the shard (consensus and journal), the state machines, the tail cache and the segments. Inputs come
+//! through methods; [`Broker::turn`] does what has come together and leaves what must go out in an [`Output`] list. It
+//! reads no clock and no socket: the [`Clock`] comes with each call, the disk is a [`Disk`].
+//!
+//! The way of a produced record: [`Broker::request`] checks it and adds it to the group's next entry → `turn` proposes the
+//! entry → the shard replicates and flushes it → once committed, `apply` gives it its offset, puts it into the tail cache
+//! and the segments, wakes readers, and only then the reply leaves.
+
+mod admin;
+mod apply;
+pub mod catalog;
+mod checkpoint;
+pub mod command;
+mod fetch;
+mod offsets;
+pub mod partitions;
+mod produce;
+mod proposals;
+pub mod tail_cache;
+
+use self::catalog::{Catalog, META};
+use self::partitions::PartitionGroup;
+use self::proposals::{Origin, Proposals};
+use self::tail_cache::TailCache;
+use bytes::Bytes;
+use lnc_log::disk::{Completion, Disk, Owner};
+use lnc_log::journal::GroupId;
+use lnc_log::segment::{PartitionKey, SegmentStore};
+use lnc_metrics::{GroupMetrics, Metrics};
+use lnc_protocol::ErrorCode;
+use lnc_protocol::frame::Flags;
+use lnc_protocol::message::{ErrorReply, LeaderHint, Opcode, Reply, Request, Response};
+use lnc_raft::{Message, NodeId, Role};
+use lnc_replication::{Outputs, Shard, ShardError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use thiserror::Error;
+
+pub use self::checkpoint::open;
+
+/// The time, as an input.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Clock {
+    /// Milliseconds since the Unix epoch, for what is stored.
+    pub wall_ms: u64,
+    /// Microseconds on a clock that never goes back, for deadlines and latencies.
+    pub mono_us: u64,
+}
+
+/// Where a request came from, and so where its reply goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// The connection's number.
+    pub connection: u64,
+    /// The request's correlation id.
+    pub correlation: u64,
+    /// Its flags.
+    pub flags: Flags,
+}
+
+/// What leaves the broker.
+#[derive(Debug)]
+pub enum Output {
+    /// An answer to a client.
+    Reply {
+        /// To whom.
+        caller: Caller,
+        /// To which request.
+        opcode: Opcode,
+        /// The answer.
+        reply: Reply,
+    },
+    /// A request that another node must serve.
+    Forward {
+        /// Whose request.
+        caller: Caller,
+        /// Which request.
+        opcode: Opcode,
+        /// Its body, unchanged.
+        body: Bytes,
+        /// Who leads.
+        to: NodeId,
+    },
+}
+
+/// A node as others reach it.
+#[derive(Clone, Debug)]
+pub struct NodeAddress {
+    /// Client address.
+    pub client: String,
+    /// Peer address.
+    pub peer: String,
+    /// HTTP address.
+    pub http: String,
+    /// The member's incarnation.
+    pub incarnation: u64,
+}
+
+/// What a broker needs to know of its surroundings.
+#[derive(Clone, Debug)]
+pub struct BrokerConfig {
+    /// This node.
+    pub node: NodeId,
+    /// The cluster.
+    pub cluster_id: u128,
+    /// Every node, this one included.
+    pub nodes: BTreeMap<NodeId, NodeAddress>,
+    /// Data groups over which new topics are placed.
+    pub data_groups: u32,
+    /// Bytes of requests that may be under way.
+    pub memory_bytes: usize,
+    /// Bytes of the tail cache.
+    pub tail_cache_bytes: usize,
+    /// Largest record batch, in bytes.
+    pub max_batch_bytes: usize,
+    /// Largest frame, in bytes.
+    pub max_frame_bytes: usize,
+    /// Most topics.
+    pub max_topics: usize,
+    /// Most partitions of a topic.
+    pub max_partitions_per_topic: u32,
+    /// Journal bytes between checkpoints.
+    pub checkpoint_bytes: u64,
+}
+
+/// Why the broker must stop.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BrokerError {
+    /// Consensus or the journal failed.
+    #[error(transparent)]
+    Shard(#[from] ShardError),
+    /// Segment files failed.
+    #[error(transparent)]
+    Segments(#[from] lnc_log::segment::SegmentError),
+    /// A checkpoint failed.
+    #[error(transparent)]
+    Checkpoint(#[from] lnc_log::checkpoint::CheckpointError),
+    /// A committed entry or a checkpoint is not understood.
+    #[error("group {group}: {error}")]
+    State {
+        /// The group.
+        group: u32,
+        /// What is wrong.
+        error: command::CommandError,
+    },
+    /// The configuration has fewer data groups than topics use.
+    #[error(
+        "cluster.data_groups is {configured}, but stored topics are placed over {needed} data groups: set it to at \
+         least {needed}"
+    )]
+    TooFewGroups {
+        /// The configured number.
+        configured: u32,
+        /// The number in use.
+        needed: u32,
+    },
+}
+
+/// A data group's part of the node.
+struct DataGroup {
+    state: PartitionGroup,
+    /// Partitions for which a create or delete is on its way through the log.
+    reconciling: BTreeSet<PartitionKey>,
+}
+
+/// A request that waits until this node has applied what was committed when it came.
+struct ReadBarrier {
+    caller: Caller,
+    opcode: Opcode,
+    request: Request,
+    body: Bytes,
+    /// Groups whose commit index is not known yet.
+    asked: BTreeSet<GroupId>,
+    /// Indexes that must be applied first.
+    until: BTreeMap<GroupId, u64>,
+    deadline_us: u64,
+}
+
+/// See the module documentation.
+pub struct Broker<D: Disk> {
+    config: BrokerConfig,
+    disk: D,
+    shard: Shard,
+    catalog: Catalog,
+    groups: BTreeMap<GroupId, DataGroup>,
+    proposals: BTreeMap<GroupId, Proposals>,
+    applied: BTreeMap<GroupId, (u64, u64)>,
+    segments: SegmentStore,
+    cache: TailCache,
+    fetches: fetch::Fetches,
+    scans: offsets::Scans,
+    barriers: BTreeMap<u64, ReadBarrier>,
+    creations: Vec<admin::Creation>,
+    checkpoint: checkpoint::Progress,
+    next_ticket: u64,
+    /// Bytes of requests that were accepted and not answered.
+    in_flight_bytes: usize,
+    /// Data groups whose partitions may differ from the catalog.
+    reconcile: bool,
+    draining: bool,
+    peers_connected: BTreeSet<NodeId>,
+    /// Since when each data group that another node should lead is led here, for rebalancing.
+    misplaced_since_us: BTreeMap<GroupId, u64>,
+    clock: Clock,
+    shard_outputs: Outputs,
+    outputs: Vec<Output>,
+    completions: Vec<Completion>,
+    metrics: Arc<Metrics>,
+    group_metrics: BTreeMap<GroupId, GroupMetrics>,
+    last_second_us: u64,
+}
+
+impl<D: Disk> Broker<D> {
+    /// The latest time given.
+    fn now_us(&self) -> u64 {
+        self.clock.mono_us
+    }
+
+    /// A number for whatever completes later.
+    fn ticket(&mut self) -> u64 {
+        self.next_ticket += 1;
+        self.next_ticket
+    }
+
+    /// A client's request. Its reply, now or later, is an output of a turn.
+    pub fn request(&mut self, clock: Clock, caller: Caller, opcode: Opcode, body: Bytes) {
+        self.clock = clock;
+        self.metrics.requests_total.with_label_values(&[opcode.name()]).inc();
+        match Request::decode(opcode, body.clone()) {
+            Ok(request) => self.serve(caller, opcode, request, body),
+            Err(error) => self.refuse(caller, opcode, ErrorCode::InvalidRequest, error.to_string()),
+        }
+    }
+
+    fn serve(&mut self, caller: Caller, opcode: Opcode, request: Request, body: Bytes) {
+        if self.draining && matches!(opcode, Opcode::Produce | Opcode::CreateTopic | Opcode::DeleteTopic) {
+            // What this node led has been or is being handed over; the client finds the new leader.
+            return self.refuse(caller, opcode, ErrorCode::ShuttingDown, "this node is shutting down".into());
+        }
+        match request {
+            Request::Hello(hello) => self.hello(caller, hello),
+            Request::Ping => self.reply(caller, opcode, Response::Pong),
+            Request::Metadata(_) | Request::ListTopics | Request::DescribeTopic(_) | Request::ListOffsets(_) => {
+                self.read(caller, opcode, request, body);
+            }
+            Request::ClusterInfo => self.cluster_info(caller),
+            Request::CreateTopic(create) => self.create_topic(caller, create, body),
+            Request::DeleteTopic(delete) => self.delete_topic(caller, delete, body),
+            Request::InitProducer => self.init_producer(caller, body),
+            Request::Produce(produce) => self.produce(caller, produce, body),
+            Request::Fetch(fetch) => self.fetch(caller, fetch, body),
+        }
+    }
+
+    /// A message from a peer.
+    pub fn peer_message(&mut self, clock: Clock, group: GroupId, message: Message) {
+        self.clock = clock;
+        self.shard.step(group, message);
+    }
+
+    /// The control connection to a peer came up or broke.
+    pub fn peer_changed(&mut self, clock: Clock, peer: NodeId, connected: bool) {
+        self.clock = clock;
+        if connected {
+            self.peers_connected.insert(peer);
+        } else {
+            self.peers_connected.remove(&peer);
+            self.shard.peer_lost(peer);
+        }
+    }
+
+    /// One unit of time has passed.
+    pub fn tick(&mut self, clock: Clock) -> Result<(), BrokerError> {
+        /// How often the slow chores are done.
+        const SECOND_US: u64 = 1_000_000;
+        self.clock = clock;
+        self.shard.tick(&mut self.disk);
+        self.expire_proposals();
+        self.expire_fetches();
+        self.expire_barriers();
+        self.expire_creations();
+        if clock.mono_us >= self.last_second_us + SECOND_US {
+            self.last_second_us = clock.mono_us;
+            self.every_second()?;
+        }
+        Ok(())
+    }
+
+    fn every_second(&mut self) -> Result<(), BrokerError> {
+        for group in self.groups.values_mut() {
+            group.reconciling.clear();
+        }
+        self.reconcile = true;
+        self.apply_retention();
+        self.rebalance_leaders();
+        self.update_gauges();
+        self.checkpoint_if_due()
+    }
+
+    /// Do everything that is ready. Gives the messages for peers; replies and forwards go to `outputs`.
+    pub fn turn(&mut self, clock: Clock, outputs: &mut Vec<Output>) -> Result<Vec<(GroupId, Message)>, BrokerError> {
+        self.clock = clock;
+        let mut out = std::mem::take(&mut self.shard_outputs);
+        self.reap(&mut out)?;
+        self.reconcile_partitions();
+        self.propose_pending();
+        // What commits in the first pass can let the second one answer: both are cheap when there is nothing.
+        for _ in 0..2 {
+            self.shard.turn(&mut self.disk, &mut out)?;
+            self.absorb(&mut out)?;
+        }
+        self.finish_creations();
+        self.wake_fetches()?;
+        self.segments.write_out(&mut self.disk);
+        let segments = &self.segments;
+        self.cache.evict(|key| segments.written_offset(key));
+        self.shard.release_memory();
+        self.drive_checkpoint()?;
+        self.disk.kick();
+        outputs.append(&mut self.outputs);
+        let messages = std::mem::take(&mut out.messages);
+        self.shard_outputs = out;
+        Ok(messages)
+    }
+
+    /// Take finished disk operations to those who wait for them.
+    fn reap(&mut self, out: &mut Outputs) -> Result<(), BrokerError> {
+        let mut completions = std::mem::take(&mut self.completions);
+        self.disk.reap(&mut completions);
+        for completion in completions.drain(..) {
+            match completion.token.owner() {
+                Some(Owner::Journal) => self.shard.on_completion(&mut self.disk, completion, out)?,
+                Some(Owner::Segments) => {
+                    if let Some(read) = self.segments.on_completion(&mut self.disk, completion)? {
+                        self.cold_read_done(read);
+                    }
+                }
+                Some(Owner::Checkpoint) => self.checkpoint_completion(completion)?,
+                Some(Owner::Setup) | None => {}
+            }
+        }
+        self.completions = completions;
+        Ok(())
+    }
+
+    /// Take in what the shard has to say.
+    fn absorb(&mut self, out: &mut Outputs) -> Result<(), BrokerError> {
+        for (group, change) in std::mem::take(&mut out.roles) {
+            if change.role == Role::Leader {
+                tracing::info!(group = group.0, term = change.term, "this node leads the group");
+                self.reconcile = true;
+            }
+            let metrics = self.group_metrics.get(&group);
+            if let Some(metrics) = metrics {
+                if change.role == Role::Candidate {
+                    metrics.elections_total.inc();
+                } else if change.leader.is_some() {
+                    metrics.leader_changes_total.inc();
+                }
+            }
+            if change.role != Role::Leader {
+                self.abandon_proposals(group);
+                if let Some(data) = self.groups.get_mut(&group) {
+                    data.reconciling.clear();
+                }
+            }
+        }
+        for (group, term, index) in std::mem::take(&mut out.durable) {
+            self.leader_durable(group, term, index);
+        }
+        for (group, entry) in std::mem::take(&mut out.committed) {
+            self.apply(group, entry)?;
+        }
+        for (group, ctx, index) in std::mem::take(&mut out.reads) {
+            self.barrier_index(group, ctx, index);
+        }
+        for (_, ctx) in std::mem::take(&mut out.reads_failed) {
+            self.barrier_failed(ctx);
+        }
+        self.pass_barriers();
+        Ok(())
+    }
+
+    /// Whether a turn would find something to do that no event announces.
+    pub fn wants_turn(&self) -> bool {
+        !self.outputs.is_empty() || !self.fetches.woken.is_empty()
+    }
+
+    /// Whether connections should stop reading: half of the memory for requests is in use.
+    pub fn should_pause(&self) -> bool {
+        self.in_flight_bytes > self.config.memory_bytes / 2
+    }
+
+    /// Begin a graceful end: refuse new writes and hand over every group that this node leads. Done when
+    /// [`Broker::leads_nothing`] says so.
+    pub fn drain(&mut self) {
+        self.draining = true;
+        let groups: Vec<GroupId> = self.shard.group_ids().filter(|group| self.shard.is_leader(*group)).collect();
+        for group in groups {
+            if let Some(to) = self.best_successor(group) {
+                self.shard.transfer_leadership(group, to);
+            }
+        }
+    }
+
+    /// Whether this node leads no group, so that ending it interrupts nobody.
+    pub fn leads_nothing(&self) -> bool {
+        self.shard.group_ids().all(|group| !self.shard.is_leader(group))
+    }
+
+    /// The connected follower that has most of the group's log.
+    fn best_successor(&self, group: GroupId) -> Option<NodeId> {
+        let status = self.shard.status(group)?;
+        let connected = status.peers.iter().filter(|peer| self.peers_connected.contains(&peer.id));
+        connected.max_by_key(|peer| peer.match_index).map(|peer| peer.id)
+    }
+
+    /// The node that should lead a group when all are well: leaders are spread over the nodes.
+    fn preferred_leader(&self, group: GroupId) -> Option<NodeId> {
+        let nodes = self.config.nodes.len().max(1);
+        self.config.nodes.keys().nth(group.0 as usize % nodes).copied()
+    }
+
+    /// Hand groups to the nodes that should lead them once those have been fit for a while.
+    fn rebalance_leaders(&mut self) {
+        /// How long a better leader must be fit before it gets the group.
+        const PATIENCE_US: u64 = 3_000_000;
+        let groups: Vec<GroupId> = self.shard.group_ids().collect();
+        for group in groups {
+            let preferred = self.preferred_leader(group).filter(|node| *node != self.config.node);
+            let fit = preferred.filter(|node| {
+                self.shard.is_leader(group)
+                    && self.peers_connected.contains(node)
+                    && self.shard.status(group).is_some_and(|status| {
+                        let caught_up = |peer: &lnc_raft::Progress| peer.id == *node && peer.match_index + 64 >= status.last;
+                        status.peers.iter().any(caught_up)
+                    })
+            });
+            let Some(to) = fit else {
+                self.misplaced_since_us.remove(&group);
+                continue;
+            };
+            let now = self.now_us();
+            let since = *self.misplaced_since_us.entry(group).or_insert(now);
+            if now >= since + PATIENCE_US && self.shard.transfer_leadership(group, to) {
+                tracing::info!(group = group.0, to = %to, "handing leadership to the node that should have it");
+                self.misplaced_since_us.remove(&group);
+            }
+        }
+    }
+
+    /// Whether this node may be sent traffic: every group has a leader and this node has what the leader has committed.
+    pub fn readiness(&self) -> Result<(), String> {
+        if self.draining {
+            return Err("shutting down".into());
+        }
+        for group in self.shard.group_ids() {
+            let Some(status) = self.shard.status(group) else { continue };
+            if status.leader.is_none() {
+                return Err(format!("group {group} has no known leader", group = group.0));
+            }
+            let applied = self.applied.get(&group).map_or(0, |(index, _)| *index);
+            if !status.caught_up || applied < status.leader_commit {
+                return Err(format!(
+                    "group {} is catching up: applied index {applied}, the leader has committed {}",
+                    group.0, status.leader_commit
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn update_gauges(&mut self) {
+        for (group, metrics) in &self.group_metrics {
+            let Some(status) = self.shard.status(*group) else { continue };
+            metrics.commit_index.set(status.commit as i64);
+            metrics.applied_index.set(self.applied.get(group).map_or(0, |(index, _)| *index as i64));
+            metrics.durable_index.set(status.durable as i64);
+            metrics.last_index.set(status.last as i64);
+            metrics.term.set(status.term as i64);
+            metrics.role.set(match status.role {
+                Role::Leader => 2,
+                Role::Follower => 0,
+                _ => 1,
+            });
+            for peer in &status.peers {
+                let lag = status.last.saturating_sub(peer.match_index) as i64;
+                let labels = [&group.0.to_string() as &str, &peer.id.to_string()];
+                self.metrics.replication_lag.with_label_values(&labels).set(lag);
+            }
+        }
+        self.metrics.in_flight_bytes.set(self.in_flight_bytes as i64);
+        self.metrics.journal_bytes.set(self.shard.journal().bytes() as i64);
+        let segment_bytes: u64 = self.segments.partitions().map(|key| self.segments.size_bytes(key)).sum();
+        self.metrics.segment_bytes.set(segment_bytes as i64);
+    }
+
+    fn reply(&mut self, caller: Caller, opcode: Opcode, response: Response) {
+        self.outputs.push(Output::Reply { caller, opcode, reply: Reply { result: Ok(response) } });
+    }
+
+    fn refuse(&mut self, caller: Caller, opcode: Opcode, code: ErrorCode, message: String) {
+        /// What a client is asked to wait before it tries again.
+        const RETRY_AFTER_MS: u32 = 50;
+        let retry_after_ms = if code.is_retriable() { RETRY_AFTER_MS } else { 0 };
+        self.refuse_with(caller, opcode, ErrorReply { code, message, retry_after_ms, leader: None });
+    }
+
+    fn refuse_with(&mut self, caller: Caller, opcode: Opcode, error: ErrorReply) {
+        self.metrics.errors_total.with_label_values(&[error.code.name()]).inc();
+        if error.code == ErrorCode::Overloaded {
+            self.metrics.overloaded_total.inc();
+        }
+        self.outputs.push(Output::Reply { caller, opcode, reply: Reply { result: Err(error) } });
+    }
+
+    /// This node does not lead `group`: send the request on, or say who does.
+    fn elsewhere(&mut self, caller: Caller, opcode: Opcode, group: GroupId, body: Bytes) {
+        let leader = self.shard.leader(group).filter(|leader| *leader != self.config.node);
+        match leader {
+            None => {
+                let message = format!("group {} has no known leader at the moment", group.0);
+                self.refuse(caller, opcode, ErrorCode::LeaderUnknown, message);
+            }
+            Some(to) if caller.flags.contains(Flags::NO_FORWARD) || caller.flags.contains(Flags::FORWARDED) => {
+                let address = self.config.nodes.get(&to).map(|node| node.client.clone()).unwrap_or_default();
+                let message = format!("group {} is led by node {to}", group.0);
+                let leader = Some(LeaderHint { node_id: to.0, address });
+                let code = ErrorCode::NotLeader;
+                self.refuse_with(caller, opcode, ErrorReply { code, message, retry_after_ms: 0, leader });
+            }
+            Some(to) => self.outputs.push(Output::Forward { caller, opcode, body, to }),
+        }
+    }
+
+    /// Answer a read once this node has applied everything that was committed when it came, so that what a client was
+    /// told before is never unseen. Local answers are enough for those that only look for whom to ask.
+    fn read(&mut self, caller: Caller, opcode: Opcode, request: Request, body: Bytes) {
+        /// How long a read may wait for the leader's word.
+        const BARRIER_US: u64 = 5_000_000;
+        let asked = self.groups_to_ask(&request);
+        if asked.is_empty() {
+            return self.serve_read(caller, opcode, request);
+        }
+        let ctx = self.ticket();
+        for group in &asked {
+            if self.shard.read_index(*group, ctx).is_err() {
+                let message = format!("group {} has no known leader at the moment", group.0);
+                return self.refuse(caller, opcode, ErrorCode::LeaderUnknown, message);
+            }
+        }
+        let deadline_us = self.now_us() + BARRIER_US;
+        let barrier = ReadBarrier { caller, opcode, request, body, asked, until: BTreeMap::new(), deadline_us };
+        self.barriers.insert(ctx, barrier);
+    }
+
+    fn groups_to_ask(&self, request: &Request) -> BTreeSet<GroupId> {
+        match request {
+            Request::Metadata(metadata) => {
+                let missing = |topics: &Vec<String>| topics.iter().any(|name| self.catalog.topic(name).is_none());
+                let ask = metadata.topics.as_ref().is_some_and(missing) && self.shard.leader(META).is_some();
+                if ask { [META].into() } else { BTreeSet::new() }
+            }
+            Request::ListOffsets(list) => self.groups_of_offsets(list),
+            _ => [META].into(),
+        }
+    }
+
+    fn barrier_index(&mut self, group: GroupId, ctx: u64, index: u64) {
+        if let Some(barrier) = self.barriers.get_mut(&ctx) {
+            barrier.asked.remove(&group);
+            barrier.until.insert(group, index);
+        }
+    }
+
+    fn barrier_failed(&mut self, ctx: u64) {
+        if let Some(ReadBarrier { caller, opcode, .. }) = self.barriers.remove(&ctx) {
+            let message = "the leader changed while the read waited for its word".to_owned();
+            self.refuse(caller, opcode, ErrorCode::LeaderUnknown, message);
+        }
+    }
+
+    fn pass_barriers(&mut self) {
+        let applied = &self.applied;
+        let passed = |barrier: &ReadBarrier| {
+            let reached = |(group, index): (&GroupId, &u64)| applied.get(group).is_some_and(|(done, _)| done >= index);
+            barrier.asked.is_empty() && barrier.until.iter().all(reached)
+        };
+        let ready: Vec<u64> = self.barriers.iter().filter(|(_, b)| passed(b)).map(|(ctx, _)| *ctx).collect();
+        for ctx in ready {
+            if let Some(ReadBarrier { caller, opcode, request, body, .. }) = self.barriers.remove(&ctx) {
+                match request {
+                    Request::Produce(produce) => self.produce_known(caller, produce, body),
+                    Request::Fetch(fetch) => self.fetch_known(caller, fetch),
+                    request => self.serve_read(caller, opcode, request),
+                }
+            }
+        }
+    }
+
+    fn expire_barriers(&mut self) {
+        let now = self.now_us();
+        let late: Vec<u64> = self.barriers.iter().filter(|(_, b)| b.deadline_us <= now).map(|(ctx, _)| *ctx).collect();
+        for ctx in late {
+            if let Some(ReadBarrier { caller, opcode, .. }) = self.barriers.remove(&ctx) {
+                let message = "the leader did not confirm the read in time".to_owned();
+                self.refuse(caller, opcode, ErrorCode::Timeout, message);
+            }
+        }
+    }
+
+    fn serve_read(&mut self, caller: Caller, opcode: Opcode, request: Request) {
+        match request {
+            Request::Metadata(metadata) => self.metadata(caller, metadata),
+            Request::ListTopics => self.list_topics(caller),
+            Request::DescribeTopic(describe) => self.describe_topic(caller, &describe.name),
+            Request::ListOffsets(list) => self.list_offsets(caller, list),
+            _ => self.refuse(caller, opcode, ErrorCode::Unknown, "not a read".into()),
+        }
+    }
+
+    /// The proposals of a group; groups are fixed when the broker starts.
+    fn proposals(&mut self, group: GroupId) -> &mut Proposals {
+        self.proposals.entry(group).or_default()
+    }
+
+    /// Add a command to the group's next entry.
+    fn submit(&mut self, group: GroupId, command: &command::Command, origin: Option<Origin>) {
+        let wall_ms = self.clock.wall_ms;
+        self.proposals(group).push(command, origin, wall_ms);
+    }
+}

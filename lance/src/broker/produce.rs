@@ -1,0 +1,118 @@
+//! Produce: from a request to a command in the group's next entry.
+
+use super::catalog::META;
+use super::command::Command;
+use super::proposals::{Kind, Origin, unplaced};
+use super::{Broker, Caller, ReadBarrier};
+use bytes::Bytes;
+use lnc_log::disk::Disk;
+use lnc_protocol::message::{Acks, Opcode, ProduceRequest, Request};
+use lnc_protocol::{ErrorCode, Limits, RecordBatch};
+use std::collections::BTreeMap;
+
+/// Longest time that a producer may ask to wait, in milliseconds.
+const MAX_TIMEOUT_MS: u32 = 300_000;
+
+/// Requests that may wait at once for the word of a leader.
+const MAX_BARRIERS: usize = 4096;
+
+/// Decompressed bytes allowed per byte of the largest batch.
+const DECOMPRESSION_FACTOR: usize = 16;
+
+impl<D: Disk> Broker<D> {
+    pub(super) fn produce(&mut self, caller: Caller, request: ProduceRequest, body: Bytes) {
+        if self.catalog.topic(&request.topic).is_some() {
+            self.produce_known(caller, request, body);
+        } else {
+            self.after_catalog(caller, Opcode::Produce, Request::Produce(request), body);
+        }
+    }
+
+    /// A topic that this replica does not know may have been created a moment ago: ask before denying it.
+    pub(super) fn after_catalog(&mut self, caller: Caller, opcode: Opcode, request: Request, body: Bytes) {
+        /// How long a request may wait to learn whether its topic exists.
+        const WAIT_US: u64 = 5_000_000;
+        if self.barriers.len() >= MAX_BARRIERS {
+            let message = format!("{MAX_BARRIERS} requests wait for the catalog's leader already");
+            return self.refuse(caller, opcode, ErrorCode::Overloaded, message);
+        }
+        let ctx = self.ticket();
+        if self.shard.read_index(META, ctx).is_err() {
+            let message = "the catalog has no known leader at the moment".to_owned();
+            return self.refuse(caller, opcode, ErrorCode::LeaderUnknown, message);
+        }
+        let deadline_us = self.now_us() + WAIT_US;
+        let (asked, until) = ([META].into(), BTreeMap::new());
+        self.barriers.insert(ctx, ReadBarrier { caller, opcode, request, body, asked, until, deadline_us });
+    }
+
+    /// Produce once the catalog is known to be fresh enough to deny the topic.
+    pub(super) fn produce_known(&mut self, caller: Caller, request: ProduceRequest, body: Bytes) {
+        let opcode = Opcode::Produce;
+        let ProduceRequest { acks, timeout_ms, topic: name, topic_id, partition, batch } = request;
+        let Some(topic) = self.catalog.topic(&name) else {
+            return self.refuse(caller, opcode, ErrorCode::UnknownTopic, format!("topic {name:?} does not exist"));
+        };
+        let (id, partitions) = (topic.id, topic.partitions);
+        if topic_id != 0 && topic_id != id {
+            let message = format!("topic {name:?} has id {id}, not {topic_id}: it was deleted and created anew");
+            return self.refuse(caller, opcode, ErrorCode::TopicIdMismatch, message);
+        }
+        if partition >= partitions {
+            let message = format!("topic {name:?} has partitions 0 to {}, not {partition}", partitions - 1);
+            return self.refuse(caller, opcode, ErrorCode::UnknownPartition, message);
+        }
+        let (key, group) = (topic.key(partition), topic.group_of(partition));
+        if !self.shard.is_leader(group) {
+            return self.elsewhere(caller, opcode, group, body);
+        }
+        if let Err((code, message)) = self.room_for(group, batch.len()) {
+            return self.refuse(caller, opcode, code, message);
+        }
+        let limits = Limits {
+            max_batch_bytes: self.config.max_batch_bytes,
+            max_decompressed_bytes: self.config.max_batch_bytes.saturating_mul(DECOMPRESSION_FACTOR),
+        };
+        let batch = match RecordBatch::validate(batch, &limits) {
+            Ok(batch) => batch,
+            Err(error) => {
+                return self.refuse(caller, opcode, error.code(), format!("topic {name:?} partition {partition}: {error}"));
+            }
+        };
+        if self.groups.get(&group).is_none_or(|data| data.state.get(key).is_none()) {
+            let message = format!("topic {name:?} partition {partition} is being created");
+            return self.refuse(caller, opcode, ErrorCode::NotReady, message);
+        }
+        let bytes = batch.bytes().len();
+        self.metrics.bytes_in_total.inc_by(bytes as u64);
+        self.metrics.messages_in_total.inc_by(u64::from(batch.header().record_count));
+        let command = Command::Append { key, batch: batch.into_bytes() };
+        if acks == Acks::None {
+            self.submit(group, &command, None);
+            return self.reply(caller, opcode, unplaced(id, partition));
+        }
+        self.in_flight_bytes += bytes;
+        let since_us = self.now_us();
+        let deadline_us = since_us + u64::from(timeout_ms.clamp(1, MAX_TIMEOUT_MS)) * 1000;
+        let kind = Kind::Produce { acks, topic_id: id, partition };
+        self.submit(group, &command, Some(Origin { caller, opcode, bytes, since_us, deadline_us, kind }));
+    }
+
+    /// Whether a batch of this size may come in now.
+    fn room_for(&mut self, group: lnc_log::journal::GroupId, bytes: usize) -> Result<(), (ErrorCode, String)> {
+        let limit = self.config.memory_bytes;
+        let queued = self.proposals(group).bytes();
+        if self.in_flight_bytes + bytes > limit || queued > limit / 2 {
+            let message = format!(
+                "{} bytes of requests are under way and {queued} queued for group {}, the limit is {limit}",
+                self.in_flight_bytes, group.0
+            );
+            return Err((ErrorCode::Overloaded, message));
+        }
+        if self.segments.is_full() || self.shard.journal().is_full() {
+            let message = format!("node {} has no space left in its data directory", self.config.node);
+            return Err((ErrorCode::StorageFull, message));
+        }
+        Ok(())
+    }
+}
