@@ -290,6 +290,13 @@ macro_rules! wire_struct {
         }
 
         #[cfg(test)]
+        impl $name {
+            /// Names and types, for the comparison with the specification.
+            pub(crate) const FIELDS: &'static [(&'static str, &'static str)] =
+                &[$( (stringify!($field), stringify!($type)), )*];
+        }
+
+        #[cfg(test)]
         impl $crate::message::sample::Sample for $name {
             fn sample(entropy: &mut $crate::message::sample::Entropy<'_>) -> Self {
                 Self { $( $field: $crate::message::sample::Sample::sample(entropy), )* }

@@ -15,7 +15,7 @@ fn theirs(codec: Codec) -> kafka::Compression {
 
 /// Record `i` of a batch: with and without key, value and headers in turn, some of it well compressible.
 fn key(i: usize) -> Option<Bytes> {
-    (i % 3 != 0).then(|| format!("key-{i}").into())
+    (!i.is_multiple_of(3)).then(|| format!("key-{i}").into())
 }
 
 fn value(i: usize) -> Option<Bytes> {

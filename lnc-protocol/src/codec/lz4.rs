@@ -177,3 +177,92 @@ fn take<'a>(input: &mut &'a [u8], len: usize) -> Result<&'a [u8], CodecError> {
 fn corrupt(reason: &str) -> CodecError {
     CodecError::Corrupt { codec: Codec::Lz4, reason: reason.to_owned() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A frame with the given descriptor bytes, its checksum, and what follows.
+    fn frame(descriptor: &[u8], rest: &[&[u8]]) -> Vec<u8> {
+        let head = [&MAGIC.to_le_bytes(), descriptor, &[descriptor_checksum(descriptor)]].concat();
+        [head, rest.concat()].concat()
+    }
+
+    fn stored(block: &[u8]) -> Vec<u8> {
+        [&(block.len() as u32 | STORED).to_le_bytes()[..], block].concat()
+    }
+
+    const END: &[u8] = &[0; 4];
+
+    #[track_caller]
+    fn assert_refused(frame: &[u8], reason: &str) {
+        assert_eq!(decompress(frame, 1 << 20), Err(corrupt(reason)));
+    }
+
+    #[test]
+    fn long_content_takes_several_blocks() {
+        for len in [0, 1, BLOCK_LEN - 1, BLOCK_LEN, BLOCK_LEN + 1, 3 * BLOCK_LEN + 7] {
+            // A linear congruence: bytes that do not compress, so that stored blocks occur.
+            let mut state = 1u32;
+            let noise: Vec<u8> = (0..len)
+                .map(|_| {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    (state >> 24) as u8
+                })
+                .collect();
+            for content in [noise, vec![7; len]] {
+                let mut out = b"before".to_vec();
+                compress(&content, &mut out);
+                assert_eq!(decompress(&out[6..], len).as_ref(), Ok(&content));
+                assert!(out.len() <= 6 + 11 + content.len() + 4 * content.len().div_ceil(BLOCK_LEN));
+            }
+        }
+    }
+
+    #[test]
+    fn the_descriptor_is_the_well_known_one() {
+        let mut out = Vec::new();
+        compress(b"", &mut out);
+        assert_eq!(out, [0x04, 0x22, 0x4D, 0x18, 0x60, 0x40, 0x82, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn optional_fields_are_read_and_checked() {
+        let size = |n: u64| [&[0x68, 0x40][..], &n.to_le_bytes()].concat();
+        assert_eq!(decompress(&frame(&size(3), &[&stored(b"abc"), END]), 3), Ok(b"abc".to_vec()));
+        assert_refused(&frame(&size(4), &[&stored(b"abc"), END]), "content size differs from the frame's header");
+
+        let sum = hash(b"abc").to_le_bytes();
+        assert_eq!(decompress(&frame(&[0x70, 0x40], &[&stored(b"abc"), &sum, END]), 3), Ok(b"abc".to_vec()));
+        assert_refused(&frame(&[0x70, 0x40], &[&stored(b"abc"), &[0; 4], END]), "block checksum mismatch");
+        assert_eq!(decompress(&frame(&[0x64, 0x40], &[&stored(b"abc"), END, &sum]), 3), Ok(b"abc".to_vec()));
+        assert_refused(&frame(&[0x64, 0x40], &[&stored(b"abc"), END, &[0; 4]]), "content checksum mismatch");
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused() {
+        assert_refused(&frame(&[0x40, 0x40], &[END]), "linked blocks are not supported");
+        assert_refused(&frame(&[0x61, 0x40], &[END]), "dictionaries are not supported");
+        assert_refused(&frame(&[0x60, 0x30], &[END]), "unknown block size");
+        assert_refused(&frame(&[0x62, 0x40], &[END]), "unknown version or reserved bits set");
+        assert_refused(&frame(&[0xA0, 0x40], &[END]), "unknown version or reserved bits set");
+        assert_refused(&frame(&[0x60, 0xC0], &[END]), "unknown version or reserved bits set");
+        let mut wrong = frame(&[0x60, 0x40], &[END]);
+        wrong[6] ^= 1;
+        assert_refused(&wrong, "header checksum mismatch");
+        wrong[0] ^= 1;
+        assert_refused(&wrong, "wrong magic");
+    }
+
+    #[test]
+    fn a_block_is_limited_by_the_frame_and_by_the_caller() {
+        let long = (BLOCK_LEN as u32 + 1).to_le_bytes();
+        assert_refused(
+            &frame(&[0x60, 0x40], &[&long, &vec![0; BLOCK_LEN + 1]]),
+            "a block is over the frame's block size",
+        );
+        assert_refused(&frame(&[0x60, 0x40], &[&5u32.to_le_bytes(), b"abc"]), "the frame ends early");
+        let three = frame(&[0x60, 0x40], &[&stored(b"abc"), END]);
+        assert_eq!(decompress(&three, 2), Err(CodecError::TooLarge { limit: 2 }));
+    }
+}

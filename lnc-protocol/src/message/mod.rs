@@ -11,6 +11,8 @@ mod response;
 #[cfg(test)]
 pub(crate) mod sample;
 #[cfg(test)]
+mod specification;
+#[cfg(test)]
 mod tests;
 
 use bytes::{Bytes, BytesMut};
