@@ -1,0 +1,462 @@
+//! The client: finds the broker that a request belongs to, and tries again when that turns out to be another one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use lnc_protocol::ErrorCode;
+use lnc_protocol::frame::Flags;
+use lnc_protocol::message::{ErrorReply, MetadataRequest, Request, Response};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::backoff::Backoff;
+use crate::connection::{ConnectOptions, Connection};
+use crate::consumer::ConsumerBuilder;
+use crate::error::{Error, Operation, Result};
+use crate::metadata::{Metadata, TopicInfo};
+use crate::pool::{Pool, Purpose};
+use crate::producer::ProducerBuilder;
+
+/// The least time between two refreshes of the metadata, so that a thousand failing requests do not ask a thousand
+/// times.
+const REFRESH_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How often in a row a request follows a hint at once. Brokers that point at each other have not agreed yet.
+pub(crate) const MAX_REDIRECTS: u32 = 2;
+
+/// An attempt gets this fraction of the request timeout, so that a broker that hangs leaves time for another.
+const ATTEMPTS_PER_TIMEOUT: u32 = 3;
+
+/// A client of a LANCE cluster. Cheap to clone; all clones share connections and metadata.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    bootstrap: Vec<Arc<str>>,
+    request_timeout: Duration,
+    pool: Pool,
+    metadata: Metadata,
+    /// Which of the candidates served the last request that any broker may serve.
+    preferred: AtomicUsize,
+}
+
+/// Configures a [`Client`]. Made by [`Client::builder`].
+#[derive(Clone, Debug)]
+pub struct ClientBuilder {
+    endpoints: Vec<String>,
+    request_timeout: Duration,
+    connect: ConnectOptions,
+}
+
+impl ClientBuilder {
+    /// The addresses ("host:port") of some brokers; one that is reachable is enough to find the others.
+    pub fn endpoints<I>(mut self, endpoints: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: Into<String>,
+    {
+        self.endpoints = endpoints.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// How the client introduces itself in the brokers' logs. Default: "lnc-client".
+    pub fn client_name(mut self, name: impl Into<String>) -> Self {
+        self.connect.client_name = name.into();
+        self
+    }
+
+    /// How long an operation may take in all, including its retries; one attempt gets a third of that. Default: 30 s.
+    /// A producer's records have their own
+    /// [`delivery_timeout`](crate::ProducerBuilder::delivery_timeout).
+    pub fn request_timeout(mut self, timeout: Duration) -> Self {
+        self.request_timeout = timeout;
+        self
+    }
+
+    /// How long one attempt to connect may take. Default: 5 s.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect.timeout = timeout;
+        self
+    }
+
+    /// The longest reply accepted from a broker, in bytes. Default: 64 MiB. Must hold what one fetch asks for and at
+    /// least one whole batch.
+    pub fn max_reply_bytes(mut self, bytes: usize) -> Self {
+        self.connect.max_reply_bytes = bytes;
+        self
+    }
+
+    /// Connects to the cluster. Fails if no endpoint answers within the request timeout.
+    pub async fn build(self) -> Result<Client> {
+        let invalid = |setting, problem: &str| Err(Error::InvalidSetting { setting, problem: problem.into() });
+        if self.endpoints.is_empty() {
+            return invalid("endpoints", "at least one address is needed");
+        }
+        if let Some(endpoint) = self.endpoints.iter().find(|endpoint| !endpoint.contains(':')) {
+            return invalid("endpoints", &format!("{endpoint:?} is not of the form host:port"));
+        }
+        if self.request_timeout.is_zero() || self.connect.timeout.is_zero() {
+            return invalid("timeout", "must be more than zero");
+        }
+        let inner = Inner {
+            bootstrap: self.endpoints.into_iter().map(Arc::from).collect(),
+            request_timeout: self.request_timeout,
+            pool: Pool::new(self.connect),
+            metadata: Metadata::default(),
+            preferred: AtomicUsize::new(0),
+        };
+        let client = Client { inner: Arc::new(inner) };
+        client.call(Call::new(Operation::new("connect"), Request::Ping)).await?;
+        Ok(client)
+    }
+}
+
+/// Where a request goes.
+#[derive(Clone, Debug)]
+pub(crate) enum Target {
+    /// To any broker that can be reached; it forwards the request if need be.
+    Any,
+    /// To the leader of a partition, if it is known and can be reached; else to any.
+    Leader { topic: Arc<str>, partition: u32 },
+}
+
+/// A request on its way, with what is needed to try it more than once.
+pub(crate) struct Call {
+    pub(crate) operation: Operation,
+    pub(crate) target: Target,
+    pub(crate) request: Request,
+    /// When to give up; after the request timeout if not given.
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl Call {
+    pub(crate) fn new(operation: Operation, request: Request) -> Self {
+        Call { operation, target: Target::Any, request, deadline: None }
+    }
+
+    pub(crate) fn to_leader(mut self, topic: &Arc<str>, partition: u32) -> Self {
+        self.target = Target::Leader { topic: topic.clone(), partition };
+        self
+    }
+}
+
+/// What a call brought.
+pub(crate) struct Outcome {
+    pub(crate) response: Response,
+    /// The address of the broker that answered.
+    pub(crate) address: Arc<str>,
+}
+
+/// How a call failed.
+pub(crate) struct Failure {
+    pub(crate) error: Error,
+    /// Whether an attempt before the last one may have taken effect.
+    pub(crate) repeated: bool,
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        failure.error
+    }
+}
+
+impl Client {
+    /// Starts configuring a client.
+    ///
+    /// ```no_run
+    /// # async fn example() -> lnc_client::Result<()> {
+    /// use lnc_client::Client;
+    ///
+    /// let client = Client::builder().endpoints(["127.0.0.1:1992"]).client_name("billing").build().await?;
+    /// client.ensure_topic("orders", 3).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder {
+            endpoints: Vec::new(),
+            request_timeout: Duration::from_secs(30),
+            connect: ConnectOptions::default(),
+        }
+    }
+
+    /// Starts configuring a producer for a topic.
+    pub fn producer(&self, topic: &str) -> ProducerBuilder {
+        ProducerBuilder::new(self.clone(), topic)
+    }
+
+    /// Starts configuring a consumer of a topic.
+    pub fn consumer(&self, topic: &str) -> ConsumerBuilder {
+        ConsumerBuilder::new(self.clone(), topic)
+    }
+
+    /// How long an operation may take in all.
+    pub fn request_timeout(&self) -> Duration {
+        self.inner.request_timeout
+    }
+
+    /// How long one attempt of an operation may take.
+    pub(crate) fn attempt_timeout(&self) -> Duration {
+        self.inner.request_timeout / ATTEMPTS_PER_TIMEOUT
+    }
+
+    /// How long a broker should work on a request before it answers `Timeout`: a little less than an attempt lasts, so
+    /// that the answer arrives.
+    pub(crate) fn broker_timeout_ms(&self) -> u32 {
+        (self.attempt_timeout() * 4 / 5).as_millis().clamp(1, u128::from(u32::MAX)) as u32
+    }
+
+    pub(crate) fn metadata_cache(&self) -> &Metadata {
+        &self.inner.metadata
+    }
+
+    /// Carries out a request: picks the broker, and while the failure is one that passes, tries again until the
+    /// deadline.
+    pub(crate) async fn call(&self, call: Call) -> std::result::Result<Outcome, Failure> {
+        let after = self.inner.request_timeout;
+        let deadline = call.deadline.unwrap_or_else(|| Instant::now() + after);
+        let mut backoff = Backoff::new();
+        let mut repeated = false;
+        let mut redirects = 0;
+        loop {
+            let error = match self.attempt(&call, deadline).await {
+                Ok((response, address)) => return Ok(Outcome { response, address }),
+                Err(error) => error,
+            };
+            if !error.is_retriable() {
+                return Err(Failure { error, repeated });
+            }
+            repeated |= error.is_ambiguous();
+            let pause = match self.learn(&call.target, &error) {
+                Lesson::Redirected if redirects < MAX_REDIRECTS => {
+                    redirects += 1;
+                    Duration::ZERO
+                }
+                _ => {
+                    redirects = 0;
+                    backoff.next(error.retry_after())
+                }
+            };
+            let resume = Instant::now() + pause;
+            if resume >= deadline {
+                let last = Some(Box::new(error));
+                let error = Error::DeadlineExceeded { operation: call.operation, after, last };
+                return Err(Failure { error, repeated });
+            }
+            if !pause.is_zero() {
+                sleep_until(resume).await;
+                if let Target::Leader { topic, partition } = &call.target
+                    && self.inner.metadata.leader(topic, *partition).is_none()
+                {
+                    // Without news the next attempt goes where the old metadata says, or to any broker.
+                    let _ = timeout_at(deadline, self.refresh(topic)).await;
+                }
+            }
+        }
+    }
+
+    async fn attempt(&self, call: &Call, deadline: Instant) -> Result<(Response, Arc<str>)> {
+        let give_up = deadline.min(Instant::now() + self.attempt_timeout());
+        let exchange = async {
+            let (connection, flags) = self.route(&call.target, Purpose::Requests).await?;
+            let result = self.exchange(&connection, flags, call, give_up).await;
+            result.map(|response| (response, connection.address().clone()))
+        };
+        match timeout_at(give_up, exchange).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::DeadlineExceeded {
+                operation: call.operation.clone(),
+                after: self.attempt_timeout(),
+                last: None,
+            }),
+        }
+    }
+
+    async fn exchange(&self, connection: &Connection, flags: Flags, call: &Call, until: Instant) -> Result<Response> {
+        connection.ready().await;
+        let reply = match timeout_at(until, connection.submit(&call.request, flags)).await {
+            Ok(reply) => reply?,
+            Err(_) => {
+                connection.close("no answer in time");
+                return Err(Error::lost(connection.address(), "no answer in time"));
+            }
+        };
+        reply.result.and_then(partition_error).map_err(|reply| Error::Broker {
+            operation: call.operation.clone(),
+            address: connection.address().clone(),
+            reply: Box::new(reply),
+        })
+    }
+
+    /// A connection to the broker that a request should go to, and the flags to send it with.
+    pub(crate) async fn route(&self, target: &Target, purpose: Purpose) -> Result<(Connection, Flags)> {
+        if let Target::Leader { topic, partition } = target
+            && let Some(address) = self.inner.metadata.leader(topic, *partition)
+            && self.inner.pool.is_reachable(&address, purpose)
+        {
+            return match self.inner.pool.get(&address, purpose).await {
+                Ok(connection) => Ok((connection, Flags::NO_FORWARD)),
+                // The leader's address may be one that only its peers can reach.
+                Err(_) => Ok((self.any(purpose).await?, Flags::NONE)),
+            };
+        }
+        Ok((self.any(purpose).await?, Flags::NONE))
+    }
+
+    /// A connection to a broker by its address.
+    pub(crate) async fn connection(&self, address: &Arc<str>, purpose: Purpose) -> Result<Connection> {
+        self.inner.pool.get(address, purpose).await
+    }
+
+    /// Whether a broker may be tried: no attempt to connect to it has failed just now.
+    pub(crate) fn is_reachable(&self, address: &Arc<str>, purpose: Purpose) -> bool {
+        self.inner.pool.is_reachable(address, purpose)
+    }
+
+    /// A connection to the broker at the start of the list that can be reached; the list starts at the one that
+    /// worked last.
+    async fn any(&self, purpose: Purpose) -> Result<Connection> {
+        let candidates = self.addresses();
+        let start = self.inner.preferred.load(Ordering::Relaxed);
+        let mut failure = None;
+        for step in 0..candidates.len() {
+            let at = start.wrapping_add(step) % candidates.len();
+            match self.inner.pool.get(&candidates[at], purpose).await {
+                Ok(connection) => {
+                    self.inner.preferred.store(at, Ordering::Relaxed);
+                    return Ok(connection);
+                }
+                Err(error) => failure = Some(error),
+            }
+        }
+        Err(failure.unwrap_or(Error::Closed))
+    }
+
+    /// All addresses known: those given, then those that brokers told.
+    pub(crate) fn addresses(&self) -> Vec<Arc<str>> {
+        let mut addresses = self.inner.bootstrap.clone();
+        let told = self.inner.metadata.brokers();
+        addresses.extend(told.into_iter().filter(|address| !self.inner.bootstrap.contains(address)));
+        addresses
+    }
+
+    /// Remembers what a failure says about who leads the target, and steps away from a broker that cannot serve.
+    pub(crate) fn learn(&self, target: &Target, error: &Error) -> Lesson {
+        let address = match error {
+            Error::Broker { address, reply, .. } => {
+                if let (Some(hint), Target::Leader { topic, partition }) = (&reply.leader, target)
+                    && self.inner.metadata.redirect(topic, *partition, hint)
+                {
+                    return Lesson::Redirected;
+                }
+                match reply.code {
+                    // The right broker, at a bad moment.
+                    ErrorCode::Overloaded | ErrorCode::StorageFull | ErrorCode::Timeout => return Lesson::Nothing,
+                    _ => address,
+                }
+            }
+            Error::Connect { address, .. } | Error::ConnectionLost { address, .. } => address,
+            _ => return Lesson::Nothing,
+        };
+        if let Target::Leader { topic, partition } = target {
+            self.inner.metadata.distrust(topic, *partition, address);
+        }
+        self.inner.preferred.fetch_add(1, Ordering::Relaxed);
+        Lesson::Nothing
+    }
+
+    /// Asks a broker who leads what. Concurrent calls share one request, and requests keep a distance.
+    pub(crate) async fn refresh(&self, topic: &str) -> Result<()> {
+        let metadata = &self.inner.metadata;
+        let (seen, _) = metadata.age();
+        let _turn = metadata.refreshing.lock().await;
+        let (generation, refreshed_at) = metadata.age();
+        if generation != seen && metadata.topic(topic).is_some() {
+            return Ok(());
+        }
+        if let Some(refreshed_at) = refreshed_at {
+            sleep_until(refreshed_at + REFRESH_INTERVAL).await;
+        }
+        let mut topics = metadata.topics();
+        if !topics.iter().any(|known| known == topic) {
+            topics.push(topic.to_owned());
+        }
+        let request = Request::Metadata(MetadataRequest { topics: Some(topics) });
+        let call = Call::new(Operation::on_topic("metadata", topic), request);
+        let deadline = Instant::now() + self.attempt_timeout();
+        match self.attempt(&call, deadline).await {
+            Ok((Response::Metadata(reply), _)) => {
+                metadata.update(&reply);
+                Ok(())
+            }
+            Ok((_, address)) => Err(unexpected(&address, &call.operation)),
+            Err(error) => {
+                self.learn(&Target::Any, &error);
+                Err(error)
+            }
+        }
+    }
+
+    /// What is needed to use a topic. Asks the cluster if it is not known yet.
+    pub(crate) async fn topic(&self, name: &str) -> Result<TopicInfo> {
+        let after = self.inner.request_timeout;
+        let deadline = Instant::now() + after;
+        let operation = || Operation::on_topic("metadata", name);
+        let mut backoff = Backoff::new();
+        loop {
+            if let Some(topic) = self.inner.metadata.topic(name) {
+                return Ok(topic);
+            }
+            let last = match self.refresh(name).await {
+                Ok(()) => match self.inner.metadata.topic(name) {
+                    Some(topic) => return Ok(topic),
+                    // Which error it is, the description of the topic says.
+                    None => self.describe_topic(name).await.err(),
+                },
+                Err(error) => Some(error),
+            };
+            match last {
+                Some(error) if !error.is_retriable() => return Err(error),
+                last => {
+                    let resume = Instant::now() + backoff.next(Duration::ZERO);
+                    if resume >= deadline {
+                        let last = last.map(Box::new);
+                        return Err(Error::DeadlineExceeded { operation: operation(), after, last });
+                    }
+                    sleep_until(resume).await;
+                }
+            }
+        }
+    }
+}
+
+/// What a failure taught.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lesson {
+    /// Another leader, which was not tried yet.
+    Redirected,
+    Nothing,
+}
+
+/// Makes the error of the only partition asked about the error of the request.
+fn partition_error(response: Response) -> std::result::Result<Response, ErrorReply> {
+    match response {
+        Response::ListOffsets(mut found) if found.len() == 1 && found[0].error != ErrorCode::None => {
+            Err(ErrorReply::new(found[0].error, std::mem::take(&mut found[0].message)))
+        }
+        response => Ok(response),
+    }
+}
+
+/// The error for a response of the wrong kind.
+pub(crate) fn unexpected(address: &Arc<str>, operation: &Operation) -> Error {
+    Error::protocol(address, format_args!("answered another question than {operation}"))
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("brokers", &self.addresses()).finish()
+    }
+}

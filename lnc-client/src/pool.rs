@@ -1,0 +1,106 @@
+//! The connections of a client: for each broker one for requests and one for fetches, made when first needed and
+//! again after they broke.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::time::Instant;
+
+use crate::backoff::Backoff;
+use crate::connection::{ConnectOptions, Connection};
+use crate::error::{Error, Result};
+
+/// What a connection is for. Fetched records go over their own connection, so that the short answers to produce
+/// requests do not queue behind megabytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Purpose {
+    Requests,
+    Fetches,
+}
+
+pub(crate) struct Pool {
+    options: ConnectOptions,
+    lines: Mutex<BTreeMap<(Arc<str>, Purpose), Arc<Line>>>,
+}
+
+/// The place of one connection.
+struct Line {
+    current: Mutex<Option<Connection>>,
+    /// Held while connecting, so that many requests that miss the connection make one.
+    dialing: tokio::sync::Mutex<Backoff>,
+    refused: Mutex<Option<Refused>>,
+}
+
+/// The last attempt to connect failed; until `until`, the failure stands in for another attempt.
+struct Refused {
+    until: Instant,
+    error: Error,
+}
+
+impl Pool {
+    pub(crate) fn new(options: ConnectOptions) -> Self {
+        Pool { options, lines: Mutex::default() }
+    }
+
+    /// An open connection to `address`. Fails at once while the pause after a failed attempt lasts.
+    pub(crate) async fn get(&self, address: &Arc<str>, purpose: Purpose) -> Result<Connection> {
+        let line = self.line(address, purpose);
+        if let Some(connection) = line.current() {
+            return Ok(connection);
+        }
+        let mut backoff = line.dialing.lock().await;
+        if let Some(connection) = line.current() {
+            return Ok(connection);
+        }
+        if let Some(error) = line.refusal() {
+            return Err(error);
+        }
+        let result = Connection::connect(address, &self.options).await;
+        let refused = match &result {
+            Ok(_) => {
+                backoff.reset();
+                None
+            }
+            Err(error) => {
+                let until = Instant::now() + backoff.next(std::time::Duration::ZERO);
+                Some(Refused { until, error: error.clone() })
+            }
+        };
+        *line.refused.lock().unwrap_or_else(PoisonError::into_inner) = refused;
+        *line.current.lock().unwrap_or_else(PoisonError::into_inner) = result.as_ref().ok().cloned();
+        result
+    }
+
+    /// Whether `address` may be tried: it is connected, or no attempt to connect has failed lately.
+    pub(crate) fn is_reachable(&self, address: &Arc<str>, purpose: Purpose) -> bool {
+        let line = self.line(address, purpose);
+        line.current().is_some() || line.refusal().is_none()
+    }
+
+    fn line(&self, address: &Arc<str>, purpose: Purpose) -> Arc<Line> {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = lines.entry((address.clone(), purpose)).or_insert_with(|| {
+            Arc::new(Line {
+                current: Mutex::new(None),
+                dialing: tokio::sync::Mutex::new(Backoff::new()),
+                refused: Mutex::new(None),
+            })
+        });
+        line.clone()
+    }
+}
+
+impl Line {
+    fn current(&self) -> Option<Connection> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_some_and(|connection| !connection.is_open()) {
+            *current = None;
+        }
+        current.clone()
+    }
+
+    fn refusal(&self) -> Option<Error> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.as_ref().filter(|refused| Instant::now() < refused.until).map(|refused| refused.error.clone())
+    }
+}
