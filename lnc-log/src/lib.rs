@@ -6,3 +6,4 @@ pub mod checkpoint;
 pub mod data_dir;
 pub mod disk;
 pub mod journal;
+pub mod segment;

@@ -1,0 +1,534 @@
+//! One partition in memory: its segments, the bytes that are not in the files for good, and what its lane does next.
+
+use super::index::{self, IndexEntry};
+use super::state::{EpochStart, PartitionState, SegmentState};
+use super::{PREFIX_LEN, PartitionKey, SegmentConfig, SegmentError, StoredBatch, block_floor};
+use crate::disk::{AlignedBuf, BLOCK, FileId};
+use bytes::Bytes;
+use std::collections::VecDeque;
+
+/// A segment and how far its file is.
+///
+/// `flushed ≤ on_file ≤ len`, `synced ≤ on_file`. Positions below `flushed` are never written again.
+#[derive(Debug)]
+pub(super) struct Segment {
+    /// `state.index` is filled while the segment is open, and while the index of a sealed one is in memory.
+    pub(super) state: SegmentState,
+    /// A multiple of [`BLOCK`], or the whole length once a sealed segment is completely written.
+    pub(super) flushed: u64,
+    /// Bytes that can be read from the file.
+    pub(super) on_file: u64,
+    /// End of the last whole batch below `on_file`: its position and the offset after it.
+    pub(super) readable: (u64, u64),
+    /// Bytes on stable storage.
+    pub(super) synced: u64,
+    /// The file exists.
+    pub(super) created: bool,
+    /// The padding behind a sealed segment was cut off.
+    pub(super) cut: bool,
+    /// The index file is written (or, for a segment from before a restart, is hoped to be there).
+    pub(super) indexed: bool,
+    /// Reads under way.
+    pub(super) readers: usize,
+    /// No longer part of the partition, since this checkpoint.
+    pub(super) trimmed: Option<u64>,
+}
+
+impl Segment {
+    fn new(batch: &StoredBatch) -> Self {
+        let state = SegmentState {
+            base_offset: batch.base_offset,
+            end_offset: batch.base_offset,
+            len: 0,
+            max_timestamp: batch.max_timestamp,
+            first_append_ms: batch.append_ms,
+            last_append_ms: batch.append_ms,
+            sealed: false,
+            epochs: Vec::new(),
+            index: Vec::new(),
+        };
+        Self {
+            flushed: 0,
+            on_file: 0,
+            readable: (0, batch.base_offset),
+            synced: 0,
+            created: false,
+            cut: false,
+            indexed: false,
+            readers: 0,
+            trimmed: None,
+            state,
+        }
+    }
+
+    /// A segment whose file holds exactly what `state` says.
+    pub(super) fn recovered(state: SegmentState) -> Self {
+        let len = state.len;
+        Self {
+            flushed: if state.sealed { len } else { block_floor(len) },
+            on_file: len,
+            readable: (len, state.end_offset),
+            synced: len,
+            created: true,
+            cut: state.sealed,
+            indexed: state.sealed,
+            readers: 0,
+            trimmed: None,
+            state,
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        let len = self.state.len;
+        self.state.sealed && self.flushed == len && self.cut && self.indexed && self.synced == len
+    }
+
+    /// The state as a checkpoint stores it.
+    fn to_state(&self) -> SegmentState {
+        let index = if self.state.sealed { Vec::new() } else { self.state.index.clone() };
+        SegmentState { index, epochs: self.state.epochs.clone(), ..self.state }
+    }
+
+    fn push(&mut self, batch: &StoredBatch, interval: u64) {
+        let state = &mut self.state;
+        let entry = IndexEntry { offset: batch.base_offset, position: state.len, max_timestamp: batch.max_timestamp };
+        index::push(&mut state.index, interval, entry);
+        if state.epochs.last().is_none_or(|last| last.epoch != batch.epoch()) {
+            state.epochs.push(EpochStart { offset: batch.base_offset, epoch: batch.epoch() });
+        }
+        state.len += batch.len() as u64;
+        state.end_offset = batch.last_offset + 1;
+        state.max_timestamp = state.max_timestamp.max(batch.max_timestamp);
+        state.last_append_ms = state.last_append_ms.max(batch.append_ms);
+    }
+}
+
+/// Bytes that wait in memory, in file order; segments follow on one another.
+#[derive(Debug, Default)]
+struct Queue {
+    pieces: VecDeque<Piece>,
+    /// Bytes of the first piece that are in the file for good.
+    skip: usize,
+    bytes: u64,
+}
+
+#[derive(Debug)]
+struct Piece {
+    content: Content,
+    /// The offset after this piece.
+    end_offset: u64,
+}
+
+#[derive(Debug)]
+enum Content {
+    Batch {
+        prefix: [u8; PREFIX_LEN],
+        raw: Bytes,
+    },
+    /// The end of a partial block, ending where a batch ends.
+    Tail(Vec<u8>),
+}
+
+impl Piece {
+    fn parts(&self) -> [&[u8]; 2] {
+        match &self.content {
+            Content::Batch { prefix, raw } => [prefix, &raw[PREFIX_LEN..]],
+            Content::Tail(bytes) => [bytes, &[]],
+        }
+    }
+
+    fn len(&self) -> usize {
+        match &self.content {
+            Content::Batch { raw, .. } => raw.len(),
+            Content::Tail(bytes) => bytes.len(),
+        }
+    }
+}
+
+impl Queue {
+    fn push(&mut self, content: Content, end_offset: u64) {
+        let piece = Piece { content, end_offset };
+        self.bytes += piece.len() as u64;
+        self.pieces.push_back(piece);
+    }
+
+    /// Copy the first `count` bytes to `out`.
+    fn copy(&self, count: usize, out: &mut AlignedBuf) {
+        let end = out.len() + count;
+        let mut skip = self.skip;
+        for part in self.pieces.iter().flat_map(Piece::parts) {
+            let skipped = skip.min(part.len());
+            skip -= skipped;
+            let part = &part[skipped..];
+            let part = &part[..part.len().min(end - out.len())];
+            out.extend_from_slice(part);
+            if out.len() == end {
+                break;
+            }
+        }
+    }
+
+    /// Drop the first `count` bytes.
+    fn pop(&mut self, mut count: u64) {
+        self.bytes -= count;
+        while let Some(first) = self.pieces.front() {
+            let left = (first.len() - self.skip) as u64;
+            if left > count {
+                self.skip += count as usize;
+                return;
+            }
+            count -= left;
+            self.skip = 0;
+            self.pieces.pop_front();
+        }
+    }
+
+    /// The last piece that ends within the first `count` bytes: where it ends in them, and the offset after it.
+    fn last_end(&self, count: u64) -> Option<(u64, u64)> {
+        let mut at = 0;
+        let mut found = None;
+        for (n, piece) in self.pieces.iter().enumerate() {
+            at += (piece.len() - if n == 0 { self.skip } else { 0 }) as u64;
+            if at > count {
+                break;
+            }
+            found = Some((at, piece.end_offset));
+        }
+        found
+    }
+
+    /// Replace what waits, the end of one segment, by a copy: less than a block should not hold on to a whole request
+    /// buffer.
+    fn compact(&mut self) {
+        let Some(last) = self.pieces.back() else { return };
+        let end_offset = last.end_offset;
+        let mut copy = AlignedBuf::default();
+        self.copy(self.bytes as usize, &mut copy);
+        *self = Self::default();
+        self.push(Content::Tail(copy.to_vec()), end_offset);
+    }
+}
+
+/// What a partition's lane does; one step at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Make the partition's directory.
+    CreateDir,
+    /// Write `bytes` from `flushed` on; padded if that is not whole blocks.
+    Write { base: u64, bytes: usize },
+    /// Cut the padding off.
+    Cut { base: u64 },
+    /// Open the index file.
+    OpenIndex { base: u64, file: FileId },
+    /// Write the index.
+    WriteIndex { base: u64, file: FileId },
+    /// Sync the log; `upto` is what is in the file.
+    Sync { base: u64, upto: u64 },
+    /// Make the names in the partition's directory durable.
+    SyncNames,
+    /// Make the partition's directory durable in its parent.
+    SyncParent,
+    /// Make the parent durable.
+    SyncRoot,
+}
+
+/// Names that a checkpoint has yet to make durable.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct UnsyncedNames {
+    pub(super) files: bool,
+    pub(super) dir: bool,
+    pub(super) root: bool,
+}
+
+/// One partition.
+#[derive(Debug)]
+pub(super) struct Partition {
+    pub(super) key: PartitionKey,
+    pub(super) segment_bytes: u64,
+    log_start_offset: u64,
+    log_end_offset: u64,
+    written_offset: u64,
+    /// In order. A prefix may be trimmed: those stay until the checkpoint that names them has their bytes.
+    segments: Vec<Segment>,
+    queue: Queue,
+    pub(super) dir_made: bool,
+    pub(super) unsynced: UnsyncedNames,
+    /// What the lane is doing.
+    pub(super) lane: Option<Step>,
+    /// What the checkpoint in progress must have on stable storage: of the segment at this base offset, that many
+    /// bytes, and everything before it.
+    pub(super) target: Option<(u64, u64)>,
+    /// Sealed segments whose index was rebuilt and waits to be written.
+    pub(super) rebuilt: Vec<u64>,
+    /// The partition does not exist any more, since this checkpoint.
+    pub(super) removed: Option<u64>,
+}
+
+impl Partition {
+    pub(super) fn new(key: PartitionKey, segment_bytes: u64) -> Self {
+        Self {
+            key,
+            segment_bytes,
+            log_start_offset: 0,
+            log_end_offset: 0,
+            written_offset: 0,
+            segments: Vec::new(),
+            queue: Queue::default(),
+            dir_made: false,
+            unsynced: UnsyncedNames::default(),
+            lane: None,
+            target: None,
+            rebuilt: Vec::new(),
+            removed: None,
+        }
+    }
+
+    /// A partition whose files hold exactly what `state` says; `tail` is the partial last block of the open segment.
+    pub(super) fn recovered(key: PartitionKey, segment_bytes: u64, state: &PartitionState, tail: Vec<u8>) -> Self {
+        let mut partition = Self::new(key, segment_bytes);
+        partition.log_start_offset = state.log_start_offset;
+        partition.log_end_offset = state.log_end_offset;
+        partition.written_offset = state.log_end_offset;
+        partition.segments = state.segments.iter().cloned().map(Segment::recovered).collect();
+        partition.dir_made = !state.segments.is_empty();
+        if !tail.is_empty() {
+            partition.queue.push(Content::Tail(tail), state.log_end_offset);
+        }
+        partition
+    }
+
+    pub(super) fn log_start_offset(&self) -> u64 {
+        self.log_start_offset
+    }
+
+    pub(super) fn log_end_offset(&self) -> u64 {
+        self.log_end_offset
+    }
+
+    pub(super) fn written_offset(&self) -> u64 {
+        self.written_offset.max(self.log_start_offset)
+    }
+
+    /// Bytes held in memory because they are not in the files for good.
+    pub(super) fn queued_bytes(&self) -> u64 {
+        self.queue.bytes
+    }
+
+    /// The segments that are part of the partition.
+    pub(super) fn live(&self) -> &[Segment] {
+        let trimmed = self.segments.partition_point(|segment| segment.trimmed.is_some());
+        &self.segments[trimmed..]
+    }
+
+    pub(super) fn segment(&self, base: u64) -> Option<&Segment> {
+        let at = self.segments.binary_search_by_key(&base, |segment| segment.state.base_offset).ok()?;
+        Some(&self.segments[at])
+    }
+
+    pub(super) fn segment_mut(&mut self, base: u64) -> Option<&mut Segment> {
+        let at = self.segments.binary_search_by_key(&base, |segment| segment.state.base_offset).ok()?;
+        Some(&mut self.segments[at])
+    }
+
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.live().iter().map(|segment| segment.state.len).sum()
+    }
+
+    pub(super) fn to_state(&self) -> PartitionState {
+        PartitionState {
+            log_start_offset: self.log_start_offset,
+            log_end_offset: self.log_end_offset,
+            segments: self.live().iter().map(Segment::to_state).collect(),
+        }
+    }
+
+    /// Take a batch in; says whether the lane may have something to do.
+    pub(super) fn append(&mut self, batch: StoredBatch, config: &SegmentConfig) -> Result<bool, SegmentError> {
+        let StoredBatch { base_offset, last_offset, .. } = batch;
+        let (key, expected) = (self.key, self.log_end_offset);
+        if base_offset != expected || last_offset < base_offset || last_offset == u64::MAX {
+            return Err(SegmentError::OutOfOrder { key, expected, base_offset, last_offset });
+        }
+        if batch.len() < lnc_protocol::batch::HEADER_LEN {
+            return Err(SegmentError::InvalidBatch { key, base_offset, len: batch.len() });
+        }
+        let sealed = self.seal_if_full(&batch, config.roll_ms);
+        if self.open_segment().is_none() {
+            self.segments.push(Segment::new(&batch));
+        }
+        if let Some(open) = self.open_segment() {
+            open.push(&batch, config.index_interval_bytes);
+        }
+        self.log_end_offset = last_offset + 1;
+        self.queue.push(Content::Batch { prefix: batch.prefix, raw: batch.raw }, last_offset + 1);
+        Ok(sealed || self.queue.bytes >= config.write_block as u64)
+    }
+
+    fn open_segment(&mut self) -> Option<&mut Segment> {
+        self.segments.last_mut().filter(|segment| !segment.state.sealed)
+    }
+
+    fn seal_if_full(&mut self, batch: &StoredBatch, roll_ms: Option<u64>) -> bool {
+        let limit = self.segment_bytes;
+        let Some(open) = self.open_segment() else { return false };
+        let full = open.state.len + batch.len() as u64 > limit;
+        let old = roll_ms.is_some_and(|ms| batch.append_ms.saturating_sub(open.state.first_append_ms) > ms);
+        if full || old {
+            open.state.sealed = true;
+        }
+        full || old
+    }
+
+    /// Let go of the segments that end at or below `log_start_offset`.
+    pub(super) fn trim(&mut self, log_start_offset: u64, checkpoint: u64) {
+        self.log_start_offset = log_start_offset.clamp(self.log_start_offset, self.log_end_offset);
+        for segment in &mut self.segments {
+            if segment.state.end_offset > self.log_start_offset {
+                break;
+            }
+            // Sealing also keeps later batches out of it.
+            segment.state.sealed = true;
+            segment.trimmed.get_or_insert(checkpoint);
+        }
+    }
+
+    /// What retention would trim to: see [`super::SegmentStore::trim_candidates`].
+    pub(super) fn trim_candidate(&self, now_ms: u64, max_age_ms: Option<u64>, max_bytes: Option<u64>) -> Option<u64> {
+        let mut size = self.size_bytes();
+        let mut candidate = None;
+        for segment in self.live() {
+            let state = &segment.state;
+            let old = max_age_ms.is_some_and(|age| state.last_append_ms.saturating_add(age) < now_ms);
+            let over = state.sealed && max_bytes.is_some_and(|limit| size > limit);
+            if !old && !over {
+                break;
+            }
+            size -= state.len;
+            candidate = Some(state.end_offset);
+        }
+        candidate
+    }
+
+    /// Physically drop what is trimmed, unless a step, a read or the checkpoint in progress needs it: the dropped
+    /// segments' base offsets, and the checkpoint since which they are trimmed.
+    pub(super) fn purge(&mut self) -> Vec<(u64, u64)> {
+        let mut purged = Vec::new();
+        if self.lane.is_some() || self.target.is_some() {
+            return purged;
+        }
+        while let Some(first) = self.segments.first().filter(|first| first.readers == 0) {
+            let Some(checkpoint) = first.trimmed else { break };
+            let base = first.state.base_offset;
+            self.queue.pop(first.state.len - first.flushed);
+            self.segments.remove(0);
+            self.rebuilt.retain(|rebuilt| *rebuilt != base);
+            purged.push((base, checkpoint));
+        }
+        purged
+    }
+
+    /// Whether nothing refers to the partition's memory any more.
+    pub(super) fn is_unused(&self) -> bool {
+        self.lane.is_none() && self.target.is_none() && self.segments.iter().all(|segment| segment.readers == 0)
+    }
+
+    /// The base offsets of all segments that have or may have files.
+    pub(super) fn bases(&self) -> impl Iterator<Item = u64> {
+        self.segments.iter().map(|segment| segment.state.base_offset)
+    }
+
+    /// Make the checkpoint that begins now cover everything appended so far. Says whether there is anything to do.
+    pub(super) fn set_target(&mut self) -> bool {
+        self.target = self.live().last().map(|last| (last.state.base_offset, last.state.len));
+        self.target.is_some()
+    }
+
+    /// The next step towards the checkpoint in progress, else towards fewer bytes in memory. A function of the state.
+    pub(super) fn plan(&self, write_block: usize) -> Option<Step> {
+        let unfinished = self.segments.iter().rposition(Segment::is_finished).map_or(0, |at| at + 1);
+        let suffix = &self.segments[unfinished..];
+        match self.target {
+            Some(target) => self.plan_checkpoint(suffix, target, write_block),
+            None if self.removed.is_some() => None,
+            None => self.plan_write_out(suffix, write_block),
+        }
+    }
+
+    fn plan_write_out(&self, suffix: &[Segment], write_block: usize) -> Option<Step> {
+        suffix.iter().find_map(|segment| self.plan_segment(segment, write_block, 0)).or_else(|| {
+            // An index rebuilt by a read. The file number is filled in by the lane.
+            self.rebuilt.first().map(|base| Step::OpenIndex { base: *base, file: FileId(0) })
+        })
+    }
+
+    fn plan_checkpoint(&self, suffix: &[Segment], (base, len): (u64, u64), write_block: usize) -> Option<Step> {
+        let covered = || suffix.iter().filter(|segment| segment.state.base_offset <= base);
+        let needed = |s: &Segment| if s.state.base_offset == base && !s.state.sealed { len } else { s.state.len };
+        let write = covered().find_map(|s| self.plan_segment(s, write_block, needed(s)));
+        let sync = || {
+            let mut behind = covered().filter(|s| s.synced < needed(s));
+            behind.next().map(|s| Step::Sync { base: s.state.base_offset, upto: s.on_file })
+        };
+        write.or_else(sync).or_else(|| self.plan_names())
+    }
+
+    fn plan_names(&self) -> Option<Step> {
+        match self.unsynced {
+            UnsyncedNames { files: true, .. } => Some(Step::SyncNames),
+            UnsyncedNames { dir: true, .. } => Some(Step::SyncParent),
+            UnsyncedNames { root: true, .. } => Some(Step::SyncRoot),
+            _ => None,
+        }
+    }
+
+    /// What is to be done to have the first `needed` bytes of an open segment, or all of a sealed one, in the file.
+    /// With `needed` zero, an open segment is written in whole write blocks.
+    fn plan_segment(&self, segment: &Segment, write_block: usize, needed: u64) -> Option<Step> {
+        let SegmentState { base_offset: base, len, sealed, .. } = segment.state;
+        let pending = len - segment.flushed;
+        let bytes = pending.min(write_block as u64) as usize;
+        let write = match (sealed, needed) {
+            (true, _) => pending > 0,
+            (false, 0) => bytes == write_block,
+            (false, _) => segment.on_file < needed,
+        };
+        if write {
+            let step = Step::Write { base, bytes };
+            return Some(if self.dir_made { step } else { Step::CreateDir });
+        }
+        match sealed {
+            true if !segment.cut => Some(Step::Cut { base }),
+            true if !segment.indexed => Some(Step::OpenIndex { base, file: FileId(0) }),
+            _ => None,
+        }
+    }
+
+    /// Where the step's bytes go in the file, after copying them to `out`.
+    pub(super) fn fill(&self, base: u64, bytes: usize, out: &mut AlignedBuf) -> u64 {
+        self.queue.copy(bytes, out);
+        out.pad_to_block();
+        self.segment(base).map_or(0, |segment| segment.flushed)
+    }
+
+    /// A write has completed.
+    pub(super) fn written(&mut self, base: u64, bytes: usize) {
+        let last_end = self.queue.last_end(bytes as u64);
+        let Some(segment) = self.segment_mut(base) else { return };
+        let before = segment.flushed;
+        let end = before + bytes as u64;
+        if let Some((at, offset)) = last_end {
+            segment.readable = (before + at, offset);
+        }
+        segment.on_file = segment.on_file.max(end);
+        let whole = segment.state.sealed && end == segment.state.len;
+        segment.flushed = if whole { end } else { block_floor(end) };
+        segment.cut |= whole && end.is_multiple_of(BLOCK as u64);
+        let (flushed, readable) = (segment.flushed, segment.readable.1);
+        self.written_offset = self.written_offset.max(readable);
+        self.queue.pop(flushed - before);
+        let tail_only = self.segments.last().is_some_and(|last| !last.state.sealed && last.on_file == last.state.len);
+        if tail_only && self.queue.bytes > 0 {
+            self.queue.compact();
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Start: make the files what the newest checkpoint says.
+
+use super::partition::Partition;
+use super::state::{PartitionState, SegmentState};
+use super::store::SegmentStore;
+use super::{PartitionKey, ROOT, SegmentConfig, SegmentError, block_ceil, block_floor, index_name, io_error, log_name};
+use crate::disk::{Disk, FileId, Op, Outcome};
+use std::collections::BTreeSet;
+use std::io;
+
+impl SegmentStore {
+    /// Recover the partitions of a checkpoint, each with the segment size that overrides the configured one. Files are
+    /// cut to the checkpoint; files and directories that it does not know are removed. Doing it again changes nothing.
+    ///
+    /// Blocks; for start only.
+    pub fn recover(
+        config: SegmentConfig,
+        disk: &mut impl Disk,
+        partitions: &[(PartitionKey, PartitionState, Option<u64>)],
+    ) -> Result<Self, SegmentError> {
+        let mut store = Self::new(config);
+        for (key, state, _) in partitions {
+            state.check().map_err(|source| SegmentError::State { key: *key, source })?;
+        }
+        let known: BTreeSet<String> = partitions
+            .iter()
+            .filter(|(_, state, _)| !state.segments.is_empty())
+            .map(|(key, ..)| key.dir_name())
+            .collect();
+        for name in list(disk, ROOT)? {
+            if !known.contains(&name) {
+                remove_dir(disk, &format!("{ROOT}/{name}"))?;
+            }
+        }
+        for (key, state, segment_bytes) in partitions {
+            let tail = recover_files(&mut store, disk, *key, state)?;
+            let segment_bytes = segment_bytes.unwrap_or(store.config.segment_bytes);
+            let partition = Partition::recovered(*key, segment_bytes, state, tail);
+            store.pending_bytes += partition.queued_bytes();
+            if store.partitions.insert(*key, partition).is_some() {
+                return Err(SegmentError::PartitionExists { key: *key });
+            }
+        }
+        Ok(store)
+    }
+}
+
+/// Bring one partition's directory in line with its state; returns the partial last block of the open segment.
+fn recover_files(
+    store: &mut SegmentStore,
+    disk: &mut impl Disk,
+    key: PartitionKey,
+    state: &PartitionState,
+) -> Result<Vec<u8>, SegmentError> {
+    let mut known = BTreeSet::new();
+    for segment in &state.segments {
+        known.insert(log_name(segment.base_offset));
+        if segment.sealed {
+            known.insert(index_name(segment.base_offset));
+        }
+    }
+    if known.is_empty() {
+        return Ok(Vec::new());
+    }
+    for name in list(disk, &key.dir())? {
+        if !known.contains(&name) {
+            remove_file(disk, format!("{}/{name}", key.dir()))?;
+        }
+    }
+    let mut tail = Vec::new();
+    for segment in &state.segments {
+        let path = key.log_path(segment.base_offset);
+        let file = store.files.fresh();
+        let found = open(disk, file, &path, segment.len)?;
+        if found > segment.len {
+            run(disk, "cut", &path, Op::SetLen { file, len: segment.len })?;
+        }
+        if !segment.sealed {
+            tail = read_tail(disk, file, &path, segment)?;
+        }
+        run(disk, "close", &path, Op::Close { file })?;
+    }
+    Ok(tail)
+}
+
+/// Open a log file that must be there and hold at least `len` bytes.
+fn open(disk: &mut impl Disk, file: FileId, path: &str, len: u64) -> Result<u64, SegmentError> {
+    let damaged = |found: String| SegmentError::Damaged {
+        file: path.to_owned(),
+        position: 0,
+        expected: format!("a file of at least {len} bytes"),
+        found,
+    };
+    match disk.run(Op::Open { file, path: path.to_owned(), create: false, direct: true }) {
+        Ok(Outcome::Opened { len: found }) if found >= len => Ok(found),
+        Ok(Outcome::Opened { len: found }) => Err(damaged(format!("{found} bytes"))),
+        Ok(_) => Err(damaged("something else".to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(damaged("no file".to_owned())),
+        Err(error) => Err(io_error("open", path, error)),
+    }
+}
+
+fn read_tail(disk: &mut impl Disk, file: FileId, path: &str, segment: &SegmentState) -> Result<Vec<u8>, SegmentError> {
+    let position = block_floor(segment.len);
+    let len = (segment.len - position) as usize;
+    if len == 0 {
+        return Ok(Vec::new());
+    }
+    let read = Op::Read { file, position, len: block_ceil(len as u64) as usize };
+    match run(disk, "read", path, read)? {
+        Outcome::Read(bytes) if bytes.len() >= len => Ok(bytes[..len].to_vec()),
+        _ => Err(SegmentError::Damaged {
+            file: path.to_owned(),
+            position,
+            expected: format!("{len} bytes"),
+            found: "the end of the file".to_owned(),
+        }),
+    }
+}
+
+fn run(disk: &mut impl Disk, action: &'static str, path: &str, op: Op) -> Result<Outcome, SegmentError> {
+    disk.run(op).map_err(|source| io_error(action, path, source))
+}
+
+fn list(disk: &mut impl Disk, path: &str) -> Result<Vec<String>, SegmentError> {
+    match run(disk, "list", path, Op::List { path: path.to_owned() })? {
+        Outcome::Names(names) => Ok(names),
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn remove_file(disk: &mut impl Disk, path: String) -> Result<(), SegmentError> {
+    tracing::info!(%path, "removing a file that no checkpoint names");
+    run(disk, "remove", &path, Op::Remove { path: path.clone() }).map(|_| ())
+}
+
+fn remove_dir(disk: &mut impl Disk, path: &str) -> Result<(), SegmentError> {
+    for name in list(disk, path)? {
+        remove_file(disk, format!("{path}/{name}"))?;
+    }
+    run(disk, "remove", path, Op::RemoveDir { path: path.to_owned() }).map(|_| ())
+}

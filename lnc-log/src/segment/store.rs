@@ -1,0 +1,416 @@
+//! [`SegmentStore`]: all partitions of a shard, and the owner of every segment operation in flight.
+
+use super::files::{Files, LogFile};
+use super::index;
+use super::partition::Partition;
+use super::read::{ReadDone, ReadTask};
+use super::state::PartitionState;
+use super::{PartitionKey, SegmentConfig, SegmentError, StoredBatch};
+use crate::disk::{AlignedBuf, BLOCK, Completion, Disk, FileId, Op, Outcome, Owner};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Write buffers kept for reuse.
+const SPARE_BUFFERS: usize = 8;
+
+/// Names a checkpoint of the segments; later ones are larger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CheckpointId(pub u64);
+
+/// Where a record with a timestamp may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimestampBound {
+    /// No record before this offset is late enough.
+    pub offset: u64,
+    /// The first record that is late enough lies before this offset.
+    pub before: u64,
+}
+
+/// What an operation in flight is for.
+#[derive(Debug)]
+pub(super) enum Pending {
+    /// The step of the partition's lane.
+    Lane(PartitionKey),
+    /// The opening of a log file.
+    Opened(LogFile),
+    /// The read with this number.
+    Read(u64),
+    /// The removal of a path.
+    Removal(String),
+    /// A close, of which nothing is expected.
+    Close,
+}
+
+/// What is to be removed once a checkpoint after `after` is durable.
+#[derive(Debug)]
+struct Removal {
+    key: PartitionKey,
+    /// Base offset of the segment; `None` for the partition's directory.
+    base: Option<u64>,
+    after: u64,
+}
+
+/// The checkpoint in progress, or the last one.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    id: u64,
+    states: Vec<(PartitionKey, PartitionState)>,
+    /// Partitions whose bytes are not on stable storage yet.
+    pub(super) waiting: BTreeSet<PartitionKey>,
+}
+
+/// The segments of a shard's partitions. See the module documentation.
+///
+/// All methods are deterministic. Completions of [`Owner::Segments`] go to [`SegmentStore::on_completion`]; an error
+/// from there is fatal: the files are in an unknown state, and the node recovers by starting again.
+#[derive(Debug)]
+pub struct SegmentStore {
+    pub(super) config: SegmentConfig,
+    pub(super) partitions: BTreeMap<PartitionKey, Partition>,
+    pub(super) files: Files,
+    ops: BTreeMap<u64, Pending>,
+    submitted: u64,
+    pub(super) pending_bytes: u64,
+    /// Partitions whose lane may have something to do.
+    pub(super) ready: BTreeSet<PartitionKey>,
+    /// Partitions whose last step found the disk full.
+    pub(super) stalled: BTreeSet<PartitionKey>,
+    /// Lanes with a step under way.
+    pub(super) lanes: usize,
+    /// Partitions with batches that no checkpoint covers yet.
+    dirty: BTreeSet<PartitionKey>,
+    pub(super) checkpoint: Progress,
+    removals: Vec<Removal>,
+    removing: VecDeque<Op>,
+    removal_in_flight: bool,
+    pub(super) reads: BTreeMap<u64, ReadTask>,
+    pub(super) reads_begun: u64,
+    /// Sealed segments whose index is in memory, oldest first.
+    cached: VecDeque<LogFile>,
+    buffers: Vec<AlignedBuf>,
+    pub(super) root_synced: bool,
+}
+
+impl SegmentStore {
+    /// An empty store.
+    pub fn new(config: SegmentConfig) -> Self {
+        let write_block = config.write_block.max(BLOCK).next_multiple_of(BLOCK);
+        let config = SegmentConfig {
+            write_block,
+            max_cached_indexes: config.max_cached_indexes.max(1),
+            max_lanes: config.max_lanes.max(1),
+            ..config
+        };
+        Self {
+            config,
+            partitions: BTreeMap::new(),
+            files: Files::default(),
+            ops: BTreeMap::new(),
+            submitted: 0,
+            pending_bytes: 0,
+            ready: BTreeSet::new(),
+            stalled: BTreeSet::new(),
+            lanes: 0,
+            dirty: BTreeSet::new(),
+            checkpoint: Progress::default(),
+            removals: Vec::new(),
+            removing: VecDeque::new(),
+            removal_in_flight: false,
+            reads: BTreeMap::new(),
+            reads_begun: 0,
+            cached: VecDeque::new(),
+            buffers: Vec::new(),
+            root_synced: false,
+        }
+    }
+
+    /// Add an empty partition. `segment_bytes` overrides the configured segment size.
+    pub fn create_partition(&mut self, key: PartitionKey, segment_bytes: Option<u64>) -> Result<(), SegmentError> {
+        if self.partitions.contains_key(&key) {
+            return Err(SegmentError::PartitionExists { key });
+        }
+        let segment_bytes = segment_bytes.unwrap_or(self.config.segment_bytes);
+        self.partitions.insert(key, Partition::new(key, segment_bytes));
+        Ok(())
+    }
+
+    /// Take a committed batch in. It waits in memory; where segments roll is decided here.
+    pub fn append(&mut self, key: PartitionKey, batch: StoredBatch) -> Result<(), SegmentError> {
+        let partition = live_mut(&mut self.partitions, key)?;
+        let len = batch.len() as u64;
+        let work = partition.append(batch, &self.config)?;
+        self.pending_bytes += len;
+        self.dirty.insert(key);
+        if work {
+            self.ready.insert(key);
+        }
+        Ok(())
+    }
+
+    /// Bytes in memory that are not in the files for good.
+    pub fn pending_bytes(&self) -> u64 {
+        self.pending_bytes
+    }
+
+    /// Whether the disk was full at the last attempt to write; nothing is lost, and [`SegmentStore::write_out`] tries
+    /// again.
+    pub fn is_full(&self) -> bool {
+        !self.stalled.is_empty()
+    }
+
+    /// Submit writes for partitions with a whole write block pending, and for sealed segments. One operation is in
+    /// flight per partition; the next one follows from its completion.
+    pub fn write_out(&mut self, disk: &mut impl Disk) {
+        self.ready.extend(&self.stalled);
+        self.pump(disk);
+    }
+
+    /// Begin to put everything appended so far on stable storage. While a checkpoint is in progress, this returns that
+    /// one and begins nothing.
+    pub fn begin_checkpoint(&mut self, disk: &mut impl Disk) -> CheckpointId {
+        if self.checkpoint_done() {
+            self.checkpoint.id += 1;
+            let live = self.partitions.iter().filter(|(_, partition)| partition.removed.is_none());
+            self.checkpoint.states = live.map(|(key, partition)| (*key, partition.to_state())).collect();
+            for key in std::mem::take(&mut self.dirty) {
+                if self.partitions.get_mut(&key).is_some_and(Partition::set_target) {
+                    self.checkpoint.waiting.insert(key);
+                    self.ready.insert(key);
+                }
+            }
+            self.pump(disk);
+        }
+        CheckpointId(self.checkpoint.id)
+    }
+
+    /// Whether the last checkpoint that was begun is on stable storage.
+    pub fn checkpoint_done(&self) -> bool {
+        self.checkpoint.waiting.is_empty()
+    }
+
+    /// The partitions as they were when the last checkpoint began. Given out once, and to be stored only once
+    /// [`SegmentStore::checkpoint_done`].
+    pub fn checkpoint_states(&mut self) -> Vec<(PartitionKey, PartitionState)> {
+        std::mem::take(&mut self.checkpoint.states)
+    }
+
+    /// Take in the completion of an operation of [`Owner::Segments`].
+    pub fn on_completion(
+        &mut self,
+        disk: &mut impl Disk,
+        completion: Completion,
+    ) -> Result<Option<ReadDone>, SegmentError> {
+        let Completion { token, result } = completion;
+        match self.ops.remove(&token.number()) {
+            Some(Pending::Lane(key)) => self.step_done(disk, key, result).map(|()| None),
+            Some(Pending::Opened(log)) => self.log_opened(disk, log, result.map(|_| ())),
+            Some(Pending::Read(id)) => Ok(self.read_step(disk, id, result)),
+            Some(Pending::Removal(path)) => {
+                if let Err(error) = result {
+                    // Harmless: what no checkpoint names is removed at the next start.
+                    tracing::warn!(%path, %error, "cannot remove");
+                }
+                self.removal_in_flight = false;
+                self.pump_removals(disk);
+                Ok(None)
+            }
+            Some(Pending::Close) | None => Ok(None),
+        }
+    }
+
+    /// Everything of the partition below this offset can be read from files. 0 if the partition does not exist.
+    pub fn written_offset(&self, key: PartitionKey) -> u64 {
+        self.live(key).map_or(0, Partition::written_offset)
+    }
+
+    /// First offset that is kept. 0 if the partition does not exist.
+    pub fn log_start_offset(&self, key: PartitionKey) -> u64 {
+        self.live(key).map_or(0, Partition::log_start_offset)
+    }
+
+    /// Offset of the next record. 0 if the partition does not exist.
+    pub fn log_end_offset(&self, key: PartitionKey) -> u64 {
+        self.live(key).map_or(0, Partition::log_end_offset)
+    }
+
+    /// Bytes of the partition's segments, written or not. 0 if the partition does not exist.
+    pub fn size_bytes(&self, key: PartitionKey) -> u64 {
+        self.live(key).map_or(0, Partition::size_bytes)
+    }
+
+    /// The partitions, in order.
+    pub fn partitions(&self) -> impl Iterator<Item = PartitionKey> {
+        self.partitions.iter().filter(|(_, partition)| partition.removed.is_none()).map(|(key, _)| *key)
+    }
+
+    /// The state of a partition as a checkpoint begun now would have it.
+    pub fn state(&self, key: PartitionKey) -> Option<PartitionState> {
+        self.live(key).ok().map(Partition::to_state)
+    }
+
+    /// Narrow down, from what is in memory, where the first record with at least `timestamp` (in milliseconds) is.
+    /// `None`: there is no such record.
+    pub fn offset_for_timestamp(
+        &self,
+        key: PartitionKey,
+        timestamp: i64,
+    ) -> Result<Option<TimestampBound>, SegmentError> {
+        let partition = self.live(key)?;
+        let mut late = partition.live().iter().filter(|segment| segment.state.max_timestamp >= timestamp);
+        Ok(late.next().map(|segment| {
+            let state = &segment.state;
+            let entries = &state.index;
+            let found = entries.iter().position(|entry| entry.max_timestamp >= timestamp);
+            let offset = found.map_or(state.base_offset, |at| entries[at].offset);
+            let next = found.and_then(|at| entries.get(at + 1));
+            TimestampBound {
+                offset: offset.max(partition.log_start_offset()),
+                before: next.map_or(state.end_offset, |next| next.offset),
+            }
+        }))
+    }
+
+    /// Let go of everything below `log_start_offset`: whole segments leave at once, their files once a checkpoint that
+    /// does not name them is durable. If that is everything, the next append begins a new segment.
+    pub fn trim(&mut self, key: PartitionKey, log_start_offset: u64) -> Result<(), SegmentError> {
+        let checkpoint = self.checkpoint.id;
+        live_mut(&mut self.partitions, key)?.trim(log_start_offset, checkpoint);
+        self.purge(key);
+        Ok(())
+    }
+
+    /// The log start offset that retention would choose, or `None` to keep everything. Segments leave from the front
+    /// while their latest append is older than `max_age_ms`, the open one included, or while the partition is larger
+    /// than `max_bytes`, the open one excluded.
+    pub fn trim_candidates(
+        &self,
+        key: PartitionKey,
+        now_ms: u64,
+        max_age_ms: Option<u64>,
+        max_bytes: Option<u64>,
+    ) -> Option<u64> {
+        self.live(key).ok()?.trim_candidate(now_ms, max_age_ms, max_bytes)
+    }
+
+    /// Remove a partition; its files follow once a checkpoint that does not name it is durable.
+    pub fn remove_partition(&mut self, key: PartitionKey) -> Result<(), SegmentError> {
+        let checkpoint = self.checkpoint.id;
+        live_mut(&mut self.partitions, key)?.removed = Some(checkpoint);
+        self.drop_removed(key);
+        Ok(())
+    }
+
+    /// The last finished checkpoint is durable: remove the files that it does not name.
+    pub fn release_removed(&mut self, disk: &mut impl Disk) {
+        let durable = self.checkpoint.id - u64::from(!self.checkpoint_done());
+        let (due, later): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.removals).into_iter().partition(|removal| removal.after < durable);
+        self.removals = later;
+        for Removal { key, base, .. } in due {
+            match base {
+                Some(base) => {
+                    if let Some(file) = self.files.remove((key, base)) {
+                        self.close(disk, file);
+                    }
+                    self.removing.push_back(Op::Remove { path: key.log_path(base) });
+                    self.removing.push_back(Op::Remove { path: key.index_path(base) });
+                }
+                None => self.removing.push_back(Op::RemoveDir { path: key.dir() }),
+            }
+        }
+        self.pump_removals(disk);
+    }
+
+    /// Whether operations are in flight or a checkpoint is in progress.
+    pub fn is_busy(&self) -> bool {
+        !self.ops.is_empty() || !self.checkpoint_done()
+    }
+
+    /// Removals go one at a time: nobody waits for them, and a directory comes after its files.
+    fn pump_removals(&mut self, disk: &mut impl Disk) {
+        if self.removal_in_flight {
+            return;
+        }
+        let Some(op) = self.removing.pop_front() else { return };
+        let path = match &op {
+            Op::Remove { path } | Op::RemoveDir { path } => path.clone(),
+            _ => String::new(),
+        };
+        self.removal_in_flight = true;
+        self.submit(disk, Pending::Removal(path), op);
+    }
+
+    pub(super) fn submit(&mut self, disk: &mut impl Disk, pending: Pending, op: Op) {
+        self.submitted += 1;
+        self.ops.insert(self.submitted, pending);
+        disk.submit(Owner::Segments.token(self.submitted), op);
+    }
+
+    pub(super) fn close(&mut self, disk: &mut impl Disk, file: FileId) {
+        self.submit(disk, Pending::Close, Op::Close { file });
+    }
+
+    pub(super) fn live(&self, key: PartitionKey) -> Result<&Partition, SegmentError> {
+        let live = self.partitions.get(&key).filter(|partition| partition.removed.is_none());
+        live.ok_or(SegmentError::UnknownPartition { key })
+    }
+
+    /// Drop trimmed segments that nothing needs any more, and queue the removal of their files.
+    pub(super) fn purge(&mut self, key: PartitionKey) {
+        let Some(partition) = self.partitions.get_mut(&key) else { return };
+        let before = partition.queued_bytes();
+        for (base, after) in partition.purge() {
+            self.removals.push(Removal { key, base: Some(base), after });
+        }
+        self.pending_bytes -= before - partition.queued_bytes();
+    }
+
+    /// Drop the partition if it is removed and nothing needs it any more, and queue the removal of its files.
+    pub(super) fn drop_removed(&mut self, key: PartitionKey) {
+        let Some(partition) = self.partitions.get(&key) else { return };
+        let Some(after) = partition.removed.filter(|_| partition.is_unused()) else { return };
+        self.removals.extend(partition.bases().map(|base| Removal { key, base: Some(base), after }));
+        self.removals.push(Removal { key, base: None, after });
+        self.pending_bytes -= partition.queued_bytes();
+        self.partitions.remove(&key);
+        self.dirty.remove(&key);
+        self.ready.remove(&key);
+        self.stalled.remove(&key);
+    }
+
+    /// The index of a sealed segment came into memory; the one that came first leaves if there are too many.
+    pub(super) fn cache_index(&mut self, log: LogFile, index: Vec<index::IndexEntry>) {
+        self.cached.retain(|cached| *cached != log);
+        self.cached.push_back(log);
+        if let Some(segment) = self.partitions.get_mut(&log.0).and_then(|partition| partition.segment_mut(log.1)) {
+            segment.state.index = index;
+        }
+        while self.cached.len() > self.config.max_cached_indexes {
+            let Some((key, base)) = self.cached.pop_front() else { break };
+            if let Some(segment) = self.partitions.get_mut(&key).and_then(|partition| partition.segment_mut(base)) {
+                segment.state.index = Vec::new();
+            }
+        }
+    }
+
+    pub(super) fn take_buffer(&mut self) -> AlignedBuf {
+        self.buffers.pop().unwrap_or_else(|| AlignedBuf::with_capacity(self.config.write_block))
+    }
+
+    pub(super) fn recycle(&mut self, outcome: Outcome) {
+        if let Outcome::Written(mut buf) = outcome
+            && self.buffers.len() < SPARE_BUFFERS
+            && buf.capacity() >= self.config.write_block
+        {
+            buf.clear();
+            self.buffers.push(buf);
+        }
+    }
+}
+
+fn live_mut(
+    partitions: &mut BTreeMap<PartitionKey, Partition>,
+    key: PartitionKey,
+) -> Result<&mut Partition, SegmentError> {
+    let live = partitions.get_mut(&key).filter(|partition| partition.removed.is_none());
+    live.ok_or(SegmentError::UnknownPartition { key })
+}
