@@ -116,7 +116,9 @@ impl Raft {
         if term > self.hard_state.term {
             self.set_hard_state(HardState { term, vote: None });
             self.leader_match = 0;
+            self.leader_commit = None;
             self.election.leader_lost = false;
+            self.fail_forwarded_reads();
         }
         if self.role == Role::Leader {
             self.peers.clear();
@@ -184,7 +186,7 @@ impl Raft {
         }
         let (last_index, last_term) = (self.log.last_index(), self.log.last_term());
         let round = self.election.round;
-        for node in self.others() {
+        for &node in self.others().iter() {
             self.send(node, Body::PreVote { last_index, last_term, round });
         }
     }
@@ -195,6 +197,8 @@ impl Raft {
         self.set_hard_state(HardState { term: self.hard_state.term + 1, vote: Some(id) });
         self.role = Role::Candidate;
         self.leader_match = 0;
+        self.leader_commit = None;
+        self.election.leader_lost = false;
         self.set_leader(None);
         self.restart_election_timer();
         self.election.votes = BTreeMap::from([(id, true)]);
@@ -202,7 +206,7 @@ impl Raft {
             return self.become_leader();
         }
         let (last_index, last_term) = (self.log.last_index(), self.log.last_term());
-        for node in self.others() {
+        for &node in self.others().iter() {
             // The request says "I have voted for myself": that vote must not be forgotten.
             self.send_after_durable(node, Body::Vote { last_index, last_term, transfer });
         }
@@ -212,14 +216,13 @@ impl Raft {
         assert!(self.role == Role::Candidate, "only a candidate is elected");
         let next = self.log.last_index() + 1;
         self.role = Role::Leader;
-        self.election.leader_lost = false;
         self.set_leader(Some(self.config.id));
-        self.peers = self.others().map(|node| (node, Peer::new(next))).collect();
+        self.peers = self.others().iter().map(|&node| (node, Peer::new(next))).collect();
         self.heartbeat_elapsed = 0;
         self.transfer = None;
         self.uncommitted_bytes = self.log.size_of(self.log.commit() + 1, self.log.last_index());
         self.append_own(EntryKind::Empty, Bytes::new());
-        for node in self.others() {
+        for &node in self.others().iter() {
             self.send_heartbeat(node);
         }
     }
@@ -232,12 +235,12 @@ impl Raft {
     }
 
     pub(crate) fn handle_pre_vote_reply(&mut self, from: NodeId, term: Term, round: u64, granted: bool) {
+        if self.role != Role::PreCandidate || round != self.election.round {
+            return;
+        }
         if term > self.hard_state.term {
             // This node's term is behind: nobody would vote for it before it has caught up.
             return self.become_follower(term, None);
-        }
-        if self.role != Role::PreCandidate || round != self.election.round {
-            return;
         }
         self.election.count(from, granted);
         match self.ballot() {

@@ -3,6 +3,7 @@
 //! Elections are in `election.rs`, entries in `replication.rs`, linearizable reads in `read_index.rs`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -43,6 +44,8 @@ pub(crate) struct Transfer {
 #[derive(Debug)]
 pub struct Raft {
     pub(crate) config: Config,
+    /// The voters but this node, in ascending order.
+    others: Arc<[NodeId]>,
     pub(crate) rng: Rng,
     pub(crate) hard_state: HardState,
     pub(crate) role: Role,
@@ -53,6 +56,8 @@ pub struct Raft {
     pub(crate) reads: Reads,
     /// Follower: how far this log is known, in this run of the node, to equal the log of this term's leader.
     pub(crate) leader_match: Index,
+    /// Follower: the highest commit index that this term's leader has told, in this run of the node.
+    pub(crate) leader_commit: Option<Index>,
     /// Leader: all other voters.
     pub(crate) peers: BTreeMap<NodeId, Peer>,
     pub(crate) heartbeat_elapsed: u32,
@@ -74,12 +79,14 @@ impl Raft {
         config.validate()?;
         restored.validate(&config.voters)?;
         config.voters.sort_unstable();
+        let others = config.voters.iter().copied().filter(|&node| node != config.id).collect();
         let mut rng = Rng::new(config.seed);
         let hard_state = restored.hard_state;
         let election = Election::new(&mut rng, config.election_ticks);
         let reads = Reads::new(&mut rng);
         Ok(Self {
             config,
+            others,
             rng,
             hard_state,
             role: Role::Follower,
@@ -88,6 +95,7 @@ impl Raft {
             election,
             reads,
             leader_match: 0,
+            leader_commit: None,
             peers: BTreeMap::new(),
             heartbeat_elapsed: 0,
             uncommitted_bytes: 0,
@@ -301,6 +309,8 @@ impl Raft {
             last: self.log.last_index(),
             first_index: self.log.first_index(),
             first_in_memory: self.log.first_in_memory(),
+            caught_up: self.caught_up(),
+            leader_commit: self.leader_commit.unwrap_or_default().max(self.log.commit()),
             peers: self.peers.iter().map(|(&id, peer)| peer.status(id, self.config.election_ticks)).collect(),
             transferring: self.transfer.map(|transfer| transfer.to),
         }
@@ -362,6 +372,24 @@ impl Raft {
         self.log.term_at(index)
     }
 
+    /// Term and vote.
+    pub fn hard_state(&self) -> HardState {
+        self.hard_state
+    }
+
+    /// The first index whose payload is in memory; one past the last index if none is.
+    pub fn first_in_memory(&self) -> Index {
+        self.log.first_in_memory()
+    }
+
+    fn caught_up(&self) -> bool {
+        let commit = self.log.commit();
+        match self.role {
+            Role::Leader => self.log.term_at(commit) == Some(self.hard_state.term),
+            _ => self.leader.is_some() && self.leader_commit.is_some_and(|told| told <= commit),
+        }
+    }
+
     /// What the entries in memory take, in bytes of [`Entry::size`].
     pub fn memory_bytes(&self) -> usize {
         self.log.bytes()
@@ -372,9 +400,16 @@ impl Raft {
         self.config.voters.len() / 2 + 1
     }
 
-    pub(crate) fn others(&self) -> impl Iterator<Item = NodeId> + use<> {
-        let id = self.config.id;
-        self.config.voters.clone().into_iter().filter(move |&node| node != id)
+    /// The voters but this node, to be iterated over while this node changes.
+    pub(crate) fn others(&self) -> Arc<[NodeId]> {
+        Arc::clone(&self.others)
+    }
+
+    /// The largest value that a quorum reaches, given every voter's.
+    pub(crate) fn reached_by_quorum(&self, values: impl Iterator<Item = u64> + Clone) -> u64 {
+        let quorum = self.quorum();
+        let reached = |value: &u64| values.clone().filter(|other| other >= value).count() >= quorum;
+        values.clone().filter(reached).max().unwrap_or(0)
     }
 
     fn message(&self, to: NodeId, body: Body) -> Message {
@@ -451,13 +486,13 @@ pub enum StepError {
         /// The sender.
         claims: NodeId,
     },
-    /// The leader's log differs from what this node knows to be committed.
-    #[error("entry {index} is committed with term {committed}, but the leader has term {received}")]
-    CommittedConflict {
+    /// The leader contradicts what is committed, or what it has sent before in this term.
+    #[error("entry {index} is settled with term {settled}, but the leader has term {received}")]
+    Contradiction {
         /// The entry.
         index: Index,
         /// Its term here.
-        committed: Term,
+        settled: Term,
         /// Its term at the sender.
         received: Term,
     },
@@ -542,6 +577,11 @@ pub struct Status {
     pub first_index: Index,
     /// The first index whose payload is in memory; `last + 1` if none is.
     pub first_in_memory: Index,
+    /// A leader: it has committed an entry of its own term, so it knows everything that was ever committed. Another: it
+    /// has committed all that this term's leader has told it of.
+    pub caught_up: bool,
+    /// The highest commit index known to this node, whether it has the entries or not.
+    pub leader_commit: Index,
     /// The other voters; only a leader knows them.
     pub peers: Vec<Progress>,
     /// The target of a leadership transfer under way.

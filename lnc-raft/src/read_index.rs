@@ -121,7 +121,7 @@ impl Raft {
         self.reads.round += 1;
         self.reads.in_rounds += reads.len();
         self.reads.rounds.push_back(Round { round: self.reads.round, index, reads });
-        for node in self.others() {
+        for &node in self.others().iter() {
             self.send_heartbeat(node);
         }
         self.confirm_reads();
@@ -129,10 +129,8 @@ impl Raft {
 
     /// Answers the reads whose round a quorum has answered.
     pub(crate) fn confirm_reads(&mut self) {
-        let mut acked: Vec<u64> = self.peers.values().map(|peer| peer.acked_round).collect();
-        acked.push(self.reads.round);
-        acked.sort_unstable_by(|a, b| b.cmp(a));
-        let confirmed = acked[self.quorum() - 1];
+        let acked = self.peers.values().map(|peer| peer.acked_round).chain([self.reads.round]);
+        let confirmed = self.reached_by_quorum(acked);
         while self.reads.rounds.front().is_some_and(|round| round.round <= confirmed) {
             let Some(round) = self.reads.rounds.pop_front() else { break };
             self.reads.in_rounds -= round.reads.len();

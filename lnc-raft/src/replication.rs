@@ -21,11 +21,9 @@ impl Raft {
     /// Counts who has what. Only an entry of the current term is committed by counting: an older one, even on a
     /// quorum, may still be replaced by a leader that does not have it.
     pub(crate) fn maybe_commit(&mut self) {
-        let mut have: Vec<Index> = self.peers.values().map(|peer| peer.match_index).collect();
         // The leader's own copy counts when it is on its disk, like anybody's.
-        have.push(self.log.durable());
-        have.sort_unstable_by(|a, b| b.cmp(a));
-        let index = have[self.quorum() - 1];
+        let have = self.peers.values().map(|peer| peer.match_index).chain([self.log.durable()]);
+        let index = self.reached_by_quorum(have);
         if self.log.term_at(index) != Some(self.hard_state.term) {
             return;
         }
@@ -38,7 +36,7 @@ impl Raft {
 
     /// Sends every follower what it lacks, as far as its window allows.
     pub(crate) fn flush_appends(&mut self) {
-        for node in self.others() {
+        for &node in self.others().iter() {
             self.send_appends(node);
         }
     }
@@ -75,19 +73,22 @@ impl Raft {
             return false;
         }
         let entries = self.log.slice(next, self.config.max_append_bytes);
-        self.send_append(to, next - 1, entries);
-        true
+        self.send_append(to, next - 1, entries)
     }
 
-    /// Sends entries to a replicating follower and counts them as in flight.
-    fn send_append(&mut self, to: NodeId, prev_index: Index, entries: Vec<Entry>) {
-        let Some(prev_term) = self.log.term_at(prev_index) else { return };
-        let Some(peer) = self.peers.get_mut(&to) else { return };
+    /// Sends entries to a replicating follower and counts them as in flight; false if the entry before them is gone.
+    fn send_append(&mut self, to: NodeId, prev_index: Index, entries: Vec<Entry>) -> bool {
+        let Some(peer) = self.peers.get_mut(&to) else { return false };
+        let Some(prev_term) = self.log.term_at(prev_index) else {
+            peer.need_snapshot(prev_index + 1);
+            return false;
+        };
         let commit = self.log.commit();
         let last = prev_index + entries.len() as Index;
         peer.sent(last, entries.iter().map(Entry::size).sum());
         peer.told_commit = peer.told_commit.max(commit.min(last));
         self.send(to, Body::Append { prev_index, prev_term, commit, entries });
+        true
     }
 
     /// Asks a follower whether it matches at `prev_index`, perhaps with entries to go on from there.
@@ -138,7 +139,7 @@ impl Raft {
             self.heartbeat_elapsed = 0;
         }
         let commit = self.log.commit();
-        for node in self.others() {
+        for &node in self.others().iter() {
             let Some(peer) = self.peers.get(&node) else { continue };
             let silent = peer.silent_ticks >= election_ticks;
             let untold = !silent && peer.told_commit < commit.min(peer.match_index);
@@ -203,10 +204,11 @@ impl Raft {
         leader_commit: Index,
         entries: Vec<Entry>,
     ) -> Result<(), StepError> {
-        self.check_against_committed(prev_index, prev_term, &entries)?;
+        self.check_against_settled(prev_index, prev_term, &entries)?;
         self.heard_leader();
-        let commit = self.log.commit();
-        let matches = prev_index <= commit || self.log.term_at(prev_index) == Some(prev_term);
+        self.leader_commit = self.leader_commit.max(Some(leader_commit));
+        let settled = self.settled();
+        let matches = prev_index <= settled || self.log.term_at(prev_index) == Some(prev_term);
         if !matches {
             // A hole, or another leader's entry.
             self.reject_append(from, prev_index);
@@ -215,30 +217,36 @@ impl Raft {
         let last = prev_index + entries.len() as Index;
         for entry in entries {
             match self.log.term_at(entry.index) {
-                _ if entry.index <= commit => continue,
+                _ if entry.index <= settled => continue,
                 Some(term) if term == entry.term => continue,
                 Some(_) => self.log.truncate_after(entry.index - 1),
                 None => {}
             }
             self.log.append(entry);
         }
-        let match_index = last.max(commit);
-        self.leader_match = self.leader_match.max(match_index);
+        let match_index = last.max(settled);
+        self.leader_match = match_index;
         self.log.advance_commit(leader_commit.min(match_index));
         self.send_after_durable(from, Body::AppendReply(AppendReply::Accepted { match_index }));
         Ok(())
     }
 
-    /// Every leader has every committed entry; one that contradicts them must not be followed.
-    fn check_against_committed(&self, prev_index: Index, prev_term: Term, entries: &[Entry]) -> Result<(), StepError> {
-        let commit = self.log.commit();
+    /// Up to here, this log equals that of the current term's leader: every leader has every committed entry, and
+    /// never changes what it has.
+    fn settled(&self) -> Index {
+        self.log.commit().max(self.leader_match)
+    }
+
+    /// A leader that contradicts what is settled must not be followed.
+    fn check_against_settled(&self, prev_index: Index, prev_term: Term, entries: &[Entry]) -> Result<(), StepError> {
+        let settled = self.settled();
         let heads = entries.iter().map(|entry| (entry.index, entry.term));
         for (index, received) in std::iter::once((prev_index, prev_term)).chain(heads) {
-            if index > commit {
+            if index > settled {
                 break;
             }
-            if let Some(committed) = self.log.term_at(index).filter(|&term| term != received) {
-                return Err(StepError::CommittedConflict { index, committed, received });
+            if let Some(settled) = self.log.term_at(index).filter(|&term| term != received) {
+                return Err(StepError::Contradiction { index, settled, received });
             }
         }
         Ok(())
@@ -313,6 +321,7 @@ impl Raft {
 
     pub(crate) fn handle_heartbeat(&mut self, from: NodeId, commit: Index, round: u64) {
         self.heard_leader();
+        self.leader_commit = self.leader_commit.max(Some(commit));
         self.log.advance_commit(commit.min(self.leader_match));
         if commit > self.leader_match.max(self.log.commit()) {
             // The leader has this node's acknowledgement and will not send what proves it again: this node has
