@@ -1,0 +1,147 @@
+//! The command line.
+//!
+//! Each subcommand has its file, with its arguments and its `run`. What they share: [`output`] prints, [`error`] turns
+//! failures into exit codes. Results go to standard output, everything else to standard error.
+
+mod cluster;
+mod completions;
+mod config;
+mod consume;
+mod dev;
+mod error;
+mod format;
+mod output;
+mod produce;
+mod server;
+mod time;
+mod topic;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use lnc_client::Client;
+
+use crate::config::units;
+use error::CliError;
+use output::OutputFormat;
+
+/// LANCE, a streaming broker that keeps what it acknowledges.
+#[derive(Debug, Parser)]
+#[command(name = "lance", version, max_term_width = 100, after_help = AFTER_HELP, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Exit codes:
+  0  done
+  1  failed; standard error says why
+  2  wrong usage, or a configuration that does not hold
+  3  the cluster cannot be reached
+  4  no such topic or partition
+  5  not done in time
+
+Examples:
+  lance dev                                   a cluster of three nodes in this terminal
+  lance topic create orders --partitions 3
+  lance produce orders --file orders.txt
+  lance consume orders --until-end
+  lance cluster status";
+
+/// Options of every command that talks to a cluster.
+#[derive(Debug, Args)]
+struct Global {
+    /// Nodes to connect to, as host:port, separated by commas; one that can be reached is enough
+    #[arg(
+        long,
+        global = true,
+        env = "LANCE_ENDPOINT",
+        value_name = "HOST:PORT,…",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:1992,127.0.0.1:2002,127.0.0.1:2012"
+    )]
+    endpoint: Vec<String>,
+    /// How tables are printed
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    output: OutputFormat,
+    /// Time for one operation with all its retries, such as 500ms or 1m
+    #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = positive_duration)]
+    timeout: Duration,
+}
+
+impl Global {
+    async fn connect(&self) -> Result<Client, CliError> {
+        let client = Client::builder()
+            .endpoints(self.endpoint.iter().map(String::as_str))
+            .client_name(concat!("lance-cli/", env!("CARGO_PKG_VERSION")))
+            .request_timeout(self.timeout)
+            .build()
+            .await?;
+        Ok(client)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Server(server::ServerArgs),
+    Dev(dev::DevArgs),
+    Topic(topic::TopicArgs),
+    Produce(produce::ProduceArgs),
+    Consume(consume::ConsumeArgs),
+    Cluster(cluster::ClusterArgs),
+    Config(config::ConfigArgs),
+    Completions(completions::CompletionsArgs),
+}
+
+/// Parses the command line, does what it says, and gives the exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => error.report(),
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode, CliError> {
+    let global = cli.global;
+    match cli.command {
+        Command::Server(args) => server::run(args),
+        Command::Dev(args) => dev::run(args),
+        Command::Topic(args) => wait(topic::run(&global, args)),
+        Command::Produce(args) => wait(produce::run(&global, args)),
+        Command::Consume(args) => wait(consume::run(&global, args)),
+        Command::Cluster(args) => wait(cluster::run(&global, args)),
+        Command::Config(args) => config::run(args),
+        Command::Completions(args) => completions::run(&args, &mut Cli::command()),
+    }
+}
+
+/// Runs one command on a runtime of its own. A thread that still blocks in a read of standard input is left behind.
+fn wait(command: impl Future<Output = Result<ExitCode, CliError>>) -> Result<ExitCode, CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::failed(format!("cannot start: {error}")))?;
+    let result = runtime.block_on(command);
+    runtime.shutdown_background();
+    result
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    units::parse_duration(text).ok_or_else(|| "write a duration such as 500ms, 10s, 5m, 12h or 7d".to_owned())
+}
+
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    duration(text).and_then(|time| if time.is_zero() { Err("must be more than 0".to_owned()) } else { Ok(time) })
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    units::parse_size(text).ok_or_else(|| "write a size such as 4096, 64KiB or 10GiB".to_owned())
+}
+
+#[cfg(test)]
+mod tests;

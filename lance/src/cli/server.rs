@@ -1,0 +1,112 @@
+//! `lance server`: one node.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use tracing_subscriber::EnvFilter;
+
+use super::config::environment;
+use super::error::CliError;
+use crate::config::{Config, Log, LogFormat, Sources};
+
+/// Run one node, until it is asked to stop (SIGTERM, SIGINT)
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The configuration comes from the file, then environment variables LANCE_SECTION__KEY, then flags; the last one wins.
+`lance config default` shows every key.
+
+Examples:
+  lance server --config /etc/lance/lance.toml
+  lance server --node-id 1 --data-dir /var/lib/lance --listen 127.0.0.1:1992
+  LANCE_NODE__ID=2 lance server --config lance.toml --set journal.file_bytes=128MiB")]
+pub(super) struct ServerArgs {
+    /// The TOML file; without one the node starts from the defaults
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Number of this node (node.id)
+    #[arg(long, value_name = "ID")]
+    node_id: Option<String>,
+    /// Directory for everything that this node stores (node.data_dir)
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// Address to listen on for clients (listen.client)
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    /// Set any key of the configuration; may be repeated
+    #[arg(long, value_name = "SECTION.KEY=VALUE", value_parser = assignment)]
+    set: Vec<(String, String)>,
+    /// Stop when standard input ends: a child that must not outlive the process that started it
+    #[arg(long, hide = true)]
+    stop_with_stdin: bool,
+}
+
+fn assignment(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| "write section.key=value".to_owned())?;
+    Ok((key.trim().to_owned(), value.trim().to_owned()))
+}
+
+impl ServerArgs {
+    /// All layers of the configuration, with `environment` in the middle.
+    pub(super) fn sources(&self, environment: impl IntoIterator<Item = (String, String)>) -> Sources {
+        let mut sources = Sources::default().env(environment);
+        if let Some(file) = &self.config {
+            sources = sources.file(file);
+        }
+        for (key, value) in &self.set {
+            sources = sources.set(key, value, "--set");
+        }
+        let flags = [
+            ("node.id", &self.node_id, "--node-id"),
+            ("node.data_dir", &self.data_dir, "--data-dir"),
+            ("listen.client", &self.listen, "--listen"),
+        ];
+        for (key, value, flag) in flags {
+            if let Some(value) = value {
+                sources = sources.set(key, value, flag);
+            }
+        }
+        sources
+    }
+}
+
+pub(super) fn run(args: ServerArgs) -> Result<ExitCode, CliError> {
+    let config = Config::load(&args.sources(environment())).map_err(|error| CliError::usage(error.to_string()))?;
+    start_log(&config.log);
+    if args.stop_with_stdin {
+        stop_with_stdin()?;
+    }
+    match crate::server::run(config) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => {
+            tracing::error!(%error, "the node stopped");
+            Err(CliError::failed(error.to_string()))
+        }
+    }
+}
+
+/// Sends the log to standard error.
+fn start_log(log: &Log) {
+    use std::io::IsTerminal;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(log.level.as_str()))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match log.format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+/// Asks this process to stop, as an operator would, once standard input ends.
+fn stop_with_stdin() -> Result<(), CliError> {
+    let wait = || {
+        let mut sink = [0; 64];
+        while matches!(std::io::stdin().read(&mut sink), Ok(length) if length > 0) {}
+        // This process exists, so the only failure would be a forbidden signal to oneself, which there is not.
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
+    };
+    let thread = std::thread::Builder::new().name("stdin".to_owned()).spawn(wait);
+    thread.map(drop).map_err(|error| CliError::failed(format!("cannot start a thread: {error}")))
+}

@@ -1,0 +1,256 @@
+//! `lance topic`: create, list, describe and delete topics.
+
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use lnc_protocol::message::{TopicDescription, TopicOptions, TopicSummary};
+use serde_json::{Value, json};
+
+use super::error::CliError;
+use super::output::{self, OutputFormat, Table};
+use super::{Global, positive_duration, size};
+use crate::config::units::{format_duration, format_size};
+
+/// Create, list, describe and delete topics
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lance topic create orders --partitions 6 --max-age 7d --max-bytes 10GiB
+  lance topic list
+  lance topic describe orders -o json
+  lance topic delete orders --yes")]
+pub(super) struct TopicArgs {
+    #[command(subcommand)]
+    command: TopicCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum TopicCommand {
+    /// Create a topic
+    #[command(after_help = "\
+A limit on age or size deletes whole segments, oldest first. Without a limit, records are kept for ever.
+
+Examples:
+  lance topic create orders
+  lance topic create clicks --partitions 12 --max-age 7d --max-bytes 10GiB")]
+    Create(CreateArgs),
+    /// List all topics
+    #[command(after_help = "Example:\n  lance topic list -o json")]
+    List,
+    /// Show one topic's settings and partitions
+    #[command(after_help = "Example:\n  lance topic describe orders")]
+    Describe {
+        /// Name of the topic
+        name: String,
+    },
+    /// Delete a topic and all its records
+    #[command(after_help = "Example:\n  lance topic delete orders --yes")]
+    Delete {
+        /// Name of the topic
+        name: String,
+        /// Do not ask first
+        #[arg(short, long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct CreateArgs {
+    /// Name of the topic: up to 249 letters, digits, dots, underscores and dashes
+    name: String,
+    /// How many partitions
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    partitions: u32,
+    /// Delete records older than this, such as 12h or 7d
+    #[arg(long, value_name = "TIME", value_parser = positive_duration)]
+    max_age: Option<Duration>,
+    /// Delete the oldest records of a partition that is larger than this, such as 10GiB
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    max_bytes: Option<u64>,
+    /// Size at which a partition starts its next segment, such as 64MiB
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    segment_bytes: Option<u64>,
+}
+
+pub(super) async fn run(global: &Global, args: TopicArgs) -> Result<ExitCode, CliError> {
+    match args.command {
+        TopicCommand::Create(args) => create(global, &args).await?,
+        TopicCommand::List => list(global).await?,
+        TopicCommand::Describe { name } => describe(global, &name).await?,
+        TopicCommand::Delete { name, yes } => delete(global, &name, yes).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn create(global: &Global, args: &CreateArgs) -> Result<(), CliError> {
+    let options = TopicOptions {
+        max_age_ms: args.max_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+        max_bytes: args.max_bytes,
+        segment_bytes: args.segment_bytes,
+    };
+    let client = global.connect().await?;
+    let topic = client.create_topic_with_retention(&args.name, args.partitions, options).await?;
+    match global.output {
+        OutputFormat::Json => output::print_json(&description_json(&topic)),
+        OutputFormat::Table => {
+            let count = topic.partitions.len();
+            output::print(&format!("created {}: {count} {}\n", topic.name, plural(count, "partition")))
+        }
+    }
+}
+
+async fn list(global: &Global) -> Result<(), CliError> {
+    let topics = global.connect().await?.list_topics().await?;
+    match global.output {
+        OutputFormat::Json => output::print_json(&topics.iter().map(summary_json).collect()),
+        OutputFormat::Table => {
+            let mut table = Table::new(&["TOPIC", "PARTITIONS", "MAX AGE", "MAX SIZE"]);
+            for TopicSummary { name, partitions, options, .. } in &topics {
+                table.row(vec![name.clone(), partitions.to_string(), age(options), limit(options.max_bytes)]);
+            }
+            output::print(&table.render())
+        }
+    }
+}
+
+async fn describe(global: &Global, name: &str) -> Result<(), CliError> {
+    let topic = global.connect().await?.describe_topic(name).await?;
+    match global.output {
+        OutputFormat::Json => output::print_json(&description_json(&topic)),
+        OutputFormat::Table => output::print(&description_text(&topic)),
+    }
+}
+
+fn description_text(topic: &TopicDescription) -> String {
+    let options = &topic.options;
+    let (age, size) = (age(options), limit(options.max_bytes));
+    let mut table = Table::new(&["PARTITION", "GROUP", "LEADER", "START", "END", "SIZE"]);
+    for partition in &topic.partitions {
+        table.row(vec![
+            partition.partition.to_string(),
+            partition.group.to_string(),
+            or_dash(partition.leader),
+            partition.log_start_offset.to_string(),
+            partition.high_watermark.to_string(),
+            partition.size_bytes.to_string(),
+        ]);
+    }
+    format!(
+        "{} (id {}), keeps each partition's records up to age {age}, size {size}\n\n{}",
+        topic.name,
+        topic.topic_id,
+        table.render()
+    )
+}
+
+async fn delete(global: &Global, name: &str, yes: bool) -> Result<(), CliError> {
+    if !yes {
+        confirm(name)?;
+    }
+    global.connect().await?.delete_topic(name).await?;
+    match global.output {
+        OutputFormat::Json => output::print_json(&json!({ "deleted": name })),
+        OutputFormat::Table => output::print(&format!("deleted {name}\n")),
+    }
+}
+
+/// Asks whoever sits at the terminal.
+fn confirm(name: &str) -> Result<(), CliError> {
+    if !io::stdin().is_terminal() {
+        return Err(CliError::usage(format!("deleting {name} deletes its records; say --yes to do it")));
+    }
+    eprint!("Delete {name} and all its records? Type the name to confirm: ");
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).map_err(|error| CliError::failed(error.to_string()))?;
+    if answer.trim() == name { Ok(()) } else { Err(CliError::failed("nothing deleted")) }
+}
+
+fn age(options: &TopicOptions) -> String {
+    options.max_age_ms.map_or_else(|| "-".to_owned(), |ms| format_duration(Duration::from_millis(ms)))
+}
+
+fn limit(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "-".to_owned(), format_size)
+}
+
+/// A number, or a dash where there is none.
+pub(super) fn or_dash(number: Option<u64>) -> String {
+    number.map_or_else(|| "-".to_owned(), |number| number.to_string())
+}
+
+pub(super) fn plural(count: usize, word: &str) -> String {
+    if count == 1 { word.to_owned() } else { format!("{word}s") }
+}
+
+fn options_json(options: &TopicOptions) -> Value {
+    json!({
+        "max_age_ms": options.max_age_ms,
+        "max_bytes": options.max_bytes,
+        "segment_bytes": options.segment_bytes,
+    })
+}
+
+fn summary_json(topic: &TopicSummary) -> Value {
+    json!({
+        "name": topic.name,
+        "topic_id": topic.topic_id,
+        "partitions": topic.partitions,
+        "options": options_json(&topic.options),
+    })
+}
+
+fn description_json(topic: &TopicDescription) -> Value {
+    let partitions: Vec<Value> = topic
+        .partitions
+        .iter()
+        .map(|partition| {
+            json!({
+                "partition": partition.partition,
+                "group": partition.group,
+                "leader": partition.leader,
+                "log_start_offset": partition.log_start_offset,
+                "high_watermark": partition.high_watermark,
+                "size_bytes": partition.size_bytes,
+            })
+        })
+        .collect();
+    json!({
+        "name": topic.name,
+        "topic_id": topic.topic_id,
+        "created_ms": topic.created_ms,
+        "options": options_json(&topic.options),
+        "partitions": partitions,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lnc_protocol::message::PartitionDescription;
+
+    #[test]
+    fn a_description_shows_limits_and_partitions() {
+        let partition = PartitionDescription {
+            partition: 0,
+            group: 2,
+            leader: None,
+            log_start_offset: 5,
+            high_watermark: 17,
+            size_bytes: 4096,
+        };
+        let topic = TopicDescription {
+            name: "orders".into(),
+            topic_id: 7,
+            options: TopicOptions { max_age_ms: Some(604_800_000), max_bytes: None, segment_bytes: None },
+            created_ms: 1,
+            partitions: vec![partition],
+        };
+        let expected = "orders (id 7), keeps each partition's records up to age 7d, size -\n\n\
+                        PARTITION  GROUP  LEADER  START  END  SIZE\n        \
+                        0      2       -      5   17  4096\n";
+        assert_eq!(description_text(&topic), expected);
+        assert_eq!(description_json(&topic)["partitions"][0]["leader"], Value::Null);
+    }
+}
