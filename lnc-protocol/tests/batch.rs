@@ -195,6 +195,26 @@ fn each_rule_of_records_has_its_error() {
 }
 
 #[test]
+fn a_varint_has_no_more_bits_than_its_field() {
+    let record = |timestamp_delta: &[u8], offset_delta: &[u8]| {
+        let fields = [&[0], timestamp_delta, offset_delta, &[1, 1, 0]].concat();
+        let bytes = sealed(Codec::None, 1, &[&[2 * fields.len() as u8], &fields[..]].concat());
+        all_records(&bytes).map(|records| records[0].timestamp_ms)
+    };
+    let refused =
+        |field, max_bits| Err(BatchError::Record { index: 0, problem: RecordProblem::BadVarint { field, max_bits } });
+    let nines = [0xFF; 9];
+    // All 64 bits set are i64::MIN in zigzag; the sample's base timestamp is 1000.
+    assert_eq!(record(&[&nines[..], &[0x01]].concat(), &[0]), Ok(i64::MIN + 1_000));
+    assert_eq!(record(&[&nines[..], &[0x02]].concat(), &[0]), refused("timestamp delta", 64));
+    assert_eq!(record(&[&nines[..], &[0x81, 0]].concat(), &[0]), refused("timestamp delta", 64));
+    // 2^32, which is 0 when cut to 32 bits.
+    assert_eq!(record(&[0], &[0x80, 0x80, 0x80, 0x80, 0x20]), refused("offset delta", 32));
+    // A longer form than needed is odd but legal.
+    assert_eq!(record(&[0x80, 0], &[0x80, 0]), Ok(1_000));
+}
+
+#[test]
 fn a_claimed_count_of_records_or_headers_costs_nothing() {
     let fine = [12, 0, 0, 0, 1, 1, 0];
     let many = sealed(Codec::None, i32::MAX as u32, &fine);
