@@ -1,0 +1,149 @@
+//! Checkpoint files: damage, a full disk, failing operations, leftovers, crashes at every operation.
+
+use lnc_log::checkpoint::{Checkpoint, CheckpointError, CheckpointWriter, GroupCheckpoint, load_latest};
+use lnc_log::disk::memory::{CrashChoice, Order};
+use lnc_log::disk::{Disk, MemoryDisk, Op};
+use lnc_log::journal::GroupId;
+use std::io;
+
+fn checkpoint(number: u64) -> Checkpoint {
+    let group = |id: u32, vote| GroupCheckpoint {
+        group: GroupId(id),
+        term: 3,
+        vote,
+        applied_index: number * 10,
+        applied_term: 2,
+        state: vec![number as u8; 300 * id as usize].into(),
+    };
+    Checkpoint { number, journal_file: number + 5, groups: vec![group(0, None), group(1, Some(0)), group(4, Some(9))] }
+}
+
+fn path(number: u64) -> String {
+    format!("checkpoint/{number:020}.checkpoint")
+}
+
+/// Write one checkpoint to its end.
+fn write(disk: &mut MemoryDisk, writer: &mut CheckpointWriter, number: u64) -> Result<Option<u64>, CheckpointError> {
+    writer.start(disk, checkpoint(number));
+    let mut safe = None;
+    while writer.busy() {
+        let mut done = Vec::new();
+        disk.wait(&mut done);
+        for completion in done {
+            safe = safe.or(writer.on_completion(disk, completion)?);
+        }
+    }
+    Ok(safe)
+}
+
+#[test]
+fn the_newest_is_loaded_and_one_predecessor_kept() {
+    let mut disk = MemoryDisk::new();
+    assert_eq!(load_latest(&mut disk).expect("healthy"), None);
+    let mut writer = CheckpointWriter::new();
+    for number in 1..=4 {
+        assert_eq!(write(&mut disk, &mut writer, number).expect("healthy"), Some(number));
+    }
+    assert_eq!(disk.paths(), [path(3), path(4)]);
+    let mut disk = disk.crash(CrashChoice::Nothing);
+    assert_eq!(load_latest(&mut disk).expect("intact"), Some(checkpoint(4)));
+    assert_eq!(load_latest(&mut disk).expect("intact"), Some(checkpoint(4)), "loading twice gives the same");
+}
+
+#[test]
+fn no_flipped_bit_and_no_cut_goes_unnoticed() {
+    let mut disk = MemoryDisk::new();
+    load_latest(&mut disk).expect("healthy");
+    let mut writer = CheckpointWriter::new();
+    write(&mut disk, &mut writer, 1).expect("healthy");
+    write(&mut disk, &mut writer, 2).expect("healthy");
+    let len = disk.file(&path(2)).expect("written").len() as u64;
+    for position in 0..len {
+        for bit in 0..8 {
+            disk.corrupt(&path(2), position, 1 << bit);
+            match load_latest(&mut disk) {
+                Err(CheckpointError::Damaged { path: found, .. }) => assert_eq!(found, path(2)),
+                other => panic!("byte {position}, bit {bit}: {other:?}"),
+            }
+            disk.corrupt(&path(2), position, 1 << bit);
+        }
+    }
+    assert!(load_latest(&mut disk).is_ok());
+    let file = lnc_log::disk::Owner::Setup.file(1);
+    disk.run(Op::Open { file, path: path(2), create: false, direct: false }).expect("open");
+    for shorter in (0..len).rev() {
+        disk.run(Op::SetLen { file, len: shorter }).expect("cut");
+        assert!(matches!(load_latest(&mut disk), Err(CheckpointError::Damaged { .. })), "{shorter} bytes");
+    }
+}
+
+#[test]
+fn every_crash_leaves_the_old_one_or_the_new_one() {
+    let mut before = MemoryDisk::new();
+    load_latest(&mut before).expect("healthy");
+    let mut writer = CheckpointWriter::new();
+    for number in 1..=2 {
+        write(&mut before, &mut writer, number).expect("healthy");
+    }
+    for last in 0..12 {
+        let mut disk = before.crash(CrashChoice::Nothing);
+        disk.stop_after(last);
+        let safe = write(&mut disk, &mut CheckpointWriter::new(), 3);
+        let unsynced = disk.unsynced();
+        assert!(unsynced < 8);
+        let subsets = (0..1u64 << unsynced).map(CrashChoice::Subset);
+        for choice in subsets.chain((0..16).map(CrashChoice::Torn)) {
+            let mut crashed = disk.crash(choice);
+            let loaded = load_latest(&mut crashed).unwrap_or_else(|e| panic!("after {last}, {choice:?}: {e}"));
+            let number = loaded.as_ref().map(|c| c.number);
+            assert!(number == Some(2) && !matches!(safe, Ok(Some(3))) || number == Some(3), "after {last}: {number:?}");
+            assert_eq!(loaded, number.map(checkpoint));
+            assert!(crashed.paths().iter().all(|path| !path.ends_with(".tmp")));
+            // What was loaded must be safe to rely on, and the next attempt must work.
+            let mut again = crashed.crash(CrashChoice::Nothing);
+            assert_eq!(load_latest(&mut again).expect("intact"), loaded);
+            assert_eq!(write(&mut again, &mut CheckpointWriter::new(), 4).expect("healthy"), Some(4));
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_keeps_the_old_one_and_may_be_retried() {
+    let mut disk = MemoryDisk::new();
+    load_latest(&mut disk).expect("healthy");
+    disk.set_order(Order::Seeded(5));
+    let mut writer = CheckpointWriter::new();
+    write(&mut disk, &mut writer, 1).expect("healthy");
+    disk.set_capacity(Some(disk.used() + 100));
+    let error = write(&mut disk, &mut writer, 2).expect_err("no space");
+    assert!(error.is_retriable() && !writer.busy(), "{error}");
+    assert_eq!(disk.paths(), [path(1)], "the unfinished file is gone");
+    assert_eq!(load_latest(&mut disk).expect("intact"), Some(checkpoint(1)));
+    disk.set_capacity(None);
+    assert_eq!(write(&mut disk, &mut writer, 2).expect("space again"), Some(2));
+    assert_eq!(load_latest(&mut disk).expect("intact"), Some(checkpoint(2)));
+}
+
+#[test]
+fn any_other_failure_is_final_and_named() {
+    for failing in 1..=7 {
+        let mut disk = MemoryDisk::new();
+        load_latest(&mut disk).expect("healthy");
+        let base = disk.operations();
+        disk.inject(Some(Box::new(move |number, _| {
+            (number == base + failing).then(|| io::Error::from_raw_os_error(5))
+        })));
+        let result = write(&mut disk, &mut CheckpointWriter::new(), 1);
+        let error = result.expect_err("an operation failed");
+        assert!(matches!(&error, CheckpointError::Failed { .. }) && !error.is_retriable(), "{failing}: {error}");
+    }
+}
+
+#[test]
+fn a_file_under_another_number_is_refused() {
+    let mut disk = MemoryDisk::new();
+    load_latest(&mut disk).expect("healthy");
+    write(&mut disk, &mut CheckpointWriter::new(), 1).expect("healthy");
+    disk.run(Op::Rename { from: path(1), to: path(2) }).expect("rename");
+    assert!(matches!(load_latest(&mut disk), Err(CheckpointError::Damaged { position: 8, .. })));
+}

@@ -1,0 +1,8 @@
+//! Tests of the journal and of checkpoints against a disk that crashes, lies and fails.
+
+mod checkpoint;
+mod corruption;
+mod crash;
+mod failures;
+mod harness;
+mod model;
