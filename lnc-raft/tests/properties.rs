@@ -84,7 +84,7 @@ impl Run {
         let cluster = &mut self.cluster;
         let place = |at: u16, net: usize| (net > 0).then(|| at as usize % net);
         match *event {
-            Event::Tick(n, k) => (0..k).for_each(|_| drop(cluster.with(n, |raft| raft.tick()))),
+            Event::Tick(n, k) => (0..k).for_each(|_| cluster.with(n, |raft| raft.tick()).unwrap_or_default()),
             Event::Deliver(at) => {
                 if let Some(at) = place(at, cluster.net.len()) {
                     cluster.deliver(at);
@@ -123,16 +123,26 @@ impl Run {
                     cluster.restart(n);
                 }
             }
-            Event::Cut(a, b) => drop(cluster.cut.insert((a, b))),
+            Event::Cut(a, b) => {
+                cluster.cut.insert((a, b));
+            }
             Event::Heal => cluster.cut.clear(),
             Event::Read(n) => {
                 let ctx = self.number();
                 self.cluster.read(n, ctx);
             }
-            Event::Transfer(a, b) => drop(cluster.with(a, |raft| raft.transfer_leadership(NodeId(b)))),
-            Event::PeerLost(a, b) => drop(cluster.with(a, |raft| raft.peer_lost(NodeId(b)))),
-            Event::PeerBack(a, b) => drop(cluster.with(a, |raft| raft.peer_back(NodeId(b)))),
-            Event::Release(n) => drop(cluster.with(n, |raft| raft.release_memory(u64::MAX))),
+            Event::Transfer(a, b) => {
+                let _ = cluster.with(a, |raft| raft.transfer_leadership(NodeId(b)));
+            }
+            Event::PeerLost(a, b) => {
+                let _ = cluster.with(a, |raft| raft.peer_lost(NodeId(b)));
+            }
+            Event::PeerBack(a, b) => {
+                let _ = cluster.with(a, |raft| raft.peer_back(NodeId(b)));
+            }
+            Event::Release(n) => {
+                let _ = cluster.with(n, |raft| raft.release_memory(u64::MAX));
+            }
             Event::Compact(n) => self.compact(n),
             Event::Load(n) => cluster.load(n),
         }
@@ -172,12 +182,12 @@ impl Run {
                 }
             }
             self.transfer_state();
-            let leader = ids.iter().copied().find(|&id| self.cluster.raft(id).is_some_and(|raft| raft.is_leader()));
-            if let (None, Some(leader)) = (goal, leader) {
-                goal = match self.cluster.propose(leader, Bytes::from_static(b"after the storm")) {
-                    Some(Ok(made)) => Some(made),
-                    _ => None,
-                };
+            let leaders = ids.iter().filter_map(|&id| self.cluster.raft(id)).filter(|raft| raft.is_leader());
+            let newest = leaders.map(|raft| (raft.term(), raft.id().0)).max();
+            if let Some((term, leader)) = newest.filter(|&(term, _)| goal.is_none_or(|(made, _)| made < term)) {
+                // What an earlier leader was asked to do may be lost with it.
+                let made = self.cluster.propose(leader, Bytes::from_static(b"after the storm"));
+                goal = made.and_then(|result| result.ok()).filter(|made| made.0 == term).or(goal);
             }
             let done = |id: &u64| {
                 let raft = self.cluster.raft(*id);
