@@ -1,5 +1,11 @@
 //! The LANCE broker daemon and command line
 #![forbid(unsafe_code)]
 
+pub mod broker;
+
+pub mod cli;
 pub mod config;
+pub mod dev;
+pub mod gateway;
 pub mod http;
+pub mod server;

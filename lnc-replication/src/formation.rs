@@ -301,7 +301,10 @@ mod tests {
     #[test]
     fn a_late_node_joins_what_names_it_and_a_wiped_one_waits() {
         let member = Identity { cluster: Some(formed()), ..fresh(1, 11) };
-        assert_eq!(decide(&fresh(2, 22), &configured(), &heard(&[member.clone()])), Decision::Join(formed()));
+        assert_eq!(
+            decide(&fresh(2, 22), &configured(), &heard(std::slice::from_ref(&member))),
+            Decision::Join(formed())
+        );
         let wiped = decide(&fresh(2, 99), &configured(), &heard(&[member.clone(), fresh(3, 33)]));
         assert_eq!(wiped, Decision::AwaitReadmission { cluster: formed().id });
         let refusal = admit(&member, &fresh(2, 99), &configured()).unwrap_err();

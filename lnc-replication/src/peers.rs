@@ -112,6 +112,11 @@ impl Peers {
         self.outgoing.get(&(peer, Channel::Control)).is_some_and(|o| o.connected.get())
     }
 
+    /// The peers to which the outgoing control connection stands.
+    pub fn connected(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.addresses.keys().copied().filter(|peer| self.is_connected(*peer))
+    }
+
     /// Queue messages, one frame per peer and channel. What cannot be queued is dropped.
     pub fn send(&self, messages: &mut Vec<(GroupId, Message)>) {
         let channel_of = |message: &Message| match message.body.channel() {
@@ -186,7 +191,8 @@ impl Peers {
         let mut stream = timeout(GREETING_TIMEOUT, TcpStream::connect(self.addresses[&peer].as_str())).await??;
         stream.set_nodelay(true)?;
         let mut buf = BytesMut::new();
-        send_greeting(&mut stream, channel, &self.identity.borrow().clone(), None).await?;
+        let own = self.identity.borrow().clone();
+        send_greeting(&mut stream, channel, &own, None).await?;
         let reply = timeout(GREETING_TIMEOUT, read_greeting(&mut stream, &mut buf)).await??;
         if reply.identity.node != peer {
             let found = reply.identity.node;

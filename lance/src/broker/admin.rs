@@ -87,7 +87,9 @@ impl<D: Disk> Broker<D> {
             return Err("a maximum size of 0 would delete everything: leave it out to keep everything".into());
         }
         if let Some(bytes) = options.segment_bytes.filter(|bytes| *bytes < MIN_SEGMENT_BYTES) {
-            return Err(format!("segments of {bytes} bytes were asked for, the smallest allowed is {MIN_SEGMENT_BYTES}"));
+            return Err(format!(
+                "segments of {bytes} bytes were asked for, the smallest allowed is {MIN_SEGMENT_BYTES}"
+            ));
         }
         Ok(())
     }
@@ -144,7 +146,8 @@ impl<D: Disk> Broker<D> {
 
     pub(super) fn expire_creations(&mut self) {
         let now = self.now_us();
-        let (late, waiting) = std::mem::take(&mut self.creations).into_iter().partition(|c: &Creation| c.deadline_us <= now);
+        let (late, waiting) =
+            std::mem::take(&mut self.creations).into_iter().partition(|c: &Creation| c.deadline_us <= now);
         self.creations = waiting;
         for Creation { origin, topic, .. } in late {
             let message = format!("topic {:?} exists, but not all of its partitions were made in time", topic.name);
@@ -212,9 +215,7 @@ impl<D: Disk> Broker<D> {
                 .into_iter()
                 .map(|name| match self.catalog.topic(&name) {
                     Some(topic) => self.topic_metadata(topic),
-                    None => {
-                        TopicMetadata { name, topic_id: 0, error: ErrorCode::UnknownTopic, partitions: Vec::new() }
-                    }
+                    None => TopicMetadata { name, topic_id: 0, error: ErrorCode::UnknownTopic, partitions: Vec::new() },
                 })
                 .collect(),
         };

@@ -9,9 +9,9 @@ use bytes::{Bytes, BytesMut};
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
 use lnc_log::segment::{PartitionKey, StoredBatch};
+use lnc_protocol::ErrorCode;
 use lnc_protocol::batch::{BatchHeader, PREFIX_LEN, stamped_prefix};
 use lnc_protocol::message::{InitProducerResponse, ProduceResponse, Response};
-use lnc_protocol::ErrorCode;
 use lnc_raft::{Entry, EntryKind};
 use std::collections::BTreeMap;
 
@@ -44,11 +44,7 @@ impl<D: Disk> Broker<D> {
         if entry.kind == EntryKind::Normal {
             self.checkpoint.applied_bytes += entry.payload.len() as u64;
             let epoch = i32::try_from(entry.term).unwrap_or(i32::MAX);
-            let outcomes =
-                self.apply_commands(group, epoch, entry.payload).map_err(|error| BrokerError::State {
-                    group: group.0,
-                    error,
-                })?;
+            let outcomes = self.apply_commands(group, epoch, entry.payload)?;
             let mut outcomes = outcomes.into_iter().enumerate();
             for (position, origin) in &mut origins {
                 let outcome = outcomes.find(|(at, _)| at == &(*position as usize)).map(|(_, outcome)| outcome);
@@ -61,25 +57,21 @@ impl<D: Disk> Broker<D> {
         Ok(())
     }
 
-    fn apply_commands(
-        &mut self,
-        group: GroupId,
-        epoch: i32,
-        payload: Bytes,
-    ) -> Result<Vec<Outcome>, super::command::CommandError> {
-        let commands = Commands::parse(payload)?;
+    fn apply_commands(&mut self, group: GroupId, epoch: i32, payload: Bytes) -> Result<Vec<Outcome>, BrokerError> {
+        let unreadable = |error| BrokerError::State { group: group.0, error };
+        let commands = Commands::parse(payload).map_err(unreadable)?;
         let entry_ms = commands.append_ms;
         let append_ms = self.groups.get_mut(&group).map_or(entry_ms, |data| data.state.advance_clock(entry_ms));
         let mut outcomes = Vec::new();
         let mut runs = BTreeMap::new();
         for command in commands {
-            let command = command?;
+            let command = command.map_err(unreadable)?;
             if !matches!(command, Command::Append { .. }) {
-                self.store(&mut runs, append_ms);
+                self.store(&mut runs, append_ms)?;
             }
-            outcomes.push(self.apply_command(group, epoch, append_ms, command, &mut runs));
+            outcomes.push(self.apply_command(group, epoch, append_ms, command, &mut runs)?);
         }
-        self.store(&mut runs, append_ms);
+        self.store(&mut runs, append_ms)?;
         Ok(outcomes)
     }
 
@@ -90,8 +82,8 @@ impl<D: Disk> Broker<D> {
         append_ms: u64,
         command: Command,
         runs: &mut BTreeMap<PartitionKey, Run>,
-    ) -> Outcome {
-        match command {
+    ) -> Result<Outcome, BrokerError> {
+        Ok(match command {
             Command::CreateTopic { name, partitions, data_groups, options } => {
                 let created = self.catalog.create(&name, partitions, data_groups, &options, append_ms);
                 self.reconcile = true;
@@ -114,7 +106,7 @@ impl<D: Disk> Broker<D> {
                 if let Some(data) = self.groups.get_mut(&group) {
                     data.reconciling.remove(&key);
                     if data.state.create(key, segment_bytes) {
-                        self.segments.create_partition(key, segment_bytes);
+                        self.segments.create_partition(key, segment_bytes)?;
                         self.fetches.wake(key);
                     }
                 }
@@ -125,7 +117,7 @@ impl<D: Disk> Broker<D> {
                     data.reconciling.remove(&key);
                     if data.state.delete(key) {
                         self.cache.remove(key);
-                        self.segments.remove_partition(key);
+                        self.segments.remove_partition(key)?;
                         self.checkpoint.removed_something = true;
                         self.fetches.wake(key);
                     }
@@ -136,13 +128,13 @@ impl<D: Disk> Broker<D> {
                 let start = self.groups.get_mut(&group).and_then(|data| data.state.trim(key, log_start_offset));
                 if let Some(start) = start {
                     self.cache.trim(key, start);
-                    self.segments.trim(key, start);
+                    self.segments.trim(key, start)?;
                     self.checkpoint.removed_something = true;
                     self.fetches.wake(key);
                 }
                 Outcome::Silent
             }
-        }
+        })
     }
 
     /// Give a batch its offset and lay it into its partition's run.
@@ -174,7 +166,7 @@ impl<D: Disk> Broker<D> {
     }
 
     /// Make the collected runs visible, and give them to the segments.
-    fn store(&mut self, runs: &mut BTreeMap<PartitionKey, Run>, append_ms: u64) {
+    fn store(&mut self, runs: &mut BTreeMap<PartitionKey, Run>, append_ms: u64) -> Result<(), BrokerError> {
         for (key, run) in std::mem::take(runs) {
             let bytes = run.bytes.freeze();
             let ends = run.batches.iter().map(|(start, _)| *start).skip(1).chain([bytes.len()]);
@@ -190,11 +182,12 @@ impl<D: Disk> Broker<D> {
                     prefix,
                     raw,
                 };
-                self.segments.append(key, stored);
+                self.segments.append(key, stored)?;
             }
             self.cache.append(key, run.base_offset, run.end_offset, bytes);
             self.fetches.wake(key);
         }
+        Ok(())
     }
 
     /// Answer the caller of a command.
@@ -203,7 +196,8 @@ impl<D: Disk> Broker<D> {
             Outcome::Created(Ok(topic)) => self.topic_created(origin, topic),
             Outcome::Created(Err(CreateError::Exists(topic))) => {
                 let Topic { name, partitions, options, .. } = *topic;
-                let message = format!("topic {name:?} exists with other settings: {partitions} partitions, {options:?}");
+                let message =
+                    format!("topic {name:?} exists with other settings: {partitions} partitions, {options:?}");
                 self.fail(origin, ErrorCode::TopicExists, message);
             }
             Outcome::Deleted(true) => self.answer(origin, Response::DeleteTopic),
@@ -213,7 +207,9 @@ impl<D: Disk> Broker<D> {
                 self.answer(origin, Response::InitProducer(response));
             }
             Outcome::Appended { key, result, append_ms } => self.appended(group, origin, key, result, append_ms),
-            Outcome::Silent => debug_assert!(false, "group {META:?} or a data group answered a command nobody asked for"),
+            Outcome::Silent => {
+                debug_assert!(false, "group {META:?} or a data group answered a command nobody asked for")
+            }
         }
     }
 

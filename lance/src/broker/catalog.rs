@@ -1,8 +1,6 @@
 //! The state machine of the meta group: topics and producer ids. Deterministic.
 
-use super::command::{
-    CommandError, get_options, get_string, get_u32, get_u64, put_options, put_string,
-};
+use super::command::{CommandError, get_options, get_string, get_u32, get_u64, put_options, put_string};
 use bytes::{BufMut, Bytes, BytesMut};
 use lnc_log::journal::GroupId;
 use lnc_log::segment::PartitionKey;
@@ -145,8 +143,7 @@ impl Catalog {
 
     /// The state from a checkpoint.
     pub fn decode(from: &mut Bytes) -> Result<Self, CommandError> {
-        let mut catalog =
-            Self { next_topic_id: get_u64(from)?, next_producer_id: get_u64(from)?, ..Self::default() };
+        let mut catalog = Self { next_topic_id: get_u64(from)?, next_producer_id: get_u64(from)?, ..Self::default() };
         for _ in 0..get_u32(from)? {
             let topic = Topic {
                 id: get_u64(from)?,

@@ -15,7 +15,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use lnc_log::checkpoint::{Checkpoint, CheckpointWriter, GroupCheckpoint, load_latest};
 use lnc_log::disk::{Completion, Disk};
 use lnc_log::journal::{GroupId, JournalStart};
-use lnc_log::segment::{CheckpointId, PartitionKey, PartitionState, SegmentConfig, SegmentStore};
+use lnc_log::segment::{PartitionKey, PartitionState, SegmentConfig, SegmentStore};
 use lnc_metrics::Metrics;
 use lnc_raft::{HardState, NodeId};
 use lnc_replication::{GroupStart, Outputs, Shard, ShardConfig};
@@ -34,9 +34,13 @@ struct Captured {
 enum Phase {
     Idle,
     /// Segments are being flushed.
-    Flushing { id: CheckpointId, captured: Captured },
+    Flushing {
+        captured: Captured,
+    },
     /// The file is being written.
-    Writing { applied: BTreeMap<GroupId, u64> },
+    Writing {
+        applied: BTreeMap<GroupId, u64>,
+    },
 }
 
 /// How far the current checkpoint has come, and what asks for the next one.
@@ -57,7 +61,9 @@ impl<D: Disk> Broker<D> {
         let progress = &self.checkpoint;
         let old = progress.applied_bytes > 0 && self.now_us() > progress.started_us + MAX_AGE_US;
         let large = progress.applied_bytes >= self.config.checkpoint_bytes;
-        if matches!(progress.phase, Phase::Idle) && !progress.writer.busy() && (old || large || progress.removed_something)
+        if matches!(progress.phase, Phase::Idle)
+            && !progress.writer.busy()
+            && (old || large || progress.removed_something)
         {
             self.begin_checkpoint();
         }
@@ -66,14 +72,15 @@ impl<D: Disk> Broker<D> {
 
     fn begin_checkpoint(&mut self) {
         let applied: BTreeMap<GroupId, u64> = self.applied.iter().map(|(group, (index, _))| (*group, *index)).collect();
-        let id = self.segments.begin_checkpoint(&mut self.disk);
-        let mut states: BTreeMap<PartitionKey, PartitionState> = self.segments.checkpoint_states().into_iter().collect();
+        self.segments.begin_checkpoint(&mut self.disk);
+        let mut states: BTreeMap<PartitionKey, PartitionState> =
+            self.segments.checkpoint_states().into_iter().collect();
         let ids: Vec<GroupId> = self.shard.group_ids().collect();
         let groups = ids.into_iter().map(|group| self.capture(group, &mut states)).collect();
         self.checkpoint.started_us = self.now_us();
         self.checkpoint.applied_bytes = 0;
         self.checkpoint.removed_something = false;
-        self.checkpoint.phase = Phase::Flushing { id, captured: Captured { groups, applied } };
+        self.checkpoint.phase = Phase::Flushing { captured: Captured { groups, applied } };
     }
 
     fn capture(&self, group: GroupId, states: &mut BTreeMap<PartitionKey, PartitionState>) -> GroupCheckpoint {
@@ -105,13 +112,13 @@ impl<D: Disk> Broker<D> {
             self.checkpoint_if_due()?;
         }
         let done = match &self.checkpoint.phase {
-            Phase::Flushing { id, .. } => self.segments.checkpoint_done(*id)?,
+            Phase::Flushing { .. } => self.segments.checkpoint_done(),
             _ => false,
         };
         if !done {
             return Ok(());
         }
-        if let Phase::Flushing { captured, .. } = std::mem::replace(&mut self.checkpoint.phase, Phase::Idle) {
+        if let Phase::Flushing { captured } = std::mem::replace(&mut self.checkpoint.phase, Phase::Idle) {
             let number = self.checkpoint.next_number;
             self.checkpoint.next_number += 1;
             let journal_file = self.shard.journal().first_file();

@@ -80,7 +80,7 @@ impl EntryBuilder {
     }
 
     /// Size of the payload so far, in bytes.
-    pub fn len(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.payload.len()
     }
 

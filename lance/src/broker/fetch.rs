@@ -191,8 +191,9 @@ impl<D: Disk> Broker<D> {
         let settled = || self.shard.is_leader(group) && self.shard.status(group).is_some_and(|s| s.caught_up);
         if offset < start || (offset > end && settled()) {
             found.error = ErrorCode::OffsetOutOfRange;
-            found.message =
-                format!("topic {name:?} partition {partition} has offsets {start} to {end}, offset {offset} is not among them");
+            found.message = format!(
+                "topic {name:?} partition {partition} has offsets {start} to {end}, offset {offset} is not among them"
+            );
             return Slot::Done(found);
         }
         if let Some(result) = cold {

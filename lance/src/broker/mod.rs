@@ -219,6 +219,11 @@ impl<D: Disk> Broker<D> {
         self.clock.mono_us
     }
 
+    /// The disk, for the driver that waits for it.
+    pub fn disk(&self) -> &D {
+        &self.disk
+    }
+
     /// A number for whatever completes later.
     fn ticket(&mut self) -> u64 {
         self.next_ticket += 1;
@@ -252,6 +257,7 @@ impl<D: Disk> Broker<D> {
             Request::InitProducer => self.init_producer(caller, body),
             Request::Produce(produce) => self.produce(caller, produce, body),
             Request::Fetch(fetch) => self.fetch(caller, fetch, body),
+            _ => self.refuse(caller, opcode, ErrorCode::UnknownOpcode, format!("{} is not served", opcode.name())),
         }
     }
 
@@ -282,6 +288,9 @@ impl<D: Disk> Broker<D> {
         self.expire_fetches();
         self.expire_barriers();
         self.expire_creations();
+        if self.draining {
+            self.hand_over();
+        }
         if clock.mono_us >= self.last_second_us + SECOND_US {
             self.last_second_us = clock.mono_us;
             self.every_second()?;
@@ -313,7 +322,7 @@ impl<D: Disk> Broker<D> {
             self.absorb(&mut out)?;
         }
         self.finish_creations();
-        self.wake_fetches()?;
+        self.wake_fetches();
         self.segments.write_out(&mut self.disk);
         let segments = &self.segments;
         self.cache.evict(|key| segments.written_offset(key));
@@ -395,9 +404,13 @@ impl<D: Disk> Broker<D> {
     }
 
     /// Begin a graceful end: refuse new writes and hand over every group that this node leads. Done when
-    /// [`Broker::leads_nothing`] says so.
+    /// [`Broker::is_drained`] says so.
     pub fn drain(&mut self) {
         self.draining = true;
+        self.hand_over();
+    }
+
+    fn hand_over(&mut self) {
         let groups: Vec<GroupId> = self.shard.group_ids().filter(|group| self.shard.is_leader(*group)).collect();
         for group in groups {
             if let Some(to) = self.best_successor(group) {
@@ -406,9 +419,10 @@ impl<D: Disk> Broker<D> {
         }
     }
 
-    /// Whether this node leads no group, so that ending it interrupts nobody.
-    pub fn leads_nothing(&self) -> bool {
-        self.shard.group_ids().all(|group| !self.shard.is_leader(group))
+    /// Whether this node leads no group that another could lead, so that ending it interrupts nobody.
+    pub fn is_drained(&self) -> bool {
+        self.draining
+            && self.shard.group_ids().all(|group| !self.shard.is_leader(group) || self.best_successor(group).is_none())
     }
 
     /// The connected follower that has most of the group's log.
@@ -435,7 +449,8 @@ impl<D: Disk> Broker<D> {
                 self.shard.is_leader(group)
                     && self.peers_connected.contains(node)
                     && self.shard.status(group).is_some_and(|status| {
-                        let caught_up = |peer: &lnc_raft::Progress| peer.id == *node && peer.match_index + 64 >= status.last;
+                        let caught_up =
+                            |peer: &lnc_raft::Progress| peer.id == *node && peer.match_index + 64 >= status.last;
                         status.peers.iter().any(caught_up)
                     })
             });
@@ -474,28 +489,26 @@ impl<D: Disk> Broker<D> {
     }
 
     fn update_gauges(&mut self) {
-        for (group, metrics) in &self.group_metrics {
+        for (group, metrics) in &mut self.group_metrics {
             let Some(status) = self.shard.status(*group) else { continue };
-            metrics.commit_index.set(status.commit as i64);
-            metrics.applied_index.set(self.applied.get(group).map_or(0, |(index, _)| *index as i64));
-            metrics.durable_index.set(status.durable as i64);
-            metrics.last_index.set(status.last as i64);
-            metrics.term.set(status.term as i64);
-            metrics.role.set(match status.role {
-                Role::Leader => 2,
-                Role::Follower => 0,
-                _ => 1,
+            metrics.commit_index.set(status.commit);
+            metrics.applied_index.set(self.applied.get(group).map_or(0, |(index, _)| *index));
+            metrics.durable_index.set(status.durable);
+            metrics.last_index.set(status.last);
+            metrics.term.set(status.term);
+            metrics.set_role(match status.role {
+                Role::Leader => lnc_metrics::Role::Leader,
+                Role::Follower => lnc_metrics::Role::Follower,
+                Role::PreCandidate | Role::Candidate => lnc_metrics::Role::Candidate,
             });
             for peer in &status.peers {
-                let lag = status.last.saturating_sub(peer.match_index) as i64;
-                let labels = [&group.0.to_string() as &str, &peer.id.to_string()];
-                self.metrics.replication_lag.with_label_values(&labels).set(lag);
+                metrics.set_replication_lag(peer.id.0, status.last.saturating_sub(peer.match_index));
             }
         }
-        self.metrics.in_flight_bytes.set(self.in_flight_bytes as i64);
-        self.metrics.journal_bytes.set(self.shard.journal().bytes() as i64);
+        self.metrics.in_flight_bytes.set(self.in_flight_bytes as u64);
+        self.metrics.journal_bytes.set(self.shard.journal().bytes());
         let segment_bytes: u64 = self.segments.partitions().map(|key| self.segments.size_bytes(key)).sum();
-        self.metrics.segment_bytes.set(segment_bytes as i64);
+        self.metrics.segment_bytes.set(segment_bytes);
     }
 
     fn reply(&mut self, caller: Caller, opcode: Opcode, response: Response) {

@@ -83,7 +83,8 @@ impl<D: Disk> Broker<D> {
         let searched = match read.result {
             Err(error) => Err(damaged(wanted, &error)),
             Ok(pieces) => {
-                let after = search(&pieces, wanted).map_err(|hit| at(wanted, hit))
+                let after = search(&pieces, wanted)
+                    .map_err(|hit| at(wanted, hit))
                     .map(|end| end.or(scan.cursor).unwrap_or_default());
                 after.inspect(|next| scan.cursor = Some(*next))
             }
@@ -95,10 +96,18 @@ impl<D: Disk> Broker<D> {
         self.go_on(scan);
     }
 
+    /// Where to start looking for a time: nothing before it is late enough. Past the end if the segments say that there
+    /// is nothing.
+    fn time_bound(&self, key: PartitionKey, timestamp: i64) -> u64 {
+        match self.segments.offset_for_timestamp(key, timestamp) {
+            Ok(Some(bound)) => bound.offset,
+            Ok(None) => u64::MAX,
+            Err(_) => 0,
+        }
+    }
+
     fn offset_step(&self, wanted: &ListOffsetsPartition, cursor: &mut Option<u64>) -> Step {
-        let failed = |error, message| {
-            Step::Found(PartitionOffset { error, message, ..at(wanted, (0, -1)) })
-        };
+        let failed = |error, message| Step::Found(PartitionOffset { error, message, ..at(wanted, (0, -1)) });
         let (name, partition) = (&wanted.topic, wanted.partition);
         let Some(topic) = self.catalog.topic(name) else {
             return failed(ErrorCode::UnknownTopic, format!("topic {name:?} does not exist"));
@@ -120,7 +129,7 @@ impl<D: Disk> Broker<D> {
             OffsetSpec::Timestamp(timestamp) => timestamp,
         };
         loop {
-            let from = cursor.unwrap_or_else(|| self.segments.offset_for_timestamp(key, timestamp)).max(start);
+            let from = cursor.unwrap_or_else(|| self.time_bound(key, timestamp)).max(start);
             if from >= end {
                 return Step::Found(at(wanted, (end, -1)));
             }

@@ -8,13 +8,16 @@ use super::command::{CommandError, get_key, get_optional, get_u32, get_u64, put_
 use bytes::{BufMut, Bytes, BytesMut};
 use lnc_log::segment::PartitionKey;
 use lnc_protocol::batch::BatchHeader;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Batches per producer that a retry can be matched with: as many as a client may have in flight per partition.
 const RECENT_BATCHES: usize = 5;
 
 /// Producers remembered per partition; the one that was silent longest is forgotten first.
 const MAX_PRODUCERS: usize = 4096;
+
+/// Deleted partitions remembered, the newest: far more than a leader could be behind by.
+const MAX_DELETED: usize = 16 << 10;
 
 /// The producer id of a batch that does not want idempotence.
 const NO_PRODUCER: i64 = -1;
@@ -87,6 +90,8 @@ pub struct PartitionGroup {
     /// The latest append time applied: the group's clock never goes backwards, whatever the leaders' clocks do.
     clock_ms: u64,
     partitions: BTreeMap<PartitionKey, Partition>,
+    /// Partitions that were deleted: a leader that has not heard of it yet must not bring one back.
+    deleted: BTreeSet<PartitionKey>,
 }
 
 impl PartitionGroup {
@@ -96,9 +101,9 @@ impl PartitionGroup {
         self.clock_ms
     }
 
-    /// Make a partition; `false` if it exists.
+    /// Make a partition; `false` if it exists, or did once: topic ids are never used again.
     pub fn create(&mut self, key: PartitionKey, segment_bytes: Option<u64>) -> bool {
-        let new = !self.partitions.contains_key(&key);
+        let new = !self.partitions.contains_key(&key) && !self.deleted.contains(&key);
         if new {
             self.partitions.insert(key, Partition { segment_bytes, ..Partition::default() });
         }
@@ -107,6 +112,10 @@ impl PartitionGroup {
 
     /// Remove a partition; `false` if there is none.
     pub fn delete(&mut self, key: PartitionKey) -> bool {
+        self.deleted.insert(key);
+        if self.deleted.len() > MAX_DELETED {
+            self.deleted.pop_first();
+        }
         self.partitions.remove(&key).is_some()
     }
 
@@ -153,6 +162,11 @@ impl PartitionGroup {
             out.put_u32_le(key.partition);
             partition.encode(out);
         }
+        out.put_u32_le(self.deleted.len() as u32);
+        for key in &self.deleted {
+            out.put_u64_le(key.topic_id);
+            out.put_u32_le(key.partition);
+        }
     }
 
     /// The state from a checkpoint.
@@ -161,6 +175,9 @@ impl PartitionGroup {
         for _ in 0..get_u32(from)? {
             let key = get_key(from)?;
             group.partitions.insert(key, Partition::decode(from)?);
+        }
+        for _ in 0..get_u32(from)? {
+            group.deleted.insert(get_key(from)?);
         }
         Ok(group)
     }
@@ -279,7 +296,7 @@ mod tests {
     fn batch(producer: i64, epoch: i16, sequence: i32, count: usize) -> BatchHeader {
         let mut builder = BatchBuilder::new(Codec::None).with_producer(producer, epoch, sequence);
         for _ in 0..count {
-            builder.append(1, None, Some(b"x"), &[]);
+            builder.append(1, None, Some(b"x"), &[]).unwrap();
         }
         BatchHeader::parse(&builder.build()).unwrap()
     }
@@ -350,12 +367,22 @@ mod tests {
     }
 
     #[test]
+    fn a_deleted_partition_does_not_come_back() {
+        let mut group = group();
+        assert!(group.delete(KEY));
+        assert!(!group.delete(KEY));
+        assert!(!group.create(KEY, None));
+        assert_eq!(group.append(KEY, &batch(-1, -1, -1, 1)), Err(Refusal::UnknownPartition));
+    }
+
+    #[test]
     fn state_survives_a_checkpoint() {
         let mut group = group();
         group.advance_clock(77);
         group.append(KEY, &batch(7, 3, 0, 5)).unwrap();
         group.append(KEY, &batch(8, 0, 0, 1)).unwrap();
         group.trim(KEY, 2);
+        group.delete(PartitionKey { topic_id: 9, partition: 1 });
         let mut out = BytesMut::new();
         group.encode(&mut out);
         assert_eq!(PartitionGroup::decode(&mut out.freeze()), Ok(group));

@@ -76,7 +76,12 @@ impl<D: Disk> Broker<D> {
         let batch = match RecordBatch::validate(batch, &limits) {
             Ok(batch) => batch,
             Err(error) => {
-                return self.refuse(caller, opcode, error.code(), format!("topic {name:?} partition {partition}: {error}"));
+                return self.refuse(
+                    caller,
+                    opcode,
+                    error.code(),
+                    format!("topic {name:?} partition {partition}: {error}"),
+                );
             }
         };
         if self.groups.get(&group).is_none_or(|data| data.state.get(key).is_none()) {

@@ -62,7 +62,7 @@ impl Proposals {
         if let Some(origin) = origin {
             self.origins.push((position, Some(origin)));
         }
-        if self.next.len() >= ENTRY_BYTES {
+        if self.next.bytes() >= ENTRY_BYTES {
             self.full.push_back((self.next.finish(wall_ms), std::mem::take(&mut self.origins)));
         }
     }
@@ -72,13 +72,13 @@ impl Proposals {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.next.len() + self.full.len() * ENTRY_BYTES
+        self.next.bytes() + self.full.len() * ENTRY_BYTES
     }
 
     fn pop(&mut self, wall_ms: u64) -> Option<(Bytes, Origins)> {
-        self.full.pop_front().or_else(|| {
-            (self.next.count() > 0).then(|| (self.next.finish(wall_ms), std::mem::take(&mut self.origins)))
-        })
+        self.full
+            .pop_front()
+            .or_else(|| (self.next.count() > 0).then(|| (self.next.finish(wall_ms), std::mem::take(&mut self.origins))))
     }
 
     /// The origins of the entry that has just committed, and those of entries that lost their place in the log.
@@ -145,7 +145,8 @@ impl<D: Disk> Broker<D> {
         let Some(proposals) = self.proposals.get_mut(&group) else { return };
         let (proposed, waiting) = proposals.take_all();
         for origin in proposed {
-            let message = format!("node {} stopped leading group {} before this was committed", self.config.node, group.0);
+            let message =
+                format!("node {} stopped leading group {} before this was committed", self.config.node, group.0);
             self.fail(origin, ErrorCode::LeadershipLost, message);
         }
         for origin in waiting {

@@ -128,7 +128,7 @@ mod tests {
         let mut out = BytesMut::new();
         for offset in base..base + count {
             let mut builder = BatchBuilder::new(Codec::None);
-            builder.append(1, None, Some(format!("{offset}").as_bytes()), &[]);
+            builder.append(1, None, Some(format!("{offset}").as_bytes()), &[]).unwrap();
             let raw = builder.build();
             out.extend_from_slice(&stamped_prefix(&raw, offset, 1));
             out.extend_from_slice(&raw[16..]);

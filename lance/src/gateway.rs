@@ -1,0 +1,351 @@
+//! Client connections: frames in, replies out, and requests passed on to the node that must serve them.
+//!
+//! All of it runs on the shard's thread. A connection decodes frames into the gateway's inbox and wakes the node's turn;
+//! the turn's replies are encoded straight into the connection's buffer and leave in one write. A connection is not read
+//! while its replies pile up, while it has too many requests under way, or while the node is short of memory.
+
+mod forward;
+
+use crate::broker::{Caller, Output};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use lnc_metrics::Metrics;
+use lnc_protocol::frame::{self, Frame};
+use lnc_protocol::{ErrorCode, ErrorReply, Flags, Opcode, Reply, encode_reply};
+use lnc_raft::NodeId;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::spawn_local;
+use tokio::time::sleep;
+
+/// Requests of one connection that may be under way.
+const MAX_REQUESTS: usize = 16 << 10;
+
+/// Reply bytes that may wait on a connection before it is not read any more.
+const MAX_REPLY_BYTES: usize = 8 << 20;
+
+/// Room for one read from a socket.
+const READ_CHUNK: usize = 64 << 10;
+
+/// What the gateway needs to know.
+pub struct GatewayConfig {
+    /// Largest frame body.
+    pub max_frame_bytes: usize,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// Silence after which a connection is closed.
+    pub idle_timeout: Duration,
+    /// Client addresses of the other nodes, for requests that they must serve.
+    pub nodes: BTreeMap<NodeId, String>,
+}
+
+/// A request as it came off the wire.
+pub struct Incoming {
+    /// Whose.
+    pub caller: Caller,
+    /// Which.
+    pub opcode: Opcode,
+    /// Its body.
+    pub body: Bytes,
+}
+
+/// One client.
+struct Connection {
+    out: RefCell<BytesMut>,
+    /// There is something to write, or the connection must close.
+    wake_writer: Notify,
+    /// The connection may be read again.
+    wake_reader: Notify,
+    requests: Cell<usize>,
+    /// Close once what is queued has been written.
+    closing: Cell<bool>,
+    greeted: Cell<bool>,
+    last_active: Cell<Instant>,
+}
+
+/// See the module documentation.
+pub struct Gateway {
+    config: GatewayConfig,
+    inbox: RefCell<Vec<Incoming>>,
+    connections: RefCell<BTreeMap<u64, Rc<Connection>>>,
+    forwards: RefCell<BTreeMap<NodeId, Rc<forward::Link>>>,
+    next_connection: Cell<u64>,
+    paused: Cell<bool>,
+    turn: Rc<Notify>,
+    metrics: Arc<Metrics>,
+}
+
+impl Gateway {
+    /// A gateway that wakes `turn` when requests have come. Nothing is accepted yet.
+    pub fn new(config: GatewayConfig, turn: Rc<Notify>, metrics: Arc<Metrics>) -> Rc<Self> {
+        Rc::new(Self {
+            config,
+            inbox: RefCell::default(),
+            connections: RefCell::default(),
+            forwards: RefCell::default(),
+            next_connection: Cell::new(0),
+            paused: Cell::new(false),
+            turn,
+            metrics,
+        })
+    }
+
+    /// Accept clients for ever.
+    pub async fn accept(self: Rc<Self>, listener: TcpListener) {
+        /// Pause after an accept that failed, as when file descriptors run out.
+        const PAUSE: Duration = Duration::from_millis(100);
+        loop {
+            match listener.accept().await {
+                Ok((stream, from)) => self.clone().admit(stream, from),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a client connection");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn admit(self: Rc<Self>, stream: TcpStream, from: std::net::SocketAddr) {
+        self.metrics.connections_total.inc();
+        let connection = Rc::new(Connection {
+            out: RefCell::default(),
+            wake_writer: Notify::new(),
+            wake_reader: Notify::new(),
+            requests: Cell::new(0),
+            closing: Cell::new(false),
+            greeted: Cell::new(false),
+            last_active: Cell::new(Instant::now()),
+        });
+        let open = self.connections.borrow().len();
+        if open >= self.config.max_connections {
+            tracing::warn!(%from, open, "refusing a client: limits.max_connections is reached");
+            let message = format!("this node has {open} connections, which is its limit");
+            connection.refuse(0, 0, ErrorReply::new(ErrorCode::Overloaded, message));
+            connection.closing.set(true);
+        }
+        let id = self.next_connection.get() + 1;
+        self.next_connection.set(id);
+        self.connections.borrow_mut().insert(id, connection.clone());
+        self.metrics.connections.inc();
+        spawn_local(async move {
+            if let Err(error) = self.serve(stream, id, &connection).await {
+                tracing::debug!(%from, %error, "client connection ended");
+            }
+            self.connections.borrow_mut().remove(&id);
+            self.metrics.connections.dec();
+        });
+    }
+
+    async fn serve(&self, mut stream: TcpStream, id: u64, connection: &Connection) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let (mut reader, mut writer) = stream.split();
+        let write = connection.write(&mut writer);
+        let read = async {
+            self.read(&mut reader, id, connection).await?;
+            // The client has sent its last request, or one that cannot be answered: what is queued still leaves.
+            connection.closing.set(true);
+            connection.wake_writer.notify_one();
+            std::future::pending::<io::Result<()>>().await
+        };
+        tokio::select! {
+            result = write => result,
+            result = read => result,
+        }
+    }
+
+    /// Read frames until the client ends or breaks the rules of the wire.
+    async fn read(&self, reader: &mut ReadHalf<'_>, id: u64, connection: &Connection) -> io::Result<()> {
+        let mut buf = BytesMut::with_capacity(READ_CHUNK);
+        loop {
+            let mut came = false;
+            loop {
+                while self.must_wait(connection) {
+                    if came {
+                        self.turn.notify_one();
+                    }
+                    connection.wake_reader.notified().await;
+                }
+                match frame::decode(&mut buf, self.config.max_frame_bytes) {
+                    Ok(Some(frame)) => came |= self.take_frame(id, connection, frame),
+                    Ok(None) => break,
+                    Err(error) => {
+                        connection.refuse(0, 0, ErrorReply::new(error.code(), error.to_string()));
+                        return Ok(());
+                    }
+                }
+                if connection.closing.get() {
+                    return Ok(());
+                }
+            }
+            if came {
+                self.turn.notify_one();
+            }
+            buf.reserve(READ_CHUNK);
+            if reader.read_buf(&mut buf).await? == 0 {
+                while connection.requests.get() > 0 {
+                    connection.wake_reader.notified().await;
+                }
+                return Ok(());
+            }
+            connection.last_active.set(Instant::now());
+        }
+    }
+
+    fn must_wait(&self, connection: &Connection) -> bool {
+        let full = connection.out.borrow().len() > MAX_REPLY_BYTES || connection.requests.get() >= MAX_REQUESTS;
+        (full || self.paused.get()) && !connection.closing.get()
+    }
+
+    /// Put a frame's request into the inbox; `false` if it was answered with an error at once.
+    fn take_frame(&self, id: u64, connection: &Connection, frame: Frame) -> bool {
+        let Frame { header, body } = frame;
+        let correlation = header.correlation;
+        let refuse = |code, message: String| {
+            connection.refuse(header.opcode, correlation, ErrorReply::new(code, message));
+            false
+        };
+        if header.flags.contains(Flags::RESPONSE) {
+            return refuse(ErrorCode::InvalidRequest, "a client sends requests, this frame is a response".into());
+        }
+        let opcode = match Opcode::try_from(header.opcode) {
+            Ok(opcode) => opcode,
+            Err(error) => return refuse(ErrorCode::UnknownOpcode, error.to_string()),
+        };
+        if !connection.greeted.replace(true) && opcode != Opcode::Hello {
+            connection.closing.set(true);
+            let message = format!("the first request of a connection must be Hello, not {}", opcode.name());
+            return refuse(ErrorCode::InvalidRequest, message);
+        }
+        connection.requests.set(connection.requests.get() + 1);
+        let caller = Caller { connection: id, correlation, flags: header.flags };
+        self.inbox.borrow_mut().push(Incoming { caller, opcode, body });
+        true
+    }
+
+    /// Take the requests that have come in.
+    pub fn take_inbox(&self, into: &mut Vec<Incoming>) {
+        std::mem::swap(&mut *self.inbox.borrow_mut(), into);
+    }
+
+    /// Send what a turn has answered.
+    pub fn dispatch(self: &Rc<Self>, outputs: &mut Vec<Output>) {
+        let mut touched = BTreeSet::new();
+        for output in outputs.drain(..) {
+            match output {
+                Output::Reply { caller, opcode, reply } => {
+                    touched.insert(caller.connection);
+                    self.answer(caller, |out| encode_reply(out, opcode, caller.correlation, &reply));
+                }
+                Output::Forward { caller, opcode, body, to } => self.forward(to, caller, opcode, body),
+            }
+        }
+        self.wake(touched);
+    }
+
+    fn answer(&self, caller: Caller, write: impl FnOnce(&mut BytesMut)) {
+        if let Some(connection) = self.connections.borrow().get(&caller.connection) {
+            connection.requests.set(connection.requests.get().saturating_sub(1));
+            write(&mut connection.out.borrow_mut());
+        }
+    }
+
+    fn wake(&self, touched: impl IntoIterator<Item = u64>) {
+        let connections = self.connections.borrow();
+        for connection in touched.into_iter().filter_map(|id| connections.get(&id)) {
+            connection.wake_writer.notify_one();
+            connection.wake_reader.notify_one();
+        }
+    }
+
+    /// Stop or resume reading from clients.
+    pub fn set_paused(&self, paused: bool) {
+        if self.paused.replace(paused) && !paused {
+            self.connections.borrow().values().for_each(|connection| connection.wake_reader.notify_one());
+        }
+    }
+
+    /// Close connections that have been silent for too long.
+    pub fn close_idle(&self) {
+        for connection in self.connections.borrow().values() {
+            if connection.requests.get() == 0 && connection.last_active.get().elapsed() > self.config.idle_timeout {
+                connection.closing.set(true);
+                connection.wake_writer.notify_one();
+            }
+        }
+    }
+
+    /// Requests that are not answered yet.
+    pub fn requests_under_way(&self) -> usize {
+        self.connections.borrow().values().map(|connection| connection.requests.get()).sum()
+    }
+
+    /// Whether every reply has been handed to the kernel.
+    pub fn is_flushed(&self) -> bool {
+        self.connections.borrow().values().all(|connection| connection.out.borrow().is_empty())
+    }
+
+    /// Pass a request on to the node that must serve it.
+    fn forward(self: &Rc<Self>, to: NodeId, caller: Caller, opcode: Opcode, body: Bytes) {
+        let Some(address) = self.config.nodes.get(&to) else {
+            return self.refuse(
+                caller,
+                opcode,
+                ErrorCode::LeaderUnknown,
+                format!("the address of node {to} is not known"),
+            );
+        };
+        let mut forwards = self.forwards.borrow_mut();
+        let link = forwards.entry(to).or_insert_with(|| forward::Link::start(self.clone(), to, address.clone()));
+        if let Err(message) = link.send(caller, opcode, &body) {
+            drop(forwards);
+            self.refuse(caller, opcode, ErrorCode::Overloaded, message);
+        }
+    }
+
+    fn refuse(&self, caller: Caller, opcode: Opcode, code: ErrorCode, message: String) {
+        let reply = Reply { result: Err(ErrorReply::new(code, message)) };
+        self.answer(caller, |out| encode_reply(out, opcode, caller.correlation, &reply));
+        self.wake([caller.connection]);
+    }
+
+    /// The reply of another node: its body as it came, under the client's own correlation id.
+    fn relay(&self, caller: Caller, opcode: Opcode, body: &Bytes) {
+        self.answer(caller, |out| {
+            frame::encode(out, opcode, Flags::RESPONSE, caller.correlation, |out| out.put_slice(body));
+        });
+        self.wake([caller.connection]);
+    }
+}
+
+impl Connection {
+    fn refuse(&self, opcode: u8, correlation: u64, error: ErrorReply) {
+        encode_reply(&mut self.out.borrow_mut(), opcode, correlation, &Reply { result: Err(error) });
+        self.wake_writer.notify_one();
+    }
+
+    /// Write what is queued until the connection is to close.
+    async fn write(&self, writer: &mut WriteHalf<'_>) -> io::Result<()> {
+        loop {
+            let mut chunk = self.out.borrow_mut().split();
+            if chunk.is_empty() {
+                if self.closing.get() {
+                    return writer.shutdown().await;
+                }
+                self.wake_writer.notified().await;
+                continue;
+            }
+            while chunk.has_remaining() {
+                writer.write_buf(&mut chunk).await?;
+            }
+            self.last_active.set(Instant::now());
+            self.wake_reader.notify_one();
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Requests passed on: one connection to each other node's client port, on which the requests of all clients travel.
+//!
+//! A request is marked as forwarded, so that it moves at most once. When the connection breaks, whoever waits is told
+//! that the outcome is not known: the client may try again, and idempotence makes that safe.
+
+use super::{Caller, Gateway};
+use bytes::{BufMut, Bytes, BytesMut};
+use lnc_protocol::frame;
+use lnc_protocol::message::HelloRequest;
+use lnc_protocol::{ErrorCode, Flags, Opcode, PROTOCOL_VERSION, Request, encode_request};
+use lnc_raft::NodeId;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::task::spawn_local;
+use tokio::time::timeout;
+
+/// Correlation id of the greeting; requests start above it.
+const HELLO: u64 = 0;
+/// How long the other node may take to accept.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Requests that may wait for the other node.
+const MAX_PENDING: usize = 16 << 10;
+/// Bytes that may wait to be sent to it.
+const MAX_QUEUE: usize = 32 << 20;
+/// Room for one read.
+const READ_CHUNK: usize = 64 << 10;
+
+/// A connection to another node, for as long as it holds.
+pub(super) struct Link {
+    queue: RefCell<BytesMut>,
+    wake: Notify,
+    pending: RefCell<BTreeMap<u64, (Caller, Opcode)>>,
+    next: Cell<u64>,
+}
+
+impl Link {
+    /// Connect to `address` and carry requests until the connection breaks.
+    pub(super) fn start(gateway: Rc<Gateway>, node: NodeId, address: String) -> Rc<Self> {
+        let link = Rc::new(Self {
+            queue: RefCell::default(),
+            wake: Notify::new(),
+            pending: RefCell::default(),
+            next: Cell::new(HELLO + 1),
+        });
+        let hello = HelloRequest {
+            min_version: PROTOCOL_VERSION,
+            max_version: PROTOCOL_VERSION,
+            client_name: "lance-forward".to_owned(),
+            features: 0,
+            auth: Bytes::new(),
+        };
+        encode_request(&mut link.queue.borrow_mut(), Flags::NONE, HELLO, &Request::Hello(hello));
+        let task = link.clone();
+        spawn_local(async move {
+            let error = match task.carry(&gateway, &address).await {
+                Ok(()) => io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection"),
+                Err(error) => error,
+            };
+            gateway.forwards.borrow_mut().remove(&node);
+            for (_, (caller, opcode)) in task.pending.take() {
+                let message = format!("the connection to node {node} at {address} broke: {error}");
+                gateway.refuse(caller, opcode, ErrorCode::LeadershipLost, message);
+            }
+        });
+        link
+    }
+
+    /// Queue a request; an error says why there is no room.
+    pub(super) fn send(&self, caller: Caller, opcode: Opcode, body: &Bytes) -> Result<(), String> {
+        let (waiting, bytes) = (self.pending.borrow().len(), self.queue.borrow().len());
+        if waiting >= MAX_PENDING || bytes >= MAX_QUEUE {
+            return Err(format!("{waiting} requests with {bytes} bytes wait for the leader already"));
+        }
+        let number = self.next.get();
+        self.next.set(number + 1);
+        self.pending.borrow_mut().insert(number, (caller, opcode));
+        frame::encode(&mut self.queue.borrow_mut(), opcode, Flags::FORWARDED, number, |out| out.put_slice(body));
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    async fn carry(&self, gateway: &Gateway, address: &str) -> io::Result<()> {
+        let mut stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await??;
+        stream.set_nodelay(true)?;
+        let (mut reader, mut writer) = stream.split();
+        let write = async {
+            loop {
+                let mut chunk = self.queue.borrow_mut().split();
+                if chunk.is_empty() {
+                    self.wake.notified().await;
+                    continue;
+                }
+                writer.write_all_buf(&mut chunk).await?;
+            }
+        };
+        let read = async {
+            let mut buf = BytesMut::new();
+            loop {
+                let limit = gateway.config.max_frame_bytes;
+                while let Some(frame) = frame::decode(&mut buf, limit).map_err(io::Error::other)? {
+                    let pending = self.pending.borrow_mut().remove(&frame.header.correlation);
+                    if let Some((caller, opcode)) = pending {
+                        gateway.relay(caller, opcode, &frame.body);
+                    }
+                }
+                buf.reserve(READ_CHUNK);
+                if reader.read_buf(&mut buf).await? == 0 {
+                    return Ok(());
+                }
+            }
+        };
+        tokio::select! {
+            result = write => result,
+            result = read => result,
+        }
+    }
+}

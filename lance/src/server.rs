@@ -1,0 +1,450 @@
+//! The node as a process: it opens the data directory, binds the ports, helps to form the cluster, and then drives the
+//! broker. Clocks, sockets and signals are read here and nowhere below.
+
+use crate::broker::{self, Broker, BrokerConfig, BrokerError, Clock, NodeAddress};
+use crate::config::{Address, BackendChoice, Config, NodeAddresses};
+use crate::gateway::{Gateway, GatewayConfig, Incoming};
+use crate::http::{self, Health, HttpState};
+use lnc_log::data_dir::{ClusterIdentity, DataDir, DataDirError};
+use lnc_log::disk::AnyDisk;
+use lnc_log::journal::{GroupId, JournalConfig};
+use lnc_log::segment::SegmentConfig;
+use lnc_metrics::Metrics;
+use lnc_raft::NodeId;
+use lnc_replication::ShardConfig;
+use lnc_replication::formation::{Cluster, Decision, Identity, Nodes, decide};
+use lnc_replication::peers::{PeerEvent, Peers};
+use lnc_replication::wire::take_message;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use thiserror::Error;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+/// Entry bytes that all groups keep in memory for followers that lag a little.
+const ENTRY_CACHE_BYTES: usize = 64 << 20;
+
+/// Why a node cannot start, or had to stop.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// A port could not be bound.
+    #[error("cannot listen for {what} on {address}: {source}; is another process using the port?")]
+    Bind {
+        /// Clients, peers or HTTP.
+        what: &'static str,
+        /// The configured address.
+        address: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The data directory is not usable.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The disk backend is not usable.
+    #[error("cannot open the disk backend in {path}: {source}")]
+    Backend {
+        /// The data directory.
+        path: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Peers belong to different clusters.
+    #[error("the configured nodes belong to different clusters ({0}): check their data directories")]
+    Conflict(String),
+    /// The broker failed and must not go on.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// The process lacks something.
+    #[error("cannot {what}: {source}")]
+    Process {
+        /// What was attempted.
+        what: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+fn process(what: &'static str) -> impl FnOnce(io::Error) -> ServerError {
+    move |source| ServerError::Process { what, source }
+}
+
+/// Run a node until it is told to stop (SIGTERM, SIGINT) or must stop.
+pub fn run(config: Config) -> Result<(), ServerError> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(process("start the runtime"))?;
+    LocalSet::new().block_on(&runtime, Server::run(config))
+}
+
+/// The process's clocks.
+#[derive(Clone, Copy)]
+struct Clocks {
+    start: Instant,
+}
+
+impl Clocks {
+    fn now(self) -> Clock {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Clock { wall_ms: wall.as_millis() as u64, mono_us: self.start.elapsed().as_micros() as u64 }
+    }
+}
+
+/// What peers have said since the last turn.
+#[derive(Default)]
+struct PeerInbox {
+    events: RefCell<Vec<PeerEvent>>,
+    wake: Rc<Notify>,
+}
+
+struct Stop {
+    term: Signal,
+    int: Signal,
+}
+
+impl Stop {
+    async fn requested(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
+}
+
+struct Server {
+    config: Config,
+    broker: Broker<AnyDisk>,
+    gateway: Rc<Gateway>,
+    peers: Rc<Peers>,
+    inbox: Rc<PeerInbox>,
+    notifier: AsyncFd<OwnedFd>,
+    health: Arc<Health>,
+    clocks: Clocks,
+    requests: Vec<Incoming>,
+    /// The data directory is locked for as long as this lives.
+    _data_dir: DataDir,
+}
+
+impl Server {
+    async fn run(config: Config) -> Result<(), ServerError> {
+        let mut stop = Stop {
+            term: signal(SignalKind::terminate()).map_err(process("watch for SIGTERM"))?,
+            int: signal(SignalKind::interrupt()).map_err(process("watch for SIGINT"))?,
+        };
+        let mut data_dir = DataDir::open(&config.node.data_dir)?;
+        let clients = bind("clients", &config.listen.client).await?;
+        let peer_listener = bind("peers", &config.listen.peer).await?;
+        let http_listener = bind("HTTP", &config.listen.http).await?;
+        let metrics = Metrics::new();
+        let health = Arc::new(Health::new());
+        serve_http(http_listener, metrics.clone(), health.clone())?;
+
+        let stored = data_dir.create_identity(config.node.id, random()?)?.clone();
+        let identity = Identity {
+            node: NodeId(stored.node_id),
+            incarnation: stored.incarnation,
+            cluster: stored.cluster.map(|c| Cluster {
+                id: c.cluster_id,
+                members: c.members.into_iter().map(|(node, incarnation)| (NodeId(node), incarnation)).collect(),
+            }),
+        };
+        let inbox = Rc::new(PeerInbox::default());
+        let events = inbox.clone();
+        let others = config.cluster.nodes.iter().filter(|node| node.id != config.node.id);
+        let peers = Peers::start(
+            peer_listener,
+            identity.clone(),
+            others.map(|node| (NodeId(node.id), node.peer.to_string())).collect(),
+            metrics.clone(),
+            Box::new(move |event| {
+                events.events.borrow_mut().push(event);
+                events.wake.notify_one();
+            }),
+        );
+        let cluster = tokio::select! {
+            cluster = form(&config, &mut data_dir, identity, &peers, &inbox, &health) => cluster?,
+            () = stop.requested() => return Ok(()),
+        };
+        let mut server = Self::open(config, data_dir, cluster, peers, inbox, metrics, health)?;
+        spawn_local(server.gateway.clone().accept(clients));
+        let result = server.drive(&mut stop).await;
+        server.health.set_ready(Err("stopped".to_owned()));
+        result
+    }
+
+    fn open(
+        config: Config,
+        data_dir: DataDir,
+        cluster: Cluster,
+        peers: Rc<Peers>,
+        inbox: Rc<PeerInbox>,
+        metrics: Arc<Metrics>,
+        health: Arc<Health>,
+    ) -> Result<Self, ServerError> {
+        let choice = match config.storage.backend {
+            BackendChoice::Auto => lnc_log::disk::BackendChoice::Auto,
+            BackendChoice::Uring => lnc_log::disk::BackendChoice::Uring,
+            BackendChoice::Threads => lnc_log::disk::BackendChoice::Threads,
+        };
+        let backend = |source| ServerError::Backend { path: data_dir.root().display().to_string(), source };
+        let disk = AnyDisk::open(data_dir.root(), choice).map_err(backend)?;
+        let notifier = disk.notifier().try_clone_to_owned().map_err(backend)?;
+        let notifier = watch(notifier).map_err(backend)?;
+        let incarnation = cluster.members.get(&NodeId(config.node.id)).copied().unwrap_or_default();
+        let shard_config = shard_config(&config, &cluster, incarnation, random()?);
+        let segment_config = SegmentConfig { segment_bytes: config.storage.segment_bytes, ..SegmentConfig::default() };
+        let broker_config = broker_config(&config, &cluster);
+        let gateway_config = GatewayConfig {
+            max_frame_bytes: config.limits.max_frame_bytes as usize,
+            max_connections: config.limits.max_connections as usize,
+            idle_timeout: config.limits.idle_timeout,
+            nodes: broker_config.nodes.iter().map(|(id, node)| (*id, node.client.clone())).collect(),
+        };
+        let broker = broker::open(broker_config, shard_config, segment_config, disk, metrics.clone())?;
+        let gateway = Gateway::new(gateway_config, inbox.wake.clone(), metrics);
+        tracing::info!(node = config.node.id, cluster = %format_args!("{:032x}", cluster.id), "the node has recovered");
+        Ok(Self {
+            config,
+            broker,
+            gateway,
+            peers,
+            inbox,
+            notifier,
+            health,
+            clocks: Clocks { start: Instant::now() },
+            requests: Vec::new(),
+            _data_dir: data_dir,
+        })
+    }
+
+    /// Take turns until told to stop, then hand over and finish.
+    async fn drive(&mut self, stop: &mut Stop) -> Result<(), ServerError> {
+        let mut ticks = interval(Duration::from_millis(self.config.raft.tick_ms));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut draining_until: Option<Instant> = None;
+        let wake = self.inbox.wake.clone();
+        loop {
+            tokio::select! {
+                () = wake.notified() => {}
+                ready = self.notifier.readable() => {
+                    ready.map_err(process("wait for the disk"))?.clear_ready();
+                }
+                _ = ticks.tick() => self.tick()?,
+                () = stop.requested(), if draining_until.is_none() => {
+                    tracing::info!("told to stop: handing over leadership");
+                    draining_until = Some(Instant::now() + self.config.shutdown.drain_timeout);
+                    self.broker.drain();
+                }
+            }
+            self.turn()?;
+            if let Some(deadline) = draining_until {
+                let idle = self.broker.is_drained() && self.gateway.requests_under_way() == 0;
+                if (idle && self.gateway.is_flushed()) || Instant::now() >= deadline {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self) -> Result<(), ServerError> {
+        self.broker.tick(self.clocks.now())?;
+        self.gateway.close_idle();
+        self.health.beat();
+        self.health.set_ready(self.broker.readiness());
+        Ok(())
+    }
+
+    fn turn(&mut self) -> Result<(), ServerError> {
+        self.broker.disk().drain_notifier();
+        let clock = self.clocks.now();
+        for event in self.inbox.events.take() {
+            match event {
+                PeerEvent::Frame { from, mut body } => self.peer_frame(clock, from, &mut body),
+                PeerEvent::Lost(peer) => self.broker.peer_changed(clock, peer, false),
+                PeerEvent::Heard(_) | PeerEvent::Refused { .. } => {}
+            }
+        }
+        for peer in self.peers.connected() {
+            self.broker.peer_changed(clock, peer, true);
+        }
+        self.gateway.take_inbox(&mut self.requests);
+        for Incoming { caller, opcode, body } in self.requests.drain(..) {
+            self.broker.request(clock, caller, opcode, body);
+        }
+        let mut outputs = Vec::new();
+        let mut messages = self.broker.turn(clock, &mut outputs)?;
+        self.peers.send(&mut messages);
+        self.gateway.dispatch(&mut outputs);
+        self.gateway.set_paused(self.broker.should_pause());
+        if self.broker.wants_turn() {
+            self.inbox.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    fn peer_frame(&mut self, clock: Clock, from: NodeId, body: &mut bytes::Bytes) {
+        while !body.is_empty() {
+            match take_message(body, NodeId(self.config.node.id)) {
+                Ok((group, message)) if message.from == from => self.broker.peer_message(clock, group, message),
+                Ok((_, message)) => {
+                    tracing::warn!(%from, claimed = %message.from, "peer speaks in another's name; message dropped");
+                }
+                Err(error) => {
+                    tracing::warn!(%from, %error, "peer frame not understood; the rest of it is dropped");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Wait until this node belongs to a cluster. One that does already returns at once.
+async fn form(
+    config: &Config,
+    data_dir: &mut DataDir,
+    mut own: Identity,
+    peers: &Peers,
+    inbox: &PeerInbox,
+    health: &Health,
+) -> Result<Cluster, ServerError> {
+    /// How often the state of the formation is looked at while nothing happens.
+    const LOOK: Duration = Duration::from_millis(500);
+    if let Some(cluster) = own.cluster {
+        return Ok(cluster);
+    }
+    let configured: BTreeSet<NodeId> = config.cluster.nodes.iter().map(|node| NodeId(node.id)).collect();
+    let mut heard: BTreeMap<NodeId, Identity> = BTreeMap::new();
+    let mut told = String::new();
+    loop {
+        for event in inbox.events.take() {
+            if let PeerEvent::Heard(identity) = event {
+                heard.insert(identity.node, identity);
+            }
+        }
+        let state = match decide(&own, &configured, &heard) {
+            Decision::Join(cluster) => {
+                let members = cluster.members.iter().map(|(node, incarnation)| (node.0, *incarnation)).collect();
+                data_dir.set_cluster(ClusterIdentity { cluster_id: cluster.id, members })?;
+                own.cluster = Some(cluster.clone());
+                peers.set_identity(own);
+                return Ok(cluster);
+            }
+            Decision::Wait { missing } => format!("waiting for nodes {} to form the cluster", Nodes(&missing)),
+            Decision::AwaitReadmission { cluster } => format!(
+                "cluster {cluster:032x} knows another incarnation of node {}: this data directory is new, and the node \
+                 awaits re-admission; it does not vote",
+                own.node
+            ),
+            Decision::Conflict { clusters } => {
+                let list: Vec<String> = clusters.iter().map(|id| format!("{id:032x}")).collect();
+                return Err(ServerError::Conflict(list.join(", ")));
+            }
+        };
+        if state != told {
+            tracing::info!("{state}");
+            told.clone_from(&state);
+        }
+        health.beat();
+        health.set_ready(Err(state));
+        tokio::select! {
+            () = inbox.wake.notified() => {}
+            () = sleep(LOOK) => {}
+        }
+    }
+}
+
+fn shard_config(config: &Config, cluster: &Cluster, incarnation: u64, seed: u64) -> ShardConfig {
+    let ticks = |ms: u64| (ms / config.raft.tick_ms).max(1) as u32;
+    ShardConfig {
+        node: NodeId(config.node.id),
+        voters: cluster.members.keys().copied().collect(),
+        groups: (0..=config.cluster.data_groups).map(GroupId).collect(),
+        election_ticks: ticks(config.raft.election_timeout_ms),
+        heartbeat_ticks: ticks(config.raft.heartbeat_ms),
+        max_in_flight_bytes: 16 << 20,
+        max_append_bytes: 2 << 20,
+        entry_cache_bytes: ENTRY_CACHE_BYTES,
+        journal_retain_bytes: config.journal.retain_bytes,
+        seed,
+        journal: JournalConfig {
+            file_bytes: config.journal.file_bytes,
+            max_in_flight: config.journal.max_in_flight_flushes as usize,
+            ..JournalConfig::new(incarnation)
+        },
+    }
+}
+
+fn broker_config(config: &Config, cluster: &Cluster) -> BrokerConfig {
+    let address = |node: &NodeAddresses| NodeAddress {
+        client: node.client.to_string(),
+        peer: node.peer.to_string(),
+        http: node.http.to_string(),
+        incarnation: cluster.members.get(&NodeId(node.id)).copied().unwrap_or_default(),
+    };
+    BrokerConfig {
+        node: NodeId(config.node.id),
+        cluster_id: cluster.id,
+        nodes: config.cluster.nodes.iter().map(|node| (NodeId(node.id), address(node))).collect(),
+        data_groups: config.cluster.data_groups,
+        memory_bytes: config.limits.memory_bytes as usize,
+        tail_cache_bytes: config.limits.tail_cache_bytes as usize,
+        max_batch_bytes: config.limits.max_batch_bytes as usize,
+        max_frame_bytes: config.limits.max_frame_bytes as usize,
+        max_topics: config.limits.max_topics as usize,
+        max_partitions_per_topic: config.limits.max_partitions_per_topic,
+        checkpoint_bytes: config.journal.checkpoint_bytes,
+    }
+}
+
+/// Have the runtime watch a descriptor for readability.
+#[expect(
+    deprecated,
+    reason = "its safe successor takes an unsafe block; an OwnedFd stays open for as long as it is owned"
+)]
+fn watch(notifier: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(notifier, Interest::READABLE)
+}
+
+async fn bind(what: &'static str, address: &Address) -> Result<TcpListener, ServerError> {
+    let bind = |source| ServerError::Bind { what, address: address.to_string(), source };
+    TcpListener::bind(address.as_str()).await.map_err(bind)
+}
+
+/// Metrics and health have a thread of their own: they answer while the shard is busy, and can say that it is stuck.
+fn serve_http(listener: TcpListener, metrics: Arc<Metrics>, health: Arc<Health>) -> Result<(), ServerError> {
+    let listener = listener.into_std().map_err(process("start the HTTP server"))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(process("start the HTTP server"))?;
+    std::thread::Builder::new()
+        .name("http".into())
+        .spawn(move || {
+            runtime.block_on(async move {
+                match TcpListener::from_std(listener) {
+                    Ok(listener) => http::serve(listener, Arc::new(HttpState { metrics, health })).await,
+                    Err(error) => tracing::error!(%error, "cannot serve HTTP"),
+                }
+            });
+        })
+        .map_err(process("start the HTTP server"))?;
+    Ok(())
+}
+
+/// A random number from the kernel.
+fn random() -> Result<u64, ServerError> {
+    let mut bytes = [0; 8];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let read = rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty());
+        filled += read.map_err(|errno| process("draw a random number")(errno.into()))?;
+    }
+    Ok(u64::from_le_bytes(bytes))
+}
