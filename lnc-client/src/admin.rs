@@ -176,7 +176,7 @@ impl Client {
         let operation = Operation::on_partition("list offsets", topic, partition);
         let asked = ListOffsetsPartition { topic: topic.to_string(), topic_id, partition, spec };
         let request = Request::ListOffsets(ListOffsetsRequest { partitions: vec![asked] });
-        let call = Call::new(operation.clone(), request).to_leader(topic, partition);
+        let call = Call::new(operation.clone(), request).at_leader(topic, partition);
         let outcome = self.call(call).await?;
         match outcome.response {
             // `call` has turned the partition's error into its own.

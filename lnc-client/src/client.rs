@@ -136,7 +136,7 @@ impl Call {
         Call { operation, target: Target::Any, request, deadline: None }
     }
 
-    pub(crate) fn to_leader(mut self, topic: &Arc<str>, partition: u32) -> Self {
+    pub(crate) fn at_leader(mut self, topic: &Arc<str>, partition: u32) -> Self {
         self.target = Target::Leader { topic: topic.clone(), partition };
         self
     }

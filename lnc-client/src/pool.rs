@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -20,8 +21,10 @@ pub(crate) enum Purpose {
 
 pub(crate) struct Pool {
     options: ConnectOptions,
-    lines: Mutex<BTreeMap<(Arc<str>, Purpose), Arc<Line>>>,
+    lines: Mutex<Lines>,
 }
+
+type Lines = BTreeMap<(Arc<str>, Purpose), Arc<Line>>;
 
 /// The place of one connection.
 struct Line {
@@ -62,7 +65,7 @@ impl Pool {
                 None
             }
             Err(error) => {
-                let until = Instant::now() + backoff.next(std::time::Duration::ZERO);
+                let until = Instant::now() + backoff.next(Duration::ZERO);
                 Some(Refused { until, error: error.clone() })
             }
         };

@@ -1,0 +1,188 @@
+//! Connections, topics, and how the client deals with failing brokers.
+
+mod support;
+
+use std::time::Duration;
+
+use lnc_client::{Client, ConnectOptions, Connection, Error, ErrorCode, OffsetSpec};
+use lnc_protocol::ErrorReply;
+use lnc_protocol::frame::Flags;
+use lnc_protocol::message::{DescribeTopicRequest, Request, Response};
+use support::{Action, Cluster};
+use tokio::net::TcpListener;
+use tokio::time::{Instant, timeout};
+
+async fn connect(cluster: &Cluster) -> Connection {
+    Connection::connect(cluster.address(1), &ConnectOptions::default()).await.unwrap()
+}
+
+#[tokio::test]
+async fn requests_are_pipelined_and_answers_find_their_own() {
+    let cluster = Cluster::start(1, 1).await;
+    let connection = connect(&cluster).await;
+    assert_eq!(connection.hello().node_id, 1);
+    let describe = Request::DescribeTopic(DescribeTopicRequest { name: "t".into() });
+    // The futures are awaited in reverse, and some not at all.
+    let mut pending: Vec<_> = (0..300)
+        .map(|number| connection.submit(if number % 3 == 0 { &describe } else { &Request::Ping }, Flags::NONE))
+        .collect();
+    pending.truncate(250);
+    while let Some(reply) = pending.pop() {
+        let is_describe = pending.len() % 3 == 0;
+        match reply.await.unwrap().result.unwrap() {
+            Response::DescribeTopic(_) => assert!(is_describe),
+            Response::Pong => assert!(!is_describe),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(connection.request(&Request::Ping).await.unwrap().result.is_ok());
+}
+
+#[tokio::test]
+async fn the_end_of_a_connection_reaches_everyone_who_waits() {
+    let cluster = Cluster::start(1, 1).await;
+    cluster.hook(|request| if *request.request == Request::Ping { Action::Hang } else { Action::Serve });
+    let connection = connect(&cluster).await;
+    let waiting: Vec<_> = (0..10).map(|_| connection.submit(&Request::Ping, Flags::NONE)).collect();
+    tokio::task::yield_now().await;
+    cluster.drop_connections();
+    for reply in waiting {
+        let error = timeout(Duration::from_secs(5), reply).await.unwrap().unwrap_err();
+        assert!(matches!(error, Error::ConnectionLost { .. }), "{error}");
+    }
+    assert!(!connection.is_open());
+    assert!(connection.request(&Request::Ping).await.is_err());
+}
+
+#[tokio::test]
+async fn answers_that_nobody_asked_for_end_the_connection() {
+    let mut stray = bytes::BytesMut::new();
+    lnc_protocol::encode_reply(&mut stray, 2u8, 0xDEAD_BEEF, &Response::Pong.into());
+    let mut echoed = bytes::BytesMut::new();
+    lnc_protocol::encode_request(&mut echoed, Flags::NONE, 1, &Request::Ping);
+    let mut huge = echoed.clone();
+    huge[16..20].copy_from_slice(&u32::MAX.to_le_bytes());
+    for garbage in [stray.freeze(), echoed.freeze(), huge.freeze()] {
+        let cluster = Cluster::start(1, 1).await;
+        let connection = connect(&cluster).await;
+        cluster.hook(move |_| Action::Garbage(garbage.clone()));
+        let reply = timeout(Duration::from_secs(5), connection.request(&Request::Ping)).await.unwrap();
+        let error = reply.unwrap_err();
+        assert!(matches!(error, Error::Protocol { .. }), "{error}");
+        assert!(!error.is_retriable());
+    }
+}
+
+#[tokio::test]
+async fn a_frame_damaged_on_its_way_is_a_lost_connection() {
+    let cluster = Cluster::start(1, 1).await;
+    let connection = connect(&cluster).await;
+    let mut damaged = bytes::BytesMut::new();
+    lnc_protocol::encode_reply(&mut damaged, 2u8, 0, &Response::Pong.into());
+    *damaged.last_mut().unwrap() ^= 1;
+    let damaged = damaged.freeze();
+    cluster.hook(move |_| Action::Garbage(damaged.clone()));
+    let error = connection.request(&Request::Ping).await.unwrap_err();
+    assert!(matches!(error, Error::ConnectionLost { .. }) && error.is_retriable(), "{error}");
+}
+
+#[tokio::test]
+async fn a_peer_that_says_nothing_is_not_waited_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let options = ConnectOptions { timeout: Duration::from_millis(50), ..ConnectOptions::default() };
+    let error = Connection::connect(&address, &options).await.unwrap_err();
+    assert!(matches!(error, Error::Connect { .. }), "{error}");
+    let endpoint = address.clone();
+    let start = Instant::now();
+    let builder = Client::builder().endpoints([endpoint]).connect_timeout(Duration::from_millis(50));
+    let error = builder.request_timeout(Duration::from_millis(200)).build().await.unwrap_err();
+    assert!(matches!(error, Error::DeadlineExceeded { .. }), "{error}");
+    assert!(error.to_string().contains(&address), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(3));
+}
+
+#[tokio::test]
+async fn one_endpoint_that_works_is_enough() {
+    let cluster = Cluster::start(1, 1).await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+    let client = Client::builder().endpoints([closed, cluster.address(1).to_owned()]).build().await.unwrap();
+    client.ping().await.unwrap();
+    assert_eq!(client.metadata(None).await.unwrap().topics.len(), 1);
+}
+
+#[tokio::test]
+async fn topics_are_created_once_even_if_the_answer_is_lost() {
+    let cluster = Cluster::start(1, 1).await;
+    let client = cluster.client().await;
+    let lose_first = |cluster: &Cluster| {
+        let mut is_first = true;
+        cluster.hook(move |request| {
+            let concerns = matches!(request.request, Request::CreateTopic(_) | Request::DeleteTopic(_));
+            if concerns && std::mem::take(&mut is_first) { Action::ServeThenDrop } else { Action::Serve }
+        });
+    };
+    lose_first(&cluster);
+    assert_eq!(client.create_topic("new", 3).await.unwrap().partitions.len(), 3);
+    let error = client.create_topic("new", 3).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::TopicExists));
+    assert_eq!(client.ensure_topic("new", 5).await.unwrap().partitions.len(), 3);
+    lose_first(&cluster);
+    client.delete_topic("new").await.unwrap();
+    let error = client.delete_topic("new").await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::UnknownTopic));
+    assert!(error.to_string().contains("delete topic (new)"), "{error}");
+}
+
+#[tokio::test]
+async fn offsets_come_from_the_leader() {
+    let cluster = Cluster::start(3, 3).await;
+    let client = cluster.client().await;
+    for partition in 0..3 {
+        cluster.lead(partition, u64::from(partition) + 1);
+        let mut batch = lnc_protocol::BatchBuilder::new(lnc_client::Codec::None);
+        (0..=partition).for_each(|_| batch.append(5, None, None, &[]).unwrap());
+        cluster.append(partition, batch.build());
+    }
+    let latest = client.list_offsets("t", (0..3).map(|partition| (partition, OffsetSpec::Latest))).await.unwrap();
+    let offsets: Vec<_> = latest.iter().map(|(partition, listed)| (*partition, listed.offset)).collect();
+    assert_eq!(offsets, [(0, 1), (1, 2), (2, 3)]);
+    let listed = client.list_offset("t", 2, OffsetSpec::Timestamp(6)).await.unwrap();
+    assert_eq!((listed.offset, listed.timestamp_ms), (3, None));
+    let error = client.list_offset("t", 9, OffsetSpec::Latest).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::UnknownPartition));
+}
+
+#[tokio::test]
+async fn brokers_that_point_at_each_other_are_not_asked_without_pause() {
+    let cluster = Cluster::start(2, 1).await;
+    let client = cluster.builder().request_timeout(Duration::from_millis(300)).build().await.unwrap();
+    client.list_offset("t", 0, OffsetSpec::Latest).await.unwrap();
+    let addresses = [cluster.address(1).to_owned(), cluster.address(2).to_owned()];
+    let asked = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = asked.clone();
+    cluster.hook(move |request| match request.request {
+        Request::ListOffsets(_) => {
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let other = 3 - request.node;
+            let reply = ErrorReply::from(ErrorCode::NotLeader);
+            Action::Fail(reply.with_leader(other, &addresses[other as usize - 1]))
+        }
+        _ => Action::Serve,
+    });
+    let error = client.list_offset("t", 0, OffsetSpec::Latest).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::NotLeader));
+    let asked = asked.load(std::sync::atomic::Ordering::Relaxed);
+    assert!((3..100).contains(&asked), "{asked} requests");
+}
+
+#[tokio::test]
+async fn settings_are_checked() {
+    for builder in [
+        Client::builder(),
+        Client::builder().endpoints(["localhost"]),
+        Client::builder().endpoints(["localhost:1"]).request_timeout(Duration::ZERO),
+    ] {
+        assert!(matches!(builder.build().await, Err(Error::InvalidSetting { .. })));
+    }
+}
