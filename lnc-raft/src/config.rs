@@ -161,3 +161,64 @@ pub enum ConfigError {
         what: &'static str,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::message::EntryKind;
+
+    const VOTERS: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
+
+    fn config(change: impl FnOnce(&mut Config)) -> Result<(), ConfigError> {
+        let mut config = Config::new(NodeId(1), VOTERS.to_vec(), 0);
+        change(&mut config);
+        config.validate()
+    }
+
+    #[test]
+    fn settings_that_contradict_each_other_are_refused() {
+        assert_eq!(config(|_| ()), Ok(()));
+        assert_eq!(config(|c| c.id = NodeId(9)), Err(ConfigError::NotAVoter { id: NodeId(9) }));
+        assert_eq!(config(|c| c.voters.push(NodeId(2))), Err(ConfigError::DuplicateVoter { id: NodeId(2) }));
+        assert!(matches!(config(|c| c.heartbeat_ticks = 0), Err(ConfigError::Ticks { .. })));
+        assert!(matches!(config(|c| c.heartbeat_ticks = c.election_ticks), Err(ConfigError::Ticks { .. })));
+        assert!(matches!(config(|c| c.election_ticks = u32::MAX), Err(ConfigError::Ticks { .. })));
+        assert_eq!(config(|c| c.max_append_bytes = 0), Err(ConfigError::ZeroLimit { name: "max_append_bytes" }));
+    }
+
+    fn restored(change: impl FnOnce(&mut Restored)) -> Result<(), ConfigError> {
+        let entry = |term, index| Entry { term, index, kind: EntryKind::Normal, payload: Bytes::new() };
+        let mut restored = Restored {
+            hard_state: HardState { term: 3, vote: Some(NodeId(2)) },
+            snapshot_index: 4,
+            snapshot_term: 2,
+            applied_index: 5,
+            entries: vec![entry(2, 5), entry(3, 6)],
+        };
+        change(&mut restored);
+        restored.validate(&VOTERS)
+    }
+
+    #[test]
+    fn a_memory_that_contradicts_itself_is_refused() {
+        assert_eq!(restored(|_| ()), Ok(()));
+        assert_eq!(restored(|r| *r = Restored::default()), Ok(()));
+        let changes: [fn(&mut Restored); 10] = [
+            |r| r.hard_state.term = 2,
+            |r| r.hard_state.term = Term::MAX,
+            |r| r.hard_state.vote = Some(NodeId(9)),
+            |r| r.snapshot_index = 3,
+            |r| r.snapshot_index = Index::MAX,
+            |r| r.snapshot_term = 0,
+            |r| r.snapshot_term = 3,
+            |r| r.applied_index = 3,
+            |r| r.applied_index = 7,
+            |r| drop(r.entries.remove(0)),
+        ];
+        for (number, change) in changes.into_iter().enumerate() {
+            assert!(restored(change).is_err(), "change {number} went unnoticed");
+        }
+    }
+}

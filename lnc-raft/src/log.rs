@@ -298,3 +298,130 @@ impl Log {
         assert!(self.taken <= self.last, "written {} beyond last {}", self.taken, self.last);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::message::{EntryKind, HardState};
+
+    fn entry(term: Term, index: Index) -> Entry {
+        Entry { term, index, kind: EntryKind::Normal, payload: Bytes::from_static(b"four") }
+    }
+
+    fn log(terms: &[Term]) -> Log {
+        let entries: Vec<Entry> = terms.iter().zip(1..).map(|(&term, index)| entry(term, index)).collect();
+        let term = terms.last().copied().unwrap_or(0);
+        Log::new(Restored { hard_state: HardState { term, vote: None }, entries, ..Restored::default() })
+    }
+
+    #[test]
+    fn terms_are_known_from_the_boundary_to_the_end() {
+        let mut log = log(&[1, 1, 4, 4, 6]);
+        assert_eq!(
+            (0..8).map(|index| log.term_at(index)).collect::<Vec<_>>(),
+            [Some(0), Some(1), Some(1), Some(4), Some(4), Some(6), None, None]
+        );
+        log.advance_commit(4);
+        assert_eq!(log.take_committed().len(), 4);
+        log.compact(3);
+        assert_eq!((log.boundary(), log.first_in_memory()), (3, 4));
+        assert_eq!([2, 3, 4, 5].map(|index| log.term_at(index)), [None, Some(4), Some(4), Some(6)]);
+        log.compact(5);
+        assert_eq!(log.first_index(), 5, "what is not applied stays");
+    }
+
+    #[test]
+    fn release_keeps_what_is_not_applied_or_not_durable() {
+        let mut log = log(&[1, 1, 1]);
+        let all = log.bytes();
+        log.append(entry(1, 4));
+        log.advance_commit(4);
+        assert_eq!(log.take_committed().len(), 3);
+        log.release(Index::MAX);
+        assert_eq!((log.first_in_memory(), log.bytes()), (4, all / 3));
+        assert_eq!(log.term_at(2), Some(1));
+    }
+
+    #[test]
+    fn truncation_takes_back_durability_and_what_was_handed_out() {
+        let mut log = log(&[1, 2, 2]);
+        log.truncate_after(1);
+        log.append(entry(3, 2));
+        assert_eq!((log.last_index(), log.durable()), (2, 1));
+        assert_eq!(log.take_unwritten(), [entry(3, 2)]);
+        assert!(!log.mark_durable(2, 2), "the entry reported is gone");
+        assert!(!log.mark_durable(3, 3), "never handed out");
+        assert!(log.mark_durable(3, 2));
+        assert!(!log.mark_durable(3, 2), "no news");
+    }
+
+    #[test]
+    fn a_report_for_a_copy_that_was_cut_off_is_not_believed() {
+        let mut log = log(&[1]);
+        log.append(entry(2, 2));
+        drop(log.take_unwritten());
+        log.truncate_after(1);
+        log.append(entry(3, 2));
+        drop(log.take_unwritten());
+        log.truncate_after(1);
+        log.append(entry(2, 2));
+        log.append(entry(4, 3));
+        drop(log.take_unwritten());
+        assert!(!log.mark_durable(2, 2), "either copy may be meant");
+        assert!(log.mark_durable(4, 3));
+        assert_eq!(log.durable(), 3);
+        assert!(log.replaced.is_empty());
+    }
+
+    #[test]
+    #[should_panic(expected = "would cut committed entries")]
+    fn committed_entries_are_not_cut_off() {
+        let mut log = log(&[1, 1]);
+        log.advance_commit(2);
+        log.truncate_after(1);
+    }
+
+    #[test]
+    fn a_slice_holds_at_least_one_entry_and_otherwise_its_bytes() {
+        let log = log(&[1, 1, 1, 1]);
+        let size = entry(1, 1).size();
+        assert_eq!(log.slice(2, 0).len(), 1);
+        assert_eq!(log.slice(2, 2 * size).len(), 2);
+        assert_eq!(log.slice(2, 3 * size - 1).len(), 2);
+        assert_eq!(log.slice(2, usize::MAX).len(), 3);
+    }
+
+    /// Against the plain definition, over all small logs: the probe point is never below the true match.
+    #[test]
+    fn the_probe_point_is_never_below_the_last_equal_entry() {
+        fn logs(len: usize) -> Vec<Vec<Term>> {
+            let longer = |terms: &Vec<Term>| {
+                let from = terms.last().copied().unwrap_or(1);
+                (from..=4).map(|term| [terms.clone(), vec![term]].concat()).collect::<Vec<_>>()
+            };
+            (0..len).fold(vec![vec![]], |all, _| all.iter().flat_map(longer).collect())
+        }
+        for leader in logs(4) {
+            let leader = log(&leader);
+            for follower in (0..6).flat_map(logs) {
+                let follower = log(&follower);
+                let equal = |index: &Index| leader.term_at(*index) == follower.term_at(*index);
+                let matching = (0..=4).take_while(equal).last().unwrap_or(0);
+                let mut prev = leader.last_index();
+                let mut steps = 0;
+                while !equal(&prev) {
+                    let upto = prev.min(follower.last_index());
+                    let hint_term = follower.term_at(upto).unwrap_or(0);
+                    let next = leader.probe_point(upto, follower.run_start(upto), hint_term).unwrap_or(0);
+                    assert!(next < prev, "each step gets closer");
+                    prev = next;
+                    steps += 1;
+                }
+                assert!(prev >= matching);
+                assert!(steps <= follower.runs.len(), "a step per term at most");
+            }
+        }
+    }
+}

@@ -58,6 +58,8 @@ pub(crate) struct Peer {
     pub(crate) unacked_ticks: u32,
     /// Ticks since the last reply.
     pub(crate) silent_ticks: u32,
+    /// The probe is a guess, after a rejection: it carries no entries, which would probably be refused with it.
+    pub(crate) guess: bool,
     /// Ticks since the last append in state probe.
     pub(crate) probe_ticks: u32,
     /// The highest commit index it was sent.
@@ -79,6 +81,7 @@ impl Peer {
             in_flight_bytes: 0,
             unacked_ticks: 0,
             silent_ticks: 0,
+            guess: false,
             probe_ticks: 0,
             told_commit: 0,
             acked_round: 0,
@@ -93,6 +96,7 @@ impl Peer {
         self.in_flight.clear();
         self.in_flight_bytes = 0;
         self.unacked_ticks = 0;
+        self.guess = false;
         self.probe_ticks = 0;
         self.wanted = None;
     }

@@ -48,7 +48,8 @@ impl Raft {
             PeerState::Probe { waiting: false } if !silent => {
                 let next = peer.next_index;
                 let in_memory = next >= self.log.first_in_memory() && next <= self.log.last_index();
-                let entries = if in_memory { self.log.slice(next, self.config.max_append_bytes) } else { Vec::new() };
+                let carry = in_memory && !peer.guess;
+                let entries = if carry { self.log.slice(next, self.config.max_append_bytes) } else { Vec::new() };
                 self.send_probe(to, next - 1, entries);
             }
             PeerState::Replicate => while self.send_next(to) {},
@@ -315,7 +316,12 @@ impl Raft {
             // Still without what is missing.
             PeerState::NeedsSnapshot { missing } if next <= missing => {}
             _ if next < self.log.first_index() => peer.need_snapshot(next),
-            _ => peer.probe(next),
+            _ => {
+                peer.probe(next);
+                // Its hint says so if it has the leader's entry at this point.
+                let sure = point.is_some_and(|at| at >= hint_index && self.log.term_at(at) == Some(hint_term));
+                peer.guess = !sure && next > peer.match_index + 1;
+            }
         }
     }
 
