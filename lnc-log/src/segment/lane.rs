@@ -190,7 +190,7 @@ impl SegmentStore {
                 partition.written(base, bytes);
                 self.pending_bytes -= before - partition.queued_bytes();
             }
-            Step::Cut { base } => partition.segment_mut(base)?.cut = true,
+            Step::Cut { base } => partition.padding_cut(base),
             Step::OpenIndex { base, file } => {
                 partition.unsynced.files = true;
                 return Some(Step::WriteIndex { base, file });

@@ -510,6 +510,14 @@ impl Partition {
         self.segment(base).map_or(0, |segment| segment.flushed)
     }
 
+    /// The padding of a sealed segment was cut off.
+    pub(super) fn padding_cut(&mut self, base: u64) {
+        if let Some(segment) = self.segment_mut(base) {
+            segment.cut = true;
+            segment.synced = segment.synced.min(block_floor(segment.state.len));
+        }
+    }
+
     /// A write has completed.
     pub(super) fn written(&mut self, base: u64, bytes: usize) {
         let last_end = self.queue.last_end(bytes as u64);
@@ -520,6 +528,7 @@ impl Partition {
             segment.readable = (before + at, offset);
         }
         segment.on_file = segment.on_file.max(end);
+        segment.synced = segment.synced.min(before);
         let whole = segment.state.sealed && end == segment.state.len;
         segment.flushed = if whole { end } else { block_floor(end) };
         segment.cut |= whole && end.is_multiple_of(BLOCK as u64);

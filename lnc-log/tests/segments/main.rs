@@ -1,0 +1,9 @@
+//! Segments: what is written, what is read back, what survives.
+
+mod crashes;
+mod damage;
+mod reads;
+mod retention;
+mod space;
+mod support;
+mod writing;
