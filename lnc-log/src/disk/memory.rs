@@ -57,10 +57,13 @@ struct InFlight {
     number: u64,
     token: Token,
     op: Op,
+    /// The file it is about, which a `Close` that overtakes it must not take away.
+    target: Option<OpenFile>,
     /// What a `Sync` or `SyncDir` covers: the last change completed before it was submitted.
     covers: u64,
 }
 
+#[derive(Clone, Copy)]
 struct OpenFile {
     inode: u64,
     direct: bool,
@@ -82,7 +85,7 @@ struct State {
     done: Vec<Completion>,
     stop_after: u64,
     /// Operations that failed because the disk had stopped, and may have reached the medium all the same.
-    lost: Vec<Op>,
+    lost: Vec<(Op, Option<OpenFile>)>,
     /// The failures of the stop have been reported: what is submitted now is a reaction to them and never happened.
     dead: bool,
     capacity: Option<u64>,
@@ -266,6 +269,7 @@ impl MemoryDisk {
         let mut old = self.state();
         for (n, op) in std::mem::take(&mut old.in_flight).into_iter().enumerate() {
             if n < 64 && happened >> n & 1 == 1 {
+                let target = op.target;
                 // A durable write that nobody saw complete may still sit in the device's cache.
                 let op = match op.op {
                     Op::Write { file, position, buf, .. } => Op::Write { file, position, buf, durable: false },
@@ -273,7 +277,7 @@ impl MemoryDisk {
                     other => other,
                 };
                 // Its result, too, died with the process.
-                let _ = old.execute(op, 0);
+                let _ = old.execute(op, 0, target);
             }
         }
         let next = State {
@@ -304,7 +308,7 @@ impl State {
         self.stop_after = 0;
         self.dead = true;
         let in_flight = std::mem::take(&mut self.in_flight);
-        self.lost.extend(in_flight.into_iter().map(|op| op.op));
+        self.lost.extend(in_flight.into_iter().map(|op| (op.op, op.target)));
     }
 
     /// Everything that a power loss could keep or lose, in the order in which it was done.
@@ -319,27 +323,25 @@ impl State {
         ordered.sort_by_key(|(sequence, _)| *sequence);
         let mut effects: Vec<Effect> = ordered.into_iter().map(|(_, effect)| effect).collect();
         let mut fresh = self.next_inode;
-        for op in self.in_flight.iter().map(|op| &op.op).chain(&self.lost) {
-            effects.extend(self.effect_of(op, &mut fresh));
+        let in_flight = self.in_flight.iter().map(|op| (&op.op, op.target));
+        for (op, target) in in_flight.chain(self.lost.iter().map(|(op, target)| (op, *target))) {
+            effects.extend(self.effect_of(op, target, &mut fresh));
         }
         self.next_inode = fresh;
         effects
     }
 
     /// What an operation that never completed may have done.
-    fn effect_of(&self, op: &Op, fresh: &mut u64) -> Option<Effect> {
-        let content =
-            |file: &FileId, change| self.open.get(file).map(|open| Effect::Content { inode: open.inode, change });
+    fn effect_of(&self, op: &Op, target: Option<OpenFile>, fresh: &mut u64) -> Option<Effect> {
+        let content = |change| target.map(|open| Effect::Content { inode: open.inode, change });
         match op {
             Op::Open { path, create: true, .. } if !self.names.files.contains_key(path) => {
                 *fresh += 1;
                 Some(Effect::Name(NameChange::Link { path: path.clone(), inode: *fresh - 1 }))
             }
-            Op::ZeroFill { file, len } => content(file, Change::ZeroFill(*len)),
-            Op::Write { file, position, buf, .. } => {
-                content(file, Change::Write { position: *position, bytes: buf.to_vec() })
-            }
-            Op::SetLen { file, len } => content(file, Change::SetLen(*len)),
+            Op::ZeroFill { len, .. } => content(Change::ZeroFill(*len)),
+            Op::Write { position, buf, .. } => content(Change::Write { position: *position, bytes: buf.to_vec() }),
+            Op::SetLen { len, .. } => content(Change::SetLen(*len)),
             Op::Rename { from, to } => {
                 let inode = *self.names.files.get(from)?;
                 Some(Effect::Name(NameChange::Rename { from: from.clone(), to: to.clone(), inode }))
@@ -355,14 +357,15 @@ impl State {
     fn submit(&mut self, token: Token, op: Op) {
         self.operations += 1;
         let number = self.operations;
+        let target = target_of(&op).and_then(|file| self.open.get(&file)).copied();
         if number > self.stop_after {
             if !self.dead {
-                self.lost.push(op);
+                self.lost.push((op, target));
             }
             self.done.push(Completion { token, result: Err(stopped()) });
             return;
         }
-        self.in_flight.push_back(InFlight { number, token, op, covers: self.sequence });
+        self.in_flight.push_back(InFlight { number, token, op, target, covers: self.sequence });
         if self.order == Order::Immediate {
             self.complete(self.in_flight.len() - 1);
         }
@@ -370,27 +373,26 @@ impl State {
 
     /// Let the operation at `at` of those in flight happen, or fail if a fault says so.
     fn complete(&mut self, at: usize) {
-        let Some(InFlight { number, token, op, covers }) = self.in_flight.remove(at) else {
+        let Some(InFlight { number, token, op, target, covers }) = self.in_flight.remove(at) else {
             return;
         };
         let fault = self.hook.as_mut().and_then(|hook| hook(number, &op));
         let result = match fault {
             Some(error) => {
-                self.half_do(op, covers);
+                self.half_do(op, covers, target);
                 Err(error)
             }
-            None => self.execute(op, covers),
+            None => self.execute(op, covers, target),
         };
         self.done.push(Completion { token, result });
     }
 
     /// The side effects of an operation that reports a failure.
-    fn half_do(&mut self, op: Op, covers: u64) {
+    fn half_do(&mut self, op: Op, covers: u64, target: Option<OpenFile>) {
         let mut rng = Rng(self.rng.next());
-        let inode = |state: &Self, file: &FileId| state.open.get(file).map(|open| open.inode);
+        let Some(OpenFile { inode, .. }) = target else { return };
         match op {
-            Op::Write { file, position, buf, .. } => {
-                let Some(inode) = inode(self, &file) else { return };
+            Op::Write { position, buf, .. } => {
                 for (n, sector) in buf.chunks(SECTOR).enumerate() {
                     if rng.next() & 1 == 0 {
                         self.sequence += 1;
@@ -399,8 +401,7 @@ impl State {
                     }
                 }
             }
-            Op::Sync { file } => {
-                let Some(inode) = inode(self, &file) else { return };
+            Op::Sync { .. } => {
                 self.inodes.entry(inode).or_default().fail_sync(covers, &mut rng);
             }
             _ => {}
@@ -416,8 +417,8 @@ impl State {
     }
 
     /// The inode of an open file, after checking the alignment that direct I/O demands.
-    fn inode(&mut self, file: FileId, position: u64, len: usize) -> io::Result<&mut Inode> {
-        let open = self.open.get(&file).ok_or_else(|| io::Error::other(format!("{file:?} is not open")))?;
+    fn inode(&mut self, target: Option<OpenFile>, position: u64, len: usize) -> io::Result<&mut Inode> {
+        let open = target.ok_or_else(|| invalid("the file is not open"))?;
         if open.direct && !(position.is_multiple_of(BLOCK as u64) && len.is_multiple_of(BLOCK)) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -430,31 +431,31 @@ impl State {
         self.pending_names.push((self.sequence, change));
     }
 
-    fn execute(&mut self, op: Op, covers: u64) -> io::Result<Outcome> {
+    fn execute(&mut self, op: Op, covers: u64, target: Option<OpenFile>) -> io::Result<Outcome> {
         match op {
             Op::Open { file, path, create, direct } => return self.open(file, path, create, direct),
-            Op::Write { file, position, buf, durable } => return self.write(file, position, buf, durable),
-            Op::Read { file, position, len } => {
-                return Ok(Outcome::Read(self.inode(file, position, len)?.volatile.read(position, len)));
+            Op::Write { position, buf, durable, .. } => return self.write(target, position, buf, durable),
+            Op::Read { position, len, .. } => {
+                return Ok(Outcome::Read(self.inode(target, position, len)?.volatile.read(position, len)));
             }
             Op::List { path } => return Ok(Outcome::Names(self.list(&path))),
-            Op::ZeroFill { file, len } => {
-                let held = self.inode(file, 0, 0)?.volatile.len();
+            Op::ZeroFill { len, .. } => {
+                let held = self.inode(target, 0, 0)?.volatile.len();
                 self.reserve(len.saturating_sub(held))?;
-                let inode = self.inode(file, 0, 0)?;
+                let inode = self.inode(target, 0, 0)?;
                 inode.change(u64::MAX, Change::ZeroFill(len));
                 inode.sync(u64::MAX);
             }
-            Op::SetLen { file, len } => {
-                let held = self.inode(file, 0, 0)?.volatile.len();
+            Op::SetLen { len, .. } => {
+                let held = self.inode(target, 0, 0)?.volatile.len();
                 self.reserve(len.saturating_sub(held))?;
                 self.sequence += 1;
                 let sequence = self.sequence;
-                self.inode(file, 0, 0)?.change(sequence, Change::SetLen(len));
+                self.inode(target, 0, 0)?.change(sequence, Change::SetLen(len));
             }
-            Op::Sync { file } => self.inode(file, 0, 0)?.sync(covers),
+            Op::Sync { .. } => self.inode(target, 0, 0)?.sync(covers),
             Op::Close { file } => {
-                self.open.remove(&file).ok_or_else(|| io::Error::other(format!("{file:?} is not open")))?;
+                self.open.remove(&file).ok_or_else(|| invalid("the file is not open"))?;
                 self.collect_garbage();
             }
             op => self.execute_name(op, covers)?,
@@ -508,7 +509,7 @@ impl State {
 
     fn open(&mut self, file: FileId, path: String, create: bool, direct: bool) -> io::Result<Outcome> {
         if self.open.contains_key(&file) {
-            return Err(io::Error::other(format!("{file:?} is in use")));
+            return Err(invalid("the file number is in use"));
         }
         let inode = match self.names.files.get(&path) {
             Some(inode) => *inode,
@@ -525,12 +526,18 @@ impl State {
         Ok(Outcome::Opened { len: self.inodes.entry(inode).or_default().volatile.len() })
     }
 
-    fn write(&mut self, file: FileId, position: u64, buf: AlignedBuf, durable: bool) -> io::Result<Outcome> {
-        let held = self.inode(file, position, buf.len())?.volatile.len();
+    fn write(
+        &mut self,
+        target: Option<OpenFile>,
+        position: u64,
+        buf: AlignedBuf,
+        durable: bool,
+    ) -> io::Result<Outcome> {
+        let held = self.inode(target, position, buf.len())?.volatile.len();
         self.reserve((position + buf.len() as u64).saturating_sub(held))?;
         self.sequence += 1;
         let sequence = self.sequence;
-        let inode = self.inode(file, position, buf.len())?;
+        let inode = self.inode(target, position, buf.len())?;
         if durable {
             inode.write_durable(position, &buf);
         } else {
@@ -568,7 +575,7 @@ impl State {
         if self.operations > self.stop_after {
             while let Some(op) = self.in_flight.pop_front() {
                 self.done.push(Completion { token: op.token, result: Err(stopped()) });
-                self.lost.push(op.op);
+                self.lost.push((op.op, op.target));
             }
             self.dead |= !self.done.is_empty();
         }
@@ -585,6 +592,22 @@ impl State {
             self.complete(at);
         }
     }
+}
+
+/// The open file that an operation is about.
+fn target_of(op: &Op) -> Option<FileId> {
+    match op {
+        Op::ZeroFill { file, .. }
+        | Op::Write { file, .. }
+        | Op::Read { file, .. }
+        | Op::Sync { file }
+        | Op::SetLen { file, .. } => Some(*file),
+        _ => None,
+    }
+}
+
+fn invalid(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, what)
 }
 
 fn stopped() -> io::Error {

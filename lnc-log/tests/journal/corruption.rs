@@ -136,6 +136,37 @@ fn a_missing_file_is_named() {
     }
 }
 
+/// A write that the disk lost leaves what a recycled file held before: whole flushes, but of another file.
+#[test]
+fn the_earlier_life_of_a_recycled_file_does_not_pass_for_its_content() {
+    let config = config(FILE_BYTES, 2);
+    let mut disk = MemoryDisk::new();
+    let (mut journal, _) = open(&mut disk, config.clone(), 0);
+    let mut history = History::default();
+    let mut lives = Vec::new();
+    for index in 1..=12 {
+        history.entry(&mut journal, 1, 1, index, 5000);
+        history.flush(&mut journal, &mut disk);
+        settle(&mut journal, &mut disk).expect("healthy");
+        let current = journal.current_file();
+        journal.release(&mut disk, current);
+        settle(&mut journal, &mut disk).expect("healthy");
+        lives.push((current, disk.file(&path(current)).expect("the file")));
+    }
+    let (start, now) = lives.pop().expect("files");
+    let earlier = lives.iter().find(|(file, bytes)| *file < start && bytes[..4] == now[..4]).expect("an earlier file");
+    for (position, (a, b)) in now.iter().zip(&earlier.1).enumerate() {
+        if a != b {
+            disk.corrupt(&path(start), position as u64, a ^ b);
+        }
+    }
+    let mut disk = disk.crash(CrashChoice::Nothing);
+    match Journal::open(&mut disk, config, JournalStart(start)) {
+        Err(JournalError::Damaged { file, position: 0, .. }) => assert_eq!(file, start),
+        other => panic!("{:?}", other.map(|o| o.1)),
+    }
+}
+
 fn remove(disk: &mut MemoryDisk, path: &str) {
     use lnc_log::disk::{Disk, Op};
     disk.run(Op::Remove { path: path.to_owned() }).expect("remove");

@@ -122,6 +122,27 @@ fn released_files_are_recycled_and_space_stays_bounded() {
     assert_eq!(history.matching(&recovered, start), Some(100));
 }
 
+/// Whoever releases too much loses nothing that is not durable elsewhere: term and vote, above all.
+#[test]
+fn the_file_of_the_last_durable_flush_is_never_released() {
+    let (mut disk, mut journal, mut history) = started();
+    history.hard_state(&mut journal, 1, 7, Some(3));
+    append(&mut disk, &mut journal, &mut history, 1, 7 * 4096 - 500);
+    disk.set_order(Order::Held);
+    history.entry(&mut journal, 1, 7, 2, 6000);
+    while !journal.can_flush() {
+        disk.release_all();
+        step(&mut journal, &mut disk).expect("healthy");
+    }
+    history.flush(&mut journal, &mut disk);
+    assert_eq!(journal.in_flight(), 1);
+    journal.release(&mut disk, u64::MAX);
+    assert_eq!((journal.first_file(), journal.current_file()), (1, 1));
+    let mut crashed = disk.crash(CrashChoice::Nothing);
+    let (_, recovered) = open(&mut crashed, config(FILE_BYTES, 2), 0);
+    assert_eq!(history.matching(&recovered, 0), Some(2));
+}
+
 #[test]
 fn a_record_longer_than_a_file_gets_a_longer_file() {
     let (mut disk, mut journal, mut history) = started();
