@@ -14,8 +14,7 @@ use tokio::task::JoinSet;
 
 use super::Global;
 use super::error::CliError;
-use super::output::{self, OutputFormat, Table};
-use super::topic::or_dash;
+use super::output::{self, OutputFormat, Table, or_dash};
 
 /// Longest time to wait for one node's answer.
 const NODE_TIMEOUT: Duration = Duration::from_secs(3);

@@ -25,6 +25,16 @@ pub(super) fn print_json(value: &serde_json::Value) -> Result<(), CliError> {
     print(&format!("{value:#}\n"))
 }
 
+/// A number, or a dash where there is none.
+pub(super) fn or_dash(number: Option<u64>) -> String {
+    number.map_or_else(|| "-".to_owned(), |number| number.to_string())
+}
+
+/// The word in the form that the count asks for.
+pub(super) fn plural(count: u64, word: &str) -> String {
+    if count == 1 { word.to_owned() } else { format!("{word}s") }
+}
+
 /// Rows of text in aligned columns.
 #[derive(Debug)]
 pub(super) struct Table {

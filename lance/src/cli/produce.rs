@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 
 use super::error::CliError;
 use super::format::unescape;
+use super::output::plural;
 use super::{Global, duration, positive_duration, size};
 
 /// Bytes read at once. Blocks of this size keep the cost per line low.
@@ -336,8 +337,12 @@ impl<'a> Lines<'a> {
 
     fn summary(&self) -> String {
         let seconds = self.started.elapsed().as_secs_f64().max(1e-6);
-        let (rate, mbps) = (self.handed_in as f64 / seconds, self.bytes as f64 / seconds / 1e6);
-        let mut text = format!("{} lines stored in {seconds:.2} s ({rate:.0} lines/s, {mbps:.1} MB/s)", self.stored);
+        let (rate, mbps) = (self.stored as f64 / seconds, self.bytes as f64 / seconds / 1e6);
+        let mut text = format!(
+            "{} {} stored in {seconds:.2} s ({rate:.0} lines/s, {mbps:.1} MB/s)",
+            self.stored,
+            plural(self.stored, "line")
+        );
         if self.failed > 0 {
             text.push_str(&format!(", {} failed", self.failed));
         }

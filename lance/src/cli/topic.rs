@@ -9,7 +9,7 @@ use lnc_protocol::message::{TopicDescription, TopicOptions, TopicSummary};
 use serde_json::{Value, json};
 
 use super::error::CliError;
-use super::output::{self, OutputFormat, Table};
+use super::output::{self, OutputFormat, Table, or_dash, plural};
 use super::{Global, positive_duration, size};
 use crate::config::units::{format_duration, format_size};
 
@@ -96,7 +96,7 @@ async fn create(global: &Global, args: &CreateArgs) -> Result<(), CliError> {
         OutputFormat::Json => output::print_json(&description_json(&topic)),
         OutputFormat::Table => {
             let count = topic.partitions.len();
-            output::print(&format!("created {}: {count} {}\n", topic.name, plural(count, "partition")))
+            output::print(&format!("created {}: {count} {}\n", topic.name, plural(count as u64, "partition")))
         }
     }
 }
@@ -173,15 +173,6 @@ fn age(options: &TopicOptions) -> String {
 
 fn limit(bytes: Option<u64>) -> String {
     bytes.map_or_else(|| "-".to_owned(), format_size)
-}
-
-/// A number, or a dash where there is none.
-pub(super) fn or_dash(number: Option<u64>) -> String {
-    number.map_or_else(|| "-".to_owned(), |number| number.to_string())
-}
-
-pub(super) fn plural(count: usize, word: &str) -> String {
-    if count == 1 { word.to_owned() } else { format!("{word}s") }
 }
 
 fn options_json(options: &TopicOptions) -> Value {

@@ -245,3 +245,37 @@ fn addresses() {
         assert_eq!(Address::parse(bad), None, "{bad}");
     }
 }
+
+/// The texts of all sources of this crate but those of the configuration itself and its tests of the command line.
+fn other_sources(directory: &std::path::Path, texts: &mut Vec<String>) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        match (path.is_dir(), name.as_str()) {
+            (true, "config") | (false, "config.rs" | "tests.rs") => {}
+            (true, _) => other_sources(&path, texts),
+            (false, _) => texts.push(std::fs::read_to_string(&path).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn every_key_is_read_by_the_node() {
+    let mut texts = Vec::new();
+    other_sources(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut texts);
+    // What is advertised becomes this node's entry in the list of nodes, which is what the node reads.
+    let keys = schema::SECTIONS.iter().flat_map(|section| section.keys).filter(|key| key.section != "advertise");
+    for path in keys.map(schema::Key::path).chain(["cluster.nodes".to_owned()]) {
+        let read = |text: &String| {
+            let reads = |(at, _): (usize, &str)| {
+                // `log.level` in code, not in an error text, and not the beginning of a longer name.
+                let before = text[..at].chars().next_back();
+                let after = text[at + path.len()..].chars().next();
+                before.is_none_or(|c| matches!(c, '.' | ' ' | '(' | '&'))
+                    && after.is_none_or(|c| !c.is_alphanumeric() && c != '_')
+            };
+            text.match_indices(path.as_str()).any(reads)
+        };
+        assert!(texts.iter().any(read), "{path} can be set and changes nothing");
+    }
+}

@@ -1,0 +1,202 @@
+//! The command line against a node: one process, a cluster of one.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longest time for a node to start or to stop, on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two looks at a node that starts or stops.
+const POLL: Duration = Duration::from_millis(10);
+
+/// A node that is killed at the latest when the test ends.
+struct Node {
+    process: Child,
+    endpoint: String,
+    _data: tempfile::TempDir,
+}
+
+impl Node {
+    /// Starts a node on ports that were free a moment ago; if another process was faster, on others.
+    fn start() -> Self {
+        for _ in 0..5 {
+            if let Some(node) = Self::try_start() {
+                return node;
+            }
+        }
+        panic!("no node starts");
+    }
+
+    fn try_start() -> Option<Self> {
+        let data = tempfile::tempdir().unwrap();
+        let free: Vec<TcpListener> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let address = |at: usize| free[at].local_addr().unwrap().to_string();
+        let (endpoint, peer, http) = (address(0), address(1), address(2));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lance"));
+        command
+            .args(["server", "--stop-with-stdin", "--listen", &endpoint])
+            .args(["--data-dir", data.path().join("node").to_str().unwrap()])
+            .args(["--set", &format!("listen.peer={peer}"), "--set", &format!("listen.http={http}")])
+            .args(["--set", "journal.file_bytes=4MiB", "--set", "log.level=error"])
+            .env_clear()
+            .stdin(Stdio::piped());
+        drop(free);
+        let mut process = command.spawn().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while !is_ready(&http) {
+            if process.try_wait().unwrap().is_some() {
+                return None;
+            }
+            assert!(Instant::now() < deadline, "the node does not become ready");
+            std::thread::sleep(POLL);
+        }
+        Some(Self { process, endpoint, _data: data })
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lance"));
+        command.args(arguments).env_clear().env("LANCE_ENDPOINT", &self.endpoint);
+        command
+    }
+
+    /// Runs a command with this standard input.
+    fn run(&self, arguments: &[&str], input: &[u8]) -> Output {
+        let mut command = self.command(arguments);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let input = input.to_owned();
+        // A command that fails early does not read its input to the end.
+        let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
+        let output = child.wait_with_output().unwrap();
+        writer.join().unwrap();
+        output
+    }
+
+    /// Standard output of a command that has to succeed.
+    fn ok(&self, arguments: &[&str], input: &[u8]) -> Vec<u8> {
+        let output = self.run(arguments, input);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn is_ready(address: &str) -> bool {
+    let Ok(mut stream) = TcpStream::connect(address) else { return false };
+    let mut reply = String::new();
+    let asked = stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n");
+    asked.and_then(|()| stream.read_to_string(&mut reply)).is_ok() && reply.starts_with("HTTP/1.1 200 ")
+}
+
+#[test]
+fn lines_come_back_as_they_went_in() {
+    let node = Node::start();
+    node.ok(&["topic", "create", "lines"], b"");
+    let mut lines = b"one\n\ntwo\r\n\xff\xfe\x00\nlast".to_vec();
+    node.ok(&["produce", "lines", "--quiet"], &lines);
+    lines.push(b'\n');
+    assert_eq!(node.ok(&["consume", "lines", "--until-end"], b""), lines);
+    assert_eq!(node.ok(&["consume", "lines", "--from", "2", "-n", "1"], b""), b"two\r\n");
+    assert_eq!(node.ok(&["consume", "lines", "--from", "end", "--until-end"], b""), b"");
+
+    let many: Vec<u8> = (0..50_000).flat_map(|number| format!("line {number}\n").into_bytes()).collect();
+    for codec in ["none", "lz4", "zstd"] {
+        node.ok(&["topic", "create", codec], b"");
+        node.ok(&["produce", codec, "--compression", codec, "--batch-bytes", "16KiB"], &many);
+        assert!(node.ok(&["consume", codec, "--until-end"], b"") == many, "{codec}");
+    }
+}
+
+#[test]
+fn keys_choose_partitions_and_are_printed() {
+    let node = Node::start();
+    node.ok(&["topic", "create", "keyed", "--partitions", "4"], b"");
+    let lines: String = (0..40).map(|number| format!("k{}:{number}\n", number % 8)).collect();
+    node.ok(&["produce", "keyed", "-k", ":"], lines.as_bytes());
+    let text = node.ok(&["consume", "keyed", "--until-end", "--format", "%p %k %v\\n"], b"");
+    let mut homes = std::collections::BTreeMap::new();
+    let mut seen = 0;
+    for line in String::from_utf8(text).unwrap().lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        let (partition, number) = (words[0].to_owned(), words[2].parse::<u32>().unwrap());
+        let home = homes.entry(words[1].to_owned()).or_insert((partition.clone(), None));
+        assert_eq!(home.0, partition, "a key has one partition");
+        assert!(home.1 < Some(number), "records of a key keep their order");
+        home.1 = Some(number);
+        seen += 1;
+    }
+    assert_eq!((seen, homes.len()), (40, 8));
+}
+
+#[test]
+fn a_follower_prints_new_records_as_they_come() {
+    let node = Node::start();
+    node.ok(&["topic", "create", "news"], b"");
+    let mut follower = node.command(&["consume", "news"]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    for text in ["first", "second"] {
+        node.ok(&["produce", "news", "--linger", "0"], text.as_bytes());
+        assert_eq!(lines.next().unwrap().unwrap(), text);
+    }
+    drop(lines);
+    node.ok(&["produce", "news"], b"third");
+    // Its reader is gone: it ends, and calls that a success.
+    assert_eq!(follower.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn topics_are_managed_and_failures_have_exit_codes() {
+    let node = Node::start();
+    let created = node.ok(&["topic", "create", "t", "--partitions", "3", "--max-age", "7d", "-o", "json"], b"");
+    let created: serde_json::Value = serde_json::from_slice(&created).unwrap();
+    assert_eq!(created["partitions"].as_array().unwrap().len(), 3);
+    assert_eq!(created["options"]["max_age_ms"], 604_800_000);
+    let table = String::from_utf8(node.ok(&["topic", "list"], b"")).unwrap();
+    assert!(table.contains("t               3  7d              -\n"), "{table}");
+
+    let code = |arguments: &[&str], input: &[u8]| node.run(arguments, input).status.code();
+    assert_eq!(code(&["topic", "create", "t", "--partitions", "5"], b""), Some(1));
+    assert_eq!(code(&["topic", "create", "no/slash"], b""), Some(1));
+    assert_eq!(code(&["topic", "describe", "nope"], b""), Some(4));
+    assert_eq!(code(&["consume", "nope", "--until-end"], b""), Some(4));
+    assert_eq!(code(&["produce", "nope"], b"x\n"), Some(4));
+    assert_eq!(code(&["produce", "t", "--partition", "3"], b"x\n"), Some(4));
+    let large = vec![b'x'; 2 << 20];
+    let output = node.run(&["produce", "t"], &[b"small\n".as_slice(), &large].concat());
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.starts_with("1 line stored"), "{error}");
+    assert!(error.contains("1 failed") && error.contains("lance: line 2: a record of "), "{error}");
+
+    node.ok(&["topic", "delete", "t", "--yes"], b"");
+    assert_eq!(code(&["topic", "describe", "t"], b""), Some(4));
+}
+
+#[test]
+fn the_state_of_a_healthy_cluster_is_a_success() {
+    let mut node = Node::start();
+    let status = node.ok(&["cluster", "status", "-o", "json"], b"");
+    let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
+    assert_eq!(status["problems"], serde_json::json!([]));
+    assert_eq!(status["nodes"][0]["leads"], serde_json::json!([0, 1]));
+
+    // The end of its standard input asks the node to stop.
+    drop(node.process.stdin.take());
+    let deadline = Instant::now() + PATIENCE;
+    let status = loop {
+        if let Some(status) = node.process.try_wait().unwrap() {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "the node does not stop");
+        std::thread::sleep(POLL);
+    };
+    assert_eq!(status.code(), Some(0));
+}

@@ -1,0 +1,117 @@
+//! The `lance` command as a shell sees it: output, errors and exit codes, without a cluster.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+fn lance(arguments: &[&str]) -> Output {
+    command(arguments).output().unwrap()
+}
+
+/// The command with an environment that holds nothing of ours.
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lance"));
+    command.args(arguments).env_clear().stdin(Stdio::null());
+    command
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// An address of this machine at which nobody listens.
+fn dead_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+#[test]
+fn the_default_configuration_passes_the_check() {
+    let output = lance(&["config", "default"]);
+    assert!(output.status.success());
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&output.stdout).unwrap();
+    let output = lance(&["config", "check", file.path().to_str().unwrap()]);
+    assert_eq!((output.status.code(), stdout(&output)), (Some(0), format!("{}: ok\n", file.path().display())));
+}
+
+#[test]
+fn a_bad_configuration_is_wrong_usage() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(b"[journal]\nfile_byte = 3\n").unwrap();
+    let path = file.path().to_str().unwrap();
+    let expected =
+        format!("lance: unknown key `journal.file_byte` (from {path}:2); did you mean `journal.file_bytes`?\n");
+    for arguments in [vec!["config", "check", path], vec!["server", "--config", path]] {
+        let output = lance(&arguments);
+        assert_eq!((output.status.code(), stderr(&output)), (Some(2), expected.clone()), "{arguments:?}");
+    }
+}
+
+#[test]
+fn the_check_sees_the_environment() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let output = command(&["config", "check", file.path().to_str().unwrap()])
+        .env("LANCE_RAFT__TICK_MS", "never")
+        .env("LANCE_ENDPOINT", "ignored:1")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let error = stderr(&output);
+    assert!(error.contains("`raft.tick_ms` = `never` (from environment variable LANCE_RAFT__TICK_MS)"), "{error}");
+}
+
+#[test]
+fn a_cluster_that_is_not_there_has_its_exit_code() {
+    let endpoint = dead_address();
+    for arguments in [vec!["topic", "list"], vec!["cluster", "status"], vec!["produce", "t"], vec!["consume", "t"]] {
+        let mut arguments = arguments;
+        arguments.extend(["--endpoint", &endpoint, "--timeout", "300ms"]);
+        let output = lance(&arguments);
+        assert_eq!(output.status.code(), Some(3), "{arguments:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(&endpoint), "{arguments:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn the_endpoint_comes_from_the_environment() {
+    let endpoint = dead_address();
+    let output = command(&["topic", "list", "--timeout", "300ms"]).env("LANCE_ENDPOINT", &endpoint).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).contains(&endpoint), "{}", stderr(&output));
+}
+
+#[test]
+fn deleting_wants_a_confirmation() {
+    let output = lance(&["topic", "delete", "orders"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("--yes"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let output = lance(&["produce", "t", "--file", "/nonexistent/lines.txt"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("/nonexistent/lines.txt"), "{}", stderr(&output));
+}
+
+#[test]
+fn completions_exist_for_the_common_shells() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = lance(&["completions", shell]);
+        assert!(output.status.success());
+        let script = stdout(&output);
+        assert!(script.contains("lance") && script.contains("consume"), "{shell}: {script}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let mut child = command(&["config", "default"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
+}
