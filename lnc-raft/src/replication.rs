@@ -315,7 +315,7 @@ impl Raft {
         match peer.state {
             // Still without what is missing.
             PeerState::NeedsSnapshot { missing } if next <= missing => {}
-            _ if next < self.log.first_index() => peer.need_snapshot(next),
+            // If the entry before `next` is gone, so is what the follower needs: sending the probe finds out.
             _ => {
                 peer.probe(next);
                 // Its hint says so if it has the leader's entry at this point.

@@ -190,6 +190,12 @@ impl Story {
             "VoteReply" => Body::VoteReply { granted },
             "Heartbeat" => Body::Heartbeat { commit: field("commit"), round: field("round") },
             "Accepted" => Body::AppendReply(AppendReply::Accepted { match_index: field("match") }),
+            "Rejected" => Body::AppendReply(AppendReply::Rejected {
+                prev_index: field("prev"),
+                hint_index: field("hint"),
+                hint_term: field("hint_term"),
+                last_index: field("last"),
+            }),
             "TimeoutNow" => Body::TimeoutNow,
             "Append" => {
                 let terms = option(words, "entries").unwrap_or_default();
