@@ -40,6 +40,24 @@ fn trimmed_files_go_once_a_later_checkpoint_is_durable() {
 }
 
 #[test]
+fn a_checkpoint_in_progress_releases_nothing() {
+    let mut replica = Harness::new(small());
+    replica.append(&[3000; 12], 1);
+    let (_, states) = replica.checkpoint();
+    replica.store.trim(KEY, 30).unwrap();
+    replica.append(&[3000], 1);
+    replica.disk.set_order(Order::Held);
+    replica.store.begin_checkpoint(&mut replica.disk);
+    replica.store.release_removed(&mut replica.disk);
+    replica.disk.release_all();
+    replica.disk.set_order(Order::Immediate);
+    // The checkpoint in progress is not durable yet: the one before it must still work.
+    let mut replica = Harness::recover(small(), replica.disk, &states).unwrap();
+    assert_eq!(replica.store.log_start_offset(KEY), 0);
+    assert_eq!(replica.read(0, 1).unwrap().len(), 1);
+}
+
+#[test]
 fn a_partition_that_expired_goes_on_with_a_new_segment() {
     let mut replica = Harness::new(small());
     replica.append(&[100, 200], 1);

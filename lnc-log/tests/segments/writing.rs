@@ -70,6 +70,22 @@ fn a_checkpoint_writes_the_partial_block_and_later_ones_rewrite_it() {
 }
 
 #[test]
+fn a_start_cuts_the_files_to_the_checkpoint() {
+    let mut replica = Harness::new(small());
+    let batches = replica.append(&[3000; 4], 1);
+    let (_, states) = replica.checkpoint();
+    replica.append(&[3000; 9], 1);
+    replica.write_out();
+    assert!(replica.files().len() > 3, "there is something to remove");
+    let mut replica = Harness::recover(small(), replica.disk, &states).unwrap();
+    let mut files = replica.files();
+    files.retain(|path, _| path.ends_with(".log"));
+    let lens: Vec<u64> = files.values().map(|bytes| bytes.len() as u64).collect();
+    assert_eq!(lens, states[0].1.segments.iter().map(|segment| segment.len).collect::<Vec<_>>());
+    assert!(replica.read_all(KEY, 1) == concat(&batches));
+}
+
+#[test]
 fn an_idle_checkpoint_does_nothing() {
     let mut replica = Harness::new(small());
     replica.append(&[100], 1);
