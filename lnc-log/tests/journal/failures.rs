@@ -138,6 +138,7 @@ fn the_file_of_the_last_durable_flush_is_never_released() {
     assert_eq!(journal.in_flight(), 1);
     journal.release(&mut disk, u64::MAX);
     assert_eq!((journal.first_file(), journal.current_file()), (1, 1));
+    journal.read(&mut disk, 1, &locations(&history, 0)[..1]).expect("file 1 is still there");
     let mut crashed = disk.crash(CrashChoice::Nothing);
     let (_, recovered) = open(&mut crashed, config(FILE_BYTES, 2), 0);
     assert_eq!(history.matching(&recovered, 0), Some(2));

@@ -4,5 +4,6 @@ mod checkpoint;
 mod corruption;
 mod crash;
 mod failures;
+mod files;
 mod harness;
 mod model;
