@@ -181,7 +181,7 @@ impl Shard {
             _ => start.hard_state,
         };
         let mut entries = recovered.entries;
-        let covered = entries.last().is_some_and(|last| last.index > start.applied_index);
+        let covered = entries.last().is_some_and(|last| last.index >= start.applied_index);
         if !covered {
             entries.clear();
         }
@@ -443,30 +443,35 @@ impl Shard {
         }
     }
 
-    /// A checkpoint that covers the entries up to `applied` of each group is durable: journal files that nobody needs
-    /// any more are freed, oldest first, down to the bytes kept for lagging followers.
-    pub fn checkpointed<D: Disk>(&mut self, disk: &mut D, applied: &BTreeMap<GroupId, Index>) {
+    /// The first journal file that is still needed once a checkpoint covers the entries up to `applied` of each group.
+    /// Files that only lagging followers could want are kept up to the configured number of bytes. A checkpoint names
+    /// this file, so that recovery never asks for one that is gone.
+    pub fn journal_start(&self, applied: &BTreeMap<GroupId, Index>) -> u64 {
         let mut first = self.journal.first_file();
         let mut bytes = self.journal.bytes();
-        let start = first;
-        while bytes > self.config.journal_retain_bytes && first < self.journal.current_file() {
-            let ends = self.file_ends.get(&first);
-            let covered = ends.is_none_or(|ends| {
-                ends.iter().all(|(group, end)| applied.get(group).is_some_and(|index| end <= index))
-            });
-            if !covered {
-                break;
-            }
-            for (id, end) in self.file_ends.remove(&first).unwrap_or_default() {
+        let covered = |file: &u64| {
+            let within = |(group, end): (&GroupId, &Index)| applied.get(group).is_some_and(|index| end <= index);
+            self.file_ends.get(file).is_none_or(|ends| ends.iter().all(within))
+        };
+        while bytes > self.config.journal_retain_bytes && first < self.journal.current_file() && covered(&first) {
+            first += 1;
+            bytes = bytes.saturating_sub(self.config.journal.file_bytes);
+        }
+        first
+    }
+
+    /// A checkpoint that needs no journal file before `first` is durable: free them.
+    pub fn release_journal<D: Disk>(&mut self, disk: &mut D, first: u64) {
+        let later = self.file_ends.split_off(&first);
+        for ends in std::mem::replace(&mut self.file_ends, later).into_values() {
+            for (id, end) in ends {
                 if let Some(group) = self.groups.get_mut(&id) {
                     group.raft.compact(end);
                     group.locations.forget(end);
                 }
             }
-            first += 1;
-            bytes = bytes.saturating_sub(self.config.journal.file_bytes);
         }
-        if first > start {
+        if first > self.journal.first_file() {
             self.journal.release(disk, first);
         }
     }

@@ -28,7 +28,8 @@ const MAX_AGE_US: u64 = 60_000_000;
 /// What a checkpoint captured when it began.
 struct Captured {
     groups: Vec<GroupCheckpoint>,
-    applied: BTreeMap<GroupId, u64>,
+    /// The first journal file that is still needed.
+    journal_file: u64,
 }
 
 enum Phase {
@@ -39,7 +40,7 @@ enum Phase {
     },
     /// The file is being written.
     Writing {
-        applied: BTreeMap<GroupId, u64>,
+        journal_file: u64,
     },
 }
 
@@ -77,10 +78,11 @@ impl<D: Disk> Broker<D> {
             self.segments.checkpoint_states().into_iter().collect();
         let ids: Vec<GroupId> = self.shard.group_ids().collect();
         let groups = ids.into_iter().map(|group| self.capture(group, &mut states)).collect();
+        let journal_file = self.shard.journal_start(&applied);
         self.checkpoint.started_us = self.now_us();
         self.checkpoint.applied_bytes = 0;
         self.checkpoint.removed_something = false;
-        self.checkpoint.phase = Phase::Flushing { captured: Captured { groups, applied } };
+        self.checkpoint.phase = Phase::Flushing { captured: Captured { groups, journal_file } };
     }
 
     fn capture(&self, group: GroupId, states: &mut BTreeMap<PartitionKey, PartitionState>) -> GroupCheckpoint {
@@ -121,10 +123,10 @@ impl<D: Disk> Broker<D> {
         if let Phase::Flushing { captured } = std::mem::replace(&mut self.checkpoint.phase, Phase::Idle) {
             let number = self.checkpoint.next_number;
             self.checkpoint.next_number += 1;
-            let journal_file = self.shard.journal().first_file();
-            let checkpoint = Checkpoint { number, journal_file, groups: captured.groups };
+            let Captured { groups, journal_file } = captured;
+            let checkpoint = Checkpoint { number, journal_file, groups };
             self.checkpoint.writer.start(&mut self.disk, checkpoint);
-            self.checkpoint.phase = Phase::Writing { applied: captured.applied };
+            self.checkpoint.phase = Phase::Writing { journal_file };
         }
         Ok(())
     }
@@ -133,8 +135,8 @@ impl<D: Disk> Broker<D> {
         match self.checkpoint.writer.on_completion(&mut self.disk, completion) {
             Ok(None) => {}
             Ok(Some(_)) => {
-                if let Phase::Writing { applied } = std::mem::replace(&mut self.checkpoint.phase, Phase::Idle) {
-                    self.shard.checkpointed(&mut self.disk, &applied);
+                if let Phase::Writing { journal_file } = std::mem::replace(&mut self.checkpoint.phase, Phase::Idle) {
+                    self.shard.release_journal(&mut self.disk, journal_file);
                     self.segments.release_removed(&mut self.disk);
                     self.metrics.checkpoints_total.inc();
                     let micros = self.now_us().saturating_sub(self.checkpoint.started_us);
