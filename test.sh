@@ -1,0 +1,430 @@
+#!/usr/bin/env bash
+# Checks everything that can be checked on one machine with Rust and a C compiler; see "./test.sh --help".
+set -uo pipefail
+# A process group for each step, so that a step ends with all that it started.
+set -m
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+cd "$root" || exit 1
+
+usage() {
+    cat <<TEXT
+Usage: ./test.sh [--long] [--keep]
+
+Checks format, lints and documentation, runs all tests, then a cluster of three nodes of the release build: produces a
+text and reads it back, undisturbed, while the leader is killed (kill -9) and restarted, and after all nodes were
+killed at once; last, a short measurement of throughput. Needs bash, awk, coreutils, util-linux, a C compiler, and Rust
+with rustfmt and clippy. Uses free ports of 127.0.0.1 and a temporary directory; leaves neither processes nor files but
+the build in target/.
+
+  --long  five times the text, a longer measurement, and 20 times the cases of the property tests
+  --keep  keep the logs and the data of the run
+  --help  show this text
+
+Environment:
+  LANCE_BASE_PORT  client port of the cluster's first node, instead of a free one
+  TMPDIR           where the temporary directory is made (/tmp); some hundred MB
+
+The last line counts the steps: "N passed, N failed", and ", N skipped" if there were any. The exit code is 0 if none
+failed.
+TEXT
+}
+
+text_mb=20
+bench_seconds=5
+long=
+keep=
+for argument; do
+    case $argument in
+        --long) long=yes text_mb=100 bench_seconds=20 ;;
+        --keep) keep=yes ;;
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        *)
+            printf 'test.sh: unknown argument %s; see ./test.sh --help\n' "$argument" >&2
+            exit 2
+            ;;
+    esac
+done
+
+# Acknowledged records a second that a run of 16 connections with 64 requests of 1 KiB each must reach. No measure of
+# speed: the slowest machine that builds in reasonable time passes it many times over, and what falls below it waits
+# for timers, or for one fsync per request, where it should not.
+bench_floor=20000
+
+# Longest time for one step, in seconds. A cold build on two slow cores stays below.
+step_limit=2400
+
+passed=0 failed=0 skipped=0
+# Exit code by which a step says that it cannot run here; its last line of output is the reason.
+skip_code=77
+step_pid='' watchdog_pid=''
+work=$(mktemp -d "${TMPDIR:-/tmp}/lance-test.XXXXXX") || exit 1
+
+# Ends the process group of a step or of its watchdog, all of it started by this script.
+end_group() {
+    [[ -n $1 ]] && kill -KILL -- "-$1" 2>/dev/null
+    return 0
+}
+
+cleanup() {
+    local script
+    trap '' INT TERM HUP
+    end_group "$step_pid"
+    end_group "$watchdog_pid"
+    for script in "$work"/*/genCluster.sh; do
+        [[ -f $script ]] && "$script" clean >/dev/null 2>&1
+    done
+    if [[ -n $keep ]]; then
+        printf 'Kept %s\n' "$work"
+    else
+        rm -rf -- "$work"
+    fi
+}
+trap 'code=$?; cleanup >&2; exit $code' EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# step NAME COMMAND…: runs the command as one step, its output in a log that is shown if it fails. Lines of the log
+# that start with "> " are shown in any case.
+step() {
+    local name=$1 log=$work/step.log began=$EPOCHREALTIME code=0 took
+    shift
+    printf '== %s\n' "$name"
+    (
+        set -e
+        "$@"
+    ) >"$log" 2>&1 </dev/null &
+    step_pid=$!
+    (
+        sleep "$step_limit"
+        printf 'more than %s s: ended\n' "$step_limit" >>"$log"
+        kill -KILL -- "-$step_pid"
+    ) >/dev/null 2>&1 </dev/null &
+    watchdog_pid=$!
+    # The shell says nothing when it is ended.
+    disown "$watchdog_pid"
+    wait "$step_pid" || code=$?
+    end_group "$watchdog_pid"
+    # What a step left running, such as the producer of a failed one.
+    end_group "$step_pid"
+    wait 2>/dev/null
+    step_pid='' watchdog_pid=''
+    took=$(awk -v from="$began" -v to="$EPOCHREALTIME" 'BEGIN { printf "%.1f s", to - from }')
+    sed -n 's/^> /   /p' "$log"
+    case $code in
+        0)
+            passed=$((passed + 1))
+            printf '   passed in %s\n' "$took"
+            ;;
+        "$skip_code")
+            skipped=$((skipped + 1))
+            printf '   SKIPPED: %s\n' "$(tail -n 1 "$log")"
+            ;;
+        *)
+            failed=$((failed + 1))
+            printf -- '-- the end of the output:\n'
+            tail -n 80 "$log"
+            printf -- '--\n   FAILED after %s with exit code %s: %s\n' "$took" "$code" "$name"
+            ;;
+    esac
+    [[ -n $keep ]] && cp "$log" "$work/${name//[^a-z0-9]/-}.log"
+    return 0
+}
+
+skip() {
+    printf '%s\n' "$*"
+    exit "$skip_code"
+}
+
+# --- Sources ---------------------------------------------------------------------------------------------------------
+
+format_of_rust() {
+    cargo fmt --version || skip "rustfmt is not installed: rustup component add rustfmt"
+    cargo fmt --all --check
+}
+
+lints_of_scripts() {
+    command -v shellcheck || skip "shellcheck is not installed"
+    shellcheck ./*.sh .ci/run
+}
+
+lints_of_rust() {
+    cargo clippy --version || skip "clippy is not installed: rustup component add clippy"
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+}
+
+documentation() {
+    RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items --locked
+}
+
+build_tests() { cargo test --workspace --no-run --locked; }
+
+run_tests() {
+    local code=0
+    [[ -z $long ]] || export PROPTEST_CASES=5120
+    cargo test --workspace --no-fail-fast --locked 2>&1 | tee "$work/tests.log" || code=$?
+    # One line of numbers, and where the time went.
+    awk '
+        /^ +Running |^ +Doc-tests / { name = $0; sub(/ \(.*/, "", name); sub(/^ +(Running )?(unittests )?/, "", name)
+            if (match($0, /deps\/[a-z_0-9]+-/)) name = name " of " substr($0, RSTART + 5, RLENGTH - 6) }
+        /^test result: / { ok += $4; bad += $6; left += $8; time = $0; sub(/.*finished in /, "", time); sub(/s$/, "", time)
+            if (time + 0 >= 5) slow = slow sprintf("> %6.1f s  %s\n", time, name) }
+        END { printf "> %d tests passed, %d failed, %d ignored\n%s", ok, bad, left, slow }
+    ' "$work/tests.log"
+    # What failed, at the end, where it is seen.
+    grep -E '^test .* FAILED$' "$work/tests.log" || true
+    return "$code"
+}
+
+build_release() { cargo build --release --locked -p lance -p lnc-bench; }
+
+# --- The cluster -----------------------------------------------------------------------------------------------------
+
+target=${CARGO_TARGET_DIR:-$root/target}
+lance=$target/release/lance
+bench=$target/release/lnc-bench
+
+# A port from which a cluster's nine ports are free, below those that the system gives to outgoing connections.
+free_base_port() {
+    local base node port
+    while :; do
+        base=$((10000 + RANDOM % 1900 * 10))
+        for node in 0 1 2; do
+            for port in $((base + 10 * node)) $((base + 10 * node + 1)) $((base + 10 * node + 2)); do
+                if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then continue 3; fi
+            done
+        done
+        printf '%s' "$base"
+        return
+    done
+}
+
+# start_cluster NAME: starts three fresh nodes. genCluster.sh keeps its state beside itself, so a copy of it leaves a
+# cluster alone that runs from this directory.
+start_cluster() {
+    local tries=1
+    if [[ -n ${LANCE_BASE_PORT:-} ]]; then tries=3; fi
+    cluster=$work/$1
+    mkdir -p "$cluster"
+    cp "$root/genCluster.sh" "$cluster/"
+    export LANCE_BIN=$lance
+    # Somebody else may take a port that was free a moment ago.
+    for ((; tries <= 3; tries++)); do
+        export LANCE_BASE_PORT=${LANCE_BASE_PORT:-$(free_base_port)}
+        if "$cluster/genCluster.sh" start; then
+            LANCE_ENDPOINT=$(endpoint_of 1),$(endpoint_of 2),$(endpoint_of 3)
+            export LANCE_ENDPOINT
+            return
+        fi
+        "$cluster/genCluster.sh" clean
+        unset LANCE_BASE_PORT
+    done
+    printf 'no cluster\n'
+    return 1
+}
+
+# Starts the nodes that do not run, and waits until all are ready. They must not keep this side of a producer's pipe.
+restart_nodes() { "$cluster/genCluster.sh" start 7>&-; }
+
+stop_cluster() {
+    "$cluster/genCluster.sh" clean
+    rm -rf -- "$cluster"
+}
+
+endpoint_of() { printf '127.0.0.1:%s' $((LANCE_BASE_PORT + 10 * ($1 - 1))); }
+
+pid_of() {
+    local pid
+    read -r pid _ <"$cluster/.lance/cluster/node-$1/pid"
+    printf '%s' "$pid"
+}
+
+# Whether a process runs; one that has ended and that nobody has waited for does not.
+runs() {
+    local stat
+    stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
+    stat=${stat##*) }
+    [[ ${stat%% *} != Z ]]
+}
+
+kill_nodes() {
+    local id pids=()
+    for id; do pids+=("$(pid_of "$id")"); done
+    kill -KILL "${pids[@]}"
+    for id in "${pids[@]}"; do
+        while runs "$id"; do sleep 0.02; done
+    done
+    printf 'killed node %s\n' "$@"
+}
+
+leader_of() {
+    local leader
+    leader=$("$lance" topic describe "$1" | awk -v partition="$2" 'NF == 6 && $1 == partition { print $3 }')
+    [[ $leader == [123] ]] || {
+        printf 'partition %s of %s has no leader\n' "$2" "$1" >&2
+        return 1
+    }
+    printf '%s' "$leader"
+}
+
+# Lines of many lengths: numbered, so that one that is lost, doubled or out of order is seen; now and then an empty
+# one, or one of 100,000 bytes.
+make_text() {
+    awk -v bytes=$((text_mb * 1000000)) 'BEGIN {
+        for (i = 0; i < 8; i++) words = words " the quick brown fox jumps over the lazy dog, " i
+        long = words
+        while (length(long) < 100000) long = long long
+        for (line = 1; written < bytes; line++) {
+            if (line % 97 == 0) text = ""
+            else if (line % 30011 == 0) text = sprintf("%09d", line) substr(long, 1, 100000)
+            else text = sprintf("%09d", line) substr(words, 1, line * 31 % 173)
+            print text
+            written += length(text) + 1
+        }
+    }' >"$work/text"
+    LC_ALL=C sort "$work/text" >"$work/text.sorted"
+    split -n 3 -d -a 1 "$work/text" "$work/text.part-"
+}
+
+# check_topic TOPIC PARTITIONS [NODE]: reads all of the topic, through one node if it is given, and compares it with
+# the text. Lines of one partition must come in their order; with several, so must those of each.
+check_topic() {
+    local topic=$1 partitions=$2 partition
+    if [[ -n ${3:-} ]]; then local LANCE_ENDPOINT; LANCE_ENDPOINT=$(endpoint_of "$3"); fi
+    "$lance" consume "$topic" --from start --until-end >"$cluster/out"
+    if ((partitions == 1)); then
+        cmp "$work/text" "$cluster/out"
+        return
+    fi
+    LC_ALL=C sort "$cluster/out" | cmp "$work/text.sorted" -
+    for ((partition = 0; partition < partitions; partition++)); do
+        "$lance" consume "$topic" --from start --until-end --partition "$partition" >"$cluster/out"
+        grep . "$cluster/out" | LC_ALL=C sort -c
+    done
+}
+
+undisturbed() {
+    local partitions=$1
+    start_cluster "undisturbed-$partitions"
+    "$lance" topic create text --partitions "$partitions"
+    "$lance" produce text --file "$work/text" 2>&1 | sed 's/^/> /'
+    check_topic text "$partitions"
+    stop_cluster
+}
+
+# The leader is killed a third in, with records under way, and is back two thirds in.
+leader_killed() {
+    local partitions=$1 producer leader node
+    start_cluster "leader-killed-$partitions"
+    "$lance" topic create text --partitions "$partitions"
+    mkfifo "$cluster/pipe"
+    "$lance" produce text <"$cluster/pipe" >"$cluster/produced" 2>&1 &
+    producer=$!
+    exec 7>"$cluster/pipe"
+    cat "$work/text.part-0" >&7
+    leader=$(leader_of text 0)
+    kill_nodes "$leader"
+    cat "$work/text.part-1" >&7
+    restart_nodes
+    cat "$work/text.part-2" >&7
+    exec 7>&-
+    wait "$producer" || {
+        cat "$cluster/produced"
+        return 1
+    }
+    sed 's/^/> /' "$cluster/produced"
+    for node in 1 2 3; do check_topic text "$partitions" "$node"; done
+    stop_cluster
+}
+
+# Nothing but what was acknowledged counts, so the nodes are killed when the last acknowledgement has come.
+all_killed() {
+    local partitions=$1 node
+    start_cluster "all-killed-$partitions"
+    "$lance" topic create text --partitions "$partitions"
+    "$lance" produce text --file "$work/text"
+    kill_nodes 1 2 3
+    restart_nodes
+    for node in 1 2 3; do check_topic text "$partitions" "$node"; done
+    stop_cluster
+}
+
+throughput() {
+    local report rate
+    start_cluster throughput
+    report=$("$bench" produce --endpoint "$LANCE_ENDPOINT" --topic load --partitions 3 --connections 16 \
+        --in-flight 64 --payload 1024 --warmup 1s --duration "${bench_seconds}s" \
+        --server-pid "$(pid_of 1)" --server-pid "$(pid_of 2)" --server-pid "$(pid_of 3)")
+    printf '%s\n' "$report" | sed 's/^/> /'
+    grep -q '^errors  *none$' <<<"$report" || {
+        printf 'there were errors\n'
+        return 1
+    }
+    rate=$(awk '$1 == "throughput" && $3 ~ /^records\/s/ { print $2 }' <<<"$report")
+    ((rate >= bench_floor)) || {
+        printf 'fewer than %s records a second\n' "$bench_floor"
+        return 1
+    }
+    stop_cluster
+}
+
+# The logs of a cluster whose step failed.
+node_logs() {
+    local log
+    for log in "$work"/*/.lance/cluster/node-*/lance.log; do
+        [[ -f $log ]] || continue
+        printf -- '-- the end of %s\n' "$log"
+        tail -n 15 "$log"
+    done
+}
+
+# on_cluster NAME COMMAND…: a step on a cluster of its own, which is ended also if the step fails.
+on_cluster() {
+    local before=$failed script
+    step "$@"
+    ((failed > before)) || return 0
+    node_logs
+    for script in "$work"/*/genCluster.sh; do
+        [[ -f $script ]] && "$script" stop >/dev/null 2>&1
+        [[ -n $keep ]] || rm -rf -- "${script%/*}"
+    done
+    return 0
+}
+
+# --- All steps -------------------------------------------------------------------------------------------------------
+
+command -v cargo >/dev/null || {
+    printf 'test.sh: cargo is not installed; see https://rustup.rs\n' >&2
+    exit 1
+}
+
+step "format" format_of_rust
+step "lints of the scripts" lints_of_scripts
+step "lints" lints_of_rust
+step "documentation" documentation
+step "build of the tests" build_tests
+step "tests" run_tests
+before=$failed
+step "build of the release" build_release
+if ((failed == before)); then
+    make_text
+    on_cluster "text, 1 partition" undisturbed 1
+    on_cluster "text, 3 partitions" undisturbed 3
+    on_cluster "text, 1 partition, leader killed and restarted" leader_killed 1
+    on_cluster "text, 3 partitions, leader killed and restarted" leader_killed 3
+    on_cluster "text, 1 partition, all nodes killed and restarted" all_killed 1
+    on_cluster "text, 3 partitions, all nodes killed and restarted" all_killed 3
+    on_cluster "throughput" throughput
+else
+    printf '== NOT RUN, since there is no release: the seven steps with a cluster\n'
+    skipped=$((skipped + 7))
+fi
+
+printf '\n%s passed, %s failed' "$passed" "$failed"
+((skipped == 0)) || printf ', %s skipped' "$skipped"
+printf '\n'
+((failed == 0))
