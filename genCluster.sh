@@ -121,15 +121,20 @@ is_ready() {
     ) 2>/dev/null
 }
 
+# Ends the script with the last words of a node.
+give_up() {
+    local log
+    log=$(node_dir "$1")/lance.log
+    tail -n 5 "$log" >&2 || true
+    die "node $1 $2; the lines above are the end of $log"
+}
+
 wait_ready() {
     local id deadline=$((SECONDS + ready_seconds))
     for id in "${nodes[@]}"; do
         until is_ready "$id"; do
-            if ! running_pid "$id" >/dev/null; then
-                tail -n 5 "$(node_dir "$id")/lance.log" >&2 || true
-                die "node $id has stopped; the lines above are the end of $(node_dir "$id")/lance.log"
-            fi
-            ((SECONDS < deadline)) || die "node $id is not ready after $ready_seconds s; see $(node_dir "$id")/lance.log"
+            running_pid "$id" >/dev/null || give_up "$id" "has stopped"
+            ((SECONDS < deadline)) || give_up "$id" "is not ready after $ready_seconds s"
             sleep 0.1
         done
     done

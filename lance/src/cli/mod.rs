@@ -54,6 +54,7 @@ Examples:
 
 /// Options of every command that talks to a cluster.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Options of commands that talk to a cluster")]
 struct Global {
     /// Nodes to connect to, as host:port, separated by commas; one that can be reached is enough
     #[arg(

@@ -1,7 +1,7 @@
 //! `lance produce`: the lines of a file or of standard input become records.
 //!
-//! A thread reads large blocks of whole lines; the command hands each line to the producer without copying it, and looks
-//! at the deliveries in the order of the lines, so that it can say which line failed first.
+//! A thread reads large blocks of whole lines; the command hands each line to the producer without copying it, and
+//! looks at the deliveries in the order of the lines, so that it can say which line failed first.
 
 use std::collections::VecDeque;
 use std::fs::File;

@@ -8,7 +8,7 @@ use super::schema::SECTIONS;
 pub fn default_toml() -> String {
     let mut text = String::from(
         "# Configuration of a LANCE node. Every key is shown at its default; what is left out keeps it.\n\
-         # An environment variable LANCE_SECTION__KEY, such as LANCE_NODE__ID, wins over this file; a flag wins over both.\n\
+         # An environment variable LANCE_SECTION__KEY, such as LANCE_NODE__ID, wins over this file, and a flag over both.\n\
          # Sizes are bytes, or a number with KiB, MiB, GiB, TiB; durations have ms, s, m, h or d.\n",
     );
     for section in SECTIONS {
