@@ -130,10 +130,13 @@ give_up() {
 }
 
 wait_ready() {
-    local id deadline=$((SECONDS + ready_seconds))
+    local id other deadline=$((SECONDS + ready_seconds))
     for id in "${nodes[@]}"; do
         until is_ready "$id"; do
-            running_pid "$id" >/dev/null || give_up "$id" "has stopped"
+            # A node that is not there keeps the others from forming the cluster: it is the one to tell of.
+            for other in "${nodes[@]}"; do
+                running_pid "$other" >/dev/null || give_up "$other" "has stopped"
+            done
             ((SECONDS < deadline)) || give_up "$id" "is not ready after $ready_seconds s"
             sleep 0.1
         done
