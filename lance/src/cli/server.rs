@@ -80,8 +80,9 @@ pub(super) fn run(args: ServerArgs) -> Result<ExitCode, CliError> {
     match crate::server::run(config) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
-            tracing::error!(%error, "the node stopped");
-            Err(CliError::failed(error.to_string()))
+            // In the log's own format, for whoever collects it; that is standard error too, so once is enough.
+            tracing::error!("the node has stopped: {error}");
+            Ok(ExitCode::FAILURE)
         }
     }
 }
