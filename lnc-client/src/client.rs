@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use lnc_protocol::ErrorCode;
 use lnc_protocol::frame::Flags;
-use lnc_protocol::message::{ErrorReply, MetadataRequest, Request, Response};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use lnc_protocol::message::{ErrorReply, MetadataRequest, Reply, Request, Response};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::backoff::Backoff;
 use crate::connection::{ConnectOptions, Connection};
@@ -23,6 +23,10 @@ const REFRESH_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How often in a row a request follows a hint at once. Brokers that point at each other have not agreed yet.
 pub(crate) const MAX_REDIRECTS: u32 = 2;
+
+/// How long a leader may be silent before another broker is asked whether it still leads. A broker that is cut off or
+/// stopped does not say so, and is replaced in less time than this.
+pub(crate) const SILENCE: Duration = Duration::from_secs(1);
 
 /// An attempt gets this fraction of the request timeout, so that a broker that hangs leaves time for another.
 const ATTEMPTS_PER_TIMEOUT: u32 = 3;
@@ -299,10 +303,10 @@ impl Client {
             return match self.inner.pool.get(&address, purpose).await {
                 Ok(connection) => Ok((connection, Flags::NO_FORWARD)),
                 // The leader's address may be one that only its peers can reach.
-                Err(_) => Ok((self.any(purpose).await?, Flags::NONE)),
+                Err(_) => Ok((self.any(purpose, None).await?, Flags::NONE)),
             };
         }
-        Ok((self.any(purpose).await?, Flags::NONE))
+        Ok((self.any(purpose, None).await?, Flags::NONE))
     }
 
     /// A connection to a broker by its address.
@@ -316,9 +320,10 @@ impl Client {
     }
 
     /// A connection to the broker at the start of the list that can be reached; the list starts at the one that
-    /// worked last.
-    async fn any(&self, purpose: Purpose) -> Result<Connection> {
-        let candidates = self.addresses();
+    /// worked last. One broker may be left out.
+    async fn any(&self, purpose: Purpose, except: Option<&Arc<str>>) -> Result<Connection> {
+        let mut candidates = self.addresses();
+        candidates.retain(|candidate| Some(candidate) != except);
         let start = self.inner.preferred.load(Ordering::Relaxed);
         let mut failure = None;
         for step in 0..candidates.len() {
@@ -397,6 +402,25 @@ impl Client {
                 Err(error)
             }
         }
+    }
+
+    /// Whether another broker than `address`, which has been silent for a while, leads the partition by now. Asks one
+    /// of the other brokers; without an answer, nothing is known to have moved.
+    pub(crate) async fn has_moved(self, topic: Arc<str>, partition: u32, address: Arc<str>) -> bool {
+        let metadata = &self.inner.metadata;
+        let (seen, _) = metadata.age();
+        let _turn = metadata.refreshing.lock().await;
+        if metadata.age().0 == seen {
+            let ask = async {
+                let connection = self.any(Purpose::Requests, Some(&address)).await?;
+                let request = Request::Metadata(MetadataRequest { topics: Some(metadata.topics()) });
+                connection.submit(&request, Flags::NONE).await
+            };
+            if let Ok(Ok(Reply { result: Ok(Response::Metadata(reply)) })) = timeout(SILENCE, ask).await {
+                metadata.update(&reply);
+            }
+        }
+        metadata.leader(&topic, partition).is_some_and(|leader| leader != address)
     }
 
     /// What is needed to use a topic. Asks the cluster if it is not known yet.

@@ -103,6 +103,20 @@ async fn broken_connections_and_new_leaders_neither_repeat_nor_skip() {
 }
 
 #[tokio::test]
+async fn a_leader_that_falls_silent_is_left_once_another_leads() {
+    let cluster = Cluster::start(3, 1).await;
+    fill(&cluster, 0, 20, 5);
+    let client = cluster.builder().request_timeout(Duration::from_secs(60)).build().await.unwrap();
+    let mut consumer = from(&client, Start::Earliest).await;
+    expect(&mut consumer, 0..20).await;
+    // Stopped, not dead: its connections stay open.
+    cluster.hook(|request| if request.node == 1 { Action::Hang } else { Action::Serve });
+    cluster.lead(0, 2);
+    cluster.append(0, batch(Codec::None, 20..30));
+    expect(&mut consumer, 20..30).await;
+}
+
+#[tokio::test]
 async fn a_seek_drops_what_was_fetched_ahead() {
     let cluster = Cluster::start(1, 2).await;
     fill(&cluster, 0, 100, 5);

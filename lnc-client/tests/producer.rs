@@ -159,6 +159,24 @@ async fn a_broker_that_never_answers_is_given_up_at_the_deadline() {
 }
 
 #[tokio::test]
+async fn a_leader_that_falls_silent_is_left_once_another_leads() {
+    let cluster = Cluster::start(3, 1).await;
+    let client = cluster.builder().request_timeout(Duration::from_secs(60)).build().await.unwrap();
+    let producer = small_batches(&client).await;
+    produce_numbers(&producer, 5).await;
+    // Stopped, not dead: its connections stay open.
+    cluster.hook(|request| if request.node == 1 { Action::Hang } else { Action::Serve });
+    cluster.lead(0, 2);
+    let start = Instant::now();
+    for number in 5..10 {
+        producer.enqueue(Record::new(number.to_string())).await.unwrap();
+    }
+    producer.flush().await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert_eq!(cluster.values(0), numbers(10));
+}
+
+#[tokio::test]
 async fn a_full_memory_holds_the_next_record_back() {
     let cluster = Cluster::start(1, 1).await;
     let client = cluster.client().await;

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::state::{Asked, Chunk, Item, Partition, Phase, Shared};
 use super::{OnOutOfRange, ReadFrom, Settings};
-use crate::client::{Client, Target, unexpected};
+use crate::client::{Client, SILENCE, Target, unexpected};
 use crate::error::{Error, Operation, Result};
 use crate::metadata::TopicInfo;
 use crate::pool::Purpose;
@@ -174,7 +174,7 @@ impl Fetcher {
             _ => Target::Any,
         };
         let topic = self.topic.name.clone();
-        Box::pin(fetch(self.client.clone(), topic, broker, target, request, deadline))
+        Box::pin(fetch(self.client.clone(), topic, broker, target, request, settings.max_wait, deadline))
     }
 
     /// Files the answer to a request under its partitions.
@@ -327,6 +327,7 @@ async fn fetch(
     broker: Option<Arc<str>>,
     target: Target,
     request: Request,
+    max_wait: Duration,
     deadline: Instant,
 ) -> Result<Answer> {
     let (connection, flags) = match &broker {
@@ -346,11 +347,25 @@ async fn fetch(
         }
     };
     let address = connection.address().clone();
-    let reply = match timeout_at(deadline, connection.submit(&request, flags)).await {
-        Ok(reply) => reply?,
-        Err(_) => {
+    let mut reply = std::pin::pin!(connection.submit(&request, flags));
+    let reply = loop {
+        // The broker may hold the request back for `max_wait` with good reason.
+        let silent_until = (Instant::now() + max_wait + SILENCE).min(deadline);
+        if let Ok(reply) = timeout_at(silent_until, &mut reply).await {
+            break reply?;
+        }
+        if silent_until == deadline {
             connection.close("no answer in time");
             return Err(Error::lost(&address, "no answer in time"));
+        }
+        let Target::Leader { topic, partition } = &target else { continue };
+        tokio::select! {
+            reply = &mut reply => break reply?,
+            has_moved = client.clone().has_moved(topic.clone(), *partition, address.clone()) => {
+                if has_moved {
+                    return Err(Error::lost(&address, "another broker leads by now"));
+                }
+            }
         }
     };
     let operation = Operation::on_topic("fetch", &topic);

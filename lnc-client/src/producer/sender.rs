@@ -11,6 +11,7 @@
 //! duplicate.
 
 use std::collections::VecDeque;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ use super::Core;
 use super::delivery::Outcome;
 use super::lane::{Batch, Lane, Next};
 use crate::backoff::Backoff;
-use crate::client::{Call, Lesson, MAX_REDIRECTS, Target, unexpected};
+use crate::client::{Call, Lesson, MAX_REDIRECTS, SILENCE, Target, unexpected};
 use crate::connection::{Connection, PendingReply};
 use crate::error::{Error, Operation, Result};
 use crate::pool::Purpose;
@@ -52,7 +53,13 @@ pub(crate) struct Sender {
     redirects: u32,
     /// Why the last attempt failed.
     last_error: Option<Error>,
+    /// Under way while the leader is silent: whether another broker leads by now.
+    inquiry: Option<Inquiry>,
+    /// When the last inquiry ended.
+    inquired_at: Instant,
 }
+
+type Inquiry = Pin<Box<dyn Future<Output = bool> + Send>>;
 
 #[derive(Clone, Copy)]
 struct Identity {
@@ -104,6 +111,8 @@ impl Sender {
             backoff: Backoff::new(),
             redirects: 0,
             last_error: None,
+            inquiry: None,
+            inquired_at: Instant::now(),
         }
     }
 
@@ -265,23 +274,41 @@ impl Sender {
 
     /// Waits for the oldest batch's answer, for news from the lane, or for the next thing to be due.
     async fn next_event(&mut self, due: Option<Instant>) -> Event {
-        let answer_by = self.window.front().map(|sent| {
-            let patience = sent.sent_at + self.core.client.attempt_timeout();
-            (patience.min(sent.deadline), patience <= sent.deadline)
-        });
-        let timer = match (due, answer_by) {
-            (Some(due), Some((by, _))) => Some(due.min(by)),
-            (due, by) => due.or(by.map(|(by, _)| by)),
-        };
+        let patience = self.window.front().map(|sent| sent.sent_at + self.core.client.attempt_timeout());
+        let times = [due, patience, self.window.front().map(|sent| sent.deadline), self.inquire()];
+        let timer = times.into_iter().flatten().min();
         tokio::select! {
             biased;
             result = front_answer(&mut self.window) => Event::Answered(result),
             () = self.lane.wake.notified() => Event::Look,
-            () = sleep_until(timer.unwrap_or_else(Instant::now)), if timer.is_some() => match answer_by {
-                Some((by, true)) if Instant::now() >= by => Event::Answered(Err(self.give_up_waiting())),
+            has_moved = verdict(&mut self.inquiry) => {
+                self.inquiry = None;
+                self.inquired_at = Instant::now();
+                match &self.route {
+                    Some(route) if has_moved => {
+                        Event::Answered(Err(Error::lost(route.connection.address(), "another broker leads by now")))
+                    }
+                    _ => Event::Look,
+                }
+            }
+            () = sleep_until(timer.unwrap_or_else(Instant::now)), if timer.is_some() => match patience {
+                Some(patience) if Instant::now() >= patience => Event::Answered(Err(self.give_up_waiting())),
                 _ => Event::Look,
             },
         }
+    }
+
+    /// Starts an inquiry if the leader has been silent for long enough. Returns when that will be.
+    fn inquire(&mut self) -> Option<Instant> {
+        let (Some(oldest), Some(route), None) = (self.window.front(), &self.route, &self.inquiry) else { return None };
+        let inquire_at = oldest.sent_at.max(self.inquired_at) + SILENCE;
+        if Instant::now() < inquire_at {
+            return Some(inquire_at);
+        }
+        let (client, topic) = (self.core.client.clone(), self.core.topic.name.clone());
+        let address = route.connection.address().clone();
+        self.inquiry = Some(Box::pin(client.has_moved(topic, self.lane.partition, address)));
+        None
     }
 
     /// Ends a connection on which no answer came in time: what else is under way on it will not fare better.
@@ -310,6 +337,7 @@ impl Sender {
                 self.backoff.reset();
                 self.redirects = 0;
                 self.last_error = None;
+                self.inquiry = None;
                 return;
             }
             Ok(Ok(_)) => unexpected(&address, &self.operation()),
@@ -336,6 +364,7 @@ impl Sender {
             sent.maybe_stored |= sent.reply.take().is_some() && (at > 0 || error.is_ambiguous());
         }
         self.route = None;
+        self.inquiry = None;
         let pause = match lesson {
             Lesson::Redirected if self.redirects < MAX_REDIRECTS => {
                 self.redirects += 1;
@@ -428,6 +457,14 @@ async fn front_answer(window: &mut VecDeque<Sent>) -> Result<Reply> {
     let reply = window.front_mut().and_then(|sent| sent.reply.as_mut());
     match reply {
         Some(reply) => Pin::new(reply).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The outcome of an inquiry; never, if there is none.
+async fn verdict(inquiry: &mut Option<Inquiry>) -> bool {
+    match inquiry {
+        Some(inquiry) => inquiry.await,
         None => std::future::pending().await,
     }
 }
