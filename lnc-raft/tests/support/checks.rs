@@ -14,8 +14,9 @@ pub(crate) struct Checks {
     leaders: BTreeMap<Term, u64>,
     /// Log matching: an entry is named by term and index; the name fixes its payload and the term before it.
     entries: BTreeMap<(Term, Index), (Term, Bytes)>,
-    /// State machine safety: what each index was committed with.
-    committed: BTreeMap<Index, Term>,
+    /// State machine safety: the term of the entry that each index was committed with, and the term in which it was
+    /// committed.
+    committed: BTreeMap<Index, (Term, Term)>,
     /// How far each node has applied, in its present life.
     applied: BTreeMap<u64, Index>,
     /// The highest commit index when a read was asked.
@@ -75,7 +76,7 @@ impl Checks {
             *applied = entry.index;
             let known = self.committed.get(&entry.index);
             // A node may learn of a commit in the same turn in which it applies: `observe` checks that afterwards.
-            assert!(known.is_none_or(|&term| term == entry.term), "node {id} applies another entry {}", entry.index);
+            assert!(known.is_none_or(|known| known.0 == entry.term), "node {id} applies another entry {}", entry.index);
         }
     }
 
@@ -89,8 +90,10 @@ impl Checks {
         if status.role == Role::Leader && self.leaders.get(&status.term) != Some(&id) {
             let before = self.leaders.insert(status.term, id);
             assert_eq!(before, None, "two leaders in term {}", status.term);
-            for (&index, &term) in &self.committed {
-                let lost = raft.term_at(index) != Some(term) && index >= status.first_index;
+            for (&index, &(term, committed_in)) in &self.committed {
+                // A candidate may learn late that it won, when later terms have long begun.
+                let bound = committed_in < status.term && index >= status.first_index;
+                let lost = bound && raft.term_at(index) != Some(term);
                 assert!(!lost, "leader {id} of term {} lacks committed {term}/{index}", status.term);
             }
         }
@@ -98,11 +101,11 @@ impl Checks {
             let Some(term) = raft.term_at(index) else { continue };
             let have = disks.iter().filter(|disk| disk.term_at(index) == Some(term)).count();
             assert!(have > self.voters / 2, "{term}/{index} is committed, but durable on {have} nodes only");
-            self.committed.insert(index, term);
+            self.committed.insert(index, (term, status.term));
         }
         let from = commit.max(status.first_index.saturating_sub(1)).max(1);
         for index in from..=status.commit {
-            let (own, known) = (raft.term_at(index), self.committed.get(&index).copied());
+            let (own, known) = (raft.term_at(index), self.committed.get(&index).map(|known| known.0));
             assert_eq!(own, known, "node {id} has another committed entry {index}");
         }
     }
