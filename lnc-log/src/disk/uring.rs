@@ -298,3 +298,57 @@ impl Disk for UringDisk {
 }
 
 const _: () = assert!(MAX_CHUNK.is_multiple_of(BLOCK));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(direct: bool, kind: Kind) -> Slot {
+        let file = tempfile::tempfile().expect("a temporary file");
+        Slot { token: Token(1), file: Arc::new(OpenFile { file, direct }), kind }
+    }
+
+    fn write(direct: bool) -> Slot {
+        slot(direct, Kind::Write { position: 0, buf: AlignedBuf::zeroed(3 * BLOCK), done: 0, durable: true })
+    }
+
+    fn done_so_far(slot: &Slot) -> usize {
+        match slot.kind {
+            Kind::Write { done, .. } | Kind::Read { done, .. } => done,
+            Kind::Sync => 0,
+        }
+    }
+
+    #[test]
+    fn a_short_write_goes_on_where_it_stopped() {
+        let mut slot = write(true);
+        assert!(matches!(slot.complete(BLOCK as i32 + 512), Next::Again));
+        assert_eq!(done_so_far(&slot), BLOCK, "direct writes go on at a block boundary");
+        assert!(matches!(slot.complete(-EINTR), Next::Again));
+        match slot.complete(2 * BLOCK as i32) {
+            Next::Finished(Ok(Outcome::Written(buf))) => assert_eq!(buf.len(), 3 * BLOCK),
+            _ => panic!("not finished"),
+        }
+        let mut slot = write(false);
+        assert!(matches!(slot.complete(5), Next::Again));
+        assert_eq!(done_so_far(&slot), 5);
+    }
+
+    #[test]
+    fn a_write_without_progress_or_with_an_error_fails() {
+        for (direct, result) in [(false, 0), (true, 512), (true, -28)] {
+            assert!(matches!(write(direct).complete(result), Next::Finished(Err(_))), "{result}");
+        }
+    }
+
+    #[test]
+    fn a_short_read_ends_only_at_the_end_of_the_file() {
+        let read = |direct| slot(direct, Kind::Read { position: 0, buf: AlignedBuf::zeroed(2 * BLOCK), done: 0 });
+        let mut buffered = read(false);
+        assert!(matches!(buffered.complete(100), Next::Again));
+        assert!(matches!(buffered.complete(0), Next::Finished(Ok(Outcome::Read(buf))) if buf.len() == 100));
+        let mut direct = read(true);
+        assert!(matches!(direct.complete(BLOCK as i32), Next::Again));
+        assert!(matches!(direct.complete(7), Next::Finished(Ok(Outcome::Read(buf))) if buf.len() == BLOCK + 7));
+    }
+}

@@ -29,6 +29,8 @@ impl SegmentStore {
                 self.run_step(disk, key, step);
             }
             None => {
+                // What waited for space may have been trimmed.
+                self.stalled.remove(&key);
                 if partition.target.take().is_some() {
                     self.checkpoint.waiting.remove(&key);
                     self.ready.insert(key);

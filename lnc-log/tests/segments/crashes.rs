@@ -185,7 +185,7 @@ fn empty() -> Harness {
 
 #[test]
 fn random_runs_with_crashes_end_in_the_same_files() {
-    for seed in 1..=120 {
+    for seed in 1..=80 {
         run_with_crashes(seed);
     }
 }

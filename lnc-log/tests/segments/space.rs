@@ -43,6 +43,19 @@ fn a_full_disk_keeps_the_data_in_memory() {
 }
 
 #[test]
+fn a_full_disk_is_forgotten_when_what_waits_is_trimmed() {
+    let mut replica = Harness::new(small());
+    replica.disk.set_capacity(Some(0));
+    replica.append(&[3000; 3], 1);
+    replica.write_out();
+    assert!(replica.store.is_full());
+    replica.store.trim(KEY, u64::MAX).unwrap();
+    replica.write_out();
+    assert!(!replica.store.is_full());
+    assert_eq!(replica.store.pending_bytes(), 0);
+}
+
+#[test]
 fn failed_writes_and_syncs_are_fatal() {
     let failing: [fn(&Op) -> bool; 5] = [
         |op| matches!(op, Op::Write { .. }),

@@ -72,8 +72,9 @@ fn a_checkpoint_writes_the_partial_block_and_later_ones_rewrite_it() {
 #[test]
 fn a_start_cuts_the_files_to_the_checkpoint() {
     let mut replica = Harness::new(small());
-    let batches = replica.append(&[3000; 4], 1);
+    let batches = replica.append(&[3000; 3], 1);
     let (_, states) = replica.checkpoint();
+    // The open segment goes on, and others follow.
     replica.append(&[3000; 9], 1);
     replica.write_out();
     assert!(replica.files().len() > 3, "there is something to remove");
