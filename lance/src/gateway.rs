@@ -78,6 +78,8 @@ pub struct Gateway {
     forwards: RefCell<BTreeMap<NodeId, Rc<forward::Link>>>,
     next_connection: Cell<u64>,
     paused: Cell<bool>,
+    /// Whether there is a broker behind the inbox.
+    serving: Cell<bool>,
     turn: Rc<Notify>,
     metrics: Arc<Metrics>,
 }
@@ -92,9 +94,15 @@ impl Gateway {
             forwards: RefCell::default(),
             next_connection: Cell::new(0),
             paused: Cell::new(false),
+            serving: Cell::new(false),
             turn,
             metrics,
         })
+    }
+
+    /// From now on requests are served; until then clients are told to come back later.
+    pub fn start_serving(&self) {
+        self.serving.set(true);
     }
 
     /// Accept clients for ever.
@@ -218,6 +226,11 @@ impl Gateway {
             Ok(opcode) => opcode,
             Err(error) => return refuse(ErrorCode::UnknownOpcode, error.to_string()),
         };
+        if !self.serving.get() {
+            connection.closing.set(true);
+            let message = "this node does not belong to a running cluster yet; /readyz says why".to_owned();
+            return refuse(ErrorCode::NotReady, message);
+        }
         if !connection.greeted.replace(true) && opcode != Opcode::Hello {
             connection.closing.set(true);
             let message = format!("the first request of a connection must be Hello, not {}", opcode.name());

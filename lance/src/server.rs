@@ -170,60 +170,21 @@ impl Server {
                 events.wake.notify_one();
             }),
         );
+        let gateway = Gateway::new(gateway_config(&config), inbox.wake.clone(), metrics.clone());
+        spawn_local(gateway.clone().accept(clients));
         let cluster = tokio::select! {
             cluster = form(&config, &mut data_dir, identity, &peers, &inbox, &health) => cluster?,
             () = stop.requested() => return Ok(()),
         };
-        let mut server = Self::open(config, data_dir, cluster, peers, inbox, metrics, health)?;
-        spawn_local(server.gateway.clone().accept(clients));
+        let (broker, notifier) = open_broker(&config, &data_dir, &cluster, metrics)?;
+        gateway.start_serving();
+        let clocks = Clocks { start: Instant::now() };
+        let requests = Vec::new();
+        let mut server =
+            Self { config, broker, gateway, peers, inbox, notifier, health, clocks, requests, _data_dir: data_dir };
         let result = server.drive(&mut stop).await;
         server.health.set_ready(Err("stopped".to_owned()));
         result
-    }
-
-    fn open(
-        config: Config,
-        data_dir: DataDir,
-        cluster: Cluster,
-        peers: Rc<Peers>,
-        inbox: Rc<PeerInbox>,
-        metrics: Arc<Metrics>,
-        health: Arc<Health>,
-    ) -> Result<Self, ServerError> {
-        let choice = match config.storage.backend {
-            BackendChoice::Auto => lnc_log::disk::BackendChoice::Auto,
-            BackendChoice::Uring => lnc_log::disk::BackendChoice::Uring,
-            BackendChoice::Threads => lnc_log::disk::BackendChoice::Threads,
-        };
-        let backend = |source| ServerError::Backend { path: data_dir.root().display().to_string(), source };
-        let disk = AnyDisk::open(data_dir.root(), choice).map_err(backend)?;
-        let notifier = disk.notifier().try_clone_to_owned().map_err(backend)?;
-        let notifier = watch(notifier).map_err(backend)?;
-        let incarnation = cluster.members.get(&NodeId(config.node.id)).copied().unwrap_or_default();
-        let shard_config = shard_config(&config, &cluster, incarnation, random()?);
-        let segment_config = SegmentConfig { segment_bytes: config.storage.segment_bytes, ..SegmentConfig::default() };
-        let broker_config = broker_config(&config, &cluster);
-        let gateway_config = GatewayConfig {
-            max_frame_bytes: config.limits.max_frame_bytes as usize,
-            max_connections: config.limits.max_connections as usize,
-            idle_timeout: config.limits.idle_timeout,
-            nodes: broker_config.nodes.iter().map(|(id, node)| (*id, node.client.clone())).collect(),
-        };
-        let broker = broker::open(broker_config, shard_config, segment_config, disk, metrics.clone())?;
-        let gateway = Gateway::new(gateway_config, inbox.wake.clone(), metrics);
-        tracing::info!(node = config.node.id, cluster = %format_args!("{:032x}", cluster.id), "the node has recovered");
-        Ok(Self {
-            config,
-            broker,
-            gateway,
-            peers,
-            inbox,
-            notifier,
-            health,
-            clocks: Clocks { start: Instant::now() },
-            requests: Vec::new(),
-            _data_dir: data_dir,
-        })
     }
 
     /// Take turns until told to stop, then hand over and finish.
@@ -307,6 +268,29 @@ impl Server {
     }
 }
 
+/// Recover from the data directory; also gives what tells that the disk has finished something.
+fn open_broker(
+    config: &Config,
+    data_dir: &DataDir,
+    cluster: &Cluster,
+    metrics: Arc<Metrics>,
+) -> Result<(Broker<AnyDisk>, AsyncFd<OwnedFd>), ServerError> {
+    let choice = match config.storage.backend {
+        BackendChoice::Auto => lnc_log::disk::BackendChoice::Auto,
+        BackendChoice::Uring => lnc_log::disk::BackendChoice::Uring,
+        BackendChoice::Threads => lnc_log::disk::BackendChoice::Threads,
+    };
+    let backend = |source| ServerError::Backend { path: data_dir.root().display().to_string(), source };
+    let disk = AnyDisk::open(data_dir.root(), choice).map_err(backend)?;
+    let notifier = disk.notifier().try_clone_to_owned().and_then(watch).map_err(backend)?;
+    let incarnation = cluster.members.get(&NodeId(config.node.id)).copied().unwrap_or_default();
+    let shard_config = shard_config(config, cluster, incarnation, random()?);
+    let segment_config = SegmentConfig { segment_bytes: config.storage.segment_bytes, ..SegmentConfig::default() };
+    let broker = broker::open(broker_config(config, cluster), shard_config, segment_config, disk, metrics)?;
+    tracing::info!(node = config.node.id, cluster = %format_args!("{:032x}", cluster.id), "the node has recovered");
+    Ok((broker, notifier))
+}
+
 /// Wait until this node belongs to a cluster. One that does already returns at once.
 async fn form(
     config: &Config,
@@ -380,6 +364,15 @@ fn shard_config(config: &Config, cluster: &Cluster, incarnation: u64, seed: u64)
             max_in_flight: config.journal.max_in_flight_flushes as usize,
             ..JournalConfig::new(incarnation)
         },
+    }
+}
+
+fn gateway_config(config: &Config) -> GatewayConfig {
+    GatewayConfig {
+        max_frame_bytes: config.limits.max_frame_bytes as usize,
+        max_connections: config.limits.max_connections as usize,
+        idle_timeout: config.limits.idle_timeout,
+        nodes: config.cluster.nodes.iter().map(|node| (NodeId(node.id), node.client.to_string())).collect(),
     }
 }
 
