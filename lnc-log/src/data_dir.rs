@@ -119,7 +119,8 @@ pub enum DataDirError {
     },
     /// The directory belongs to another cluster.
     #[error(
-        "{path} belongs to cluster {found:032x}, not {expected:032x}: correct the addresses of the peers or the data directory"
+        "{path} belongs to cluster {found:032x}, not {expected:032x}: correct the addresses of the peers or the data \
+         directory"
     )]
     OtherCluster {
         /// The directory.
