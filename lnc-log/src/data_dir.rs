@@ -107,7 +107,8 @@ pub enum DataDirError {
     },
     /// The directory belongs to another node.
     #[error(
-        "{path} belongs to node {found}, but this node is configured as node {expected}: correct the node id or the data directory"
+        "{path} belongs to node {found}, but this node is configured as node {expected}: correct the node id or the \
+         data directory"
     )]
     OtherNode {
         /// The directory.

@@ -181,7 +181,8 @@ pub enum SegmentError {
     },
     /// A batch does not continue its partition.
     #[error(
-        "partition {key}: a batch from offset {expected} was expected, one of offsets {base_offset} to {last_offset} came"
+        "partition {key}: a batch from offset {expected} was expected, one of offsets {base_offset} to {last_offset} \
+         came"
     )]
     OutOfOrder {
         /// The partition.
