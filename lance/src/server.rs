@@ -198,6 +198,7 @@ impl Server {
                 () = wake.notified() => {}
                 ready = self.notifier.readable() => {
                     ready.map_err(process("wait for the disk"))?.clear_ready();
+                    self.broker.disk().drain_notifier();
                 }
                 _ = ticks.tick() => self.tick()?,
                 () = stop.requested(), if draining_until.is_none() => {
@@ -225,7 +226,6 @@ impl Server {
     }
 
     fn turn(&mut self) -> Result<(), ServerError> {
-        self.broker.disk().drain_notifier();
         let clock = self.clocks.now();
         for event in self.inbox.events.take() {
             match event {

@@ -99,6 +99,10 @@ pub struct Outputs {
     pub roles: Vec<(GroupId, RoleChange)>,
     /// Entries that have become durable on this node.
     pub durable: Vec<(GroupId, Term, Index)>,
+    /// Journal flushes handed to the disk: number and bytes of their records.
+    pub flushes_started: Vec<(u64, usize)>,
+    /// Every flush up to this one is durable.
+    pub flushes_durable: u64,
     /// Read requests that may be answered once the index is applied: context and index.
     pub reads: Vec<(GroupId, u64, Index)>,
     /// Read requests that must be tried again.
@@ -228,7 +232,7 @@ impl Shard {
             group.raft.tick();
         }
         self.idle_ticks = self.idle_ticks.saturating_add(1);
-        if self.idle_ticks == IDLE_TICKS {
+        if self.idle_ticks >= IDLE_TICKS {
             self.journal.mark_idle(disk);
         }
     }
@@ -335,7 +339,9 @@ impl Shard {
             if !self.journal.can_flush() {
                 return;
             }
+            let bytes = self.journal.staged_bytes();
             if let Some(number) = self.journal.flush(disk) {
+                out.flushes_started.push((number, bytes));
                 self.idle_ticks = 0;
                 self.in_flight.push_back((number, std::mem::take(&mut self.staged)));
             }
@@ -360,6 +366,7 @@ impl Shard {
             self.entries_loaded(read.ticket, read.result);
         }
         let durable = self.journal.durable();
+        out.flushes_durable = durable;
         while self.in_flight.front().is_some_and(|(number, _)| *number <= durable) {
             let Some((_, held)) = self.in_flight.pop_front() else { break };
             out.messages.extend(held.messages);

@@ -17,9 +17,10 @@ use lnc_log::disk::{Completion, Disk};
 use lnc_log::journal::{GroupId, JournalStart};
 use lnc_log::segment::{PartitionKey, PartitionState, SegmentConfig, SegmentStore};
 use lnc_metrics::Metrics;
+use lnc_protocol::Opcode;
 use lnc_raft::{HardState, NodeId};
 use lnc_replication::{GroupStart, Outputs, Shard, ShardConfig};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// A checkpoint is made at least this often while entries are applied, so that a restart replays little.
@@ -227,8 +228,13 @@ pub fn open<D: Disk>(
         shard_outputs: Outputs::default(),
         outputs: Vec::new(),
         completions: Vec::new(),
+        request_counters: Opcode::ALL
+            .iter()
+            .map(|opcode| (*opcode, metrics.requests_total.with_label_values(&[opcode.name()])))
+            .collect(),
         metrics,
         group_metrics,
+        flushes: VecDeque::new(),
         last_second_us: 0,
     })
 }

@@ -28,13 +28,13 @@ use bytes::Bytes;
 use lnc_log::disk::{Completion, Disk, Owner};
 use lnc_log::journal::GroupId;
 use lnc_log::segment::{PartitionKey, SegmentStore};
-use lnc_metrics::{GroupMetrics, Metrics};
+use lnc_metrics::{Counter, GroupMetrics, Metrics};
 use lnc_protocol::ErrorCode;
 use lnc_protocol::frame::Flags;
 use lnc_protocol::message::{ErrorReply, LeaderHint, Opcode, Reply, Request, Response};
 use lnc_raft::{Message, NodeId, Role};
 use lnc_replication::{Outputs, Shard, ShardError};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -210,6 +210,9 @@ pub struct Broker<D: Disk> {
     completions: Vec<Completion>,
     metrics: Arc<Metrics>,
     group_metrics: BTreeMap<GroupId, GroupMetrics>,
+    request_counters: BTreeMap<Opcode, Counter>,
+    /// Journal flushes under way and when they were submitted.
+    flushes: VecDeque<(u64, u64)>,
     last_second_us: u64,
 }
 
@@ -233,7 +236,9 @@ impl<D: Disk> Broker<D> {
     /// A client's request. Its reply, now or later, is an output of a turn.
     pub fn request(&mut self, clock: Clock, caller: Caller, opcode: Opcode, body: Bytes) {
         self.clock = clock;
-        self.metrics.requests_total.with_label_values(&[opcode.name()]).inc();
+        if let Some(counter) = self.request_counters.get(&opcode) {
+            counter.inc();
+        }
         match Request::decode(opcode, body.clone()) {
             Ok(request) => self.serve(caller, opcode, request, body),
             Err(error) => self.refuse(caller, opcode, ErrorCode::InvalidRequest, error.to_string()),
@@ -377,6 +382,7 @@ impl<D: Disk> Broker<D> {
                 }
             }
         }
+        self.time_flushes(out);
         for (group, term, index) in std::mem::take(&mut out.durable) {
             self.leader_durable(group, term, index);
         }
@@ -391,6 +397,19 @@ impl<D: Disk> Broker<D> {
         }
         self.pass_barriers();
         Ok(())
+    }
+
+    /// Keep the books of the journal's flushes.
+    fn time_flushes(&mut self, out: &mut Outputs) {
+        let now = self.now_us();
+        for (number, bytes) in out.flushes_started.drain(..) {
+            self.metrics.journal_flush_bytes.observe(bytes as f64);
+            self.flushes.push_back((number, now));
+        }
+        while let Some((_, since)) = self.flushes.pop_front_if(|(number, _)| *number <= out.flushes_durable) {
+            self.metrics.journal_flushes_total.inc();
+            self.metrics.journal_fsync_seconds.observe(now.saturating_sub(since) as f64 / 1e6);
+        }
     }
 
     /// Whether a turn would find something to do that no event announces.
