@@ -1,0 +1,78 @@
+//! Who takes part: a cluster forms with all its nodes only, and a wiped node is not its former self.
+
+use super::support::cluster::Cluster;
+use super::support::wire::{self, Wire};
+use super::support::{eventually, lines_of_every_kind};
+use lnc_protocol::Flags;
+use std::time::{Duration, Instant};
+
+/// How long something that must not happen is looked out for.
+const WATCH: Duration = Duration::from_secs(2);
+
+#[test]
+fn a_cluster_does_not_form_with_two_of_three_nodes() {
+    let mut cluster = Cluster::stopped(&[]);
+    let waits = |cluster: &mut Cluster, id: u64| {
+        let state = cluster.node(id).readyz();
+        state.is_some_and(|(status, reason)| status == 503 && reason.contains("waiting for nodes 3"))
+    };
+    for id in [1, 2] {
+        cluster.node(id).start();
+    }
+    for id in [1, 2] {
+        eventually("the node waits for node 3", || waits(&mut cluster, id).then_some(()));
+    }
+    let until = Instant::now() + WATCH;
+    while Instant::now() < until {
+        assert!(waits(&mut cluster, 1) && waits(&mut cluster, 2), "{}", cluster.node(1).log());
+    }
+    cluster.node(3).start();
+    cluster.wait_ready();
+    cluster.assert_one_leader_per_group();
+}
+
+#[test]
+fn a_wiped_node_waits_for_admission_and_does_not_count() {
+    let mut cluster = Cluster::start();
+    let group = cluster.create_topic("t", 1, &[])[0];
+    cluster.ok(&["produce", "t"], &lines_of_every_kind(1 << 20));
+    let leader = cluster.leader(group);
+    let (wiped, other) = (cluster.others(leader)[0], cluster.others(leader)[1]);
+    cluster.node(wiped).kill();
+    std::fs::remove_dir_all(&cluster.node(wiped).data).unwrap();
+    cluster.node(wiped).start();
+    let awaits = |cluster: &mut Cluster| {
+        let state = cluster.node(wiped).readyz();
+        state.is_some_and(|(status, reason)| status == 503 && reason.contains("awaits re-admission"))
+    };
+    eventually("the wiped node awaits re-admission", || awaits(&mut cluster).then_some(()));
+    cluster.ok(&["produce", "t"], b"two of three go on\n");
+    cluster.ok(&["topic", "create", "more"], b"");
+
+    // The wiped node and one of its former peers are no majority.
+    let end = cluster.partitions("t")[0].high_watermark;
+    cluster.node(other).kill();
+    let mut alone = cluster.wire(leader);
+    let until = Instant::now() + WATCH;
+    let value: &[u8] = b"nobody may say yes to this";
+    while Instant::now() < until {
+        let request =
+            lnc_protocol::message::ProduceRequest { timeout_ms: 500, ..wire::produce("t", 0, wire::batch([value])) };
+        let error = alone.produce(request, Flags::NONE).unwrap().expect_err("no majority holds this");
+        assert!(error.code.is_retriable(), "{error}");
+        assert!(awaits(&mut cluster), "{:?}", cluster.node(wiped).readyz());
+    }
+    let found = alone.fetch(wire::fetch("t", 0, end)).unwrap();
+    assert_eq!((found.high_watermark, found.records.len()), (end, 0), "nothing more is committed");
+
+    cluster.node(other).start();
+    for id in [leader, other] {
+        cluster.node(id).wait_ready();
+    }
+    assert!(awaits(&mut cluster));
+    let mut wire = Wire::connect(&cluster.node(other).client()).unwrap();
+    let done = eventually("two former members are a majority again", || {
+        wire.produce(wire::produce("t", 0, wire::batch([value])), Flags::NONE).unwrap().ok()
+    });
+    assert!(done.base_offset >= Some(end));
+}

@@ -1,0 +1,10 @@
+//! Promises of a cluster, tested on real processes: `lance server` on loopback, killed, hung, wiped and filled up.
+//!
+//! Tests with a cluster run one at a time: three nodes and their load are enough for a small machine.
+
+mod admission;
+mod failover;
+mod files;
+mod lagging;
+mod startup;
+mod support;
