@@ -441,10 +441,14 @@ impl State {
             Op::List { path } => return Ok(Outcome::Names(self.list(&path))),
             Op::ZeroFill { len, .. } => {
                 let held = self.inode(target, 0, 0)?.volatile.len();
-                self.reserve(len.saturating_sub(held))?;
+                let fits = self.reserve(len.saturating_sub(held));
+                // Where space runs out, what was filled so far stays.
+                let room = self.capacity.map_or(0, |capacity| capacity.saturating_sub(self.used()));
+                let filled = if fits.is_ok() { len } else { held + room };
                 let inode = self.inode(target, 0, 0)?;
-                inode.change(u64::MAX, Change::ZeroFill(len));
+                inode.change(u64::MAX, Change::ZeroFill(filled));
                 inode.sync(u64::MAX);
+                fits?;
             }
             Op::SetLen { len, .. } => {
                 let held = self.inode(target, 0, 0)?.volatile.len();

@@ -27,6 +27,8 @@ enum SpareState {
     Renaming,
     Naming,
     Ready,
+    /// Giving back what was filled before space ran out: a checkpoint may need it, which is what frees the journal.
+    Emptying,
     /// No space for it. `opened` tells how far it got.
     Full {
         opened: bool,
@@ -80,7 +82,9 @@ impl Files {
 
     /// Total length of all files in bytes.
     pub(super) fn bytes(&self) -> u64 {
-        self.live.values().map(|f| f.len).sum::<u64>() + self.spares.iter().map(|s| s.len).sum::<u64>()
+        let taken = |s: &&Spare| !matches!(s.state, SpareState::Emptying | SpareState::Full { .. });
+        let spares: u64 = self.spares.iter().filter(taken).map(|s| s.len).sum();
+        self.live.values().map(|f| f.len).sum::<u64>() + spares
     }
 
     /// Add a spare found at recovery.
@@ -243,13 +247,16 @@ impl Files {
                 spare.state = SpareState::Full { opened: false };
             }
             (SpareState::Filling, Err(e)) if e.kind() == io::ErrorKind::StorageFull => {
-                spare.state = SpareState::Full { opened: true };
+                spare.state = SpareState::Emptying;
+                self.submit(disk, Task::Spare(number), Op::SetLen { file, len: 0 });
             }
+            (SpareState::Emptying, Ok(_)) => spare.state = SpareState::Full { opened: true },
             (SpareState::Ready | SpareState::Full { .. }, Ok(_)) => {}
             (state, Err(source)) => {
                 let operation = match state {
                     SpareState::Opening => "create",
                     SpareState::Filling => "fill",
+                    SpareState::Emptying => "empty",
                     SpareState::Renaming => "rename a released file to",
                     _ => "sync the directory of",
                 };

@@ -37,6 +37,9 @@ pub use read::JournalRead;
 const DIR: &str = "journal";
 /// Buffers longer than this, in bytes, are not kept for reuse.
 const MAX_KEPT_BUFFER: usize = 4 << 20;
+/// While the disk is full, every so many calls of `flush` try again to make the next file: seldom, since each attempt
+/// takes the space for a moment from those who could free some.
+const FLUSHES_PER_RETRY: u32 = 64;
 
 /// Path of the file with this number.
 fn file_path(number: u64) -> String {
@@ -190,6 +193,8 @@ pub struct Journal {
     /// Files below this may go.
     release_before: u64,
     reads: Reads,
+    /// Calls of `flush` while the disk was full.
+    full_flushes: u32,
     spare_buffers: Vec<AlignedBuf>,
     failed: bool,
 }
@@ -227,6 +232,7 @@ impl Journal {
             last_with_records: scan.last_with_records,
             release_before: 0,
             reads: Reads::default(),
+            full_flushes: 0,
             spare_buffers: Vec::new(),
             failed: false,
             config,
@@ -274,12 +280,18 @@ impl Journal {
 
     /// Write what is staged. Returns the number of the flush that completes it: everything appended so far is on
     /// stable storage once [`Journal::durable`] has reached it. `None` when nothing is staged, or nothing can be
-    /// written now; then what is staged stays, and grows into a larger flush.
+    /// written now; then what is staged stays, and grows into a larger flush. To be called every turn with something
+    /// staged, also while [`Journal::can_flush`] is false: on a full disk, this is what tries again for space.
     pub fn flush<D: Disk>(&mut self, disk: &mut D) -> Option<u64> {
         if self.failed {
             return None;
         }
-        self.make_room(disk, true);
+        self.full_flushes = if self.files.is_full() { self.full_flushes + 1 } else { 0 };
+        let retry = self.full_flushes == FLUSHES_PER_RETRY;
+        if retry {
+            self.full_flushes = 0;
+        }
+        self.make_room(disk, retry);
         let number = if self.can_flush() { self.seal() } else { None };
         self.pump(disk);
         number
@@ -336,7 +348,7 @@ impl Journal {
         }
         self.reserve(0);
         self.begin_flush();
-        self.make_room(disk, true);
+        self.make_room(disk, false);
         if self.can_flush() {
             self.seal();
             self.pump(disk);

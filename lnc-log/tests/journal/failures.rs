@@ -91,8 +91,10 @@ fn a_full_disk_stalls_flushes_until_there_is_space() {
         settle(&mut journal, &mut disk).expect("no space is no failure");
     }
     assert!(journal.is_full());
+    assert_eq!(disk.used(), FILE_BYTES, "a file that did not fit takes no space");
+    assert_eq!(journal.bytes(), FILE_BYTES);
     disk.set_capacity(None);
-    for _ in 0..4 {
+    for _ in 0..70 {
         history.flush(&mut journal, &mut disk);
         settle(&mut journal, &mut disk).expect("healthy");
     }
