@@ -10,7 +10,7 @@ use crate::wire::{MAX_FRAME_BODY, WireError, put_frame, put_message, take_frame}
 use bytes::{Bytes, BytesMut};
 use lnc_log::journal::GroupId;
 use lnc_metrics::Metrics;
-use lnc_raft::{Message, NodeId};
+use lnc_raft::{Body, Message, NodeId};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -137,6 +137,7 @@ impl Peers {
                 tracing::warn!(peer = %first.to, channel = channel.name(), bytes = queue.len(), "peer does not read; reconnecting");
                 outgoing.connected.set(false);
             } else {
+                queue.reserve(batch.iter().map(|(_, message)| size_hint(message)).sum());
                 put_frame(&mut queue, |out| {
                     for (group, message) in batch {
                         put_message(out, *group, message);
@@ -268,6 +269,15 @@ impl Peers {
                 return Ok(());
             }
         }
+    }
+}
+
+/// About what a message takes on the wire, in bytes.
+fn size_hint(message: &Message) -> usize {
+    const FIELDS: usize = 64;
+    match &message.body {
+        Body::Append { entries, .. } => FIELDS + entries.iter().map(|entry| entry.size()).sum::<usize>(),
+        _ => FIELDS,
     }
 }
 

@@ -336,9 +336,6 @@ impl Shard {
     /// Send what is staged on its way to the disk, or keep it until the flushes in flight leave room.
     fn flush<D: Disk>(&mut self, disk: &mut D, out: &mut Outputs) {
         if self.journal.staged_bytes() > 0 {
-            if !self.journal.can_flush() {
-                return;
-            }
             let bytes = self.journal.staged_bytes();
             if let Some(number) = self.journal.flush(disk) {
                 out.flushes_started.push((number, bytes));

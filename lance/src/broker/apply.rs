@@ -24,6 +24,26 @@ struct Run {
     batches: Vec<(usize, BatchHeader)>,
 }
 
+/// The runs of one entry.
+#[derive(Default)]
+struct Runs {
+    /// Batch bytes that the entry has for each partition, so that no run has to grow.
+    sizes: BTreeMap<PartitionKey, usize>,
+    open: BTreeMap<PartitionKey, Run>,
+}
+
+impl Runs {
+    fn for_entry(commands: &Commands) -> Self {
+        let mut runs = Self::default();
+        for command in commands.clone() {
+            if let Ok(Command::Append { key, batch }) = command {
+                *runs.sizes.entry(key).or_default() += batch.len();
+            }
+        }
+        runs
+    }
+}
+
 /// What became of a command, for its caller.
 enum Outcome {
     Created(Result<Topic, CreateError>),
@@ -63,7 +83,7 @@ impl<D: Disk> Broker<D> {
         let entry_ms = commands.append_ms;
         let append_ms = self.groups.get_mut(&group).map_or(entry_ms, |data| data.state.advance_clock(entry_ms));
         let mut outcomes = Vec::new();
-        let mut runs = BTreeMap::new();
+        let mut runs = Runs::for_entry(&commands);
         for command in commands {
             let command = command.map_err(unreadable)?;
             if !matches!(command, Command::Append { .. }) {
@@ -81,7 +101,7 @@ impl<D: Disk> Broker<D> {
         epoch: i32,
         append_ms: u64,
         command: Command,
-        runs: &mut BTreeMap<PartitionKey, Run>,
+        runs: &mut Runs,
     ) -> Result<Outcome, BrokerError> {
         Ok(match command {
             Command::CreateTopic { name, partitions, data_groups, options } => {
@@ -144,17 +164,18 @@ impl<D: Disk> Broker<D> {
         epoch: i32,
         key: PartitionKey,
         batch: &Bytes,
-        runs: &mut BTreeMap<PartitionKey, Run>,
+        runs: &mut Runs,
     ) -> Result<Appended, Refusal> {
         let mut header = BatchHeader::parse(batch).map_err(|_| Refusal::Corrupt)?;
         let state = &mut self.groups.get_mut(&group).ok_or(Refusal::UnknownPartition)?.state;
         let appended = state.append(key, &header)?;
         if let Appended::At(base_offset) = appended {
             header.base_offset = base_offset;
-            let run = runs.entry(key).or_insert_with(|| Run {
+            let room = runs.sizes.get(&key).copied().unwrap_or_default();
+            let run = runs.open.entry(key).or_insert_with(|| Run {
                 base_offset,
                 end_offset: base_offset,
-                bytes: BytesMut::new(),
+                bytes: BytesMut::with_capacity(room),
                 batches: Vec::new(),
             });
             run.end_offset = header.last_offset() + 1;
@@ -166,8 +187,8 @@ impl<D: Disk> Broker<D> {
     }
 
     /// Make the collected runs visible, and give them to the segments.
-    fn store(&mut self, runs: &mut BTreeMap<PartitionKey, Run>, append_ms: u64) -> Result<(), BrokerError> {
-        for (key, run) in std::mem::take(runs) {
+    fn store(&mut self, runs: &mut Runs, append_ms: u64) -> Result<(), BrokerError> {
+        for (key, run) in std::mem::take(&mut runs.open) {
             let bytes = run.bytes.freeze();
             let ends = run.batches.iter().map(|(start, _)| *start).skip(1).chain([bytes.len()]);
             for ((start, header), end) in run.batches.iter().zip(ends) {

@@ -71,6 +71,8 @@ pub struct CommandError(pub &'static str);
 pub struct EntryBuilder {
     payload: BytesMut,
     count: u32,
+    /// Size of the last entry: about what the next one will need.
+    last_bytes: usize,
 }
 
 impl EntryBuilder {
@@ -87,6 +89,7 @@ impl EntryBuilder {
     /// Add a command; returns its position in the entry.
     pub fn push(&mut self, command: &Command) -> u32 {
         if self.payload.is_empty() {
+            self.payload.reserve(self.last_bytes);
             self.payload.put_bytes(0, HEADER);
         }
         let start = self.payload.len();
@@ -107,6 +110,7 @@ impl EntryBuilder {
         self.payload[..8].copy_from_slice(&append_ms.to_le_bytes());
         self.payload[8..HEADER].copy_from_slice(&self.count.to_le_bytes());
         self.count = 0;
+        self.last_bytes = self.payload.len();
         self.payload.split().freeze()
     }
 }
@@ -152,6 +156,7 @@ fn encode(out: &mut BytesMut, command: &Command) -> u8 {
 }
 
 /// The commands of an entry, in order.
+#[derive(Clone)]
 pub struct Commands {
     /// The leader's clock when the entry was proposed, in milliseconds since the Unix epoch.
     pub append_ms: u64,
