@@ -59,7 +59,7 @@ impl Client {
             name: name.to_owned(),
             partitions,
             options: options.clone(),
-            timeout_ms: self.broker_timeout_ms(),
+            timeout_ms: Client::broker_timeout_ms(self.call_timeout()),
         };
         match self.call(Call::new(operation.clone(), Request::CreateTopic(request))).await {
             Ok(outcome) => expect!(outcome, operation, Response::CreateTopic(topic) => topic),
@@ -84,7 +84,8 @@ impl Client {
     /// Deletes a topic and all its records.
     pub async fn delete_topic(&self, name: &str) -> Result<()> {
         let operation = Operation::on_topic("delete topic", name);
-        let request = DeleteTopicRequest { name: name.to_owned(), timeout_ms: self.broker_timeout_ms() };
+        let request =
+            DeleteTopicRequest { name: name.to_owned(), timeout_ms: Client::broker_timeout_ms(self.call_timeout()) };
         let result = self.call(Call::new(operation.clone(), Request::DeleteTopic(request))).await;
         self.metadata_cache().forget(name);
         match result {

@@ -28,6 +28,10 @@ pub(crate) const MAX_REDIRECTS: u32 = 2;
 /// stopped does not say so, and is replaced in less time than this.
 pub(crate) const SILENCE: Duration = Duration::from_secs(1);
 
+/// The longest attempt of a request that is not a fetch or a produce request. A broker that forwards it to a leader
+/// that has just stopped learns nothing from waiting longer.
+const LONGEST_CALL: Duration = Duration::from_secs(3);
+
 /// An attempt gets this fraction of the request timeout, so that a broker that hangs leaves time for another.
 const ATTEMPTS_PER_TIMEOUT: u32 = 3;
 
@@ -71,7 +75,8 @@ impl ClientBuilder {
         self
     }
 
-    /// How long an operation may take in all, including its retries; one attempt gets a third of that. Default: 30 s.
+    /// How long an operation may take in all, including its retries; one attempt gets a third of that
+    /// at most. Default: 30 s.
     /// A producer's records have their own
     /// [`delivery_timeout`](crate::ProducerBuilder::delivery_timeout).
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
@@ -206,10 +211,15 @@ impl Client {
         self.inner.request_timeout / ATTEMPTS_PER_TIMEOUT
     }
 
-    /// How long a broker should work on a request before it answers `Timeout`: a little less than an attempt lasts, so
-    /// that the answer arrives.
-    pub(crate) fn broker_timeout_ms(&self) -> u32 {
-        (self.attempt_timeout() * 4 / 5).as_millis().clamp(1, u128::from(u32::MAX)) as u32
+    /// How long one attempt of a [`Call`] may take.
+    pub(crate) fn call_timeout(&self) -> Duration {
+        self.attempt_timeout().min(LONGEST_CALL)
+    }
+
+    /// How long a broker should work on a request before it answers `Timeout`: a little less than the attempt lasts,
+    /// so that the answer arrives.
+    pub(crate) fn broker_timeout_ms(attempt: Duration) -> u32 {
+        (attempt * 4 / 5).as_millis().clamp(1, u128::from(u32::MAX)) as u32
     }
 
     pub(crate) fn metadata_cache(&self) -> &Metadata {
@@ -262,7 +272,7 @@ impl Client {
     }
 
     async fn attempt(&self, call: &Call, deadline: Instant) -> Result<(Response, Arc<str>)> {
-        let give_up = deadline.min(Instant::now() + self.attempt_timeout());
+        let give_up = deadline.min(Instant::now() + self.call_timeout());
         let exchange = async {
             let (connection, flags) = self.route(&call.target, Purpose::Requests).await?;
             let result = self.exchange(&connection, flags, call, give_up).await;
@@ -272,7 +282,7 @@ impl Client {
             Ok(result) => result,
             Err(_) => Err(Error::DeadlineExceeded {
                 operation: call.operation.clone(),
-                after: self.attempt_timeout(),
+                after: self.call_timeout(),
                 last: None,
             }),
         }
@@ -280,10 +290,14 @@ impl Client {
 
     async fn exchange(&self, connection: &Connection, flags: Flags, call: &Call, until: Instant) -> Result<Response> {
         connection.ready().await;
+        let sent_at = Instant::now();
         let reply = match timeout_at(until, connection.submit(&call.request, flags)).await {
             Ok(reply) => reply?,
             Err(_) => {
-                connection.close("no answer in time");
+                // If the broker answers others, it is only this request that hangs.
+                if connection.heard_at() < sent_at {
+                    connection.close("no answer in time");
+                }
                 return Err(Error::lost(connection.address(), "no answer in time"));
             }
         };
@@ -390,7 +404,7 @@ impl Client {
         }
         let request = Request::Metadata(MetadataRequest { topics: Some(topics) });
         let call = Call::new(Operation::on_topic("metadata", topic), request);
-        let deadline = Instant::now() + self.attempt_timeout();
+        let deadline = Instant::now() + self.call_timeout();
         match self.attempt(&call, deadline).await {
             Ok((Response::Metadata(reply), _)) => {
                 metadata.update(&reply);

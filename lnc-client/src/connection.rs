@@ -26,6 +26,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 
@@ -95,6 +96,8 @@ struct State {
     /// Encoded requests the writer has not taken yet.
     outgoing: BytesMut,
     slots: Slots,
+    /// When the broker was last heard.
+    heard_at: Instant,
     /// Why the connection ended. Set once.
     ended: Option<Error>,
 }
@@ -115,7 +118,7 @@ impl Connection {
         let stream = TcpStream::connect(&**address).await.map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
         let (reader, writer) = stream.into_split();
-        let state = State { outgoing: BytesMut::new(), slots: Slots::default(), ended: None };
+        let state = State { outgoing: BytesMut::new(), slots: Slots::default(), heard_at: Instant::now(), ended: None };
         let shared = Arc::new(Shared {
             address: address.clone(),
             state: Mutex::new(state),
@@ -160,6 +163,11 @@ impl Connection {
     /// Whether the connection still stands, as far as is known here.
     pub fn is_open(&self) -> bool {
         self.handle.shared.lock().ended.is_none()
+    }
+
+    /// When the last answer to any request arrived.
+    pub fn heard_at(&self) -> Instant {
+        self.handle.shared.lock().heard_at
     }
 
     /// Ends the connection: requests under way fail with [`Error::ConnectionLost`] for the given reason.
@@ -332,6 +340,9 @@ impl Shared {
         let mut sound = true;
         {
             let mut state = self.lock();
+            if !frames.is_empty() {
+                state.heard_at = Instant::now();
+            }
             for frame in frames.drain(..) {
                 sound &= frame.header.flags.contains(Flags::RESPONSE)
                     && state.slots.put_reply(SlotKey::from_correlation(frame.header.correlation), frame, wakers);

@@ -154,6 +154,18 @@ async fn offsets_come_from_the_leader() {
 }
 
 #[tokio::test]
+async fn a_request_that_hangs_is_tried_elsewhere() {
+    let cluster = Cluster::start(2, 1).await;
+    let client = cluster.builder().request_timeout(Duration::from_millis(900)).build().await.unwrap();
+    // What a broker does that forwards to a leader which has stopped.
+    cluster.hook(|request| match request.request {
+        Request::CreateTopic(_) if request.node == 1 => Action::Hang,
+        _ => Action::Serve,
+    });
+    assert_eq!(client.create_topic("new", 1).await.unwrap().name, "new");
+}
+
+#[tokio::test]
 async fn brokers_that_point_at_each_other_are_not_asked_without_pause() {
     let cluster = Cluster::start(2, 1).await;
     let client = cluster.builder().request_timeout(Duration::from_millis(300)).build().await.unwrap();

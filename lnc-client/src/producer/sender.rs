@@ -28,7 +28,7 @@ use super::Core;
 use super::delivery::Outcome;
 use super::lane::{Batch, Lane, Next};
 use crate::backoff::Backoff;
-use crate::client::{Call, Lesson, MAX_REDIRECTS, SILENCE, Target, unexpected};
+use crate::client::{Call, Client, Lesson, MAX_REDIRECTS, SILENCE, Target, unexpected};
 use crate::connection::{Connection, PendingReply};
 use crate::error::{Error, Operation, Result};
 use crate::pool::Purpose;
@@ -261,7 +261,7 @@ impl Sender {
         let sent = &mut self.window[at];
         let request = Request::Produce(ProduceRequest {
             acks: self.core.settings.acks,
-            timeout_ms: self.core.client.broker_timeout_ms(),
+            timeout_ms: Client::broker_timeout_ms(self.core.client.attempt_timeout()),
             topic: self.core.topic.name.to_string(),
             topic_id: self.core.topic.id,
             partition: self.lane.partition,
