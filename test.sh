@@ -127,7 +127,7 @@ step() {
         *)
             failed=$((failed + 1))
             printf -- '-- the end of the output:\n'
-            tail -n 80 "$log"
+            tail -n 120 "$log"
             printf -- '--\n   FAILED after %s with exit code %s: %s\n' "$took" "$code" "$name"
             ;;
     esac
@@ -176,7 +176,7 @@ run_tests() {
         END { printf "> %d tests passed, %d failed, %d ignored\n%s", ok, bad, left, slow }
     ' "$work/tests.log"
     # What failed, at the end, where it is seen.
-    grep -E '^test .* FAILED$' "$work/tests.log" || true
+    sed -n '/^failures:$/,/^test result: /p' "$work/tests.log"
     return "$code"
 }
 
@@ -353,9 +353,23 @@ all_killed() {
     stop_cluster
 }
 
+# Waits until each node leads what it should. A fresh cluster spreads its leaders a few seconds after its start.
+leaders_spread() {
+    local deadline=$((SECONDS + 30)) leads
+    until leads=$("$lance" cluster status | awk '$2 == "ready" { printf "%s:%s ", $1, $3 }') &&
+        [[ $leads == "1:0,3 2:1 3:2 " ]]; do
+        ((SECONDS < deadline)) || {
+            printf 'the leaders are not spread over the nodes: %s\n' "$leads"
+            return 1
+        }
+        sleep 0.2
+    done
+}
+
 throughput() {
     local report rate
     start_cluster throughput
+    leaders_spread
     report=$("$bench" produce --endpoint "$LANCE_ENDPOINT" --topic load --partitions 3 --connections 16 \
         --in-flight 64 --payload 1024 --warmup 1s --duration "${bench_seconds}s" \
         --server-pid "$(pid_of 1)" --server-pid "$(pid_of 2)" --server-pid "$(pid_of 3)")
