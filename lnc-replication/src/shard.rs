@@ -154,8 +154,9 @@ impl Shard {
         journal_start: JournalStart,
         starts: &BTreeMap<GroupId, GroupStart>,
     ) -> Result<Self, ShardError> {
+        let covered = starts.iter().map(|(group, start)| (*group, start.applied_index)).collect();
         let (journal, Recovered { mut groups, torn_tail }) =
-            Journal::open(disk, config.journal.clone(), journal_start)?;
+            Journal::open_above(disk, config.journal.clone(), journal_start, &covered)?;
         if let Some(cut) = torn_tail {
             tracing::warn!(?cut, "the journal ended in a flush that a crash cut short; it was never acknowledged");
         }

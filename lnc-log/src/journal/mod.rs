@@ -203,12 +203,23 @@ impl Journal {
     /// Read the journal from `start` on, cut a torn tail, and get ready to append. Leaves nothing in flight.
     pub fn open<D: Disk>(
         disk: &mut D,
+        config: JournalConfig,
+        start: JournalStart,
+    ) -> Result<(Self, Recovered), JournalError> {
+        Self::open_above(disk, config, start, &BTreeMap::new())
+    }
+
+    /// As [`Journal::open`], but without the payloads of entries up to the index that `covered` gives for their group:
+    /// a checkpoint has their effect already, and retained ones could fill the memory. They can still be read.
+    pub fn open_above<D: Disk>(
+        disk: &mut D,
         mut config: JournalConfig,
         start: JournalStart,
+        covered: &BTreeMap<GroupId, u64>,
     ) -> Result<(Self, Recovered), JournalError> {
         config.file_bytes = config.file_bytes.max(2 * BLOCK as u64).next_multiple_of(BLOCK as u64);
         config.max_in_flight = config.max_in_flight.max(1);
-        let (scan, recovered) = recovery::recover(disk, &config, start)?;
+        let (scan, recovered) = recovery::recover(disk, &config, start, covered)?;
         let hard_states =
             recovered.groups.iter().filter_map(|(group, state)| Some((*group, state.hard_state?))).collect();
         let journal = Self {

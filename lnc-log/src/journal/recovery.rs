@@ -3,9 +3,12 @@
 
 use super::files::{Files, MAX_SPARES};
 use super::format::{Body, HEADER, Header, HeaderFault, Record};
-use super::{Cut, DIR, JournalConfig, JournalError, JournalStart, Location, Recovered, RecoveredEntry, file_path};
+use super::{
+    Cut, DIR, GroupId, JournalConfig, JournalError, JournalStart, Location, Recovered, RecoveredEntry, file_path,
+};
 use crate::disk::{AlignedBuf, BLOCK, Disk, FileId, Op, Outcome};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::io;
 
 /// Bytes read at a time while scanning.
@@ -87,6 +90,7 @@ pub(super) fn recover<D: Disk>(
     disk: &mut D,
     config: &JournalConfig,
     start: JournalStart,
+    covered: &BTreeMap<GroupId, u64>,
 ) -> Result<(Scan, Recovered), JournalError> {
     let mut files = Files::default();
     let mut sources = open_files(disk, &mut files, start)?;
@@ -97,7 +101,7 @@ pub(super) fn recover<D: Disk>(
     let mut chain =
         Chain { number: (first == 1).then_some(0), epoch: 0, sequence: None, attested: 0, last_with_records: 0 };
     let mut recovered = Recovered::default();
-    let (at, position, tail) = scan(disk, config, &mut sources, &mut chain, &mut recovered)?;
+    let (at, position, tail) = scan(disk, config, &mut sources, &mut chain, covered, &mut recovered)?;
     let survey = Survey::take(disk, config, &mut sources[at..], position, &chain)?;
     let found = match tail {
         Found::Nothing { found, torn } => {
@@ -187,6 +191,7 @@ fn scan<D: Disk>(
     config: &JournalConfig,
     sources: &mut [Source],
     chain: &mut Chain,
+    covered: &BTreeMap<GroupId, u64>,
     recovered: &mut Recovered,
 ) -> Result<(usize, u64, Found), JournalError> {
     let (mut at, mut position) = (0, 0);
@@ -213,7 +218,8 @@ fn scan<D: Disk>(
                 len: record.len as u32,
                 sequence: record.sequence,
             };
-            apply(recovered, record, offset, &body, location);
+            let covered = covered.get(&record.group).copied().unwrap_or_default();
+            apply(recovered, record, offset, &body, location, covered);
         }
         chain.number = Some(header.number);
         chain.epoch = header.epoch;
@@ -230,7 +236,7 @@ fn header_len(header: &Header) -> u64 {
     (HEADER as u64 + u64::from(header.body_len)).next_multiple_of(BLOCK as u64)
 }
 
-fn apply(recovered: &mut Recovered, record: Record, offset: usize, body: &Bytes, location: Location) {
+fn apply(recovered: &mut Recovered, record: Record, offset: usize, body: &Bytes, location: Location, covered: u64) {
     let group = recovered.groups.entry(record.group).or_default();
     match record.body {
         Body::HardState { term, vote } => group.hard_state = Some((term, vote)),
@@ -243,7 +249,10 @@ fn apply(recovered: &mut Recovered, record: Record, offset: usize, body: &Bytes,
             let keep = index.checked_sub(first).map_or(0, |n| n as usize);
             // An index beyond the end follows a snapshot: what came before it is not the log any more.
             group.entries.truncate(if keep <= group.entries.len() { keep } else { 0 });
-            let payload = body.slice(offset + payload.start..offset + payload.end);
+            let payload = match index > covered {
+                true => body.slice(offset + payload.start..offset + payload.end),
+                false => Bytes::new(),
+            };
             group.entries.push(RecoveredEntry { term, index, kind, payload, location });
         }
     }

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod corruption;
+mod covered;
 mod crash;
 mod failures;
 mod files;
