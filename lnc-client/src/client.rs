@@ -84,7 +84,8 @@ impl ClientBuilder {
         self
     }
 
-    /// How long one attempt to connect may take. Default: 5 s.
+    /// How long one attempt to connect may take. Default: 2 s, so that an attempt of a request has time for another
+    /// broker.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect.timeout = timeout;
         self
@@ -280,11 +281,15 @@ impl Client {
         };
         match timeout_at(give_up, exchange).await {
             Ok(result) => result,
-            Err(_) => Err(Error::DeadlineExceeded {
-                operation: call.operation.clone(),
-                after: self.call_timeout(),
-                last: None,
-            }),
+            Err(_) => {
+                // A broker that takes connections and says nothing must not be the first choice again.
+                self.inner.preferred.fetch_add(1, Ordering::Relaxed);
+                Err(Error::DeadlineExceeded {
+                    operation: call.operation.clone(),
+                    after: self.call_timeout(),
+                    last: None,
+                })
+            }
         }
     }
 
@@ -430,8 +435,11 @@ impl Client {
                 let request = Request::Metadata(MetadataRequest { topics: Some(metadata.topics()) });
                 connection.submit(&request, Flags::NONE).await
             };
-            if let Ok(Ok(Reply { result: Ok(Response::Metadata(reply)) })) = timeout(SILENCE, ask).await {
-                metadata.update(&reply);
+            match timeout(SILENCE, ask).await {
+                Ok(Ok(Reply { result: Ok(Response::Metadata(reply)) })) => metadata.update(&reply),
+                _ => {
+                    self.inner.preferred.fetch_add(1, Ordering::Relaxed);
+                }
             }
         }
         metadata.leader(&topic, partition).is_some_and(|leader| leader != address)

@@ -56,7 +56,7 @@ impl Default for ConnectOptions {
     fn default() -> Self {
         ConnectOptions {
             client_name: "lnc-client".into(),
-            timeout: Duration::from_secs(5),
+            timeout: Duration::from_secs(2),
             max_reply_bytes: 64 * 1024 * 1024,
             max_queued_bytes: 8 * 1024 * 1024,
         }

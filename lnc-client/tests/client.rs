@@ -166,6 +166,20 @@ async fn a_request_that_hangs_is_tried_elsewhere() {
 }
 
 #[tokio::test]
+async fn a_broker_that_is_stopped_is_passed_over() {
+    let cluster = Cluster::start(3, 1).await;
+    let builder = cluster.builder().request_timeout(Duration::from_millis(1500));
+    let client = builder.connect_timeout(Duration::from_secs(60)).build().await.unwrap();
+    // Node 2 takes connections and says nothing; node 1 hangs on this request only.
+    cluster.hook(|request| match request.request {
+        _ if request.node == 2 => Action::Hang,
+        Request::CreateTopic(_) if request.node == 1 => Action::Hang,
+        _ => Action::Serve,
+    });
+    assert_eq!(client.create_topic("new", 1).await.unwrap().name, "new");
+}
+
+#[tokio::test]
 async fn brokers_that_point_at_each_other_are_not_asked_without_pause() {
     let cluster = Cluster::start(2, 1).await;
     let client = cluster.builder().request_timeout(Duration::from_millis(300)).build().await.unwrap();
