@@ -110,6 +110,12 @@ impl Catalog {
         self.by_name.get(name)
     }
 
+    /// Whether this replica can tell what a client means that names a topic and perhaps its id (0: any): it has a topic
+    /// of that name, and not only one that is older than the id.
+    pub fn knows(&self, name: &str, id: u64) -> bool {
+        self.topic(name).is_some_and(|topic| id <= topic.id)
+    }
+
     /// A topic by id.
     pub fn topic_by_id(&self, id: u64) -> Option<&Topic> {
         self.names.get(&id).and_then(|name| self.by_name.get(name))

@@ -52,7 +52,7 @@ enum Slot {
 
 impl<D: Disk> Broker<D> {
     pub(super) fn fetch(&mut self, caller: Caller, request: FetchRequest, body: Bytes) {
-        if request.partitions.iter().all(|p| self.catalog.topic(&p.topic).is_some()) {
+        if request.partitions.iter().all(|p| self.catalog.knows(&p.topic, p.topic_id)) {
             self.fetch_known(caller, request);
         } else {
             self.after_catalog(caller, Opcode::Fetch, Request::Fetch(request), body);

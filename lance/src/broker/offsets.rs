@@ -40,6 +40,7 @@ impl<D: Disk> Broker<D> {
     /// The groups that must confirm where their logs end before a request can be answered.
     pub(super) fn groups_of_offsets(&self, request: &ListOffsetsRequest) -> BTreeSet<GroupId> {
         let group_of = |wanted: &ListOffsetsPartition| match self.catalog.topic(&wanted.topic) {
+            _ if !self.catalog.knows(&wanted.topic, wanted.topic_id) => Some(super::META),
             None => Some(super::META),
             Some(_) if wanted.spec == OffsetSpec::Earliest => None,
             Some(topic) => Some(topic.group_of(wanted.partition)),

@@ -21,14 +21,15 @@ const DECOMPRESSION_FACTOR: usize = 16;
 
 impl<D: Disk> Broker<D> {
     pub(super) fn produce(&mut self, caller: Caller, request: ProduceRequest, body: Bytes) {
-        if self.catalog.topic(&request.topic).is_some() {
+        if self.catalog.knows(&request.topic, request.topic_id) {
             self.produce_known(caller, request, body);
         } else {
             self.after_catalog(caller, Opcode::Produce, Request::Produce(request), body);
         }
     }
 
-    /// A topic that this replica does not know may have been created a moment ago: ask before denying it.
+    /// A topic that this replica does not know may have been created a moment ago, perhaps in the place of one of the same
+    /// name: ask before denying it.
     pub(super) fn after_catalog(&mut self, caller: Caller, opcode: Opcode, request: Request, body: Bytes) {
         /// How long a request may wait to learn whether its topic exists.
         const WAIT_US: u64 = 5_000_000;
