@@ -221,6 +221,7 @@ pub fn open<D: Disk>(
         next_ticket: 0,
         in_flight_bytes: 0,
         reconcile: false,
+        retry_full: false,
         draining: false,
         peers_connected: BTreeSet::new(),
         misplaced_since_us: BTreeMap::new(),

@@ -200,6 +200,8 @@ pub struct Broker<D: Disk> {
     in_flight_bytes: usize,
     /// Data groups whose partitions may differ from the catalog.
     reconcile: bool,
+    /// The disk was full, and it is time to try again.
+    retry_full: bool,
     draining: bool,
     peers_connected: BTreeSet<NodeId>,
     /// Since when each data group that another node should lead is led here, for rebalancing.
@@ -308,6 +310,7 @@ impl<D: Disk> Broker<D> {
             group.reconciling.clear();
         }
         self.reconcile = true;
+        self.retry_full = true;
         self.apply_retention();
         self.rebalance_leaders();
         self.update_gauges();
@@ -328,7 +331,11 @@ impl<D: Disk> Broker<D> {
         }
         self.finish_creations();
         self.wake_fetches();
-        self.segments.write_out(&mut self.disk);
+        // A write that fails for want of space completes at once and so asks for the next turn: retried in every turn, it
+        // would keep the shard busy for as long as the disk is full.
+        if !self.segments.is_full() || std::mem::take(&mut self.retry_full) {
+            self.segments.write_out(&mut self.disk);
+        }
         let segments = &self.segments;
         self.cache.evict(|key| segments.written_offset(key));
         self.shard.release_memory();
