@@ -1,0 +1,109 @@
+//! Retries across leaders: once, in order, at the same offset.
+
+use crate::harness::records::pairs;
+use crate::harness::{Cluster, Cut, Outcome, Producer, Settings};
+use lnc_log::disk::memory::{CrashChoice, Order};
+use lnc_log::journal::GroupId;
+use lnc_protocol::{ErrorCode, Request, Response};
+use lnc_raft::Channel;
+
+const DATA: GroupId = GroupId(1);
+
+fn with_topic() -> (Cluster, Producer) {
+    let mut cluster = Cluster::ready(Settings::default());
+    cluster.create_topic("t", 1);
+    cluster.await_balance();
+    let producer = Producer::new(&mut cluster);
+    cluster.await_same();
+    (cluster, producer)
+}
+
+#[test]
+fn a_retry_after_the_leader_died_between_commit_and_reply_finds_its_record() {
+    let (mut cluster, mut producer) = with_topic();
+    cluster.produce(&producer.request("t", 0, &["a", "b"]));
+    let leader = cluster.leader_of(DATA);
+    cluster.node_mut(leader).set_order(Order::Held);
+    let request = producer.request("t", 0, &["c"]);
+    let call = cluster.send(leader, &Request::Produce(request.clone()));
+    cluster.settle();
+    let view = cluster.view(leader, DATA);
+    assert_eq!(view.commit, view.last, "both followers hold it");
+    assert!(!cluster.is_answered(call));
+    cluster.crash(leader, CrashChoice::Nothing);
+    assert_eq!(cluster.outcome(call), Some(Outcome::Lost));
+
+    let retried = cluster.produce(&request);
+    assert_eq!((retried.base_offset, retried.duplicate), (Some(2), true));
+    cluster.node_mut(leader).set_order(Order::Immediate);
+    cluster.start(leader);
+    cluster.await_same();
+    for node in cluster.ids() {
+        assert_eq!(pairs(&cluster.read_all(node, "t", 0)), [(0, "a"), (1, "b"), (2, "c")], "node {node}");
+    }
+}
+
+#[test]
+fn a_batch_that_two_leaders_put_into_the_log_is_one_record() {
+    let (mut cluster, mut producer) = with_topic();
+    let old = cluster.leader_of(DATA);
+    let [heir, other] = cluster.followers_of(DATA)[..] else { panic!("three nodes") };
+    // The heir gets the entry, but nobody hears that it has it.
+    cluster.network.cut(Cut::way(old, other));
+    cluster.network.cut(Cut { channel: Some(Channel::Replication), ..Cut::way(heir, old) });
+    let request = producer.request("t", 0, &["a"]);
+    let call = cluster.send(old, &Request::Produce(request.clone()));
+    cluster.settle();
+    assert_eq!(cluster.view(heir, DATA).last, cluster.view(old, DATA).last);
+    assert!(!cluster.is_answered(call));
+    cluster.network.heal();
+    cluster.network.isolate(old);
+    cluster.until("the heir leads", |cluster| cluster.view(heir, DATA).leads);
+
+    let before = cluster.view(heir, DATA).last;
+    let retried = cluster.produce(&request);
+    assert!(cluster.view(heir, DATA).last > before, "the retry has an entry of its own");
+    assert_eq!((retried.base_offset, retried.duplicate), (Some(0), true));
+    cluster.network.heal();
+    cluster.await_same();
+    for node in cluster.ids() {
+        assert_eq!(pairs(&cluster.read_all(node, "t", 0)), [(0, "a")], "node {node}");
+    }
+}
+
+#[test]
+fn a_gap_in_a_producer_s_sequence_is_refused_and_leaves_no_record() {
+    let (mut cluster, mut producer) = with_topic();
+    cluster.produce(&producer.request("t", 0, &["a"]));
+    let skipped = producer.request("t", 0, &["b"]);
+    let early = producer.request("t", 0, &["c"]);
+    let leader = cluster.leader_of(DATA);
+    let refused = cluster.ask(leader, &Request::Produce(early.clone())).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::OutOfOrderSequence);
+    for request in [&skipped, &early] {
+        assert!(!cluster.produce(request).duplicate);
+    }
+    assert_eq!(pairs(&cluster.read_all(leader, "t", 0)), [(0, "a"), (1, "b"), (2, "c")]);
+}
+
+#[test]
+fn a_drained_leader_hands_over_and_every_request_under_way_succeeds() {
+    let (mut cluster, mut producer) = with_topic();
+    let leader = cluster.leader_of(DATA);
+    let request = producer.request("t", 0, &["a"]);
+    let call = cluster.send(leader, &Request::Produce(request));
+    cluster.node_mut(leader).drain();
+    let mut ticks = 0;
+    while !cluster.node(leader).is_drained() {
+        cluster.tick();
+        ticks += 1;
+    }
+    assert!(ticks <= 10, "handing over took {ticks} ticks: it must not wait for an election timeout");
+    match cluster.wait(call) {
+        Outcome::Done(Response::Produce(_)) => {}
+        Outcome::Refused(error) => assert!(error.code.is_retriable(), "{error}"),
+        other => panic!("{other:?}"),
+    }
+    let refused = cluster.ask(leader, &Request::Produce(producer.request("t", 0, &["b"]))).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::ShuttingDown);
+}

@@ -1,0 +1,254 @@
+//! One node: its disk, which outlives it, and its broker while it runs.
+
+use super::{Cluster, Outcome, Settings};
+use lance::broker::{self, Broker, BrokerConfig, BrokerError, Clock, NodeAddress, Output};
+use lnc_log::checkpoint::{GroupCheckpoint, load_latest};
+use lnc_log::disk::MemoryDisk;
+use lnc_log::disk::memory::{CrashChoice, Order};
+use lnc_log::journal::{GroupId, JournalConfig};
+use lnc_metrics::Metrics;
+use lnc_protocol::message::{Request, Response};
+use lnc_raft::{Message, NodeId};
+use lnc_replication::ShardConfig;
+use std::sync::Arc;
+
+/// A group as one node sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct GroupView {
+    pub(crate) leads: bool,
+    pub(crate) leader: Option<u64>,
+    pub(crate) term: u64,
+    pub(crate) commit: u64,
+    pub(crate) applied: u64,
+    pub(crate) durable: u64,
+    pub(crate) last: u64,
+    pub(crate) first: u64,
+}
+
+/// What came of a turn.
+pub(super) struct Turned {
+    pub(super) outputs: Vec<Output>,
+    pub(super) messages: Vec<(GroupId, Message)>,
+    /// There may be more to do at the same instant.
+    pub(super) busy: bool,
+}
+
+/// See the module documentation.
+pub(crate) struct Node {
+    id: u64,
+    disk: MemoryDisk,
+    order: Order,
+    broker: Option<Broker<MemoryDisk>>,
+    metrics: Arc<Metrics>,
+    failure: Option<BrokerError>,
+    starts: u64,
+    /// Milliseconds by which its wall clock is ahead of the cluster's.
+    pub(crate) clock_ahead_ms: i64,
+}
+
+impl Node {
+    pub(super) fn new(id: u64) -> Self {
+        Self {
+            id,
+            disk: MemoryDisk::new(),
+            order: Order::Immediate,
+            broker: None,
+            metrics: Metrics::new(),
+            failure: None,
+            starts: 0,
+            clock_ahead_ms: 0,
+        }
+    }
+
+    /// Whether its process runs.
+    pub(crate) fn is_running(&self) -> bool {
+        self.broker.is_some()
+    }
+
+    /// Why its process ended by itself.
+    pub(crate) fn failure(&self) -> Option<&BrokerError> {
+        self.failure.as_ref()
+    }
+
+    /// Its disk: a handle, good until the next crash.
+    pub(crate) fn disk(&self) -> MemoryDisk {
+        self.disk.clone()
+    }
+
+    /// Its metrics since the last start.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    pub(super) fn broker_mut(&mut self) -> Option<&mut Broker<MemoryDisk>> {
+        self.broker.as_mut()
+    }
+
+    /// Begin a graceful end.
+    pub(crate) fn drain(&mut self) {
+        if let Some(broker) = &mut self.broker {
+            broker.drain();
+        }
+    }
+
+    /// Whether it leads nothing that another could lead.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.broker.as_ref().is_some_and(Broker::is_drained)
+    }
+
+    /// Choose when its disk completes operations; with `Immediate`, what waits happens now.
+    pub(crate) fn set_order(&mut self, order: Order) {
+        self.order = order;
+        self.disk.set_order(order);
+        if order == Order::Immediate {
+            self.disk.release_all();
+        }
+    }
+
+    pub(super) fn open(&mut self, settings: &Settings) -> Result<(), String> {
+        assert!(self.broker.is_none(), "node {} runs", self.id);
+        self.starts += 1;
+        self.metrics = Metrics::new();
+        let opened = broker::open(
+            broker_config(self.id, settings),
+            shard_config(self.id, self.starts, settings),
+            settings.segments.clone(),
+            self.disk.clone(),
+            self.metrics.clone(),
+        );
+        self.broker = Some(opened.map_err(|error| error.to_string())?);
+        self.failure = None;
+        Ok(())
+    }
+
+    pub(super) fn lose_power(&mut self, choice: CrashChoice) {
+        self.broker = None;
+        self.failure = None;
+        self.disk = self.disk.crash(choice);
+        self.disk.set_order(self.order);
+    }
+
+    pub(super) fn kill(&mut self) {
+        self.broker = None;
+        self.disk = self.disk.kill(u64::MAX);
+        self.disk.set_order(self.order);
+    }
+
+    fn clock(&self, clock: Clock) -> Clock {
+        Clock { wall_ms: clock.wall_ms.saturating_add_signed(self.clock_ahead_ms), ..clock }
+    }
+
+    /// False if the broker failed and so ended.
+    pub(super) fn tick(&mut self, clock: Clock) -> bool {
+        let clock = self.clock(clock);
+        let Some(broker) = &mut self.broker else { return true };
+        match broker.tick(clock) {
+            Ok(()) => true,
+            Err(error) => {
+                self.fail(error);
+                false
+            }
+        }
+    }
+
+    /// `None` if the broker failed and so ended: then nothing leaves.
+    pub(super) fn turn(&mut self, clock: Clock) -> Option<Turned> {
+        let clock = self.clock(clock);
+        let broker = self.broker.as_mut()?;
+        let before = self.disk.operations();
+        let mut outputs = Vec::new();
+        match broker.turn(clock, &mut outputs) {
+            Ok(messages) => {
+                let operations = self.disk.operations() != before;
+                let completing = self.order != Order::Held && !self.disk.in_flight().is_empty();
+                let busy = operations || completing || broker.wants_turn();
+                Some(Turned { outputs, messages, busy })
+            }
+            Err(error) => {
+                self.fail(error);
+                None
+            }
+        }
+    }
+
+    fn fail(&mut self, error: BrokerError) {
+        self.broker = None;
+        self.failure = Some(error);
+    }
+
+    /// What its newest checkpoint says of a group.
+    pub(crate) fn checkpoint(&self, group: GroupId) -> Option<GroupCheckpoint> {
+        let mut copy = self.disk.clone();
+        let checkpoint = load_latest(&mut copy).expect("a checkpoint that is whole")?;
+        checkpoint.groups.into_iter().find(|found| found.group == group)
+    }
+
+    /// Its segment files, by path.
+    pub(crate) fn segment_files(&self) -> Vec<(String, Vec<u8>)> {
+        let logs = self.disk.paths().into_iter().filter(|path| path.starts_with("segments/") && path.ends_with(".log"));
+        logs.map(|path| (path.clone(), self.disk.file(&path).unwrap_or_default())).collect()
+    }
+}
+
+fn broker_config(id: u64, settings: &Settings) -> BrokerConfig {
+    let address = |node: u64| NodeAddress {
+        client: format!("node-{node}:1992"),
+        peer: format!("node-{node}:1993"),
+        http: format!("node-{node}:1994"),
+        incarnation: node,
+    };
+    BrokerConfig {
+        node: NodeId(id),
+        cluster_id: 7,
+        nodes: (1..=settings.nodes).map(|node| (NodeId(node), address(node))).collect(),
+        data_groups: settings.data_groups,
+        memory_bytes: settings.memory_bytes,
+        tail_cache_bytes: settings.tail_cache_bytes,
+        max_batch_bytes: 1 << 20,
+        max_frame_bytes: 4 << 20,
+        max_topics: 100,
+        max_partitions_per_topic: 100,
+        checkpoint_bytes: settings.checkpoint_bytes,
+    }
+}
+
+fn shard_config(id: u64, starts: u64, settings: &Settings) -> ShardConfig {
+    ShardConfig {
+        node: NodeId(id),
+        voters: (1..=settings.nodes).map(NodeId).collect(),
+        groups: (0..=settings.data_groups).map(GroupId).collect(),
+        election_ticks: 10,
+        heartbeat_ticks: 2,
+        max_in_flight_bytes: 1 << 20,
+        max_append_bytes: 256 << 10,
+        entry_cache_bytes: 1 << 20,
+        journal_retain_bytes: settings.journal_retain_bytes,
+        seed: settings.seed.wrapping_mul(1000) + starts,
+        journal: JournalConfig { file_bytes: settings.journal_file_bytes, ..JournalConfig::new(id) },
+    }
+}
+
+/// Ask a node for its view of a group. Only that node takes turns for it.
+pub(super) fn view(cluster: &mut Cluster, id: u64, group: GroupId) -> GroupView {
+    let call = cluster.send(id, &Request::ClusterInfo);
+    cluster.turn(id);
+    match cluster.outcome(call) {
+        Some(Outcome::Done(Response::ClusterInfo(info))) => {
+            let found = info.groups.into_iter().find(|found| found.group == group.0);
+            let found = found.expect("every node has every group");
+            GroupView {
+                leads: found.role == "leader",
+                leader: found.leader,
+                term: found.term,
+                commit: found.commit_index,
+                applied: found.applied_index,
+                durable: found.durable_index,
+                last: found.last_index,
+                first: found.first_index,
+            }
+        }
+        // Its disk has just failed.
+        Some(Outcome::Lost) => GroupView::default(),
+        other => panic!("node {id} did not say how it is: {other:?}"),
+    }
+}

@@ -1,0 +1,162 @@
+//! Bounded: what does not fit is refused, and what was held is given back.
+
+use crate::harness::{Call, Cluster, Cut, META, Outcome, SECOND, Settings, produce_request};
+use lnc_log::disk::memory::{CrashChoice, Order};
+use lnc_log::journal::GroupId;
+use lnc_protocol::message::ProduceRequest;
+use lnc_protocol::{ErrorCode, Request, Response};
+use lnc_raft::Channel;
+
+const DATA: GroupId = GroupId(1);
+const MEMORY: usize = 64 << 10;
+
+fn small() -> Cluster {
+    let mut cluster = Cluster::ready(Settings { memory_bytes: MEMORY, ..Settings::default() });
+    cluster.create_topic("t", 1);
+    cluster.await_balance();
+    cluster.await_same();
+    cluster
+}
+
+/// Send `count` requests of about 8 KiB to a node.
+fn flood(cluster: &mut Cluster, node: u64, count: usize, timeout_ms: u32) -> Vec<Call> {
+    let value = "x".repeat(8 << 10);
+    let request = ProduceRequest { timeout_ms, ..produce_request("t", 0, &[&value]) };
+    let calls = (0..count).map(|_| cluster.send(node, &Request::Produce(request.clone()))).collect();
+    cluster.settle();
+    calls
+}
+
+fn in_flight_bytes(cluster: &mut Cluster, node: u64) -> u64 {
+    // The figure is brought up to date every second.
+    cluster.ticks(SECOND + 1);
+    cluster.node(node).metrics().in_flight_bytes.get()
+}
+
+fn code_of(outcome: Option<Outcome>) -> Option<ErrorCode> {
+    match outcome {
+        Some(Outcome::Refused(error)) => Some(error.code),
+        Some(Outcome::Done(Response::Produce(_))) => None,
+        other => panic!("no answer to a produce: {other:?}"),
+    }
+}
+
+#[test]
+fn a_full_memory_budget_refuses_and_takes_again_once_there_is_room() {
+    let mut cluster = small();
+    let leader = cluster.leader_of(DATA);
+    cluster.set_disk_order(|_| Order::Held);
+    let calls = flood(&mut cluster, leader, 20, 5_000);
+    let (refused, held): (Vec<Call>, Vec<Call>) = calls.into_iter().partition(|call| cluster.is_answered(*call));
+    assert!(!held.is_empty() && !refused.is_empty());
+    assert!(held.len() * (8 << 10) <= MEMORY, "{} requests are held", held.len());
+    for call in refused {
+        match cluster.outcome(call) {
+            Some(Outcome::Refused(error)) => {
+                assert_eq!(error.code, ErrorCode::Overloaded);
+                assert!(error.retry_after_ms > 0, "a client must know when to come back");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    cluster.set_disk_order(|_| Order::Immediate);
+    for call in held {
+        assert_eq!(code_of(Some(cluster.wait(call))), None);
+    }
+    let [call] = flood(&mut cluster, leader, 1, 5_000)[..] else { panic!("one was sent") };
+    assert_eq!(code_of(Some(cluster.wait(call))), None);
+    assert_eq!(in_flight_bytes(&mut cluster, leader), 0);
+}
+
+#[test]
+fn requests_that_time_out_give_their_memory_back() {
+    let mut cluster = small();
+    let leader = cluster.leader_of(DATA);
+    cluster.network.cut(Cut::channel(Channel::Replication));
+    let calls = flood(&mut cluster, leader, 4, 200);
+    assert!(in_flight_bytes(&mut cluster, leader) == 0);
+    for call in calls {
+        assert_eq!(code_of(cluster.outcome(call)), Some(ErrorCode::Timeout));
+    }
+    cluster.network.heal();
+    let [call] = flood(&mut cluster, leader, 1, 5_000)[..] else { panic!("one was sent") };
+    assert_eq!(code_of(Some(cluster.wait(call))), None);
+    assert_eq!(in_flight_bytes(&mut cluster, leader), 0);
+}
+
+#[test]
+fn requests_of_a_leader_that_lost_its_place_give_their_memory_back() {
+    let mut cluster = small();
+    let leader = cluster.leader_of(DATA);
+    cluster.network.isolate(leader);
+    let calls = flood(&mut cluster, leader, 4, 60_000);
+    cluster.ticks(SECOND);
+    for call in calls {
+        assert_eq!(code_of(cluster.outcome(call)), Some(ErrorCode::LeadershipLost));
+    }
+    assert_eq!(in_flight_bytes(&mut cluster, leader), 0);
+}
+
+/// Requests that wait for a slow disk in a leader that is replaced while they wait.
+#[test]
+fn requests_that_were_never_proposed_give_their_memory_back() {
+    let mut cluster = small();
+    let leader = cluster.leader_of(DATA);
+    cluster.node_mut(leader).set_order(Order::Held);
+    let calls: Vec<Call> = (0..6).flat_map(|_| flood(&mut cluster, leader, 1, 60_000)).collect();
+    cluster.network.isolate(leader);
+    cluster.ticks(SECOND);
+    for call in calls {
+        let code = code_of(cluster.outcome(call)).expect("nobody confirmed it");
+        assert!(code.is_retriable(), "{code}");
+    }
+    cluster.node_mut(leader).set_order(Order::Immediate);
+    cluster.network.heal();
+    assert_eq!(in_flight_bytes(&mut cluster, leader), 0);
+}
+
+#[test]
+fn a_full_disk_refuses_produces_and_the_node_lives() {
+    let mut cluster = small();
+    let leader = cluster.leader_of(DATA);
+    for node in cluster.ids() {
+        let disk = cluster.node(node).disk();
+        disk.set_capacity(Some(disk.used()));
+    }
+    let mut full = false;
+    for _ in 0..300 {
+        let [call] = flood(&mut cluster, leader, 1, 1_000)[..] else { panic!("one was sent") };
+        match code_of(Some(cluster.wait(call))) {
+            Some(ErrorCode::StorageFull) => full = true,
+            Some(code) => assert!(code.is_retriable(), "{code}"),
+            None => {}
+        }
+        if full {
+            break;
+        }
+    }
+    assert!(full, "the disk was never full");
+    assert_eq!(cluster.running(), cluster.ids());
+    for node in cluster.ids() {
+        cluster.node(node).disk().set_capacity(None);
+    }
+    let node = cluster.leader_of(DATA);
+    cluster.until("produces are taken again", |cluster| {
+        let [call] = flood(cluster, node, 1, 1_000)[..] else { panic!("one was sent") };
+        code_of(Some(cluster.wait(call))).is_none()
+    });
+}
+
+#[test]
+fn memory_of_a_node_that_restarted_is_empty_and_it_serves() {
+    let mut cluster = small();
+    let leader = cluster.leader_of(DATA);
+    cluster.set_disk_order(|_| Order::Held);
+    flood(&mut cluster, leader, 4, 5_000);
+    cluster.crash(leader, CrashChoice::Nothing);
+    cluster.set_disk_order(|_| Order::Immediate);
+    cluster.start(leader);
+    cluster.await_same();
+    assert_eq!(in_flight_bytes(&mut cluster, leader), 0);
+    assert!(cluster.leader(META).is_some());
+}

@@ -1,0 +1,14 @@
+//! What a cluster of brokers promises, tested on the real broker with virtual time, network, disks and clients.
+
+mod harness;
+
+mod acknowledgement;
+mod failover;
+mod limits;
+mod network_faults;
+mod power_loss;
+mod random;
+mod readers;
+mod recovery;
+mod replicas;
+mod topics;

@@ -1,0 +1,175 @@
+//! Checkpoints and recovery change nothing: a node that starts is the node that stopped.
+
+use crate::harness::records::pairs;
+use crate::harness::{Cluster, Producer, SECOND, Settings, TICK_US};
+use lnc_log::disk::memory::CrashChoice;
+use lnc_log::journal::GroupId;
+use lnc_protocol::message::{ProduceRequest, TopicOptions};
+
+const DATA: GroupId = GroupId(1);
+const STEPS: usize = 14;
+
+fn settings(checkpoint_bytes: u64) -> Settings {
+    let mut settings = Settings { checkpoint_bytes, journal_retain_bytes: 0, ..Settings::default() };
+    settings.segments.segment_bytes = 6_000;
+    settings.journal_file_bytes = 16 << 10;
+    settings
+}
+
+/// One run of a fixed script. What crashes differs between runs; what is asked, and when, does not.
+struct Script {
+    cluster: Cluster,
+    producer: Producer,
+    last: Option<ProduceRequest>,
+}
+
+impl Script {
+    fn new(checkpoint_bytes: u64) -> Self {
+        let mut cluster = Cluster::ready(settings(checkpoint_bytes));
+        cluster.await_balance();
+        let options = TopicOptions { max_bytes: Some(20_000), ..TopicOptions::default() };
+        cluster.create_topic_with("t", 1, options);
+        let producer = Producer::new(&mut cluster);
+        let mut script = Self { cluster, producer, last: None };
+        script.pause(0);
+        script
+    }
+
+    /// Let time pass up to a second of the script.
+    fn pause(&mut self, second: u64) {
+        const START_US: u64 = 10_000_000;
+        let until = START_US + second * 1_000_000;
+        let now = self.cluster.clock().mono_us;
+        assert!(now <= until, "second {second} has passed: {now} µs");
+        self.cluster.ticks(((until - now) / TICK_US) as u32);
+    }
+
+    /// Each step has two seconds: one for a crash to be over, one for the step.
+    fn step(&mut self, step: usize) {
+        self.pause(2 * step as u64 + 1);
+        match step {
+            3 => drop(self.cluster.create_topic("other", 2)),
+            9 => self.cluster.delete_topic("other"),
+            // A retry of what was acknowledged.
+            5 | 11 => {
+                if let Some(request) = self.last.clone() {
+                    assert!(self.cluster.produce(&request).duplicate);
+                }
+            }
+            _ => {
+                let value = format!("{step}-{}", "v".repeat(2500));
+                let request = self.producer.request("t", 0, &[&value]);
+                self.cluster.produce(&request);
+                self.last = Some(request);
+            }
+        }
+        self.pause(2 * step as u64 + 2);
+    }
+
+    /// The state of the data group at the end, as a checkpoint has it, and what can be read.
+    fn end(mut self) -> Vec<(Vec<u8>, Vec<(u64, String)>)> {
+        // A checkpoint is made at least once a minute, if something was applied.
+        self.pause(2 * STEPS as u64 + 65);
+        let request = self.producer.request("t", 0, &["end"]);
+        self.cluster.produce(&request);
+        self.pause(2 * STEPS as u64 + 130);
+        self.cluster.await_same();
+        let nodes = self.cluster.ids();
+        nodes
+            .into_iter()
+            .map(|node| {
+                let state = self.cluster.node(node).checkpoint(DATA).expect("a checkpoint").state.to_vec();
+                let records = self.cluster.read_all(node, "t", 0);
+                (state, pairs(&records).into_iter().map(|(offset, value)| (offset, value.to_owned())).collect())
+            })
+            .collect()
+    }
+}
+
+#[test]
+fn a_checkpoint_and_a_crash_at_every_point_change_nothing() {
+    let mut plain = Script::new(u64::MAX);
+    (0..STEPS).for_each(|step| plain.step(step));
+    let expected = plain.end();
+    assert_eq!(expected[0], expected[1]);
+    assert_eq!(expected[0], expected[2]);
+
+    for checkpoint_bytes in [1, 8 << 10] {
+        let mut broken = Script::new(checkpoint_bytes);
+        for step in 0..STEPS {
+            let victim = broken.cluster.followers_of(DATA)[step % 2];
+            let choice = match step % 3 {
+                0 => CrashChoice::Nothing,
+                1 => CrashChoice::Everything,
+                _ => CrashChoice::Torn(step as u64),
+            };
+            broken.cluster.crash(victim, choice);
+            broken.cluster.start(victim);
+            broken.step(step);
+        }
+        for ((found, expected), node) in broken.end().iter().zip(&expected).zip(1..) {
+            assert_eq!(found.1, expected.1, "records of node {node}, checkpoints every {checkpoint_bytes} bytes");
+            assert_eq!(found.0, expected.0, "state of node {node}, checkpoints every {checkpoint_bytes} bytes");
+        }
+    }
+}
+
+#[test]
+fn a_recovery_that_is_cut_short_can_be_repeated() {
+    let mut cluster = Cluster::ready(settings(1));
+    cluster.create_topic("t", 1);
+    cluster.await_balance();
+    let mut producer = Producer::new(&mut cluster);
+    for n in 0..12 {
+        let value = format!("{n}-{}", "v".repeat(900));
+        let request = producer.request("t", 0, &[&value]);
+        cluster.produce(&request);
+    }
+    let victim = cluster.followers_of(DATA)[0];
+    cluster.crash(victim, CrashChoice::Nothing);
+    let mut finished = false;
+    for operations in 0..200 {
+        // The disk counts from the crash.
+        cluster.node(victim).disk().stop_after(operations);
+        finished = cluster.try_start(victim).is_ok() && !cluster.node(victim).disk().stopped();
+        if finished {
+            cluster.node(victim).disk().stop_after(u64::MAX);
+            break;
+        }
+        cluster.crash(victim, CrashChoice::Torn(operations));
+    }
+    assert!(finished, "recovery takes more operations than were allowed");
+    cluster.await_same();
+    cluster.ticks(SECOND);
+    let expected = cluster.read_all(1, "t", 0);
+    assert_eq!(expected.len(), 12);
+    for node in cluster.ids() {
+        assert_eq!(cluster.read_all(node, "t", 0), expected, "node {node}");
+    }
+}
+
+#[test]
+fn a_process_that_is_killed_again_and_again_forgets_nothing() {
+    let mut cluster = Cluster::ready(settings(4 << 10));
+    cluster.create_topic("t", 1);
+    let mut producer = Producer::new(&mut cluster);
+    let mut expected = Vec::new();
+    for n in 0..12 {
+        let value = n.to_string();
+        let request = producer.request("t", 0, &[&value]);
+        expected.push((cluster.produce(&request).base_offset.expect("a place"), value));
+        for node in cluster.ids() {
+            cluster.kill(node);
+        }
+        for node in cluster.ids() {
+            cluster.start(node);
+        }
+        cluster.await_leaders();
+    }
+    cluster.await_same();
+    for node in cluster.ids() {
+        let all = cluster.read_all(node, "t", 0);
+        let found: Vec<(u64, String)> = pairs(&all).into_iter().map(|(o, v)| (o, v.to_owned())).collect();
+        assert_eq!(found, expected, "node {node}");
+    }
+}

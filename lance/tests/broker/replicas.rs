@@ -1,0 +1,115 @@
+//! All replicas are the same: state at equal applied index, and every byte of every segment file.
+
+use crate::harness::{Cluster, Producer, SECOND, Settings, produce_request};
+use lnc_log::disk::memory::CrashChoice;
+use lnc_log::journal::GroupId;
+use lnc_protocol::message::{OffsetSpec, TopicOptions};
+
+const DATA: GroupId = GroupId(1);
+
+/// Small segments, a checkpoint after every entry, and hardly any journal kept.
+fn settings() -> Settings {
+    let mut settings = Settings {
+        checkpoint_bytes: 1,
+        journal_file_bytes: 64 << 10,
+        tail_cache_bytes: 8 << 10,
+        ..Settings::default()
+    };
+    settings.segments.segment_bytes = 20_000;
+    settings
+}
+
+fn limited() -> TopicOptions {
+    TopicOptions { max_bytes: Some(60_000), ..TopicOptions::default() }
+}
+
+fn fill(cluster: &mut Cluster, producer: &mut Producer, count: usize) {
+    let value = "v".repeat(1500);
+    for n in 0..count {
+        let request = producer.request("t", (n % 2) as u32, &[&value]);
+        cluster.produce(&request);
+        if n % 10 == 0 {
+            cluster.ticks(SECOND / 4);
+        }
+    }
+}
+
+/// Wait for the checkpoints, then compare everything that is on the disks.
+fn assert_same(cluster: &mut Cluster) {
+    cluster.await_balance();
+    // A leader's first entry has no effect, and so asks for no checkpoint; this one does.
+    cluster.produce(&produce_request("t", 0, &["last"]));
+    cluster.ticks(3 * SECOND);
+    cluster.await_same();
+    let nodes = cluster.running();
+    let applied = cluster.view(nodes[0], DATA).applied;
+    let states: Vec<_> = nodes.iter().map(|node| cluster.node(*node).checkpoint(DATA).expect("a checkpoint")).collect();
+    for (node, state) in nodes.iter().zip(&states) {
+        assert_eq!(state.applied_index, applied, "node {node} has no checkpoint of all");
+        assert!(state.state == states[0].state, "the state of node {node} differs from that of node {}", nodes[0]);
+    }
+    let first = cluster.node(nodes[0]).segment_files();
+    assert!(!first.is_empty());
+    for node in &nodes[1..] {
+        let files = cluster.node(*node).segment_files();
+        let names = |files: &[(String, Vec<u8>)]| files.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&files), names(&first), "node {node}");
+        for ((name, here), (_, there)) in files.iter().zip(&first) {
+            assert!(here == there, "{name} of node {node}: {} and {} bytes", here.len(), there.len());
+        }
+    }
+}
+
+#[test]
+fn retention_is_the_same_on_all_replicas() {
+    let mut cluster = Cluster::ready(settings());
+    cluster.create_topic_with("t", 2, limited());
+    let mut producer = Producer::new(&mut cluster);
+    fill(&mut cluster, &mut producer, 120);
+    assert_same(&mut cluster);
+    for partition in 0..2 {
+        let starts: Vec<u64> =
+            (1..=3).map(|node| cluster.list_offset(node, "t", partition, OffsetSpec::Earliest).0).collect();
+        assert!(starts[0] > 0, "nothing was trimmed");
+        assert_eq!(starts, [starts[0]; 3]);
+        for node in cluster.ids() {
+            let all = cluster.read_all(node, "t", partition);
+            assert_eq!(all.first().map(|record| record.offset), Some(starts[0]));
+            assert_eq!(all.last().map(|record| record.offset), Some(60 - u64::from(partition)));
+        }
+    }
+}
+
+#[test]
+fn replicas_are_the_same_after_leaders_and_followers_crashed() {
+    let mut cluster = Cluster::ready(settings());
+    cluster.create_topic_with("t", 2, limited());
+    let mut producer = Producer::new(&mut cluster);
+    for round in 0..6 {
+        fill(&mut cluster, &mut producer, 15);
+        let leader = cluster.leader_of(DATA);
+        let victim = if round % 2 == 0 { leader } else { cluster.followers_of(DATA)[0] };
+        cluster.crash(victim, CrashChoice::Torn(round));
+        fill(&mut cluster, &mut producer, 5);
+        cluster.start(victim);
+    }
+    assert_same(&mut cluster);
+}
+
+#[test]
+fn old_records_go_by_age_at_the_leader_s_clock() {
+    let mut cluster = Cluster::ready(settings());
+    let options = TopicOptions { max_age_ms: Some(20_000), ..TopicOptions::default() };
+    cluster.create_topic_with("t", 2, options);
+    // A follower whose clock is far ahead must not delete on its own.
+    cluster.await_balance();
+    let follower = cluster.followers_of(DATA)[0];
+    cluster.node_mut(follower).clock_ahead_ms = 3_600_000;
+    let mut producer = Producer::new(&mut cluster);
+    fill(&mut cluster, &mut producer, 80);
+    assert_same(&mut cluster);
+    assert_eq!(cluster.list_offset(follower, "t", 0, OffsetSpec::Earliest).0, 0, "nothing is that old");
+    cluster.ticks(30 * SECOND);
+    assert_same(&mut cluster);
+    assert!(cluster.list_offset(follower, "t", 0, OffsetSpec::Earliest).0 > 0, "everything is that old");
+}
