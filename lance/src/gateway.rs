@@ -254,6 +254,9 @@ impl Gateway {
             match output {
                 Output::Reply { caller, opcode, reply } => {
                     touched.insert(caller.connection);
+                    if opcode == Opcode::Hello && reply.result.is_err() {
+                        self.close(caller.connection);
+                    }
                     self.answer(caller, |out| encode_reply(out, opcode, caller.correlation, &reply));
                 }
                 Output::Forward { caller, opcode, body, to } => self.forward(to, caller, opcode, body),
@@ -266,6 +269,13 @@ impl Gateway {
         if let Some(connection) = self.connections.borrow().get(&caller.connection) {
             connection.requests.set(connection.requests.get().saturating_sub(1));
             write(&mut connection.out.borrow_mut());
+        }
+    }
+
+    /// Close a connection once what is queued for it has been written.
+    fn close(&self, connection: u64) {
+        if let Some(connection) = self.connections.borrow().get(&connection) {
+            connection.closing.set(true);
         }
     }
 

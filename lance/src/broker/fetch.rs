@@ -4,8 +4,8 @@ use super::{Broker, Caller};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
 use lnc_log::segment::{PartitionKey, ReadDone, SegmentError};
-use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{FetchPartition, FetchRequest, FetchedPartition, Opcode, Records, Request, Response};
+use lnc_protocol::{BatchHeader, ErrorCode};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Longest time that a fetch may wait, in milliseconds.
@@ -108,6 +108,8 @@ impl<D: Disk> Broker<D> {
     fn answer_fetch(&mut self, parked: Parked, results: Vec<FetchedPartition>) {
         let bytes: usize = results.iter().map(|found| found.records.len()).sum();
         self.metrics.bytes_out_total.inc_by(bytes as u64);
+        let records: u64 = results.iter().flat_map(|found| found.records.pieces()).map(count_records).sum();
+        self.metrics.messages_out_total.inc_by(records);
         if parked.request.max_wait_ms == 0 || bytes > 0 {
             let micros = self.now_us().saturating_sub(parked.since_us);
             self.metrics.fetch_latency_seconds.observe(micros as f64 / 1e6);
@@ -252,11 +254,19 @@ impl<D: Disk> Broker<D> {
     }
 }
 
+/// Records in whole batches that lie one behind the other.
+fn count_records(batches: &Bytes) -> u64 {
+    let (mut records, mut position) = (0, 0);
+    while let Some(Ok(header)) = batches.get(position..).map(BatchHeader::parse) {
+        records += u64::from(header.record_count);
+        position += header.total_len();
+    }
+    records
+}
+
 /// Only batches that end at or below the high watermark: segments hold committed data only, so this cuts nothing unless
 /// the partition was trimmed or removed while the read was under way.
 fn clamp(pieces: Vec<Bytes>, high_watermark: u64) -> Records {
-    let below = |batch: &Bytes| {
-        lnc_protocol::BatchHeader::parse(batch).is_ok_and(|header| header.last_offset() < high_watermark)
-    };
+    let below = |batch: &Bytes| BatchHeader::parse(batch).is_ok_and(|header| header.last_offset() < high_watermark);
     pieces.into_iter().take_while(below).collect()
 }

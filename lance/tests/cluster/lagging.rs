@@ -24,9 +24,10 @@ fn a_hung_follower_stops_nobody_and_catches_up() {
     cluster.ok(&["produce", "t"], &lines);
     let hung = cluster.others(cluster.leader(group))[0];
     cluster.node(hung).signal(Signal::STOP);
-    let others: Vec<String> = cluster.others(hung).iter().map(|id| cluster.nodes[*id as usize - 1].client()).collect();
-    // Once through the others, once with the hung node among the addresses.
-    for endpoints in [others.join(","), cluster.endpoints()] {
+    let address = |id: &u64| cluster.nodes[*id as usize - 1].client();
+    let others = cluster.others(hung).iter().map(address).collect::<Vec<_>>().join(",");
+    // Once through the others, once through the hung node first of all.
+    for endpoints in [others.clone(), format!("{},{others}", address(&hung))] {
         let output = super::support::node::run(cluster.command_at(&endpoints, &["produce", "t"]), &lines);
         super::support::cluster::succeeded(&["produce", "t"], output);
     }

@@ -3,8 +3,15 @@
 //! Tests with a cluster run one at a time: three nodes and their load are enough for a small machine.
 
 mod admission;
+mod drain;
 mod failover;
 mod files;
+mod forwarding;
+mod full_disk;
+mod hostile;
+mod idempotence;
 mod lagging;
+mod metrics;
+mod retention;
 mod startup;
 mod support;

@@ -175,12 +175,17 @@ impl Cluster {
         self.partitions(name).iter().map(|partition| partition.group).collect()
     }
 
-    /// The partitions of a topic, as some node describes them.
+    /// The partitions of a topic, each as the node describes it that knows most of its records.
     #[track_caller]
     pub(crate) fn partitions(&self, topic: &str) -> Vec<PartitionDescription> {
         eventually(&format!("topic {topic} is described"), || {
-            let mut wires = (1..=3).filter_map(|id| Wire::connect(&self.nodes[id - 1].client()).ok());
-            wires.find_map(|mut wire| wire.describe(topic).ok()).map(|topic| topic.partitions)
+            let describe = |node: &Node| Some(Wire::connect(&node.client()).ok()?.describe(topic).ok()?.partitions);
+            self.nodes.iter().filter_map(describe).reduce(|one, other| {
+                let newer = |(one, other): (PartitionDescription, PartitionDescription)| {
+                    if other.high_watermark > one.high_watermark { other } else { one }
+                };
+                one.into_iter().zip(other).map(newer).collect()
+            })
         })
     }
 

@@ -51,11 +51,6 @@ impl Wire {
         Ok(Self { stream, buffer: BytesMut::new(), correlation: 0 })
     }
 
-    /// Changes how long a reply is waited for.
-    pub(crate) fn wait_at_most(&self, time: Duration) {
-        self.stream.set_read_timeout(Some(time)).unwrap();
-    }
-
     /// Sends bytes as they are.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes)

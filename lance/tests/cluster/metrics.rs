@@ -1,0 +1,78 @@
+//! What is counted and measured shows on the metrics page.
+
+use super::support::cluster::Cluster;
+use super::support::node::{Node, run};
+use super::support::{eventually, lines_of_every_kind};
+
+/// The sum over all label values of a metric on the pages of all nodes.
+fn total(pages: &[String], name: &str) -> f64 {
+    let value = |line: &str| {
+        let (series, value) = line.rsplit_once(' ')?;
+        let metric = series.split('{').next()?;
+        (metric == name).then(|| value.parse::<f64>().unwrap())
+    };
+    pages.iter().flat_map(|page| page.lines()).filter_map(value).sum()
+}
+
+#[test]
+fn no_important_metric_of_a_cluster_under_load_is_zero() {
+    const IMPORTANT: &[&str] = &[
+        "lance_messages_in_total",
+        "lance_bytes_in_total",
+        "lance_messages_out_total",
+        "lance_bytes_out_total",
+        "lance_requests_total",
+        "lance_errors_total",
+        "lance_produce_latency_seconds_count",
+        "lance_produce_latency_seconds_sum",
+        "lance_fetch_latency_seconds_count",
+        "lance_fetch_cache_hits_total",
+        "lance_connections",
+        "lance_connections_total",
+        "lance_commit_index",
+        "lance_applied_index",
+        "lance_durable_index",
+        "lance_last_index",
+        "lance_term",
+        "lance_role",
+        "lance_leader_changes_total",
+        "lance_peer_connected",
+        "lance_journal_fsync_seconds_count",
+        "lance_journal_fsync_seconds_sum",
+        "lance_journal_flush_bytes_count",
+        "lance_journal_flush_bytes_sum",
+        "lance_journal_flushes_total",
+        "lance_journal_bytes",
+        "lance_segment_bytes",
+        "lance_checkpoints_total",
+        "lance_checkpoint_seconds_count",
+        "lance_backend_info",
+        "lance_build_info",
+    ];
+    let cluster = Cluster::start_with(&["journal.checkpoint_bytes=2MiB"]);
+    cluster.create_topic("t", 3, &[]);
+    let lines = lines_of_every_kind(6 << 20);
+    cluster.ok(&["produce", "t"], &lines);
+    cluster.ok(&["consume", "t", "--until-end"], b"");
+    run(cluster.command(&["consume", "nothing", "--until-end"]), b"");
+    let _open = cluster.wire(1);
+    let pages = || cluster.nodes.iter().map(|node| node.metrics()).collect::<Vec<String>>();
+    // Gauges are refreshed once a second.
+    eventually("checkpoints and gauges are there", || {
+        let pages = pages();
+        let names = ["lance_checkpoints_total", "lance_segment_bytes", "lance_commit_index"];
+        names.iter().all(|name| total(&pages, name) > 0.0).then_some(())
+    });
+    let pages = pages();
+    let zero: Vec<&&str> = IMPORTANT.iter().filter(|name| total(&pages, name) == 0.0).collect();
+    assert!(zero.is_empty(), "these are zero: {zero:?}");
+
+    let lines = lines.iter().filter(|byte| **byte == b'\n').count() as f64 + 1.0;
+    assert_eq!(total(&pages, "lance_messages_in_total"), lines);
+    assert!(total(&pages, "lance_messages_out_total") >= lines);
+    let committed = |node: &Node| total(&[node.metrics()], "lance_commit_index");
+    eventually("all nodes know what is committed", || {
+        let first = committed(&cluster.nodes[0]);
+        cluster.nodes.iter().all(|node| committed(node) == first).then_some(())
+    });
+}
