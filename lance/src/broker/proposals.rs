@@ -8,6 +8,7 @@ use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
 use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{Acks, Opcode, ProduceResponse, Response};
+use lnc_raft::ProposeError;
 use std::collections::VecDeque;
 
 /// An entry is closed when its payload reaches this many bytes.
@@ -126,7 +127,9 @@ impl<D: Disk> Broker<D> {
             while let Some((payload, origins)) = proposals.pop(self.clock.wall_ms) {
                 match self.shard.propose(group, payload.clone()) {
                     Ok((term, index)) => proposals.proposed.push_back(Proposed { term, index, origins }),
-                    Err(lnc_raft::ProposeError::TooMuchInFlight) => {
+                    // They wait for room, or for the end of a transfer: what is in flight then is on the new leader's
+                    // disk and gets its answer, the rest is told to ask that leader.
+                    Err(ProposeError::TooMuchInFlight | ProposeError::Transferring) => {
                         proposals.full.push_front((payload, origins));
                         break;
                     }

@@ -1,7 +1,7 @@
 //! Retries across leaders: once, in order, at the same offset.
 
 use crate::harness::records::pairs;
-use crate::harness::{Cluster, Cut, Outcome, Producer, Settings};
+use crate::harness::{Cluster, Cut, Outcome, Producer, Settings, produce_request};
 use lnc_log::disk::memory::{CrashChoice, Order};
 use lnc_log::journal::GroupId;
 use lnc_protocol::{ErrorCode, Request, Response};
@@ -106,4 +106,34 @@ fn a_drained_leader_hands_over_and_every_request_under_way_succeeds() {
     }
     let refused = cluster.ask(leader, &Request::Produce(producer.request("t", 0, &["b"]))).unwrap_err();
     assert_eq!(refused.code, ErrorCode::ShuttingDown);
+}
+
+/// The old leader takes nothing new while it hands over, and what it took before is on the new leader's disk, so it
+/// learns what became of it.
+#[test]
+fn handing_over_leaves_no_outcome_in_doubt() {
+    let mut cluster = Cluster::ready(Settings::default());
+    cluster.create_topic("t", 1);
+    cluster.await_balance();
+    let rightful = cluster.leader_of(DATA);
+    cluster.kill(rightful);
+    cluster.await_leaders();
+    cluster.start(rightful);
+    let acting = cluster.leader_of(DATA);
+    cluster.network.max_delay_us = 15_000;
+    let mut calls = Vec::new();
+    cluster.until("the group is handed over", |cluster| {
+        calls.push(cluster.send(acting, &Request::Produce(produce_request("t", 0, &["a"]))));
+        cluster.view(rightful, DATA).leads
+    });
+    cluster.ticks(10);
+    for (number, call) in calls.into_iter().enumerate() {
+        match cluster.outcome(call) {
+            Some(Outcome::Done(_) | Outcome::Forwarded(_)) => {}
+            Some(Outcome::Refused(error)) => {
+                assert_ne!(error.code, ErrorCode::LeadershipLost, "request {number}: {error}");
+            }
+            other => panic!("request {number}: {other:?}"),
+        }
+    }
 }

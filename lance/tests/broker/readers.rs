@@ -186,7 +186,9 @@ fn offsets_are_found_by_time_in_segments_and_in_memory() {
     let warm = {
         let mut cluster = Cluster::ready(Settings::default());
         cluster.create_topic("t", 1);
-        (0..24).for_each(|n| drop(cluster.produce(&dated(n))));
+        for n in 0..24 {
+            cluster.produce(&dated(n));
+        }
         cluster.await_same();
         cluster
     };

@@ -16,6 +16,9 @@ fn settings(checkpoint_bytes: u64) -> Settings {
     settings
 }
 
+/// A node at the end of a script: the data group's state as its checkpoint has it, and the records that it serves.
+type End = (Vec<u8>, Vec<(u64, String)>);
+
 /// One run of a fixed script. What crashes differs between runs; what is asked, and when, does not.
 struct Script {
     cluster: Cluster,
@@ -66,8 +69,8 @@ impl Script {
         self.pause(2 * step as u64 + 2);
     }
 
-    /// The state of the data group at the end, as a checkpoint has it, and what can be read.
-    fn end(mut self) -> Vec<(Vec<u8>, Vec<(u64, String)>)> {
+    /// How every node ends.
+    fn end(mut self) -> Vec<End> {
         // A checkpoint is made at least once a minute, if something was applied.
         self.pause(2 * STEPS as u64 + 65);
         let request = self.producer.request("t", 0, &["end"]);
