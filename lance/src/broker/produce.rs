@@ -28,8 +28,8 @@ impl<D: Disk> Broker<D> {
         }
     }
 
-    /// A topic that this replica does not know may have been created a moment ago, perhaps in the place of one of the same
-    /// name: ask before denying it.
+    /// A topic that this replica does not know may have been created a moment ago, perhaps in the place of another of
+    /// its name: ask before denying it.
     pub(super) fn after_catalog(&mut self, caller: Caller, opcode: Opcode, request: Request, body: Bytes) {
         /// How long a request may wait to learn whether its topic exists.
         const WAIT_US: u64 = 5_000_000;
