@@ -81,13 +81,18 @@ impl Run {
     fn fault(&mut self) {
         let node = 1 + self.rng.below(3);
         let running = self.cluster.node(node).is_running();
-        match self.rng.below(12) {
+        match self.rng.below(14) {
             0 if running => {
                 let choice = CrashChoice::Torn(self.rng.next());
                 self.cluster.crash(node, choice);
             }
             1 if running => self.cluster.kill(node),
-            2..=4 if !running => self.cluster.start(node),
+            2..=4 if !running => {
+                // A full disk may not even let it start; then its process ends.
+                if self.cluster.try_start(node).is_err() {
+                    self.cluster.kill(node);
+                }
+            }
             5 => self.cluster.network.isolate(node),
             6 => self.cluster.network.cut(Cut { from: Some(node), ..Cut::channel(Channel::Control) }),
             7 => self.cluster.network.cut(Cut { to: Some(node), ..Cut::channel(Channel::Replication) }),
@@ -96,6 +101,11 @@ impl Run {
                 let order = self.rng.pick(&[Order::Held, Order::Seeded(node), Order::Immediate]);
                 self.cluster.node_mut(node).set_order(order);
             }
+            10 => {
+                let disk = self.cluster.node(node).disk();
+                disk.set_capacity(self.rng.chance(50).then(|| disk.used()));
+            }
+            11 => self.cluster.node_mut(node).clock_ahead_ms = self.rng.below(20_000) as i64 - 10_000,
             _ => self.cluster.network.heal(),
         }
     }
@@ -120,6 +130,7 @@ impl Run {
         self.cluster.network.heal();
         self.cluster.set_disk_order(|_| Order::Immediate);
         for node in self.cluster.ids() {
+            self.cluster.node(node).disk().set_capacity(None);
             if !self.cluster.node(node).is_running() {
                 self.cluster.start(node);
             }

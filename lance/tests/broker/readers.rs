@@ -1,10 +1,14 @@
 //! Fetches: when they are answered, and that they find everything wherever it lies.
 
 use crate::harness::records::{batch, pairs, read};
-use crate::harness::{Call, Cluster, EPOCH_MS, Outcome, SECOND, Settings, fetch_request, produce_request};
+use crate::harness::{
+    Call, Cluster, EPOCH_MS, META, Outcome, SECOND, Settings, fetch_request, offsets_request, produce_request,
+};
+use lnc_log::disk::Owner;
+use lnc_log::disk::memory::Order;
 use lnc_log::journal::GroupId;
-use lnc_protocol::message::{FetchedPartition, OffsetSpec, ProduceRequest};
-use lnc_protocol::{ErrorCode, Response};
+use lnc_protocol::message::{DeleteTopicRequest, FetchedPartition, OffsetSpec, ProduceRequest, TopicOptions};
+use lnc_protocol::{ErrorCode, Request, Response};
 
 const DATA: GroupId = GroupId(1);
 
@@ -249,5 +253,96 @@ fn append_times_are_the_leader_s_and_never_go_back() {
         cluster.crash(leader, lnc_log::disk::memory::CrashChoice::Nothing);
         cluster.await_leaders();
         cluster.start(leader);
+    }
+}
+
+/// Let a node's journal go on while everything else that its disk was asked to do waits.
+fn release_journal(cluster: &mut Cluster, node: u64) {
+    for _ in 0..5 {
+        let disk = cluster.node(node).disk();
+        for (number, token) in disk.in_flight() {
+            if token.owner() == Some(Owner::Journal) {
+                disk.release(number);
+            }
+        }
+        cluster.tick();
+    }
+}
+
+#[test]
+fn a_topic_deleted_while_its_segments_are_read_is_unknown_and_not_damaged() {
+    let mut cluster = cold(24);
+    let node = cluster.leader_of(DATA);
+    cluster.node_mut(node).set_order(Order::Held);
+    let fetch = cluster.send(node, &fetch_request("t", &[(0, 0)], 30_000, 1));
+    let offsets = cluster.send(node, &offsets_request("t", 0, OffsetSpec::Timestamp(1100)));
+    cluster.settle();
+    release_journal(&mut cluster, node);
+    assert!(!cluster.is_answered(fetch) && !cluster.is_answered(offsets), "the segments cannot have been read");
+    let delete = Request::DeleteTopic(DeleteTopicRequest { name: "t".to_owned(), timeout_ms: 10_000 });
+    let catalog = cluster.leader_of(META);
+    let deletion = cluster.send(catalog, &delete);
+    cluster.settle();
+    release_journal(&mut cluster, node);
+    assert!(matches!(cluster.outcome(deletion), Some(Outcome::Done(_))));
+    cluster.node_mut(node).set_order(Order::Immediate);
+    cluster.ticks(5);
+    assert_eq!(fetched(cluster.outcome(fetch))[0].error, ErrorCode::UnknownTopic);
+    match cluster.outcome(offsets) {
+        Some(Outcome::Done(Response::ListOffsets(found))) => {
+            // The search began before the deletion, and may answer as of then.
+            let fine = [ErrorCode::None, ErrorCode::UnknownTopic];
+            assert!(fine.contains(&found[0].error), "{}", found[0].message);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_reader_whose_records_are_gone_is_told_where_the_log_starts() {
+    let mut settings = cold_settings();
+    settings.segments.segment_bytes = 4_000;
+    let mut cluster = Cluster::ready(settings);
+    let options = TopicOptions { max_bytes: Some(8_000), ..TopicOptions::default() };
+    cluster.create_topic_with("t", 1, options);
+    for n in 0..30 {
+        cluster.produce(&dated(n));
+    }
+    cluster.ticks(3 * SECOND);
+    cluster.await_same();
+    for node in cluster.ids() {
+        let found = cluster.fetch(node, "t", 0, 0);
+        assert_eq!(found.error, ErrorCode::OffsetOutOfRange, "node {node}");
+        assert!(found.log_start_offset > 10 && found.high_watermark == 30, "{found:?}");
+        let start = found.log_start_offset;
+        assert_eq!(read(&cluster.fetch(node, "t", 0, start))[0].offset, start, "node {node}");
+        assert_eq!(cluster.list_offset(node, "t", 0, OffsetSpec::Timestamp(0)).0, start, "node {node}");
+    }
+}
+
+#[test]
+fn damaged_bytes_are_reported_and_never_served_and_other_replicas_serve() {
+    let mut cluster = cold(24);
+    let damaged = cluster.followers_of(DATA)[0];
+    let expected = cluster.read_all(damaged, "t", 0);
+    let (path, bytes) = cluster.node(damaged).segment_files().remove(0);
+    let disk = cluster.node(damaged).disk();
+    let step = bytes.len() as u64 / 40;
+    let mut reported = 0;
+    for position in (0..40).map(|n| n * step) {
+        assert!(disk.corrupt(&path, position, 0x20));
+        for offset in [0, 3, 6] {
+            let found = cluster.fetch(damaged, "t", 0, offset);
+            reported += usize::from(found.error == ErrorCode::StorageDamaged);
+            for record in read(&found) {
+                assert_eq!(record, expected[record.offset as usize], "byte {position} of {path}");
+            }
+        }
+        assert!(disk.corrupt(&path, position, 0x20));
+    }
+    assert!(reported > 20, "only {reported} reads found damage");
+    assert!(cluster.node(damaged).is_running());
+    for node in cluster.ids() {
+        assert_eq!(cluster.read_all(node, "t", 0), expected, "node {node}");
     }
 }

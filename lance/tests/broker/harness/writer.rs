@@ -13,6 +13,8 @@ struct Unacknowledged {
     request: ProduceRequest,
     value: String,
     call: Option<Call>,
+    /// Whether it was sent while an earlier batch of its partition was not acknowledged: it may arrive before that one.
+    may_overtake: bool,
 }
 
 /// See the module documentation.
@@ -46,7 +48,7 @@ impl Writer {
                 let value = format!("{}", self.sent);
                 self.sent += 1;
                 let request = self.producer.request(&self.topic, *partition, &[&value, "second of its batch"]);
-                lane.push_back(Unacknowledged { request, value, call: None });
+                lane.push_back(Unacknowledged { request, value, call: None, may_overtake: false });
             }
         }
         self.send(cluster, rng);
@@ -68,7 +70,8 @@ impl Writer {
         }
         for lane in self.lanes.values_mut() {
             let node = rng.pick(&running);
-            for waiting in lane.iter_mut().filter(|waiting| waiting.call.is_none()) {
+            for (position, waiting) in lane.iter_mut().enumerate().filter(|(_, waiting)| waiting.call.is_none()) {
+                waiting.may_overtake = position > 0;
                 waiting.call = Some(cluster.send(node, &Request::Produce(waiting.request.clone())));
             }
         }
@@ -76,35 +79,36 @@ impl Writer {
 
     fn collect(&mut self, cluster: &mut Cluster) {
         for (partition, lane) in &mut self.lanes {
-            let mut earlier_waits = false;
             lane.retain_mut(|waiting| {
                 let outcome = waiting.call.and_then(|call| cluster.outcome(call));
-                let acknowledged = match outcome {
-                    None => false,
+                match outcome {
+                    None => true,
                     Some(Outcome::Done(Response::Produce(done))) => {
                         let offset = done.base_offset.expect("a quorum settles the offset");
                         let former = self.acknowledged.insert((*partition, offset), waiting.value.clone());
                         assert_eq!(former, None, "partition {partition} offset {offset} was given twice");
-                        true
+                        false
                     }
                     Some(Outcome::Forwarded(to)) => {
                         waiting.call = Some(cluster.send(to, &Request::Produce(waiting.request.clone())));
-                        false
+                        true
                     }
                     Some(Outcome::Refused(error)) => {
                         let overtook = matches!(error.code, ErrorCode::OutOfOrderSequence | ErrorCode::UnknownProducer);
-                        assert!(error.code.is_retriable() || (overtook && earlier_waits), "{}: {error}", waiting.value);
+                        assert!(
+                            error.code.is_retriable() || (overtook && waiting.may_overtake),
+                            "{}: {error}",
+                            waiting.value
+                        );
                         waiting.call = None;
-                        false
+                        true
                     }
                     Some(Outcome::Lost) => {
                         waiting.call = None;
-                        false
+                        true
                     }
                     Some(other) => panic!("not an answer to a produce: {other:?}"),
-                };
-                earlier_waits |= !acknowledged;
-                !acknowledged
+                }
             });
         }
     }
