@@ -310,7 +310,7 @@ impl Raft {
             first_index: self.log.first_index(),
             first_in_memory: self.log.first_in_memory(),
             caught_up: self.caught_up(),
-            leader_commit: self.leader_commit.unwrap_or_default().max(self.log.commit()),
+            leader_commit: self.known_commit(),
             peers: self.peers.iter().map(|(&id, peer)| peer.status(id, self.config.election_ticks)).collect(),
             transferring: self.transfer.map(|transfer| transfer.to),
         }
@@ -383,10 +383,14 @@ impl Raft {
     }
 
     fn caught_up(&self) -> bool {
+        self.known_commit().is_some_and(|index| index <= self.log.commit())
+    }
+
+    fn known_commit(&self) -> Option<Index> {
         let commit = self.log.commit();
         match self.role {
-            Role::Leader => self.log.term_at(commit) == Some(self.hard_state.term),
-            _ => self.leader.is_some() && self.leader_commit.is_some_and(|told| told <= commit),
+            Role::Leader => Some(commit).filter(|_| self.log.term_at(commit) == Some(self.hard_state.term)),
+            _ => self.leader.and(self.leader_commit).map(|told| told.max(commit)),
         }
     }
 
@@ -580,8 +584,9 @@ pub struct Status {
     /// A leader: it has committed an entry of its own term, so it knows everything that was ever committed. Another: it
     /// has committed all that this term's leader has told it of.
     pub caught_up: bool,
-    /// The highest commit index known to this node, whether it has the entries or not.
-    pub leader_commit: Index,
+    /// The commit index of the leader as far as this node has heard, whether it has the entries or not; None while it has
+    /// not heard from the leader of its term, or has not committed in its own.
+    pub leader_commit: Option<Index>,
     /// The other voters; only a leader knows them.
     pub peers: Vec<Progress>,
     /// The target of a leadership transfer under way.

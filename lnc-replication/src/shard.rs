@@ -433,6 +433,11 @@ impl Shard {
         group.raft.entries_loaded(to, prev_index, prev_term, fresh);
     }
 
+    /// Look whether a disk that was full has space again.
+    pub fn retry_space<D: Disk>(&mut self, disk: &mut D) {
+        self.journal.retry_space(disk);
+    }
+
     /// Keep entries in memory within the budget. Only what is applied and durable here can go.
     pub fn release_memory(&mut self) {
         let share = self.config.entry_cache_bytes / self.groups.len().max(1);

@@ -335,7 +335,7 @@ impl<D: Disk> Broker<D> {
             leader: status.leader.map(|leader| leader.0),
             term: status.term,
             commit_index: status.commit,
-            applied_index: self.applied.get(&group).map_or(0, |(index, _)| *index),
+            applied_index: self.applied_index(group),
             durable_index: status.durable,
             last_index: status.last,
             first_index: status.first_index,

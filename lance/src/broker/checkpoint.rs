@@ -236,6 +236,7 @@ pub fn open<D: Disk>(
         metrics,
         group_metrics,
         flushes: VecDeque::new(),
+        freshness: BTreeMap::new(),
         last_second_us: 0,
     })
 }

@@ -166,6 +166,15 @@ struct DataGroup {
     reconciling: BTreeSet<PartitionKey>,
 }
 
+/// How far a group of this node is behind its leader, in time.
+#[derive(Clone, Copy, Default)]
+struct Freshness {
+    /// A commit index of the leader, and when it was heard.
+    target: Option<(u64, u64)>,
+    /// When the last target that is applied was heard.
+    caught_up_us: Option<u64>,
+}
+
 /// A request that waits until this node has applied what was committed when it came.
 struct ReadBarrier {
     caller: Caller,
@@ -215,6 +224,7 @@ pub struct Broker<D: Disk> {
     request_counters: BTreeMap<Opcode, Counter>,
     /// Journal flushes under way and when they were submitted.
     flushes: VecDeque<(u64, u64)>,
+    freshness: BTreeMap<GroupId, Freshness>,
     last_second_us: u64,
 }
 
@@ -295,6 +305,7 @@ impl<D: Disk> Broker<D> {
         self.expire_fetches();
         self.expire_barriers();
         self.expire_creations();
+        self.measure_freshness();
         if self.draining {
             self.hand_over();
         }
@@ -311,6 +322,7 @@ impl<D: Disk> Broker<D> {
         }
         self.reconcile = true;
         self.retry_full = true;
+        self.shard.retry_space(&mut self.disk);
         self.apply_retention();
         self.rebalance_leaders();
         self.update_gauges();
@@ -454,7 +466,8 @@ impl<D: Disk> Broker<D> {
     /// The connected follower that has most of the group's log.
     fn best_successor(&self, group: GroupId) -> Option<NodeId> {
         let status = self.shard.status(group)?;
-        let connected = status.peers.iter().filter(|peer| self.peers_connected.contains(&peer.id));
+        let connected =
+            status.peers.iter().filter(|peer| peer.recently_active && self.peers_connected.contains(&peer.id));
         connected.max_by_key(|peer| peer.match_index).map(|peer| peer.id)
     }
 
@@ -475,8 +488,9 @@ impl<D: Disk> Broker<D> {
                 self.shard.is_leader(group)
                     && self.peers_connected.contains(node)
                     && self.shard.status(group).is_some_and(|status| {
-                        let caught_up =
-                            |peer: &lnc_raft::Progress| peer.id == *node && peer.match_index + 64 >= status.last;
+                        let caught_up = |peer: &lnc_raft::Progress| {
+                            peer.id == *node && peer.recently_active && peer.match_index + 64 >= status.last
+                        };
                         status.peers.iter().any(caught_up)
                     })
             });
@@ -495,6 +509,8 @@ impl<D: Disk> Broker<D> {
 
     /// Whether this node may be sent traffic: every group has a leader and this node has what the leader has committed.
     pub fn readiness(&self) -> Result<(), String> {
+        /// How old the leader's commit index that this node has applied may be.
+        const MAX_STALE_US: u64 = 2_000_000;
         if self.draining {
             return Err("shutting down".into());
         }
@@ -503,15 +519,40 @@ impl<D: Disk> Broker<D> {
             if status.leader.is_none() {
                 return Err(format!("group {group} has no known leader", group = group.0));
             }
-            let applied = self.applied.get(&group).map_or(0, |(index, _)| *index);
-            if !status.caught_up || applied < status.leader_commit {
+            let fresh = self.freshness.get(&group).copied().unwrap_or_default();
+            if fresh.caught_up_us.is_none_or(|at| at + MAX_STALE_US < self.now_us()) {
+                let applied = self.applied_index(group);
+                let told = status.leader_commit.map_or("nothing yet".to_owned(), |index| format!("index {index}"));
                 return Err(format!(
-                    "group {} is catching up: applied index {applied}, the leader has committed {}",
-                    group.0, status.leader_commit
+                    "group {} is catching up: applied index {applied}, the leader says that {told} is committed",
+                    group.0
                 ));
             }
         }
         Ok(())
+    }
+
+    fn applied_index(&self, group: GroupId) -> u64 {
+        self.applied.get(&group).map_or(0, |(index, _)| *index)
+    }
+
+    /// Note since when each group has applied what its leader had committed. Under load a replica is always a little
+    /// behind: what counts is how long ago the leader had what this node has now.
+    fn measure_freshness(&mut self) {
+        let now = self.now_us();
+        let groups: Vec<GroupId> = self.shard.group_ids().collect();
+        for group in groups {
+            let Some(status) = self.shard.status(group) else { continue };
+            let applied = self.applied_index(group);
+            let fresh = self.freshness.entry(group).or_default();
+            if let Some((_, at)) = fresh.target.filter(|(target, _)| applied >= *target) {
+                fresh.caught_up_us = Some(at);
+                fresh.target = None;
+            }
+            if fresh.target.is_none() {
+                fresh.target = status.leader_commit.map(|index| (index, now));
+            }
+        }
     }
 
     fn update_gauges(&mut self) {

@@ -391,6 +391,14 @@ impl Journal {
         self.files.is_full()
     }
 
+    /// Try again for space if the disk was full. To be called from time to time: who appends nothing while
+    /// [`Journal::is_full`] says so makes no flush that would find out.
+    pub fn retry_space<D: Disk>(&mut self, disk: &mut D) {
+        if !self.failed && self.files.is_full() {
+            self.make_room(disk, true);
+        }
+    }
+
     /// Recycle the files below `before_file`, once no read needs them. The file of the last durable flush stays.
     pub fn release<D: Disk>(&mut self, disk: &mut D, before_file: u64) {
         self.release_before = self.release_before.max(before_file);
