@@ -1,10 +1,11 @@
 //! A disk that is full: writes are refused for now, reads go on, and once there is room again so do writes.
 
 use super::support::node::{Node, Ports};
-use super::support::wire::{self, Wire, fetch_all};
+use super::support::wire::{self, Answer, Wire, fetch_all};
 use super::support::{assert_same, eventually};
-use lnc_protocol::message::TopicOptions;
+use lnc_protocol::message::{ProduceRequest, ProduceResponse, TopicOptions};
 use lnc_protocol::{ErrorCode, Flags};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -43,50 +44,55 @@ impl Drop for SmallDisk {
     }
 }
 
-/// A file that takes room until it is removed.
-fn ballast(directory: &Path, bytes: usize) -> PathBuf {
+/// A file that takes room until it is removed: this many bytes, or all that there are.
+fn ballast(directory: &Path, bytes: u64) -> PathBuf {
     let path = directory.join("ballast");
-    std::fs::write(&path, vec![1; bytes]).unwrap();
+    let mut file = std::fs::File::create(&path).unwrap();
+    let block = [1; 64 << 10];
+    for _ in 0..bytes / block.len() as u64 {
+        if file.write_all(&block).is_err() {
+            break;
+        }
+    }
     path
 }
 
-#[test]
-fn a_full_disk_refuses_writes_for_now_and_serves_reads() {
-    let Some(disk) = SmallDisk::mount(48 << 20) else { return };
-    let ballast = ballast(disk.path(), 16 << 20);
+/// Produces without waiting for long.
+fn try_produce(wire: &mut Wire, value: &[u8]) -> Answer<ProduceResponse> {
+    let request = ProduceRequest { timeout_ms: 1000, ..wire::produce("t", 0, wire::batch([value])) };
+    wire.produce(request, Flags::NONE).unwrap()
+}
+
+/// A node on a small disk that fills up, with this much room for it, until the rest is free again.
+fn fill_and_free(bytes: u64, room: u64) {
+    let Some(disk) = SmallDisk::mount(bytes) else { return };
     let mut node = Node::new(disk.path(), 1, &[Ports::free()], &["journal.retain_bytes=4MiB".to_owned()]);
     node.start();
     node.wait_ready();
     let mut wire = Wire::connect(&node.client()).unwrap();
     wire.ask(&wire::create("t", 1, TopicOptions::default()), Flags::NONE).unwrap().unwrap();
+    let ballast = ballast(disk.path(), bytes - room);
 
     let value = vec![b'x'; 256 << 10];
     let mut acknowledged = 0;
-    let full = loop {
-        let mut request = wire::produce("t", 0, wire::batch([&value[..]]));
-        request.timeout_ms = 3000;
-        match wire.produce(request, Flags::NONE).unwrap() {
+    let refused = loop {
+        match try_produce(&mut wire, &value) {
             Ok(done) => assert_eq!(done.base_offset, Some(acknowledged)),
             Err(error) => break error,
         }
         acknowledged += 1;
         assert!(acknowledged < 200, "more was acknowledged than fits on the disk");
     };
-    assert!(full.code.is_retriable(), "{full}");
+    assert!(refused.code.is_retriable(), "{refused}");
     let told = eventually("the disk is said to be full", || {
-        let mut request = wire::produce("t", 0, wire::batch([&value[..]]));
-        request.timeout_ms = 1000;
-        let error = wire.produce(request, Flags::NONE).unwrap().err()?;
-        (error.code == ErrorCode::StorageFull).then_some(error)
+        try_produce(&mut wire, &value).err().filter(|error| error.code == ErrorCode::StorageFull)
     });
     assert!(told.message.contains("no space left"), "{told}");
     let (bytes, end) = fetch_all(&mut wire, "t", 0).unwrap();
-    assert!(end >= acknowledged && bytes.len() as u64 > acknowledged * value.len() as u64, "reads go on");
+    assert!(end >= acknowledged && bytes.len() as u64 >= acknowledged * value.len() as u64, "reads go on");
 
     std::fs::remove_file(ballast).unwrap();
-    let next = eventually("writes go on once there is room", || {
-        wire.produce(wire::produce("t", 0, wire::batch([&value[..]])), Flags::NONE).unwrap().ok()
-    });
+    let next = eventually("writes go on once there is room", || try_produce(&mut wire, &value).ok());
     assert!(next.base_offset >= Some(end));
     node.kill();
     node.start();
@@ -95,4 +101,15 @@ fn a_full_disk_refuses_writes_for_now_and_serves_reads() {
     let (again, end_again) = fetch_all(&mut wire, "t", 0).unwrap();
     assert!(Some(end_again) > next.base_offset);
     assert_same("what was read while the disk was full", &again[..bytes.len()], &bytes);
+}
+
+#[test]
+fn a_disk_that_fills_up_refuses_writes_for_now_and_serves_reads() {
+    fill_and_free(48 << 20, 32 << 20);
+}
+
+#[test]
+fn a_node_notices_that_a_full_disk_has_room_again() {
+    // No room at all from the start: neither the next journal file nor a segment can be made.
+    fill_and_free(32 << 20, 0);
 }
