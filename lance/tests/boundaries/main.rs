@@ -200,6 +200,26 @@ fn the_architecture_justifies_every_dependency() {
     assert_eq!(justified, others, "dependencies in docs/ARCHITECTURE.md, and in Cargo.toml");
 }
 
+/// Files that a page names in backticks by their path from the root, and those of Markdown links.
+fn named_files(page: &str) -> Vec<&str> {
+    let spans = page.split('`').skip(1).step_by(2);
+    let tops = ["lance/", "lnc-", "docs/"];
+    let paths = spans.filter(|span| span.contains('/') && tops.iter().any(|top| span.starts_with(top)));
+    let links = page.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+    paths.chain(links.filter(|link| !link.is_empty() && !link.contains("://"))).collect()
+}
+
+#[test]
+fn the_pages_name_files_that_exist() {
+    for page in ["README.md", "docs/ARCHITECTURE.md", "docs/OPERATIONS.md"] {
+        let text = read(&root().join(page));
+        let folder = root().join(page).parent().expect("a folder").to_owned();
+        let gone = |name: &&str| !root().join(name).exists() && !folder.join(name).exists();
+        let gone: Vec<&str> = named_files(&text).into_iter().filter(gone).collect();
+        assert!(gone.is_empty(), "{page} names {gone:?}");
+    }
+}
+
 /// The checks themselves: each finds what it is there to find.
 mod checks {
     use super::*;
@@ -296,6 +316,12 @@ mod checks {
         assert_eq!(count("lance/src/broker/mod.rs", "use crate::config::Config;"), 1);
         assert_eq!(count("lance/src/broker/mod.rs", "use crate::{config::Config, http};"), 1);
         assert_eq!(count("lance/src/server.rs", "use crate::config::Config;"), 0);
+    }
+
+    #[test]
+    fn files_that_a_page_names_are_found() {
+        let page = "See `lance/src/x.rs`, `acks`, `a/b` and [this](docs/Y.md#part) or [that](https://example.org).";
+        assert_eq!(named_files(page), ["lance/src/x.rs", "docs/Y.md"]);
     }
 
     #[test]
