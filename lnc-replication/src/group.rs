@@ -40,16 +40,18 @@ impl Locations {
         index.checked_sub(self.first).and_then(|at| self.places.get(at as usize)).copied()
     }
 
-    /// The places of entries from `index` on, as many as fit in `max_bytes` but at least one.
-    pub(crate) fn run(&self, index: Index, max_bytes: usize) -> Vec<Location> {
+    /// The places of entries from `index` on and below `end`, as many as fit in `max_bytes` but at least one if there is
+    /// any.
+    pub(crate) fn run(&self, index: Index, end: Index, max_bytes: usize) -> Vec<Location> {
         let Some(skip) = index.checked_sub(self.first) else { return Vec::new() };
+        let count = end.saturating_sub(index) as usize;
         let mut bytes = 0;
         let fits = |place: &&Location| {
             let first = bytes == 0;
             bytes += place.len as usize;
             first || bytes <= max_bytes
         };
-        self.places.iter().skip(skip as usize).take_while(fits).copied().collect()
+        self.places.iter().skip(skip as usize).take(count).take_while(fits).copied().collect()
     }
 
     /// Forget entries up to and including `index`.

@@ -382,7 +382,8 @@ impl Shard {
     fn load_entries<D: Disk>(&mut self, disk: &mut D, id: GroupId, wanted: EntriesWanted) {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let prev_index = wanted.from_index.saturating_sub(1);
-        let places = group.locations.run(wanted.from_index, wanted.max_bytes);
+        // What memory holds is sent from there, and may not be on this node's disk yet.
+        let places = group.locations.run(wanted.from_index, group.raft.first_in_memory(), wanted.max_bytes);
         match group.raft.term_at(prev_index) {
             Some(prev_term) if !places.is_empty() => {
                 let ticket = self.next_ticket;

@@ -1,8 +1,9 @@
 //! All replicas are the same: state at equal applied index, and every byte of every segment file.
 
 use crate::harness::{Cluster, Producer, SECOND, Settings, produce_request};
-use lnc_log::disk::memory::CrashChoice;
+use lnc_log::disk::memory::{CrashChoice, Order};
 use lnc_log::journal::GroupId;
+use lnc_protocol::Request;
 use lnc_protocol::message::{OffsetSpec, TopicOptions};
 
 const DATA: GroupId = GroupId(1);
@@ -112,4 +113,28 @@ fn old_records_go_by_age_at_the_leader_s_clock() {
     cluster.ticks(30 * SECOND);
     assert_same(&mut cluster);
     assert!(cluster.list_offset(follower, "t", 0, OffsetSpec::Earliest).0 > 0, "everything is that old");
+}
+
+/// The follower needs what only the leader's journal has, while the leader's newest entry is not on its own disk yet.
+#[test]
+fn a_follower_catches_up_from_the_journal_of_a_leader_that_is_writing() {
+    let mut cluster = Cluster::ready(Settings { entry_cache_bytes: 0, ..Settings::default() });
+    cluster.create_topic("t", 2);
+    cluster.await_balance();
+    let leader = cluster.leader_of(DATA);
+    let late = cluster.followers_of(DATA)[0];
+    cluster.kill(late);
+    let mut producer = Producer::new(&mut cluster);
+    fill(&mut cluster, &mut producer, 10);
+    cluster.node_mut(leader).set_order(Order::Held);
+    let newest = producer.request("t", 0, &["newest"]);
+    let call = cluster.send(leader, &Request::Produce(newest));
+    cluster.settle();
+    cluster.start(late);
+    cluster.ticks(10);
+    assert!(!cluster.is_answered(call), "the leader's disk does not hold it");
+    cluster.node_mut(leader).set_order(Order::Immediate);
+    cluster.await_same();
+    assert_eq!(cluster.leader_of(DATA), leader, "it was the leader's to bring the follower up to date");
+    assert_eq!(cluster.read_all(late, "t", 0), cluster.read_all(leader, "t", 0));
 }

@@ -54,6 +54,8 @@ pub(crate) struct Settings {
     pub(crate) journal_file_bytes: u64,
     /// Journal bytes kept beyond a checkpoint.
     pub(crate) journal_retain_bytes: u64,
+    /// Bytes of entries that a node keeps in memory for followers that lag.
+    pub(crate) entry_cache_bytes: usize,
     /// Sizes of segments.
     pub(crate) segments: SegmentConfig,
     /// Seed of the election timeouts.
@@ -70,6 +72,7 @@ impl Default for Settings {
             checkpoint_bytes: 64 << 20,
             journal_file_bytes: 256 << 10,
             journal_retain_bytes: 8 << 20,
+            entry_cache_bytes: 1 << 20,
             segments: SegmentConfig { write_block: 8192, index_interval_bytes: 1500, ..SegmentConfig::default() },
             seed: 1,
         }

@@ -221,7 +221,7 @@ fn shard_config(id: u64, starts: u64, settings: &Settings) -> ShardConfig {
         heartbeat_ticks: 2,
         max_in_flight_bytes: 1 << 20,
         max_append_bytes: 256 << 10,
-        entry_cache_bytes: 1 << 20,
+        entry_cache_bytes: settings.entry_cache_bytes,
         journal_retain_bytes: settings.journal_retain_bytes,
         seed: settings.seed.wrapping_mul(1000) + starts,
         journal: JournalConfig { file_bytes: settings.journal_file_bytes, ..JournalConfig::new(id) },
