@@ -393,10 +393,7 @@ impl Shard {
                         let catch_up = CatchUp { group: id, to: wanted.to, prev_index, prev_term };
                         self.catch_ups.insert(ticket, catch_up);
                     }
-                    Err(error) => {
-                        tracing::error!(group = id.0, peer = %wanted.to, %error, "cannot read old entries");
-                        group.raft.entries_unavailable(wanted.to);
-                    }
+                    Err(error) => read_failed(id, group, wanted.to, &error),
                 }
             }
             _ => {
@@ -416,11 +413,7 @@ impl Shard {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let entries = match result {
             Ok(entries) => entries,
-            Err(error) => {
-                tracing::error!(group = id.0, peer = to.0, %error, "cannot read old entries for a follower");
-                group.raft.entries_unavailable(to);
-                return;
-            }
+            Err(error) => return read_failed(id, group, to, &error),
         };
         // An entry that was replaced while it was read must not be sent.
         let mut fresh = Vec::with_capacity(entries.len());
@@ -515,5 +508,16 @@ impl Shard {
     /// The shared journal, for its figures.
     pub fn journal(&self) -> &Journal {
         &self.journal
+    }
+}
+
+/// Old entries for a follower could not be read. What may work the next time is tried again at the pace of heartbeats;
+/// otherwise the follower needs more than entries.
+fn read_failed(id: GroupId, group: &mut Group, to: NodeId, error: &JournalError) {
+    tracing::error!(group = id.0, peer = to.0, %error, "cannot read old entries for a follower");
+    if error.is_retriable() {
+        group.raft.peer_lost(to);
+    } else {
+        group.raft.entries_unavailable(to);
     }
 }

@@ -17,6 +17,7 @@ fn settings(seed: u64) -> Settings {
         checkpoint_bytes: 6_000,
         journal_file_bytes: 32 << 10,
         tail_cache_bytes: 2_000,
+        entry_cache_bytes: 1_000,
         seed,
         ..Settings::default()
     };

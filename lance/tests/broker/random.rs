@@ -27,6 +27,7 @@ impl Run {
             data_groups: 2,
             memory_bytes: 64 << 10,
             tail_cache_bytes: 4 << 10,
+            entry_cache_bytes: 4 << 10,
             checkpoint_bytes: 8 << 10,
             seed,
             ..Settings::default()

@@ -1,10 +1,14 @@
 //! All replicas are the same: state at equal applied index, and every byte of every segment file.
 
 use crate::harness::{Cluster, Producer, SECOND, Settings, produce_request};
+use lnc_log::disk::Op;
 use lnc_log::disk::memory::{CrashChoice, Order};
 use lnc_log::journal::GroupId;
 use lnc_protocol::Request;
 use lnc_protocol::message::{OffsetSpec, TopicOptions};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 const DATA: GroupId = GroupId(1);
 
@@ -136,5 +140,32 @@ fn a_follower_catches_up_from_the_journal_of_a_leader_that_is_writing() {
     cluster.node_mut(leader).set_order(Order::Immediate);
     cluster.await_same();
     assert_eq!(cluster.leader_of(DATA), leader, "it was the leader's to bring the follower up to date");
+    assert_eq!(cluster.read_all(late, "t", 0), cluster.read_all(leader, "t", 0));
+}
+
+#[test]
+fn a_follower_catches_up_although_a_read_of_the_leader_s_journal_fails_once() {
+    let mut cluster = Cluster::ready(Settings { entry_cache_bytes: 0, ..Settings::default() });
+    cluster.create_topic("t", 2);
+    cluster.await_balance();
+    let leader = cluster.leader_of(DATA);
+    let late = cluster.followers_of(DATA)[0];
+    cluster.kill(late);
+    let mut producer = Producer::new(&mut cluster);
+    fill(&mut cluster, &mut producer, 10);
+    let (failed, mut failures) = (Arc::new(AtomicU32::new(0)), 1);
+    let count = failed.clone();
+    cluster.node(leader).disk().inject(Some(Box::new(move |_, op| {
+        let fails = matches!(op, Op::Read { .. }) && failures > 0;
+        fails.then(|| {
+            failures -= 1;
+            count.fetch_add(1, Ordering::Relaxed);
+            io::Error::from_raw_os_error(5)
+        })
+    })));
+    cluster.start(late);
+    cluster.await_same();
+    assert_eq!(failed.load(Ordering::Relaxed), 1, "nothing was read");
+    assert_eq!(cluster.leader_of(DATA), leader);
     assert_eq!(cluster.read_all(late, "t", 0), cluster.read_all(leader, "t", 0));
 }
