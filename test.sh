@@ -132,7 +132,7 @@ step() {
         *)
             failed=$((failed + 1))
             printf -- '-- the end of the output:\n'
-            tail -n 120 "$log"
+            tail -n 200 "$log"
             printf -- '--\n   FAILED after %s with exit code %s: %s\n' "$took" "$code" "$name"
             ;;
     esac
@@ -171,6 +171,8 @@ build_tests() { cargo test --workspace --no-run --locked; }
 run_tests() {
     local code=0
     [[ -z $long ]] || export PROPTEST_CASES=5120
+    # The message of a failed test says more than where it was called from, and there is room for it.
+    export RUST_BACKTRACE=0
     cargo test --workspace --no-fail-fast --locked 2>&1 | tee "$work/tests.log" || code=$?
     # One line of numbers, and where the time went.
     awk '
