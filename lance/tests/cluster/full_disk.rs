@@ -109,7 +109,7 @@ fn a_disk_that_fills_up_refuses_writes_for_now_and_serves_reads() {
 }
 
 #[test]
-fn a_node_notices_that_a_full_disk_has_room_again() {
-    // No room at all from the start: neither the next journal file nor a segment can be made.
-    fill_and_free(32 << 20, 0);
+fn a_journal_without_room_for_its_next_file_notices_when_there_is_some() {
+    // Segments find room beside the journal's first file, but its second does not, wanted once that is half full.
+    fill_and_free(32 << 20, 7 << 20);
 }
