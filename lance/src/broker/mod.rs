@@ -619,11 +619,33 @@ impl<D: Disk> Broker<D> {
     /// Answer a read once this node has applied everything that was committed when it came, so that what a client was
     /// told before is never unseen. Local answers are enough for those that only look for whom to ask.
     fn read(&mut self, caller: Caller, opcode: Opcode, request: Request, body: Bytes) {
-        /// How long a read may wait for the leader's word.
-        const BARRIER_US: u64 = 5_000_000;
         let asked = self.groups_to_ask(&request);
         if asked.is_empty() {
             return self.serve_read(caller, opcode, request);
+        }
+        self.await_leaders(caller, opcode, request, body, asked);
+    }
+
+    /// Serve a request once the leaders of these groups have said what is committed, and this node has applied it.
+    fn await_leaders(
+        &mut self,
+        caller: Caller,
+        opcode: Opcode,
+        request: Request,
+        body: Bytes,
+        asked: BTreeSet<GroupId>,
+    ) {
+        /// How long a request may wait for the leaders' word.
+        const WAIT_US: u64 = 5_000_000;
+        /// Requests that may wait for it at once.
+        const MAX_BARRIERS: usize = 4096;
+        if self.barriers.len() >= MAX_BARRIERS || self.in_flight_bytes + body.len() > self.config.memory_bytes {
+            let message = format!(
+                "{} bytes of requests are under way, {} of them wait for the word of a leader",
+                self.in_flight_bytes,
+                self.barriers.len()
+            );
+            return self.refuse(caller, opcode, ErrorCode::Overloaded, message);
         }
         let ctx = self.ticket();
         for group in &asked {
@@ -632,9 +654,16 @@ impl<D: Disk> Broker<D> {
                 return self.refuse(caller, opcode, ErrorCode::LeaderUnknown, message);
             }
         }
-        let deadline_us = self.now_us() + BARRIER_US;
+        let deadline_us = self.now_us() + WAIT_US;
+        self.in_flight_bytes += body.len();
         let barrier = ReadBarrier { caller, opcode, request, body, asked, until: BTreeMap::new(), deadline_us };
         self.barriers.insert(ctx, barrier);
+    }
+
+    fn take_barrier(&mut self, ctx: u64) -> Option<ReadBarrier> {
+        let barrier = self.barriers.remove(&ctx)?;
+        self.in_flight_bytes -= barrier.body.len();
+        Some(barrier)
     }
 
     fn groups_to_ask(&self, request: &Request) -> BTreeSet<GroupId> {
@@ -657,7 +686,7 @@ impl<D: Disk> Broker<D> {
     }
 
     fn barrier_failed(&mut self, ctx: u64) {
-        if let Some(ReadBarrier { caller, opcode, .. }) = self.barriers.remove(&ctx) {
+        if let Some(ReadBarrier { caller, opcode, .. }) = self.take_barrier(ctx) {
             let message = "the leader changed while the read waited for its word".to_owned();
             self.refuse(caller, opcode, ErrorCode::LeaderUnknown, message);
         }
@@ -671,7 +700,7 @@ impl<D: Disk> Broker<D> {
         };
         let ready: Vec<u64> = self.barriers.iter().filter(|(_, b)| passed(b)).map(|(ctx, _)| *ctx).collect();
         for ctx in ready {
-            if let Some(ReadBarrier { caller, opcode, request, body, .. }) = self.barriers.remove(&ctx) {
+            if let Some(ReadBarrier { caller, opcode, request, body, .. }) = self.take_barrier(ctx) {
                 match request {
                     Request::Produce(produce) => self.produce_known(caller, produce, body),
                     Request::Fetch(fetch) => self.fetch_known(caller, fetch),
@@ -685,7 +714,7 @@ impl<D: Disk> Broker<D> {
         let now = self.now_us();
         let late: Vec<u64> = self.barriers.iter().filter(|(_, b)| b.deadline_us <= now).map(|(ctx, _)| *ctx).collect();
         for ctx in late {
-            if let Some(ReadBarrier { caller, opcode, .. }) = self.barriers.remove(&ctx) {
+            if let Some(ReadBarrier { caller, opcode, .. }) = self.take_barrier(ctx) {
                 let message = "the leader did not confirm the read in time".to_owned();
                 self.refuse(caller, opcode, ErrorCode::Timeout, message);
             }

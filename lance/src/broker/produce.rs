@@ -3,18 +3,14 @@
 use super::catalog::META;
 use super::command::Command;
 use super::proposals::{Kind, Origin, unplaced};
-use super::{Broker, Caller, ReadBarrier};
+use super::{Broker, Caller};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
 use lnc_protocol::message::{Acks, Opcode, ProduceRequest, Request};
 use lnc_protocol::{ErrorCode, Limits, RecordBatch};
-use std::collections::BTreeMap;
 
 /// Longest time that a producer may ask to wait, in milliseconds.
 const MAX_TIMEOUT_MS: u32 = 300_000;
-
-/// Requests that may wait at once for the word of a leader.
-const MAX_BARRIERS: usize = 4096;
 
 /// Decompressed bytes allowed per byte of the largest batch.
 const DECOMPRESSION_FACTOR: usize = 16;
@@ -31,20 +27,7 @@ impl<D: Disk> Broker<D> {
     /// A topic that this replica does not know may have been created a moment ago, perhaps in the place of another of
     /// its name: ask before denying it.
     pub(super) fn after_catalog(&mut self, caller: Caller, opcode: Opcode, request: Request, body: Bytes) {
-        /// How long a request may wait to learn whether its topic exists.
-        const WAIT_US: u64 = 5_000_000;
-        if self.barriers.len() >= MAX_BARRIERS {
-            let message = format!("{MAX_BARRIERS} requests wait for the catalog's leader already");
-            return self.refuse(caller, opcode, ErrorCode::Overloaded, message);
-        }
-        let ctx = self.ticket();
-        if self.shard.read_index(META, ctx).is_err() {
-            let message = "the catalog has no known leader at the moment".to_owned();
-            return self.refuse(caller, opcode, ErrorCode::LeaderUnknown, message);
-        }
-        let deadline_us = self.now_us() + WAIT_US;
-        let (asked, until) = ([META].into(), BTreeMap::new());
-        self.barriers.insert(ctx, ReadBarrier { caller, opcode, request, body, asked, until, deadline_us });
+        self.await_leaders(caller, opcode, request, body, [META].into());
     }
 
     /// Produce once the catalog is known to be fresh enough to deny the topic.

@@ -160,3 +160,26 @@ fn memory_of_a_node_that_restarted_is_empty_and_it_serves() {
     assert_eq!(in_flight_bytes(&mut cluster, leader), 0);
     assert!(cluster.leader(META).is_some());
 }
+
+/// Produces and reads that wait for the catalog's leader hold memory like any other.
+#[test]
+fn requests_that_wait_for_a_leader_s_word_are_within_the_budget() {
+    let mut cluster = small();
+    let follower = cluster.followers_of(META)[0];
+    cluster.network.cut(Cut::channel(Channel::Control));
+    let value = "x".repeat(8 << 10);
+    let request = Request::Produce(produce_request("new", 0, &[&value]));
+    let calls: Vec<Call> = (0..20).map(|_| cluster.send(follower, &request)).collect();
+    cluster.settle();
+    let (refused, held): (Vec<Call>, Vec<Call>) = calls.into_iter().partition(|call| cluster.is_answered(*call));
+    assert!(held.len() * (8 << 10) <= MEMORY && !held.is_empty(), "{} requests are held", held.len());
+    for call in refused {
+        assert_eq!(code_of(cluster.outcome(call)), Some(ErrorCode::Overloaded));
+    }
+    cluster.ticks(6 * SECOND);
+    for call in held {
+        let code = code_of(cluster.outcome(call)).expect("nobody knows the topic");
+        assert!(code.is_retriable(), "{code}");
+    }
+    assert_eq!(in_flight_bytes(&mut cluster, follower), 0);
+}
