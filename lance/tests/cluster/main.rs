@@ -13,5 +13,6 @@ mod idempotence;
 mod lagging;
 mod metrics;
 mod retention;
+mod soak;
 mod startup;
 mod support;

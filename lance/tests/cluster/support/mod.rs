@@ -2,6 +2,7 @@
 
 pub(crate) mod cluster;
 pub(crate) mod node;
+pub(crate) mod stream;
 pub(crate) mod wire;
 
 use std::time::{Duration, Instant};
