@@ -395,6 +395,7 @@ fn broker_config(config: &Config, cluster: &Cluster) -> BrokerConfig {
         max_topics: config.limits.max_topics as usize,
         max_partitions_per_topic: config.limits.max_partitions_per_topic,
         checkpoint_bytes: config.journal.checkpoint_bytes,
+        segment_bytes: config.storage.segment_bytes,
     }
 }
 

@@ -169,7 +169,7 @@ impl<D: Disk> Broker<D> {
         let mut commands: Vec<(GroupId, PartitionKey, Command)> = Vec::new();
         for topic in self.catalog.topics() {
             for key in topic.keys().filter(|key| !self.has_partition(topic, *key)) {
-                let segment_bytes = topic.options.segment_bytes;
+                let segment_bytes = Some(topic.options.segment_bytes.unwrap_or(self.config.segment_bytes));
                 commands.push((topic.group_of(key.partition), key, Command::CreatePartition { key, segment_bytes }));
             }
         }

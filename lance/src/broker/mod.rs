@@ -32,7 +32,7 @@ use lnc_metrics::{Counter, GroupMetrics, Metrics};
 use lnc_protocol::ErrorCode;
 use lnc_protocol::frame::Flags;
 use lnc_protocol::message::{ErrorReply, LeaderHint, Opcode, Reply, Request, Response};
-use lnc_raft::{Message, NodeId, Role};
+use lnc_raft::{Body, Message, NodeId, Role};
 use lnc_replication::{Outputs, Shard, ShardError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -123,6 +123,8 @@ pub struct BrokerConfig {
     pub max_partitions_per_topic: u32,
     /// Journal bytes between checkpoints.
     pub checkpoint_bytes: u64,
+    /// Segment size of topics that do not set one; fixed for a partition when it is made.
+    pub segment_bytes: u64,
 }
 
 /// Why the broker must stop.
@@ -281,7 +283,18 @@ impl<D: Disk> Broker<D> {
     /// A message from a peer.
     pub fn peer_message(&mut self, clock: Clock, group: GroupId, message: Message) {
         self.clock = clock;
+        let more = matches!(&message.body, Body::Append { entries, .. } if !entries.is_empty());
+        if more && self.segments.pending_bytes() > self.max_unwritten().saturating_mul(2) {
+            // A replica whose disk cannot keep up must not fill its memory: to the leader this is a lossy network, and
+            // it goes on with the others.
+            return;
+        }
         self.shard.step(group, message);
+    }
+
+    /// Committed bytes that may wait for their segments before produce requests are refused.
+    fn max_unwritten(&self) -> u64 {
+        self.config.checkpoint_bytes.saturating_add(self.config.memory_bytes as u64)
     }
 
     /// The control connection to a peer came up or broke.

@@ -98,6 +98,14 @@ impl<D: Disk> Broker<D> {
             );
             return Err((ErrorCode::Overloaded, message));
         }
+        let (unwritten, most) = (self.segments.pending_bytes(), self.max_unwritten());
+        if unwritten > most {
+            let message = format!(
+                "node {} has {unwritten} committed bytes that its disk has not taken into segments yet, the limit is {most}",
+                self.config.node
+            );
+            return Err((ErrorCode::Overloaded, message));
+        }
         if self.segments.is_full() || self.shard.journal().is_full() {
             let message = format!("node {} has no space left in its data directory", self.config.node);
             return Err((ErrorCode::StorageFull, message));

@@ -107,7 +107,7 @@ settings! {
     /// This node.
     node: Node {
         /// Number of this node, unique in the cluster. A number is never given to another machine or another disk:
-        /// a node whose disk was lost comes back under its number, as a new member.
+        /// a node that comes back without its data does not vote, and waits to be admitted anew.
         id: u64 [Whole] = "1" in "1" ..= "18446744073709551615";
         /// Directory for everything that this node stores. One node per directory; it is locked while in use.
         data_dir: std::path::PathBuf [Path] = "lance-data";
@@ -164,7 +164,7 @@ settings! {
     journal: Journal {
         /// Size of one journal file. Files are written with zeroes once, then recycled.
         file_bytes: u64 [Size] = "64MiB" in "1MiB" ..= "4GiB";
-        /// Journal kept for followers that lag; one further behind gets segment files instead.
+        /// Journal kept for followers that lag. One that is further behind cannot catch up.
         retain_bytes: u64 [Size] = "1GiB" in "1MiB" ..= "1TiB";
         /// Journal written since the last checkpoint that starts the next one. More means fewer, larger writes of
         /// segments and a longer recovery.
