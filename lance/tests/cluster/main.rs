@@ -3,6 +3,7 @@
 //! Tests with a cluster run one at a time: three nodes and their load are enough for a small machine.
 
 mod admission;
+mod damage;
 mod drain;
 mod failover;
 mod files;
