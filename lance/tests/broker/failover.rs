@@ -137,3 +137,32 @@ fn handing_over_leaves_no_outcome_in_doubt() {
         }
     }
 }
+
+#[test]
+fn clusters_of_one_and_of_five_keep_what_they_acknowledged() {
+    for nodes in [1, 5] {
+        let mut cluster = Cluster::ready(Settings { nodes, ..Settings::default() });
+        cluster.create_topic("t", 1);
+        let mut producer = Producer::new(&mut cluster);
+        for round in 0..4 {
+            cluster.produce(&producer.request("t", 0, &[&round.to_string()]));
+            // As many as a majority can spare, or all of them.
+            let victims = if round % 2 == 0 { (nodes - 1) / 2 } else { nodes };
+            for node in 1..=victims {
+                cluster.crash(node, CrashChoice::Nothing);
+            }
+            if victims < nodes {
+                cluster.produce(&producer.request("t", 0, &["fewer"]));
+            }
+            for node in 1..=victims {
+                cluster.start(node);
+            }
+        }
+        cluster.await_leaders();
+        cluster.await_same();
+        let expected = [(0, "0"), (1, "fewer"), (2, "1"), (3, "2"), (4, "fewer"), (5, "3")];
+        for node in cluster.ids() {
+            assert_eq!(pairs(&cluster.read_all(node, "t", 0)), expected, "node {node} of {nodes}");
+        }
+    }
+}

@@ -183,3 +183,30 @@ fn requests_that_wait_for_a_leader_s_word_are_within_the_budget() {
     }
     assert_eq!(in_flight_bytes(&mut cluster, follower), 0);
 }
+
+/// Larger than a journal file, than an append and than the tail cache; as large as a batch may be.
+#[test]
+fn the_largest_batch_gets_through_everything_that_is_smaller() {
+    let mut cluster = Cluster::ready(Settings {
+        journal_file_bytes: 32 << 10,
+        tail_cache_bytes: 1 << 10,
+        entry_cache_bytes: 1 << 10,
+        ..Settings::default()
+    });
+    cluster.create_topic("t", 1);
+    let value = "x".repeat((1 << 20) - 200);
+    for offset in 0..4 {
+        let late = cluster.followers_of(DATA)[0];
+        cluster.kill(late);
+        assert_eq!(cluster.produce(&produce_request("t", 0, &[&value])).base_offset, Some(offset));
+        cluster.start(late);
+    }
+    let refused = cluster.ask(1, &Request::Produce(produce_request("t", 0, &[&value, &value]))).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::BatchTooLarge);
+    cluster.await_same();
+    for node in cluster.ids() {
+        let all = cluster.read_all(node, "t", 0);
+        assert_eq!(all.len(), 4, "node {node}");
+        assert!(all.iter().all(|record| record.value == value), "node {node}");
+    }
+}

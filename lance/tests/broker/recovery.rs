@@ -1,9 +1,10 @@
 //! Checkpoints and recovery change nothing: a node that starts is the node that stopped.
 
-use crate::harness::records::pairs;
+use crate::harness::records::{pairs, read};
 use crate::harness::{Cluster, Producer, SECOND, Settings, TICK_US};
 use lnc_log::disk::memory::CrashChoice;
 use lnc_log::journal::GroupId;
+use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{ProduceRequest, TopicOptions};
 
 const DATA: GroupId = GroupId(1);
@@ -177,4 +178,56 @@ fn a_process_that_is_killed_again_and_again_forgets_nothing() {
         let found: Vec<(u64, String)> = pairs(&all).into_iter().map(|(o, v)| (o, v.to_owned())).collect();
         assert_eq!(found, expected, "node {node}");
     }
+}
+
+/// A node with a damaged file does not start, or serves what is right, or says that it is damaged.
+#[test]
+fn damage_in_any_file_is_refused_or_reported_and_never_served() {
+    let mut cluster = Cluster::ready(settings(3_000));
+    cluster.create_topic("t", 1);
+    cluster.await_balance();
+    let mut producer = Producer::new(&mut cluster);
+    for n in 0..24 {
+        let value = format!("{n}-{}", "v".repeat(700));
+        let request = producer.request("t", 0, &[&value]);
+        cluster.produce(&request);
+    }
+    cluster.await_same();
+    cluster.ticks(SECOND);
+    // The node that leads nothing, so that its comings and goings disturb nobody.
+    let victim = 3;
+    let expected = cluster.read_all(victim, "t", 0);
+    cluster.crash(victim, CrashChoice::Everything);
+    let mut whole = cluster.node(victim).disk();
+    let (mut refused, mut reported) = (0, 0);
+    for path in whole.paths() {
+        let len = whole.file(&path).expect("a file").len() as u64;
+        for sample in 0..16 {
+            let disk = whole.crash(CrashChoice::Everything);
+            // More of the beginning, where there is more to be damaged.
+            let position = if sample < 8 { sample * 97 % len } else { (sample - 8) * len / 8 + 13 };
+            if position >= len || !disk.corrupt(&path, position, 1 << (sample % 8)) {
+                continue;
+            }
+            cluster.node_mut(victim).set_disk(disk);
+            if cluster.try_start(victim).is_err() {
+                refused += 1;
+                continue;
+            }
+            cluster.ticks(5);
+            for offset in [0, 5, 11, 17, 23] {
+                let found = cluster.fetch(victim, "t", 0, offset);
+                reported += usize::from(found.error == ErrorCode::StorageDamaged);
+                for record in read(&found) {
+                    assert_eq!(record, expected[record.offset as usize], "{path}, byte {position}");
+                }
+            }
+            cluster.crash(victim, CrashChoice::Nothing);
+        }
+    }
+    assert!(refused > 10 && reported > 10, "{refused} refused, {reported} reported");
+    cluster.node_mut(victim).set_disk(whole.crash(CrashChoice::Everything));
+    cluster.start(victim);
+    cluster.await_same();
+    assert_eq!(cluster.read_all(victim, "t", 0), expected);
 }

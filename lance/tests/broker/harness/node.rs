@@ -78,6 +78,12 @@ impl Node {
         self.disk.clone()
     }
 
+    /// Give it another disk; it must not run.
+    pub(crate) fn set_disk(&mut self, disk: MemoryDisk) {
+        assert!(self.broker.is_none(), "node {} runs", self.id);
+        self.disk = disk;
+    }
+
     /// Its metrics since the last start.
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.metrics
