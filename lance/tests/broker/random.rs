@@ -1,7 +1,7 @@
 //! Random requests and faults: every request is answered exactly once, and a run can be repeated.
 
 use crate::harness::{
-    Call, Cluster, Cut, Producer, Rng, SECOND, Settings, create_request, fetch_request, offsets_request,
+    Call, Cluster, Cut, Producer, Rng, SECOND, Settings, Writer, create_request, fetch_request, offsets_request,
     produce_request,
 };
 use lnc_log::disk::memory::{CrashChoice, Order};
@@ -177,5 +177,23 @@ fn the_same_seed_gives_the_same_run() {
     assert!(one.len() > 100);
     for (here, there) in one.iter().zip(&two) {
         assert_eq!(here, there);
+    }
+}
+
+#[test]
+fn what_is_acknowledged_amid_random_faults_is_kept_once_and_in_order() {
+    for seed in 101..=108 {
+        let mut run = Run::new(seed);
+        run.cluster.create_topic("kept", 2);
+        let mut writer = Writer::new(&mut run.cluster, "kept", 2);
+        for _ in 0..150 {
+            writer.go_on(&mut run.cluster, &mut run.rng);
+            run.go(1);
+        }
+        run.end();
+        writer.finish(&mut run.cluster, &mut run.rng);
+        run.cluster.await_same();
+        writer.check(&mut run.cluster);
+        assert!(writer.acknowledged() > 20, "seed {seed} acknowledged only {} batches", writer.acknowledged());
     }
 }
