@@ -209,13 +209,16 @@ impl<D: Disk> Broker<D> {
     }
 
     pub(super) fn metadata(&mut self, caller: Caller, request: MetadataRequest) {
+        // Without a leader of the catalog nobody could be asked: the topic may exist.
+        let known = self.shard.leader(META).is_some();
+        let missing = if known { ErrorCode::UnknownTopic } else { ErrorCode::LeaderUnknown };
         let topics = match request.topics {
             None => self.catalog.topics().map(|topic| self.topic_metadata(topic)).collect(),
             Some(names) => names
                 .into_iter()
                 .map(|name| match self.catalog.topic(&name) {
                     Some(topic) => self.topic_metadata(topic),
-                    None => TopicMetadata { name, topic_id: 0, error: ErrorCode::UnknownTopic, partitions: Vec::new() },
+                    None => TopicMetadata { name, topic_id: 0, error: missing, partitions: Vec::new() },
                 })
                 .collect(),
         };
