@@ -3,6 +3,7 @@
 mod harness;
 
 mod acknowledgement;
+mod corners;
 mod failover;
 mod limits;
 mod network_faults;

@@ -182,6 +182,7 @@ fn the_same_seed_gives_the_same_run() {
 
 #[test]
 fn what_is_acknowledged_amid_random_faults_is_kept_once_and_in_order() {
+    let mut acknowledged = 0;
     for seed in 101..=108 {
         let mut run = Run::new(seed);
         run.cluster.create_topic("kept", 2);
@@ -194,6 +195,7 @@ fn what_is_acknowledged_amid_random_faults_is_kept_once_and_in_order() {
         writer.finish(&mut run.cluster, &mut run.rng);
         run.cluster.await_same();
         writer.check(&mut run.cluster);
-        assert!(writer.acknowledged() > 20, "seed {seed} acknowledged only {} batches", writer.acknowledged());
+        acknowledged += writer.acknowledged();
     }
+    assert!(acknowledged > 200, "only {acknowledged} batches were acknowledged");
 }

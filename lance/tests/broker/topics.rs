@@ -230,6 +230,21 @@ fn a_node_learns_of_a_topic_before_it_denies_it() {
     }
 }
 
+/// A node without a catalog leader cannot know which topics exist; it must not deny one for good.
+#[test]
+fn a_node_that_cannot_ask_about_a_topic_does_not_deny_it() {
+    let mut cluster = balanced();
+    hide_catalog(&mut cluster);
+    cluster.create_topic("t", 1);
+    cluster.until("node 3 has lost the catalog's leader", |cluster| cluster.view(LAGGARD, META).leader.is_none());
+    let named = Request::Metadata(MetadataRequest { topics: Some(vec!["t".to_owned()]) });
+    match cluster.ask(LAGGARD, &named) {
+        Ok(Response::Metadata(found)) => assert!(found.topics[0].error.is_retriable(), "{}", found.topics[0].error),
+        Err(error) => assert!(error.code.is_retriable(), "{error}"),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn a_topic_s_partitions_are_spread_and_each_keeps_its_order() {
     let mut cluster = Cluster::ready(Settings { data_groups: 3, ..Settings::default() });
