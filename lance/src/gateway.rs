@@ -13,7 +13,7 @@ use lnc_protocol::frame::{self, Frame};
 use lnc_protocol::{ErrorCode, ErrorReply, Flags, Opcode, Reply, encode_reply};
 use lnc_raft::NodeId;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -243,8 +243,8 @@ impl Gateway {
     }
 
     /// Take the requests that have come in.
-    pub fn take_inbox(&self, into: &mut Vec<Incoming>) {
-        std::mem::swap(&mut *self.inbox.borrow_mut(), into);
+    pub fn take_inbox(&self, into: &mut VecDeque<Incoming>) {
+        into.extend(self.inbox.borrow_mut().drain(..));
     }
 
     /// Send what a turn has answered.

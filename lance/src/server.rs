@@ -16,7 +16,7 @@ use lnc_replication::formation::{Cluster, Decision, Identity, Nodes, decide};
 use lnc_replication::peers::{PeerEvent, Peers};
 use lnc_replication::wire::take_message;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -129,7 +129,7 @@ struct Server {
     notifier: AsyncFd<OwnedFd>,
     health: Arc<Health>,
     clocks: Clocks,
-    requests: Vec<Incoming>,
+    requests: VecDeque<Incoming>,
     /// The data directory is locked for as long as this lives.
     _data_dir: DataDir,
 }
@@ -179,7 +179,7 @@ impl Server {
         let (broker, notifier) = open_broker(&config, &data_dir, &cluster, metrics)?;
         gateway.start_serving();
         let clocks = Clocks { start: Instant::now() };
-        let requests = Vec::new();
+        let requests = VecDeque::new();
         let mut server =
             Self { config, broker, gateway, peers, inbox, notifier, health, clocks, requests, _data_dir: data_dir };
         let result = server.drive(&mut stop).await;
@@ -237,19 +237,38 @@ impl Server {
         for peer in self.peers.connected() {
             self.broker.peer_changed(clock, peer, true);
         }
-        self.gateway.take_inbox(&mut self.requests);
-        for Incoming { caller, opcode, body } in self.requests.drain(..) {
-            self.broker.request(clock, caller, opcode, body);
-        }
+        self.serve_requests(clock);
         let mut outputs = Vec::new();
         let mut messages = self.broker.turn(clock, &mut outputs)?;
         self.peers.send(&mut messages);
         self.gateway.dispatch(&mut outputs);
         self.gateway.set_paused(self.broker.should_pause());
-        if self.broker.wants_turn() {
+        if self.broker.wants_turn() || !self.requests.is_empty() {
             self.inbox.wake.notify_one();
         }
         Ok(())
+    }
+
+    /// Serve what clients have sent, up to a bound: ticks and peers must not wait for it. The rest is for the next turn.
+    fn serve_requests(&mut self, clock: Clock) {
+        /// Request bytes served in one turn.
+        const MAX_BYTES: usize = 8 << 20;
+        /// Time for it, in microseconds; compressed batches take more than their bytes tell.
+        const MAX_US: u64 = 10_000;
+        /// Requests between two looks at the clock.
+        const LOOK: usize = 64;
+        self.gateway.take_inbox(&mut self.requests);
+        let mut bytes = 0;
+        let mut served = 0;
+        while let Some(Incoming { caller, opcode, body }) = self.requests.pop_front() {
+            bytes += body.len();
+            served += 1;
+            self.broker.request(clock, caller, opcode, body);
+            let late = served % LOOK == 0 && self.clocks.now().mono_us > clock.mono_us + MAX_US;
+            if bytes > MAX_BYTES || late {
+                return;
+            }
+        }
     }
 
     fn peer_frame(&mut self, clock: Clock, from: NodeId, body: &mut bytes::Bytes) {

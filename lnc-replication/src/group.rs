@@ -35,6 +35,11 @@ impl Locations {
         self.places.push_back(place);
     }
 
+    /// The index after the last entry; 0 if there is none.
+    pub(crate) fn end(&self) -> Index {
+        self.first + self.places.len() as u64
+    }
+
     /// Where `index` lies, if the journal still has it.
     pub(crate) fn get(&self, index: Index) -> Option<Location> {
         index.checked_sub(self.first).and_then(|at| self.places.get(at as usize)).copied()

@@ -62,6 +62,17 @@ pub enum ShardError {
         /// What is wrong.
         error: ConfigError,
     },
+    /// The data directory holds a group that the configuration does not have.
+    #[error(
+        "the data directory holds entries of group {group}, but only {configured} groups are configured: set \
+         cluster.data_groups to what it was when the cluster was founded, at least {group}"
+    )]
+    UnknownGroup {
+        /// The group.
+        group: u32,
+        /// Number of configured groups, the meta group included.
+        configured: usize,
+    },
     /// The checkpoint and the journal do not fit together.
     #[error(
         "group {group}: the journal's first entry is {found}, but the checkpoint ends at {applied}: entries between \
@@ -177,7 +188,11 @@ impl Shard {
             let group = shard.restore(id, start, recovered)?;
             shard.groups.insert(id, group);
         }
-        Ok(shard)
+        let unknown = groups.keys().chain(starts.keys()).find(|group| !shard.groups.contains_key(group));
+        match unknown {
+            Some(group) => Err(ShardError::UnknownGroup { group: group.0, configured: shard.groups.len() }),
+            None => Ok(shard),
+        }
     }
 
     fn restore(&mut self, id: GroupId, start: GroupStart, recovered: RecoveredGroup) -> Result<Group, ShardError> {
@@ -314,6 +329,14 @@ impl Shard {
         } = group.raft.take_ready();
         if let Some(state) = hard_state {
             self.journal.append_hard_state(id, state.term, state.vote.map(|v| v.0));
+        }
+        if let Some(first) = entries.first().filter(|first| first.index < group.locations.end()) {
+            // What is overwritten must not keep its journal files from being freed.
+            for ends in self.file_ends.values_mut() {
+                if let Some(end) = ends.get_mut(&id).filter(|end| **end >= first.index) {
+                    *end = first.index - 1;
+                }
+            }
         }
         for entry in &entries {
             let place = self.journal.append_entry(id, entry.term, entry.index, entry.kind as u8, &entry.payload);

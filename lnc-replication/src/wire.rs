@@ -133,9 +133,10 @@ pub fn put_message(out: &mut BytesMut, group: GroupId, message: &Message) {
             out.put_u64_le(*hint_term);
             out.put_u64_le(*last_index);
         }
-        Body::Heartbeat { commit, round } => {
+        Body::Heartbeat { commit, leader_commit, round } => {
             out.put_u8(8);
             out.put_u64_le(*commit);
+            out.put_u64_le(*leader_commit);
             out.put_u64_le(*round);
         }
         Body::HeartbeatReply { round } => {
@@ -201,7 +202,11 @@ pub fn take_message(body: &mut Bytes, to: NodeId) -> Result<(GroupId, Message), 
             hint_term: u64_of(body, "hint term")?,
             last_index: u64_of(body, "last index")?,
         }),
-        8 => Body::Heartbeat { commit: u64_of(body, "commit index")?, round: u64_of(body, "round")? },
+        8 => Body::Heartbeat {
+            commit: u64_of(body, "commit index")?,
+            leader_commit: u64_of(body, "the leader's commit index")?,
+            round: u64_of(body, "round")?,
+        },
         9 => Body::HeartbeatReply { round: u64_of(body, "round")? },
         10 => Body::TimeoutNow,
         11 => Body::ReadIndex { ctx: u64_of(body, "read context")? },
@@ -260,7 +265,7 @@ mod tests {
             Body::Append { prev_index: 7, prev_term: 2, commit: 6, entries: vec![entry(8, b"a"), entry(9, b"")] },
             Body::AppendReply(AppendReply::Accepted { match_index: 9 }),
             Body::AppendReply(AppendReply::Rejected { prev_index: 7, hint_index: 4, hint_term: 2, last_index: 5 }),
-            Body::Heartbeat { commit: 5, round: 1 },
+            Body::Heartbeat { commit: 5, leader_commit: 7, round: 1 },
             Body::HeartbeatReply { round: 1 },
             Body::TimeoutNow,
             Body::ReadIndex { ctx: 4 },

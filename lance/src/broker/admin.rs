@@ -21,11 +21,10 @@ const MAX_TIMEOUT_MS: u32 = 300_000;
 /// Smallest segment that a topic may ask for, in bytes.
 const MIN_SEGMENT_BYTES: u64 = 1 << 20;
 
-/// A topic whose partitions are being made.
-pub(super) struct Creation {
+/// A topic that was made or deleted in the catalog, while the data groups follow.
+pub(super) struct TopicChange {
     origin: Origin,
     topic: Topic,
-    deadline_us: u64,
 }
 
 impl<D: Disk> Broker<D> {
@@ -72,7 +71,7 @@ impl<D: Disk> Broker<D> {
             data_groups: self.config.data_groups,
             options: request.options,
         };
-        self.submit_admin(caller, opcode, &command, deadline_us, Kind::CreateTopic { deadline_us });
+        self.submit_admin(caller, opcode, &command, deadline_us, Kind::CreateTopic);
     }
 
     fn check_settings(&self, partitions: u32, options: &TopicOptions) -> Result<(), String> {
@@ -118,23 +117,24 @@ impl<D: Disk> Broker<D> {
         self.submit(META, command, Some(Origin { caller, opcode, bytes: 0, since_us, deadline_us, kind }));
     }
 
-    /// The topic is in the catalog; its creator hears of it once every partition can be written to.
-    pub(super) fn topic_created(&mut self, origin: Origin, topic: Topic) {
-        let Kind::CreateTopic { deadline_us } = origin.kind else { return };
-        self.creations.push(Creation { origin, topic, deadline_us });
+    /// The catalog has changed; whoever asked for it hears of it once the data groups have followed. A new topic can
+    /// then be written to, and nobody can be told any more that a record went into a deleted one: every later leader of
+    /// its groups has the deletion in its log.
+    pub(super) fn topic_changed(&mut self, origin: Origin, topic: Topic) {
+        self.topic_changes.push(TopicChange { origin, topic });
     }
 
-    pub(super) fn finish_creations(&mut self) {
-        if self.creations.is_empty() {
+    pub(super) fn finish_topic_changes(&mut self) {
+        if self.topic_changes.is_empty() {
             return;
         }
-        let (done, waiting) = std::mem::take(&mut self.creations).into_iter().partition(|creation: &Creation| {
-            let gone = self.catalog.topic_by_id(creation.topic.id).is_none();
-            gone || creation.topic.keys().all(|key| self.has_partition(&creation.topic, key))
-        });
-        self.creations = waiting;
-        for Creation { origin, topic, .. } in done {
-            if self.catalog.topic_by_id(topic.id).is_some() {
+        let changes = std::mem::take(&mut self.topic_changes);
+        let (done, waiting) = changes.into_iter().partition(|change: &TopicChange| self.is_followed(change));
+        self.topic_changes = waiting;
+        for TopicChange { origin, topic } in done {
+            if matches!(origin.kind, Kind::DeleteTopic) {
+                self.answer(origin, Response::DeleteTopic);
+            } else if self.catalog.topic_by_id(topic.id).is_some() {
                 let description = self.describe(&topic);
                 self.answer(origin, Response::CreateTopic(description));
             } else {
@@ -144,13 +144,29 @@ impl<D: Disk> Broker<D> {
         }
     }
 
-    pub(super) fn expire_creations(&mut self) {
+    /// Whether the data groups have done, as far as this replica knows, what the catalog says.
+    fn is_followed(&self, TopicChange { origin, topic }: &TopicChange) -> bool {
+        if matches!(origin.kind, Kind::DeleteTopic) {
+            return !topic.keys().any(|key| self.has_partition(topic, key));
+        }
+        if self.catalog.topic_by_id(topic.id).is_none() {
+            return true;
+        }
+        // A topic of this name may have been deleted without waiting for its partitions to go. As long as they are
+        // there, a leader that has not heard of it could take records for the name into them.
+        let remains =
+            |data: &super::DataGroup| data.state.iter().any(|(key, _)| self.catalog.was_deleted(key.topic_id));
+        topic.keys().all(|key| self.has_partition(topic, key)) && !self.groups.values().any(remains)
+    }
+
+    pub(super) fn expire_topic_changes(&mut self) {
         let now = self.now_us();
-        let (late, waiting) =
-            std::mem::take(&mut self.creations).into_iter().partition(|c: &Creation| c.deadline_us <= now);
-        self.creations = waiting;
-        for Creation { origin, topic, .. } in late {
-            let message = format!("topic {:?} exists, but not all of its partitions were made in time", topic.name);
+        let changes = std::mem::take(&mut self.topic_changes);
+        let (late, waiting) = changes.into_iter().partition(|change: &TopicChange| change.origin.deadline_us <= now);
+        self.topic_changes = waiting;
+        for TopicChange { origin, topic } in late {
+            let message =
+                format!("topic {:?} is changed in the catalog, but not all of its partitions in time", topic.name);
             self.fail(origin, ErrorCode::Timeout, message);
         }
     }
@@ -178,7 +194,7 @@ impl<D: Disk> Broker<D> {
             commands.extend(gone.map(|key| (*group, key, Command::DeletePartition { key })));
         }
         for (group, key, command) in commands {
-            let leads = self.shard.is_leader(group);
+            let leads = self.shard.is_leader(group) && !self.has_backlog(group);
             let fresh = leads && self.groups.get_mut(&group).is_some_and(|data| data.reconciling.insert(key));
             if fresh {
                 self.submit(group, &command, None);
@@ -195,7 +211,7 @@ impl<D: Disk> Broker<D> {
         for topic in limited {
             for key in topic.keys() {
                 let group = topic.group_of(key.partition);
-                if !self.shard.is_leader(group) {
+                if !self.shard.is_leader(group) || self.has_backlog(group) {
                     continue;
                 }
                 let (age, bytes) = (topic.options.max_age_ms, topic.options.max_bytes);

@@ -47,7 +47,7 @@ impl Runs {
 /// What became of a command, for its caller.
 enum Outcome {
     Created(Result<Topic, CreateError>),
-    Deleted(bool),
+    Deleted(Option<Topic>),
     Producer(u64),
     Appended { key: PartitionKey, result: Result<Appended, Refusal>, append_ms: u64 },
     Silent,
@@ -115,7 +115,7 @@ impl<D: Disk> Broker<D> {
                 if let Some(topic) = &deleted {
                     topic.keys().for_each(|key| self.fetches.wake(key));
                 }
-                Outcome::Deleted(deleted.is_some())
+                Outcome::Deleted(deleted)
             }
             Command::InitProducer => Outcome::Producer(self.catalog.init_producer()),
             Command::Append { key, batch } => {
@@ -214,15 +214,15 @@ impl<D: Disk> Broker<D> {
     /// Answer the caller of a command.
     fn conclude(&mut self, group: GroupId, origin: Origin, outcome: Outcome) {
         match outcome {
-            Outcome::Created(Ok(topic)) => self.topic_created(origin, topic),
+            Outcome::Created(Ok(topic)) => self.topic_changed(origin, topic),
             Outcome::Created(Err(CreateError::Exists(topic))) => {
                 let Topic { name, partitions, options, .. } = *topic;
                 let message =
                     format!("topic {name:?} exists with other settings: {partitions} partitions, {options:?}");
                 self.fail(origin, ErrorCode::TopicExists, message);
             }
-            Outcome::Deleted(true) => self.answer(origin, Response::DeleteTopic),
-            Outcome::Deleted(false) => self.fail(origin, ErrorCode::UnknownTopic, "the topic does not exist".into()),
+            Outcome::Deleted(Some(topic)) => self.topic_changed(origin, topic),
+            Outcome::Deleted(None) => self.fail(origin, ErrorCode::UnknownTopic, "the topic does not exist".into()),
             Outcome::Producer(id) => {
                 let response = InitProducerResponse { producer_id: id as i64, producer_epoch: 0 };
                 self.answer(origin, Response::InitProducer(response));

@@ -188,13 +188,16 @@ pub fn open<D: Disk>(
         .group_ids()
         .map(|group| (group, loaded.starts.get(&group).map_or((0, 0), |s| (s.applied_index, s.applied_term))))
         .collect();
-    let groups = data_groups
+    let groups: BTreeMap<GroupId, DataGroup> = data_groups
         .into_iter()
         .map(|group| {
             let state = loaded.groups.remove(&group).unwrap_or_default();
             (group, DataGroup { state, reconciling: BTreeSet::new() })
         })
         .collect();
+    if let Some(group) = loaded.groups.keys().next_back() {
+        return Err(BrokerError::TooFewGroups { configured: config.data_groups, needed: group.0 });
+    }
     metrics.set_backend(disk.name());
     Ok(Broker {
         cache: TailCache::new(config.tail_cache_bytes),
@@ -209,7 +212,7 @@ pub fn open<D: Disk>(
         fetches: Fetches::default(),
         scans: Scans::default(),
         barriers: BTreeMap::new(),
-        creations: Vec::new(),
+        topic_changes: Vec::new(),
         checkpoint: Progress {
             phase: Phase::Idle,
             writer: CheckpointWriter::new(),

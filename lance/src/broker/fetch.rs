@@ -3,6 +3,7 @@
 use super::{Broker, Caller};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
+use lnc_log::journal::GroupId;
 use lnc_log::segment::{PartitionKey, ReadDone, SegmentError};
 use lnc_protocol::message::{FetchPartition, FetchRequest, FetchedPartition, Opcode, Records, Request, Response};
 use lnc_protocol::{BatchHeader, ErrorCode};
@@ -20,7 +21,8 @@ struct Parked {
     request: FetchRequest,
     since_us: u64,
     deadline_us: u64,
-    /// Results of segment reads, by position in the request.
+    /// Results of segment reads, by position in the request. They stay until the answer leaves: another partition may
+    /// have to be read meanwhile.
     cold: BTreeMap<usize, Result<Vec<Bytes>, SegmentError>>,
     cold_waiting: usize,
 }
@@ -74,7 +76,7 @@ impl<D: Disk> Broker<D> {
         let mut results = Vec::with_capacity(parked.request.partitions.len());
         let mut reads = Vec::new();
         for (position, wanted) in parked.request.partitions.iter().enumerate() {
-            let cold = parked.cold.remove(&position);
+            let cold = parked.cold.get(&position);
             match self.fetch_slot(wanted, cold, room, results.is_empty()) {
                 Slot::Done(found) => {
                     room = room.saturating_sub(found.records.len());
@@ -102,6 +104,8 @@ impl<D: Disk> Broker<D> {
                 self.fetches.watchers.entry(key).or_default().insert(id);
             }
         }
+        // By the time it is woken there is more to read.
+        parked.cold.clear();
         self.fetches.parked.insert(id, parked);
     }
 
@@ -152,7 +156,7 @@ impl<D: Disk> Broker<D> {
     fn fetch_slot(
         &mut self,
         wanted: &FetchPartition,
-        cold: Option<Result<Vec<Bytes>, SegmentError>>,
+        cold: Option<&Result<Vec<Bytes>, SegmentError>>,
         room: usize,
         first: bool,
     ) -> Slot {
@@ -190,7 +194,7 @@ impl<D: Disk> Broker<D> {
         (found.log_start_offset, found.high_watermark) = (state.log_start_offset, state.log_end_offset);
         let (start, end) = (found.log_start_offset, found.high_watermark);
         // A follower may only be behind; a leader that has committed in its term knows that there is no such offset.
-        let settled = || self.shard.is_leader(group) && self.shard.status(group).is_some_and(|s| s.caught_up);
+        let settled = || self.is_settled(group);
         if offset < start || (offset > end && settled()) {
             found.error = ErrorCode::OffsetOutOfRange;
             found.message = format!(
@@ -221,6 +225,13 @@ impl<D: Disk> Broker<D> {
             }
             None => Slot::Cold { key, offset, max_bytes },
         }
+    }
+
+    /// Whether this node leads the group and has applied everything that was ever acknowledged in it.
+    fn is_settled(&self, group: GroupId) -> bool {
+        let applied = self.applied_index(group);
+        let status = self.shard.status(group).filter(|_| self.shard.is_leader(group));
+        status.is_some_and(|status| status.caught_up && applied >= status.commit)
     }
 
     /// Look again at every fetch for which something has changed.
@@ -266,7 +277,7 @@ fn count_records(batches: &Bytes) -> u64 {
 
 /// Only batches that end at or below the high watermark: segments hold committed data only, so this cuts nothing unless
 /// the partition was trimmed or removed while the read was under way.
-fn clamp(pieces: Vec<Bytes>, high_watermark: u64) -> Records {
+fn clamp(pieces: &[Bytes], high_watermark: u64) -> Records {
     let below = |batch: &Bytes| BatchHeader::parse(batch).is_ok_and(|header| header.last_offset() < high_watermark);
-    pieces.into_iter().take_while(below).collect()
+    pieces.iter().take_while(|batch| below(batch)).cloned().collect()
 }

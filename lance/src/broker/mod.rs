@@ -204,7 +204,7 @@ pub struct Broker<D: Disk> {
     fetches: fetch::Fetches,
     scans: offsets::Scans,
     barriers: BTreeMap<u64, ReadBarrier>,
-    creations: Vec<admin::Creation>,
+    topic_changes: Vec<admin::TopicChange>,
     checkpoint: checkpoint::Progress,
     next_ticket: u64,
     /// Bytes of requests that were accepted and not answered.
@@ -317,7 +317,7 @@ impl<D: Disk> Broker<D> {
         self.expire_proposals();
         self.expire_fetches();
         self.expire_barriers();
-        self.expire_creations();
+        self.expire_topic_changes();
         self.measure_freshness();
         if self.draining {
             self.hand_over();
@@ -354,7 +354,7 @@ impl<D: Disk> Broker<D> {
             self.shard.turn(&mut self.disk, &mut out)?;
             self.absorb(&mut out)?;
         }
-        self.finish_creations();
+        self.finish_topic_changes();
         self.wake_fetches();
         // A write that fails for want of space completes at once and so asks for the next turn: retried in every turn, it
         // would keep the shard busy for as long as the disk is full.
@@ -446,7 +446,7 @@ impl<D: Disk> Broker<D> {
 
     /// Whether a turn would find something to do that no event announces.
     pub fn wants_turn(&self) -> bool {
-        !self.outputs.is_empty() || !self.fetches.woken.is_empty()
+        !self.outputs.is_empty() || !self.fetches.woken.is_empty() || self.reconcile || self.can_propose()
     }
 
     /// Whether connections should stop reading: half of the memory for requests is in use.
@@ -713,8 +713,12 @@ impl<D: Disk> Broker<D> {
         };
         let ready: Vec<u64> = self.barriers.iter().filter(|(_, b)| passed(b)).map(|(ctx, _)| *ctx).collect();
         for ctx in ready {
-            if let Some(ReadBarrier { caller, opcode, request, body, .. }) = self.take_barrier(ctx) {
+            if let Some(ReadBarrier { caller, opcode, request, body, until, .. }) = self.take_barrier(ctx) {
                 match request {
+                    // Now that the catalog is fresh, the topic may lie in groups that were not asked.
+                    Request::ListOffsets(_) if !self.groups_to_ask(&request).iter().all(|g| until.contains_key(g)) => {
+                        self.read(caller, opcode, request, body);
+                    }
                     Request::Produce(produce) => self.produce_known(caller, produce, body),
                     Request::Fetch(fetch) => self.fetch_known(caller, fetch),
                     request => self.serve_read(caller, opcode, request),

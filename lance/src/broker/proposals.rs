@@ -33,7 +33,7 @@ pub(super) struct Origin {
 #[derive(Clone, Debug)]
 pub(super) enum Kind {
     Produce { acks: Acks, topic_id: u64, partition: u32 },
-    CreateTopic { deadline_us: u64 },
+    CreateTopic,
     DeleteTopic,
     InitProducer,
 }
@@ -114,6 +114,19 @@ impl Proposals {
 }
 
 impl<D: Disk> Broker<D> {
+    /// Whether commands of the group wait to be proposed, or to be committed for longer than a chore should.
+    pub(super) fn has_backlog(&self, group: GroupId) -> bool {
+        /// Entries under way beyond which chores wait.
+        const MANY: usize = 64;
+        self.proposals.get(&group).is_some_and(|p| !p.full.is_empty() || p.proposed.len() > MANY)
+    }
+
+    /// Whether commands wait that could be proposed now. Complete payloads that wait do so for room or for the end of a
+    /// transfer, and so does what comes behind them.
+    pub(super) fn can_propose(&self) -> bool {
+        self.shard.can_flush() && self.proposals.values().any(|p| p.next.count() > 0 && p.full.is_empty())
+    }
+
     /// Turn collected commands into entries. While the journal is busy they collect: the disk sets the pace of group
     /// commit, no timer does.
     pub(super) fn propose_pending(&mut self) {

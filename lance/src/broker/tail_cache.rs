@@ -19,6 +19,8 @@ struct Run {
 pub struct TailCache {
     budget: usize,
     bytes: usize,
+    /// Number of runs held.
+    runs: usize,
     partitions: BTreeMap<PartitionKey, VecDeque<Run>>,
     /// Every run in the order of its arrival. A run of a partition that is gone is skipped.
     order: VecDeque<(PartitionKey, u64)>,
@@ -27,7 +29,7 @@ pub struct TailCache {
 impl TailCache {
     /// A cache that keeps about `budget` bytes.
     pub fn new(budget: usize) -> Self {
-        Self { budget, bytes: 0, partitions: BTreeMap::new(), order: VecDeque::new() }
+        Self { budget, bytes: 0, runs: 0, partitions: BTreeMap::new(), order: VecDeque::new() }
     }
 
     /// Bytes held.
@@ -38,6 +40,7 @@ impl TailCache {
     /// Add consecutive stamped batches with offsets `base_offset..end_offset`.
     pub fn append(&mut self, key: PartitionKey, base_offset: u64, end_offset: u64, bytes: Bytes) {
         self.bytes += bytes.len();
+        self.runs += 1;
         self.order.push_back((key, base_offset));
         self.partitions.entry(key).or_default().push_back(Run { base_offset, end_offset, bytes });
     }
@@ -81,6 +84,7 @@ impl TailCache {
                 }
                 if let Some(run) = runs.pop_front() {
                     self.bytes -= run.bytes.len();
+                    self.runs -= 1;
                 }
             }
             self.order.pop_front();
@@ -92,13 +96,30 @@ impl TailCache {
         let Some(runs) = self.partitions.get_mut(&key) else { return };
         while let Some(run) = runs.pop_front_if(|run| run.end_offset <= offset) {
             self.bytes -= run.bytes.len();
+            self.runs -= 1;
         }
+        self.tidy();
     }
 
     /// The partition is gone.
     pub fn remove(&mut self, key: PartitionKey) {
         for run in self.partitions.remove(&key).unwrap_or_default() {
             self.bytes -= run.bytes.len();
+            self.runs -= 1;
+        }
+        self.tidy();
+    }
+
+    /// Drop what `order` still says of runs that are gone, once that is most of it.
+    fn tidy(&mut self) {
+        /// Entries that are not worth the work.
+        const FEW: usize = 1024;
+        if self.order.len() > 2 * self.runs + FEW {
+            let partitions = &self.partitions;
+            self.order.retain(|(key, base_offset)| {
+                let first = partitions.get(key).and_then(|runs| runs.front());
+                first.is_some_and(|run| run.base_offset <= *base_offset)
+            });
         }
     }
 }
@@ -167,6 +188,17 @@ mod tests {
         assert!(cache.read(KEY, 4, 1).is_some());
         cache.evict(|_| 8);
         assert_eq!(cache.bytes(), 0);
+    }
+
+    #[test]
+    fn what_is_trimmed_leaves_no_traces() {
+        let mut cache = TailCache::new(usize::MAX);
+        for base in 0..10_000 {
+            cache.append(KEY, base, base + 1, run(base, 1));
+            cache.trim(KEY, base);
+        }
+        assert!(cache.order.len() < 3000, "{} entries", cache.order.len());
+        assert!(cache.read(KEY, 9_999, 1).is_some());
     }
 
     #[test]
