@@ -154,6 +154,8 @@ pub enum Body {
     Heartbeat {
         /// The leader's commit index, clamped to what it knows the receiver to match.
         commit: Index,
+        /// The leader's commit index as it is, so that the receiver knows how far it is behind.
+        leader_commit: Index,
         /// The latest round of leadership confirmation.
         round: u64,
     },

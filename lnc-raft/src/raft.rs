@@ -162,7 +162,9 @@ impl Raft {
                 return self.handle_append(from, prev_index, prev_term, commit, entries);
             }
             Body::AppendReply(reply) => return self.handle_append_reply(from, reply),
-            Body::Heartbeat { commit, round } => self.handle_heartbeat(from, commit, round),
+            Body::Heartbeat { commit, leader_commit, round } => {
+                self.handle_heartbeat(from, commit, leader_commit, round);
+            }
             Body::HeartbeatReply { round } => self.handle_heartbeat_reply(from, round),
             Body::TimeoutNow => self.handle_timeout_now(from),
             Body::ReadIndex { ctx } => self.handle_read_index(from, ctx),

@@ -119,10 +119,11 @@ impl Raft {
 
     pub(crate) fn send_heartbeat(&mut self, to: NodeId) {
         let Some(peer) = self.peers.get_mut(&to) else { return };
-        let commit = self.log.commit().min(peer.match_index);
+        let leader_commit = self.log.commit();
+        let commit = leader_commit.min(peer.match_index);
         peer.told_commit = peer.told_commit.max(commit);
         let round = self.reads.round;
-        self.send(to, Body::Heartbeat { commit, round });
+        self.send(to, Body::Heartbeat { commit, leader_commit, round });
     }
 
     /// The part of a leader's tick that is about sending.
@@ -325,9 +326,9 @@ impl Raft {
         }
     }
 
-    pub(crate) fn handle_heartbeat(&mut self, from: NodeId, commit: Index, round: u64) {
+    pub(crate) fn handle_heartbeat(&mut self, from: NodeId, commit: Index, leader_commit: Index, round: u64) {
         self.heard_leader();
-        self.leader_commit = self.leader_commit.max(Some(commit));
+        self.leader_commit = self.leader_commit.max(Some(leader_commit));
         self.log.advance_commit(commit.min(self.leader_match));
         if commit > self.leader_match.max(self.log.commit()) {
             // The leader has this node's acknowledgement and will not send what proves it again: this node has

@@ -188,7 +188,10 @@ impl Story {
         let body = match words[3] {
             "Vote" => Body::Vote { last_index: field("last"), last_term: field("last_term"), transfer: false },
             "VoteReply" => Body::VoteReply { granted },
-            "Heartbeat" => Body::Heartbeat { commit: field("commit"), round: field("round") },
+            "Heartbeat" => {
+                let commit = field("commit");
+                Body::Heartbeat { commit, leader_commit: commit, round: field("round") }
+            }
             "Accepted" => Body::AppendReply(AppendReply::Accepted { match_index: field("match") }),
             "Rejected" => Body::AppendReply(AppendReply::Rejected {
                 prev_index: field("prev"),

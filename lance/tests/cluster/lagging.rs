@@ -1,8 +1,10 @@
 //! Followers that hang or are down cost the others nothing, and catch up.
 
 use super::support::cluster::Cluster;
+use super::support::stream::Stream;
 use super::support::{eventually, lines_of_every_kind};
 use rustix::process::Signal;
+use std::time::Duration;
 
 /// Waits until no follower lags behind the leader of any group.
 #[track_caller]
@@ -76,6 +78,47 @@ fn a_follower_that_was_down_for_long_catches_up_before_it_is_ready() {
     assert!(own.applied_index >= committed, "ready at {} of {committed}; it had said {reasons:?}", own.applied_index);
     assert!(!reasons.is_empty(), "the node was never not ready");
     assert_no_lag(&cluster);
+    let end = cluster.partitions("t")[0].high_watermark;
+    cluster.assert_replicas_equal("t", 0, end);
+}
+
+#[test]
+fn a_hung_leader_is_replaced_while_it_hangs() {
+    let mut cluster = Cluster::start();
+    let group = cluster.create_topic("t", 1, &[])[0];
+    let stream = Stream::start(cluster.endpoints(), "t", 10);
+    eventually("records are acknowledged", || (stream.acknowledged() > 20).then_some(()));
+    let hung = cluster.leader(group);
+    cluster.node(hung).signal(Signal::STOP);
+    let others = cluster.others(hung);
+    cluster.leader_among(group, &others);
+    let so_far = stream.acknowledged();
+    // The client waits a while for the answers of a broker that says nothing, then asks another.
+    eventually("records are acknowledged by another leader", || (stream.acknowledged() > so_far + 20).then_some(()));
+    cluster.node(hung).signal(Signal::CONT);
+    let (count, longest) = stream.finish();
+    assert!(longest < Duration::from_secs(10), "one record took {longest:?}");
+    cluster.wait_ready();
+    cluster.assert_one_leader_per_group();
+    cluster.assert_replicas_equal("t", 0, count);
+}
+
+#[test]
+fn a_follower_behind_the_journal_catches_up_all_the_same() {
+    let mut cluster = Cluster::start_with(&["journal.retain_bytes=4MiB", "journal.checkpoint_bytes=4MiB"]);
+    let group = cluster.create_topic("t", 1, &[])[0];
+    let down = cluster.others(cluster.leader(group))[0];
+    cluster.node(down).kill();
+    let lines = lines_of_every_kind(10 << 20);
+    for _ in 0..3 {
+        cluster.ok(&["produce", "t"], &lines);
+    }
+    let leader = cluster.leader_among(group, &cluster.others(down));
+    eventually("the journal has let go of the first entries", || {
+        (cluster.group(leader, group)?.first_index > 2).then_some(())
+    });
+    cluster.node(down).start();
+    cluster.wait_ready();
     let end = cluster.partitions("t")[0].high_watermark;
     cluster.assert_replicas_equal("t", 0, end);
 }

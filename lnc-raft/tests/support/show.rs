@@ -26,7 +26,7 @@ pub(crate) fn show_message(message: &Message) -> String {
         Body::AppendReply(AppendReply::Rejected { prev_index, hint_index, hint_term, last_index }) => {
             format!("Rejected {prev_index} hint {hint_term}/{hint_index} last {last_index}")
         }
-        Body::Heartbeat { commit, round } => format!("Heartbeat commit {commit} round {round}"),
+        Body::Heartbeat { commit, round, .. } => format!("Heartbeat commit {commit} round {round}"),
         Body::HeartbeatReply { round } => format!("HeartbeatReply round {round}"),
         Body::TimeoutNow => "TimeoutNow".into(),
         Body::ReadIndex { .. } => "ReadIndex".into(),
