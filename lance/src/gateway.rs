@@ -2,9 +2,12 @@
 //!
 //! All of it runs on the shard's thread. A connection decodes frames into the gateway's inbox and wakes the node's turn;
 //! the turn's replies are encoded straight into the connection's buffer and leave in one write. A connection is not read
-//! while its replies pile up, while it has too many requests under way, or while the node is short of memory.
+//! while its replies pile up, while it has too many requests under way, or while the node is short of memory. A client
+//! that does not take its replies is cut off.
 
 mod forward;
+#[cfg(test)]
+mod tests;
 
 use crate::broker::{Caller, Output};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -31,6 +34,10 @@ const MAX_REQUESTS: usize = 16 << 10;
 /// Reply bytes that may wait on a connection before it is not read any more.
 const MAX_REPLY_BYTES: usize = 8 << 20;
 
+/// Reply bytes that may wait on a connection together with those that its fetches under way may still bring. It has room
+/// for the four fetches of 8 MiB that a consumer keeps under way at one node.
+const MAX_FETCH_BYTES: usize = 4 * MAX_REPLY_BYTES;
+
 /// Room for one read from a socket.
 const READ_CHUNK: usize = 64 << 10;
 
@@ -38,9 +45,11 @@ const READ_CHUNK: usize = 64 << 10;
 pub struct GatewayConfig {
     /// Largest frame body.
     pub max_frame_bytes: usize,
+    /// Largest record batch.
+    pub max_batch_bytes: usize,
     /// Connections at once.
     pub max_connections: usize,
-    /// Silence after which a connection is closed.
+    /// Silence after which a connection is closed, and how long a client may leave its replies unread.
     pub idle_timeout: Duration,
     /// Client addresses of the other nodes, for requests that they must serve.
     pub nodes: BTreeMap<NodeId, String>,
@@ -59,15 +68,31 @@ pub struct Incoming {
 /// One client.
 struct Connection {
     out: RefCell<BytesMut>,
+    /// Bytes taken from `out` that the kernel has not accepted yet.
+    writing: Cell<usize>,
+    /// When the kernel last accepted some, or was first offered them.
+    last_written: Cell<Instant>,
     /// There is something to write, or the connection must close.
     wake_writer: Notify,
     /// The connection may be read again.
     wake_reader: Notify,
+    /// End the connection at once.
+    abort: Notify,
     requests: Cell<usize>,
+    fetches: RefCell<Fetches>,
     /// Close once what is queued has been written.
     closing: Cell<bool>,
     greeted: Cell<bool>,
     last_active: Cell<Instant>,
+}
+
+/// The fetches of a connection that are under way.
+#[derive(Default)]
+struct Fetches {
+    /// By correlation id, which a careless client may have used twice: the reply bytes that each may bring.
+    under_way: Vec<(u64, usize)>,
+    /// The sum of these bytes.
+    expected: usize,
 }
 
 /// See the module documentation.
@@ -124,9 +149,13 @@ impl Gateway {
         self.metrics.connections_total.inc();
         let connection = Rc::new(Connection {
             out: RefCell::default(),
+            writing: Cell::new(0),
+            last_written: Cell::new(Instant::now()),
             wake_writer: Notify::new(),
             wake_reader: Notify::new(),
+            abort: Notify::new(),
             requests: Cell::new(0),
+            fetches: RefCell::default(),
             closing: Cell::new(false),
             greeted: Cell::new(false),
             last_active: Cell::new(Instant::now()),
@@ -165,6 +194,9 @@ impl Gateway {
         tokio::select! {
             result = write => result,
             result = read => result,
+            () = connection.abort.notified() => {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its replies"))
+            }
         }
     }
 
@@ -174,14 +206,13 @@ impl Gateway {
         loop {
             let mut came = false;
             loop {
-                while self.must_wait(connection) {
-                    if came {
-                        self.turn.notify_one();
-                    }
-                    connection.wake_reader.notified().await;
-                }
+                self.wait_for_room(connection, 0, &mut came).await;
                 match frame::decode(&mut buf, self.config.max_frame_bytes) {
-                    Ok(Some(frame)) => came |= self.take_frame(id, connection, frame),
+                    Ok(Some(frame)) => {
+                        let expected = self.expected_bytes(&frame);
+                        self.wait_for_room(connection, expected, &mut came).await;
+                        came |= self.take_frame(id, connection, frame, expected);
+                    }
                     Ok(None) => break,
                     Err(error) => {
                         connection.refuse(0, 0, ErrorReply::new(error.code(), error.to_string()));
@@ -206,13 +237,47 @@ impl Gateway {
         }
     }
 
-    fn must_wait(&self, connection: &Connection) -> bool {
-        let full = connection.out.borrow().len() > MAX_REPLY_BYTES || connection.requests.get() >= MAX_REQUESTS;
+    /// Wait until the next request may be taken, one whose reply may have `expected` bytes. `came` says that requests
+    /// taken before are in the inbox, for a turn that has not been asked for yet.
+    async fn wait_for_room(&self, connection: &Connection, expected: usize, came: &mut bool) {
+        while self.must_wait(connection, expected) {
+            if std::mem::take(came) {
+                self.turn.notify_one();
+            }
+            connection.wake_reader.notified().await;
+        }
+    }
+
+    /// Replies that exist count against every request. Those that fetches may bring count against further fetches only,
+    /// so that a fetch that waits for records does not hold up what comes after it. The fetch that finds no room holds
+    /// up what is behind it, since requests keep their order; it goes ahead as soon as no other is under way, and those
+    /// end with their `max_wait_ms`.
+    fn must_wait(&self, connection: &Connection, expected: usize) -> bool {
+        let unsent = connection.unsent();
+        let under_way = connection.fetches.borrow().expected;
+        let full = unsent > MAX_REPLY_BYTES
+            || connection.requests.get() >= MAX_REQUESTS
+            || (expected > 0 && under_way > 0 && unsent + under_way + expected > MAX_FETCH_BYTES);
         (full || self.paused.get()) && !connection.closing.get()
     }
 
+    /// The reply bytes to reckon with: for a fetch as many as it asks for, or one batch, which it gets even if that is
+    /// longer; 0 for other requests.
+    fn expected_bytes(&self, frame: &Frame) -> usize {
+        /// Where a fetch's body says `max_bytes`: behind `max_wait_ms` and `min_bytes`.
+        const MAX_BYTES: std::ops::Range<usize> = 8..12;
+        /// For what a reply has besides records; it also bounds how many fetches are kept account of.
+        const LEAST: usize = 64 << 10;
+        if frame.header.opcode != u8::from(Opcode::Fetch) {
+            return 0;
+        }
+        // One that is too short to be a fetch is refused with a few bytes.
+        let wanted = frame.body.get(MAX_BYTES).map_or(0, |mut bytes| bytes.get_u32_le() as usize);
+        wanted.max(self.config.max_batch_bytes).max(LEAST).min(self.config.max_frame_bytes)
+    }
+
     /// Put a frame's request into the inbox; `false` if it was answered with an error at once.
-    fn take_frame(&self, id: u64, connection: &Connection, frame: Frame) -> bool {
+    fn take_frame(&self, id: u64, connection: &Connection, frame: Frame, expected: usize) -> bool {
         let Frame { header, body } = frame;
         let correlation = header.correlation;
         let refuse = |code, message: String| {
@@ -237,6 +302,9 @@ impl Gateway {
             return refuse(ErrorCode::InvalidRequest, message);
         }
         connection.requests.set(connection.requests.get() + 1);
+        if opcode == Opcode::Fetch {
+            connection.fetches.borrow_mut().start(correlation, expected);
+        }
         let caller = Caller { connection: id, correlation, flags: header.flags };
         self.inbox.borrow_mut().push(Incoming { caller, opcode, body });
         true
@@ -257,7 +325,7 @@ impl Gateway {
                     if opcode == Opcode::Hello && reply.result.is_err() {
                         self.close(caller.connection);
                     }
-                    self.answer(caller, |out| encode_reply(out, opcode, caller.correlation, &reply));
+                    self.answer(caller, opcode, |out| encode_reply(out, opcode, caller.correlation, &reply));
                 }
                 Output::Forward { caller, opcode, body, to } => self.forward(to, caller, opcode, body),
             }
@@ -265,9 +333,12 @@ impl Gateway {
         self.wake(touched);
     }
 
-    fn answer(&self, caller: Caller, write: impl FnOnce(&mut BytesMut)) {
+    fn answer(&self, caller: Caller, opcode: Opcode, write: impl FnOnce(&mut BytesMut)) {
         if let Some(connection) = self.connections.borrow().get(&caller.connection) {
             connection.requests.set(connection.requests.get().saturating_sub(1));
+            if opcode == Opcode::Fetch {
+                connection.fetches.borrow_mut().end(caller.correlation);
+            }
             write(&mut connection.out.borrow_mut());
         }
     }
@@ -294,13 +365,22 @@ impl Gateway {
         }
     }
 
-    /// Close connections that have been silent for too long.
-    pub fn close_idle(&self) {
+    /// End what has lasted too long: connections that have been silent, clients that do not read, and requests passed on
+    /// to a node that does not answer. To be called from time to time.
+    pub fn expire(&self, now: Instant) {
+        let is_over = |since: &Cell<Instant>| now.saturating_duration_since(since.get()) > self.config.idle_timeout;
         for connection in self.connections.borrow().values() {
-            if connection.requests.get() == 0 && connection.last_active.get().elapsed() > self.config.idle_timeout {
+            if connection.writing.get() > 0 {
+                if is_over(&connection.last_written) {
+                    connection.abort.notify_one();
+                }
+            } else if connection.requests.get() == 0 && is_over(&connection.last_active) {
                 connection.closing.set(true);
                 connection.wake_writer.notify_one();
             }
+        }
+        for link in self.forwards.borrow().values() {
+            link.expire(self, now);
         }
     }
 
@@ -311,7 +391,7 @@ impl Gateway {
 
     /// Whether every reply has been handed to the kernel.
     pub fn is_flushed(&self) -> bool {
-        self.connections.borrow().values().all(|connection| connection.out.borrow().is_empty())
+        self.connections.borrow().values().all(|connection| connection.unsent() == 0)
     }
 
     /// Pass a request on to the node that must serve it.
@@ -334,20 +414,39 @@ impl Gateway {
 
     fn refuse(&self, caller: Caller, opcode: Opcode, code: ErrorCode, message: String) {
         let reply = Reply { result: Err(ErrorReply::new(code, message)) };
-        self.answer(caller, |out| encode_reply(out, opcode, caller.correlation, &reply));
+        self.answer(caller, opcode, |out| encode_reply(out, opcode, caller.correlation, &reply));
         self.wake([caller.connection]);
     }
 
     /// The reply of another node: its body as it came, under the client's own correlation id.
     fn relay(&self, caller: Caller, opcode: Opcode, body: &Bytes) {
-        self.answer(caller, |out| {
+        self.answer(caller, opcode, |out| {
             frame::encode(out, opcode, Flags::RESPONSE, caller.correlation, |out| out.put_slice(body));
         });
         self.wake([caller.connection]);
     }
 }
 
+impl Fetches {
+    fn start(&mut self, correlation: u64, bytes: usize) {
+        self.under_way.push((correlation, bytes));
+        self.expected += bytes;
+    }
+
+    fn end(&mut self, correlation: u64) {
+        if let Some(at) = self.under_way.iter().position(|(id, _)| *id == correlation) {
+            let (_, bytes) = self.under_way.swap_remove(at);
+            self.expected -= bytes;
+        }
+    }
+}
+
 impl Connection {
+    /// Reply bytes that the kernel has not accepted yet.
+    fn unsent(&self) -> usize {
+        self.out.borrow().len() + self.writing.get()
+    }
+
     fn refuse(&self, opcode: u8, correlation: u64, error: ErrorReply) {
         encode_reply(&mut self.out.borrow_mut(), opcode, correlation, &Reply { result: Err(error) });
         self.wake_writer.notify_one();
@@ -364,10 +463,15 @@ impl Connection {
                 self.wake_writer.notified().await;
                 continue;
             }
+            self.last_written.set(Instant::now());
             while chunk.has_remaining() {
+                self.writing.set(chunk.len());
                 writer.write_buf(&mut chunk).await?;
+                self.last_written.set(Instant::now());
+                self.wake_reader.notify_one();
             }
-            self.last_active.set(Instant::now());
+            self.writing.set(0);
+            self.last_active.set(self.last_written.get());
             self.wake_reader.notify_one();
         }
     }

@@ -219,7 +219,7 @@ impl Server {
 
     fn tick(&mut self) -> Result<(), ServerError> {
         self.broker.tick(self.clocks.now())?;
-        self.gateway.close_idle();
+        self.gateway.expire(Instant::now());
         self.health.beat();
         self.health.set_ready(self.broker.readiness());
         Ok(())
@@ -389,6 +389,7 @@ fn shard_config(config: &Config, cluster: &Cluster, incarnation: u64, seed: u64)
 fn gateway_config(config: &Config) -> GatewayConfig {
     GatewayConfig {
         max_frame_bytes: config.limits.max_frame_bytes as usize,
+        max_batch_bytes: config.limits.max_batch_bytes as usize,
         max_connections: config.limits.max_connections as usize,
         idle_timeout: config.limits.idle_timeout,
         nodes: config.cluster.nodes.iter().map(|node| (NodeId(node.id), node.client.to_string())).collect(),

@@ -1,7 +1,8 @@
 //! Requests passed on: one connection to each other node's client port, on which the requests of all clients travel.
 //!
 //! A request is marked as forwarded, so that it moves at most once. When the connection breaks, whoever waits is told
-//! that the outcome is not known: the client may try again, and idempotence makes that safe.
+//! that the outcome is not known: the client may try again, and idempotence makes that safe. The same is said when the
+//! other node does not answer, and the connection is given up: the next request tries a new one.
 
 use super::{Caller, Gateway};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -13,7 +14,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -24,6 +25,9 @@ use tokio::time::timeout;
 const HELLO: u64 = 0;
 /// How long the other node may take to accept.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the other node may take over a request. One that works is far quicker, even through an election: a leader
+/// that has lost its majority gives up its office and says so. Fetches, which may wait longer, are never passed on.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Requests that may wait for the other node.
 const MAX_PENDING: usize = 16 << 10;
 /// Bytes that may wait to be sent to it.
@@ -35,8 +39,18 @@ const READ_CHUNK: usize = 64 << 10;
 pub(super) struct Link {
     queue: RefCell<BytesMut>,
     wake: Notify,
-    pending: RefCell<BTreeMap<u64, (Caller, Opcode)>>,
+    /// End the connection at once.
+    abort: Notify,
+    /// By number, which ascends with the time.
+    pending: RefCell<BTreeMap<u64, Pending>>,
     next: Cell<u64>,
+}
+
+/// A request that the other node has not answered yet.
+struct Pending {
+    caller: Caller,
+    opcode: Opcode,
+    since: Instant,
 }
 
 impl Link {
@@ -45,6 +59,7 @@ impl Link {
         let link = Rc::new(Self {
             queue: RefCell::default(),
             wake: Notify::new(),
+            abort: Notify::new(),
             pending: RefCell::default(),
             next: Cell::new(HELLO + 1),
         });
@@ -63,7 +78,7 @@ impl Link {
                 Err(error) => error,
             };
             gateway.forwards.borrow_mut().remove(&node);
-            for (_, (caller, opcode)) in task.pending.take() {
+            for Pending { caller, opcode, .. } in task.pending.take().into_values() {
                 let message = format!("the connection to node {node} at {address} broke: {error}");
                 gateway.refuse(caller, opcode, ErrorCode::LeadershipLost, message);
             }
@@ -79,10 +94,25 @@ impl Link {
         }
         let number = self.next.get();
         self.next.set(number + 1);
-        self.pending.borrow_mut().insert(number, (caller, opcode));
+        self.pending.borrow_mut().insert(number, Pending { caller, opcode, since: Instant::now() });
         frame::encode(&mut self.queue.borrow_mut(), opcode, Flags::FORWARDED, number, |out| out.put_slice(body));
         self.wake.notify_one();
         Ok(())
+    }
+
+    /// Answer requests that have waited for too long. The connection on which they did is given up.
+    pub(super) fn expire(&self, gateway: &Gateway, now: Instant) {
+        let is_over = |oldest: &Pending| now.saturating_duration_since(oldest.since) > ANSWER_TIMEOUT;
+        let take_overdue = || {
+            let mut pending = self.pending.borrow_mut();
+            pending.first_entry().filter(|oldest| is_over(oldest.get())).map(|oldest| oldest.remove())
+        };
+        while let Some(Pending { caller, opcode, .. }) = take_overdue() {
+            self.abort.notify_one();
+            let seconds = ANSWER_TIMEOUT.as_secs();
+            let message = format!("the leader has not answered for {seconds} s; the outcome is not known");
+            gateway.refuse(caller, opcode, ErrorCode::Timeout, message);
+        }
     }
 
     async fn carry(&self, gateway: &Gateway, address: &str) -> io::Result<()> {
@@ -105,7 +135,7 @@ impl Link {
                 let limit = gateway.config.max_frame_bytes;
                 while let Some(frame) = frame::decode(&mut buf, limit).map_err(io::Error::other)? {
                     let pending = self.pending.borrow_mut().remove(&frame.header.correlation);
-                    if let Some((caller, opcode)) = pending {
+                    if let Some(Pending { caller, opcode, .. }) = pending {
                         gateway.relay(caller, opcode, &frame.body);
                     }
                 }
@@ -118,6 +148,7 @@ impl Link {
         tokio::select! {
             result = write => result,
             result = read => result,
+            () = self.abort.notified() => Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer")),
         }
     }
 }

@@ -14,6 +14,7 @@ mod idempotence;
 mod lagging;
 mod metrics;
 mod retention;
+mod slow_readers;
 mod soak;
 mod startup;
 mod support;

@@ -1,0 +1,227 @@
+//! The gateway on real sockets, with the test in the broker's place.
+
+use super::*;
+use lnc_protocol::message::{FetchRequest, FetchedPartition, HelloRequest, HelloResponse};
+use lnc_protocol::{PROTOCOL_VERSION, Request, Response, decode_reply, encode_request};
+use tokio::task::LocalSet;
+use tokio::time::timeout;
+
+const OTHER: NodeId = NodeId(2);
+const MIB: u32 = 1 << 20;
+const IDLE: Duration = Duration::from_secs(60);
+/// Longest time for anything to happen, on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A gateway, and one client that has said hello.
+struct Bench {
+    gateway: Rc<Gateway>,
+    client: TcpStream,
+    received: BytesMut,
+    sent: u64,
+    asked: VecDeque<Caller>,
+}
+
+impl Bench {
+    async fn new(max_frame_bytes: usize, other: &str) -> Self {
+        let config = GatewayConfig {
+            max_frame_bytes,
+            max_batch_bytes: MIB as usize,
+            max_connections: 1,
+            idle_timeout: IDLE,
+            nodes: [(OTHER, other.to_owned())].into(),
+        };
+        let gateway = Gateway::new(config, Rc::new(Notify::new()), Metrics::new());
+        gateway.start_serving();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        spawn_local(gateway.clone().accept(listener));
+        let mut bench = Self { gateway, client, received: BytesMut::new(), sent: 0, asked: VecDeque::new() };
+        bench.send(&[Request::Hello(HelloRequest {
+            min_version: PROTOCOL_VERSION,
+            max_version: PROTOCOL_VERSION,
+            ..HelloRequest::default()
+        })]);
+        assert_eq!(bench.served().await, [0]);
+        bench.answer(0, Response::Hello(HelloResponse::default()));
+        bench.next_frame().await;
+        bench
+    }
+
+    /// Sends these requests in one piece. They are numbered from 0, over the client's life.
+    fn send(&mut self, requests: &[Request]) {
+        let mut out = BytesMut::new();
+        for request in requests {
+            encode_request(&mut out, Flags::NONE, self.sent, request);
+            self.sent += 1;
+        }
+        assert_eq!(self.client.try_write(&out).unwrap(), out.len());
+    }
+
+    /// The numbers of the requests that the next turn gets.
+    async fn served(&mut self) -> Vec<u64> {
+        timeout(PATIENCE, self.gateway.turn.notified()).await.expect("a turn is asked for");
+        let mut inbox = VecDeque::new();
+        self.gateway.take_inbox(&mut inbox);
+        let callers: Vec<Caller> = inbox.into_iter().map(|incoming| incoming.caller).collect();
+        self.asked.extend(&callers);
+        callers.iter().map(|caller| caller.correlation).collect()
+    }
+
+    /// The caller of a request that the test has got.
+    fn caller(&self, number: u64) -> Caller {
+        *self.asked.iter().find(|caller| caller.correlation == number).unwrap()
+    }
+
+    fn answer(&self, number: u64, response: Response) {
+        let (caller, opcode) = (self.caller(number), response.opcode());
+        self.gateway.dispatch(&mut vec![Output::Reply { caller, opcode, reply: response.into() }]);
+    }
+
+    /// Answers a fetch with this many bytes.
+    fn answer_fetch(&self, number: u64, bytes: usize) {
+        let found = FetchedPartition { records: Bytes::from(vec![0; bytes]).into(), ..FetchedPartition::default() };
+        self.answer(number, Response::Fetch(vec![found]));
+    }
+
+    /// Passes a request on to the other node.
+    fn forward(&self, number: u64) {
+        let (caller, opcode) = (self.caller(number), Opcode::InitProducer);
+        self.gateway.dispatch(&mut vec![Output::Forward { caller, opcode, body: Bytes::new(), to: OTHER }]);
+    }
+
+    async fn next_frame(&mut self) -> Frame {
+        loop {
+            if let Some(frame) = frame::decode(&mut self.received, 1 << 30).unwrap() {
+                return frame;
+            }
+            let read = timeout(PATIENCE, self.client.read_buf(&mut self.received)).await.expect("a reply comes");
+            assert!(read.unwrap() > 0, "the connection is closed");
+        }
+    }
+
+    /// Waits until the gateway cannot get rid of a reply.
+    async fn wait_until_writer_is_stuck(&self) {
+        let connection = self.gateway.connections.borrow().values().next().unwrap().clone();
+        let stuck = async {
+            let mut before = 0;
+            while connection.writing.get() == 0 || connection.writing.get() != before {
+                before = connection.writing.get();
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, stuck).await.expect("the reply is longer than sockets hold");
+    }
+}
+
+fn fetch(max_bytes: u32) -> Request {
+    Request::Fetch(FetchRequest { max_wait_ms: 60_000, min_bytes: 1, max_bytes, partitions: Vec::new() })
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    LocalSet::new().block_on(&runtime, test);
+}
+
+#[test]
+fn fetches_go_ahead_as_far_as_there_is_room_for_their_replies() {
+    run(async {
+        let mut bench = Bench::new(8 << 20, "").await;
+        let fetches = vec![fetch(8 * MIB); 6];
+        bench.send(&[&fetches[..], &[Request::Ping]].concat());
+        assert_eq!(bench.served().await, [1, 2, 3, 4]);
+        bench.answer_fetch(3, 10);
+        assert_eq!(bench.served().await, [5]);
+        bench.answer_fetch(1, 10);
+        assert_eq!(bench.served().await, [6, 7], "in their order");
+    });
+}
+
+#[test]
+fn a_fetch_counts_at_least_the_batch_that_it_gets_in_any_case() {
+    run(async {
+        let mut bench = Bench::new(8 << 20, "").await;
+        bench.send(&vec![fetch(1); 40]);
+        assert_eq!(bench.served().await, Vec::from_iter(1..=32));
+        bench.answer_fetch(7, 0);
+        assert_eq!(bench.served().await, [33]);
+    });
+}
+
+#[test]
+fn fetches_that_wait_hold_up_nothing_else() {
+    run(async {
+        let mut bench = Bench::new(8 << 20, "").await;
+        let fetches = vec![fetch(8 * MIB); 4];
+        bench.send(&[&fetches[..], &[Request::Ping, Request::InitProducer]].concat());
+        assert_eq!(bench.served().await, [1, 2, 3, 4, 5, 6]);
+    });
+}
+
+#[test]
+fn a_fetch_for_which_there_is_never_room_goes_alone() {
+    run(async {
+        let mut bench = Bench::new(1 << 30, "").await;
+        bench.send(&[fetch(u32::MAX), Request::Ping, fetch(1)]);
+        assert_eq!(bench.served().await, [1, 2]);
+        bench.answer_fetch(1, 10);
+        assert_eq!(bench.served().await, [3]);
+    });
+}
+
+#[test]
+fn a_client_that_does_not_read_is_cut_off() {
+    run(async {
+        let mut bench = Bench::new(64 << 20, "").await;
+        bench.send(&[fetch(64 * MIB), Request::Ping]);
+        assert_eq!(bench.served().await, [1, 2]);
+        bench.answer_fetch(1, 32 << 20);
+        bench.wait_until_writer_is_stuck().await;
+        bench.gateway.expire(Instant::now());
+        bench.gateway.expire(Instant::now() + IDLE + PATIENCE);
+        let gone = async {
+            while !bench.gateway.connections.borrow().is_empty() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, gone).await.expect("the connection ends");
+        assert_eq!(bench.gateway.requests_under_way(), 0, "nobody waits for the ping any more");
+    });
+}
+
+#[test]
+fn a_client_that_is_slow_gets_its_reply() {
+    run(async {
+        let mut bench = Bench::new(64 << 20, "").await;
+        bench.send(&[fetch(64 * MIB)]);
+        assert_eq!(bench.served().await, [1]);
+        bench.answer_fetch(1, 32 << 20);
+        bench.wait_until_writer_is_stuck().await;
+        assert!(!bench.gateway.is_flushed(), "a part has not been handed to the kernel");
+        bench.gateway.expire(Instant::now());
+        assert!(bench.next_frame().await.body.len() > 32 << 20);
+        assert!(bench.gateway.is_flushed());
+    });
+}
+
+#[test]
+fn who_waits_for_a_node_that_does_not_answer_is_told_so() {
+    run(async {
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut bench = Bench::new(8 << 20, &silent.local_addr().unwrap().to_string()).await;
+        bench.send(&[Request::InitProducer, Request::InitProducer]);
+        assert_eq!(bench.served().await, [1, 2]);
+        bench.forward(1);
+        let (mut first, _) = silent.accept().await.unwrap();
+        bench.gateway.expire(Instant::now());
+        assert_eq!(bench.gateway.requests_under_way(), 2, "there is time left");
+        bench.gateway.expire(Instant::now() + forward::ANSWER_TIMEOUT + PATIENCE);
+        let frame = bench.next_frame().await;
+        assert_eq!(frame.header.correlation, 1);
+        let error = decode_reply(Opcode::InitProducer, frame.body).unwrap().result.unwrap_err();
+        assert_eq!(error.code, ErrorCode::Timeout, "{error}");
+        let mut heard = Vec::new();
+        timeout(PATIENCE, first.read_to_end(&mut heard)).await.expect("the connection is given up").unwrap();
+        bench.forward(2);
+        timeout(PATIENCE, silent.accept()).await.expect("the next request tries a new one").unwrap();
+    });
+}
