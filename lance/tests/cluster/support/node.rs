@@ -16,7 +16,7 @@ use super::{PATIENCE, POLL, eventually};
 /// Settings that keep files small, so that journals are recycled and checkpoints are made with little data.
 pub(crate) const SMALL: &[&str] = &[
     "journal.file_bytes=4MiB",
-    "journal.retain_bytes=16MiB",
+    "journal.retain_bytes=64MiB",
     "journal.checkpoint_bytes=8MiB",
     "storage.segment_bytes=2MiB",
     "log.level=info",
