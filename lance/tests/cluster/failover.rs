@@ -1,7 +1,9 @@
 //! A dead leader is replaced by exactly one other.
 
 use super::support::cluster::Cluster;
-use super::support::{assert_same, lines_of_every_kind};
+use super::support::stream::Stream;
+use super::support::wire::{self, Wire};
+use super::support::{assert_same, eventually, lines_of_every_kind};
 
 #[test]
 fn one_leader_per_term_follows_a_dead_one_and_readers_see_the_same_bytes() {
@@ -34,4 +36,31 @@ fn one_leader_per_term_follows_a_dead_one_and_readers_see_the_same_bytes() {
         &expected,
     );
     cluster.assert_replicas_equal("t", 0, end);
+}
+
+#[test]
+fn a_follower_serves_nothing_before_it_is_committed() {
+    let cluster = Cluster::start();
+    let group = cluster.create_topic("t", 1, &[])[0];
+    let stream = Stream::start(cluster.endpoints(), "t", 100);
+    eventually("records are acknowledged", || (stream.acknowledged() > 20).then_some(()));
+    let mut wires: Vec<Wire> = (1..=3).map(|id| cluster.wire(id)).collect();
+    let mut reach = |id: u64| wires[id as usize - 1].fetch(wire::fetch("t", 0, 0)).unwrap().high_watermark;
+    let mut seen = 0;
+    for _ in 0..100 {
+        let before = stream.acknowledged();
+        let leader = cluster.leader(group);
+        for follower in cluster.others(leader) {
+            let (served, committed) = (reach(follower), reach(leader));
+            // If leadership has moved meanwhile, the former leader may be behind for a moment.
+            let still = served <= committed || cluster.leader(group) != leader;
+            assert!(still, "node {follower} serves {served} records, its leader has committed {committed}");
+            seen = seen.max(served);
+        }
+        let most = (1..=3).map(&mut reach).max().unwrap();
+        assert!(most >= before, "{before} records are acknowledged, {most} are served");
+    }
+    let (count, _) = stream.finish();
+    assert!(seen > 20 && seen <= count);
+    cluster.assert_replicas_equal("t", 0, count);
 }

@@ -81,7 +81,7 @@ fn no_fault_loses_repeats_or_reorders_a_record() {
     for _ in 0..faults {
         let what = disturb(&mut cluster, &mut dice);
         // Sometimes the next fault comes before the cluster is well again.
-        if dice.roll() % 4 != 0 {
+        if !dice.roll().is_multiple_of(4) {
             progress(&stream, &what);
         }
     }
