@@ -299,7 +299,12 @@ impl Raft {
         let Some(peer) = self.peers.get_mut(&from) else { return };
         if prev_index == 0 {
             // It has restarted: what was under way to it is lost.
-            if !matches!(peer.state, PeerState::NeedsSnapshot { .. }) {
+            if last_index < peer.match_index {
+                // And so is what it had acknowledged: its disk broke its word. That must not keep it out for as long as
+                // this leader leads. The commit index stands; what counts from now on is what it says now.
+                peer.match_index = 0;
+                peer.probe(last_index + 1);
+            } else if !matches!(peer.state, PeerState::NeedsSnapshot { .. }) {
                 peer.probe(peer.match_index + 1);
             }
             return;
