@@ -3,14 +3,16 @@
 //!
 //! A node sends on the connections it dialled and receives on those it accepted. A connection that breaks is replaced by
 //! a new one after a jittered, growing pause; what was queued on it is dropped, which Raft takes for a lossy network.
+//! So is one whose other end is gone without a word, or does not read: see [`UNANSWERED`].
 //! Everything here runs on the shard's own thread.
 
 use crate::formation::{Channel, Greeting, Identity, admit};
-use crate::wire::{MAX_FRAME_BODY, WireError, put_frame, put_message, take_frame};
+use crate::wire::{MAX_FRAME_BODY, WireError, put_frame, put_messages, take_frame};
 use bytes::{Bytes, BytesMut};
 use lnc_log::journal::GroupId;
 use lnc_metrics::Metrics;
 use lnc_raft::{Body, Message, NodeId};
+use socket2::{SockRef, TcpKeepalive};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -33,6 +35,14 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_m
 const CONTROL_QUEUE: usize = 4 << 20;
 /// Bytes that may wait on a replication connection before it is given up. The Raft windows keep it far below.
 const REPLICATION_QUEUE: usize = 256 << 20;
+/// How long bytes may wait to be acknowledged, or the peer's window stay shut, before the kernel breaks a connection: a
+/// few election timeouts, so that a pause of the peer's host or a few lost segments cost no connection. Without it a host
+/// that vanished, or a network that drops, would look connected for a quarter of an hour, and once healed the
+/// connection would still sit out its last, long retransmission pause.
+const UNANSWERED: Duration = Duration::from_secs(2);
+/// Silence on a connection before the kernel asks whether the peer is there, and between two questions: the least that
+/// kernels allow. This finds out for the accepting end, which sends nothing, and for a connection that is idle.
+const KEEPALIVE: Duration = Duration::from_secs(1);
 /// Room for one read from a socket.
 const READ_CHUNK: usize = 256 << 10;
 
@@ -59,10 +69,22 @@ pub enum PeerEvent {
 }
 
 /// One outgoing connection's queue.
+#[derive(Default)]
 struct Outgoing {
     queue: RefCell<BytesMut>,
+    /// There is something in the queue.
     wake: Notify,
+    /// The connection is no longer to be used, even if a write is under way.
+    given_up: Notify,
     connected: Cell<bool>,
+}
+
+impl Outgoing {
+    /// End the connection, whatever it is busy with.
+    fn give_up(&self) {
+        self.connected.set(false);
+        self.given_up.notify_one();
+    }
 }
 
 /// The outgoing connections of a node, and what its peers need to know of it.
@@ -88,10 +110,7 @@ impl Peers {
         let outgoing = addresses
             .keys()
             .flat_map(|node| [(*node, Channel::Control), (*node, Channel::Replication)])
-            .map(|key| {
-                let queue = RefCell::new(BytesMut::new());
-                (key, Outgoing { queue, wake: Notify::new(), connected: Cell::new(false) })
-            })
+            .map(|key| (key, Outgoing::default()))
             .collect();
         let jitter = Cell::new(identity.incarnation | 1);
         let peers = Rc::new(Self { identity: RefCell::new(identity), addresses, outgoing, metrics, events, jitter });
@@ -117,7 +136,7 @@ impl Peers {
         self.addresses.keys().copied().filter(|peer| self.is_connected(*peer))
     }
 
-    /// Queue messages, one frame per peer and channel. What cannot be queued is dropped.
+    /// Queue messages, in frames per peer and channel. What cannot be queued is dropped.
     pub fn send(&self, messages: &mut Vec<(GroupId, Message)>) {
         let channel_of = |message: &Message| match message.body.channel() {
             lnc_raft::Channel::Control => Channel::Control,
@@ -135,16 +154,12 @@ impl Peers {
             let mut queue = outgoing.queue.borrow_mut();
             if queue.len() > limit {
                 tracing::warn!(peer = %first.to, channel = channel.name(), bytes = queue.len(), "peer does not read; reconnecting");
-                outgoing.connected.set(false);
+                outgoing.give_up();
             } else {
                 queue.reserve(batch.iter().map(|(_, message)| size_hint(message)).sum());
-                put_frame(&mut queue, |out| {
-                    for (group, message) in batch {
-                        put_message(out, *group, message);
-                    }
-                });
+                put_messages(&mut queue, batch);
+                outgoing.wake.notify_one();
             }
-            outgoing.wake.notify_one();
         }
         messages.clear();
     }
@@ -190,7 +205,7 @@ impl Peers {
     /// Connect, greet, and carry the queue until the connection breaks. `Ok` once it had been of use.
     async fn dial_once(&self, peer: NodeId, channel: Channel) -> io::Result<io::Error> {
         let mut stream = timeout(GREETING_TIMEOUT, TcpStream::connect(self.addresses[&peer].as_str())).await??;
-        stream.set_nodelay(true)?;
+        configure(&stream)?;
         let mut buf = BytesMut::new();
         let own = self.identity.borrow().clone();
         send_greeting(&mut stream, channel, &own, None).await?;
@@ -206,7 +221,6 @@ impl Peers {
         }
         admit(&self.identity.borrow(), &reply.identity, &self.configured()).map_err(io::Error::other)?;
         let outgoing = &self.outgoing[&(peer, channel)];
-        outgoing.queue.borrow_mut().clear();
         outgoing.connected.set(true);
         let peer_name = peer.to_string();
         let gauge = self.metrics.peer_connected.with_label_values(&[&peer_name, channel.name()]);
@@ -214,6 +228,7 @@ impl Peers {
         tracing::info!(%peer, channel = channel.name(), "connected to peer");
         let error = carry(&mut stream, outgoing).await;
         outgoing.connected.set(false);
+        outgoing.queue.take();
         gauge.set(0);
         if channel == Channel::Control {
             (self.events)(PeerEvent::Lost(peer));
@@ -242,7 +257,7 @@ impl Peers {
 
     /// Serve one accepted connection.
     async fn receive(&self, mut stream: TcpStream) -> io::Result<()> {
-        stream.set_nodelay(true)?;
+        configure(&stream)?;
         let mut buf = BytesMut::new();
         let hello = timeout(GREETING_TIMEOUT, read_greeting(&mut stream, &mut buf)).await??;
         let own = self.identity.borrow().clone();
@@ -285,7 +300,15 @@ fn invalid(error: WireError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-/// Write what is queued until the connection breaks; says why it did.
+/// Set how the kernel treats a connection between brokers, in either direction.
+fn configure(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
+    socket.set_tcp_user_timeout(Some(UNANSWERED))
+}
+
+/// Write what is queued until the connection breaks or is given up; says why it ended.
 async fn carry(stream: &mut TcpStream, outgoing: &Outgoing) -> io::Error {
     let (mut reader, mut writer) = stream.split();
     let mut nothing = [0; 16];
@@ -293,9 +316,6 @@ async fn carry(stream: &mut TcpStream, outgoing: &Outgoing) -> io::Error {
         loop {
             outgoing.wake.notified().await;
             loop {
-                if !outgoing.connected.get() {
-                    return io::Error::new(io::ErrorKind::TimedOut, "the peer does not read");
-                }
                 let mut chunk = outgoing.queue.borrow_mut().split();
                 if chunk.is_empty() {
                     break;
@@ -306,7 +326,14 @@ async fn carry(stream: &mut TcpStream, outgoing: &Outgoing) -> io::Error {
             }
         }
     };
+    let given_up = async {
+        // What is left of an earlier connection's end does not count.
+        while outgoing.connected.get() {
+            outgoing.given_up.notified().await;
+        }
+    };
     tokio::select! {
+        () = given_up => io::Error::new(io::ErrorKind::TimedOut, "the peer does not read"),
         error = write => error,
         read = reader.read(&mut nothing) => match read {
             Ok(0) => io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed the connection"),
@@ -336,5 +363,69 @@ async fn read_greeting(stream: &mut TcpStream, buf: &mut BytesMut) -> io::Result
         if stream.read_buf(buf).await? == 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed the connection while greeting"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dialled = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (dialled, listener.accept().await.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn the_kernel_watches_over_connections() {
+        let (stream, _other) = pair().await;
+        configure(&stream).unwrap();
+        let socket = SockRef::from(&stream);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(UNANSWERED));
+        assert!(socket.keepalive().unwrap() && stream.nodelay().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE);
+    }
+
+    /// Without the kernel's help, whose timeout these sockets do not have.
+    #[tokio::test]
+    async fn giving_up_ends_a_write_that_is_stuck() {
+        let (mut stream, _silent) = pair().await;
+        let outgoing = Outgoing::default();
+        outgoing.connected.set(true);
+        // Far more than socket buffers hold.
+        outgoing.queue.borrow_mut().resize(64 << 20, 0);
+        outgoing.wake.notify_one();
+        let give_up = async {
+            while !outgoing.queue.borrow().is_empty() {
+                tokio::task::yield_now().await;
+            }
+            outgoing.give_up();
+            std::future::pending().await
+        };
+        let ended = async {
+            tokio::select! {
+                error = carry(&mut stream, &outgoing) => error.to_string(),
+                () = give_up => unreachable!("it never ends"),
+            }
+        };
+        let ended = timeout(Duration::from_secs(20), ended).await;
+        assert_eq!(ended.as_deref(), Ok("the peer does not read"));
+    }
+
+    #[tokio::test]
+    async fn an_earlier_connection_that_was_given_up_does_not_end_the_next() {
+        let (mut stream, mut other) = pair().await;
+        let outgoing = Outgoing::default();
+        outgoing.given_up.notify_one();
+        outgoing.connected.set(true);
+        outgoing.queue.borrow_mut().extend_from_slice(b"words");
+        outgoing.wake.notify_one();
+        let mut heard = [0; 5];
+        tokio::select! {
+            error = carry(&mut stream, &outgoing) => panic!("{error}"),
+            read = other.read_exact(&mut heard) => assert_eq!(read.unwrap(), heard.len()),
+        }
+        assert_eq!(&heard, b"words");
     }
 }

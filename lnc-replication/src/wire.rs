@@ -2,7 +2,7 @@
 //!
 //! A frame is `length u32 | crc32 u32 | body`, the CRC over the body, all integers little-endian. The body of a message
 //! frame is a sequence of `group u32 | from u64 | term u64 | kind u8 | fields`. The receiver knows whom it is itself, so
-//! `to` is not sent. One frame carries whatever one turn had for one peer on one channel.
+//! `to` is not sent. Frames carry whatever one turn had for one peer on one channel, about 1 MiB in each.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use lnc_log::journal::GroupId;
@@ -12,8 +12,13 @@ use thiserror::Error;
 /// Bytes before the body of a frame.
 pub const FRAME_HEADER: usize = 8;
 
-/// Largest body a peer may send, in bytes: far above what the append limits allow, far below what would hurt.
+/// Largest body a peer may send, in bytes: far above what the append limits allow, far below what would hurt. One entry
+/// must fit, whatever it holds: a leader whose entry is refused sends it again and again.
 pub const MAX_FRAME_BODY: usize = 64 << 20;
+
+/// A frame's body that holds this many bytes takes no further message. The receiver works on whole frames, so shorter
+/// ones are also answered earlier.
+pub const FULL_FRAME_BODY: usize = 1 << 20;
 
 /// Why bytes from a peer were refused. The connection they came from is closed.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -57,6 +62,23 @@ pub fn put_frame(out: &mut BytesMut, body: impl FnOnce(&mut BytesMut)) {
     let crc = crc32fast::hash(&out[start + FRAME_HEADER..]);
     out[start..start + 4].copy_from_slice(&(len as u32).to_le_bytes());
     out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Append messages in as many frames as they need. A body is shorter than [`FULL_FRAME_BODY`] and one message together.
+pub fn put_messages(out: &mut BytesMut, messages: &[(GroupId, Message)]) {
+    let mut rest = messages;
+    while !rest.is_empty() {
+        put_frame(out, |out| {
+            let start = out.len();
+            while let [(group, message), after @ ..] = rest {
+                put_message(out, *group, message);
+                rest = after;
+                if out.len() - start >= FULL_FRAME_BODY {
+                    break;
+                }
+            }
+        });
+    }
 }
 
 /// Take one frame's body off `buf`; `None` when more bytes are needed. The limit is checked before anything is reserved.
@@ -294,6 +316,53 @@ mod tests {
             assert_eq!(format!("{:?}", message.body), format!("{expected:?}"));
         }
         assert!(body.is_empty());
+    }
+
+    /// The number of bytes of each frame's body, and the first index of each append, in order.
+    fn frames_of(messages: &[(GroupId, Message)]) -> (Vec<usize>, Vec<u64>) {
+        let mut out = BytesMut::new();
+        put_messages(&mut out, messages);
+        let (mut lens, mut appends) = (Vec::new(), Vec::new());
+        while let Some(mut body) = take_frame(&mut out, MAX_FRAME_BODY).unwrap() {
+            lens.push(body.len());
+            while !body.is_empty() {
+                let (_, message) = take_message(&mut body, NodeId(2)).unwrap();
+                if let Body::Append { prev_index, .. } = message.body {
+                    appends.push(prev_index);
+                }
+            }
+        }
+        assert!(out.is_empty());
+        (lens, appends)
+    }
+
+    fn append(group: u32, prev_index: u64, payload: &Bytes) -> (GroupId, Message) {
+        let entry = Entry { term: 9, index: prev_index + 1, kind: EntryKind::Normal, payload: payload.clone() };
+        let body = Body::Append { prev_index, prev_term: 9, commit: 0, entries: vec![entry] };
+        (GroupId(group), Message { from: NodeId(1), to: NodeId(2), term: 9, body })
+    }
+
+    #[test]
+    fn full_windows_of_many_groups_fit_into_frames() {
+        // Six groups catch up after a stall, each with 16 MiB: more than the receiver takes in one frame.
+        let payload = Bytes::from(vec![7; 400 << 10]);
+        let messages: Vec<_> = (0..6 * 41).map(|i| append(i / 41, u64::from(i), &payload)).collect();
+        let (lens, appends) = frames_of(&messages);
+        assert!(lens.iter().sum::<usize>() > MAX_FRAME_BODY);
+        assert!(lens.iter().all(|len| *len < FULL_FRAME_BODY + payload.len() + 100), "{lens:?}");
+        assert_eq!(lens.len(), messages.len() / 3, "three appends fill a frame");
+        assert!(appends.into_iter().eq(0..6 * 41), "in order and complete");
+    }
+
+    #[test]
+    fn small_messages_share_a_frame_and_a_large_one_closes_it() {
+        let (small, large) = (Bytes::from_static(b"small"), Bytes::from(vec![7; 5 << 20]));
+        let messages = [append(1, 1, &small), append(1, 2, &small), append(1, 3, &large), append(1, 4, &small)];
+        let (lens, appends) = frames_of(&messages);
+        assert_eq!(appends, [1, 2, 3, 4]);
+        assert_eq!(lens.len(), 2);
+        assert!(lens[0] > large.len() && lens[1] < 100, "{lens:?}");
+        assert_eq!(frames_of(&[]).0, [0; 0]);
     }
 
     #[test]

@@ -183,8 +183,8 @@ settings! {
     limits: Limits {
         /// Largest frame of the wire protocol that is read.
         max_frame_bytes: u64 [Size] = "8MiB" in "64KiB" ..= "1GiB";
-        /// Largest record batch, as it comes over the wire.
-        max_batch_bytes: u64 [Size] = "1MiB" in "1KiB" ..= "512MiB";
+        /// Largest record batch, as it comes over the wire. It must fit into a frame, of clients and between nodes.
+        max_batch_bytes: u64 [Size] = "1MiB" in "1KiB" ..= "32MiB";
         /// Client connections that may be open at once.
         max_connections: u32 [Whole32] = "10000" in "1" ..= "1000000";
         /// Silence after which a client's connection is closed.

@@ -164,3 +164,39 @@ fn read_node(at: usize, entry: &GivenNode, problems: &mut Vec<Problem>) -> Optio
         http: address("http")?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::source::Sources;
+    use lnc_replication::wire::{FULL_FRAME_BODY, MAX_FRAME_BODY};
+
+    /// What else lies in a log entry with a batch, and around it: commands that came first, up to 1 MiB of them, and
+    /// fixed fields, rounded up.
+    const ENTRY_OVERHEAD: u64 = 2 << 20;
+
+    /// The result of loading a file with these two limits, in bytes of the batch or the text of the problem.
+    fn load(max_batch_bytes: &str, max_frame_bytes: &str) -> Result<u64, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text =
+            format!("[limits]\nmax_batch_bytes = \"{max_batch_bytes}\"\nmax_frame_bytes = \"{max_frame_bytes}\"\n");
+        std::fs::write(file.path(), text).unwrap();
+        let config = super::Config::load(&Sources::default().file(file.path()));
+        config.map(|config| config.limits.max_batch_bytes).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_batch_fits_into_a_frame_between_nodes() {
+        let largest = load("32MiB", "33MiB").unwrap();
+        assert!(FULL_FRAME_BODY as u64 + ENTRY_OVERHEAD + largest <= MAX_FRAME_BODY as u64);
+        let refused = load("33554433", "64MiB").unwrap_err();
+        assert!(refused.contains("`limits.max_batch_bytes` = `33554433`") && refused.contains("to 32MiB"), "{refused}");
+    }
+
+    #[test]
+    fn every_batch_fits_into_a_frame_of_clients() {
+        assert_eq!(load("1020KiB", "1MiB"), Ok(1020 << 10));
+        let refused = load("1MiB", "1MiB").unwrap_err();
+        let expected = "must be at least 1028KiB, which is limits.max_batch_bytes and 4KiB around it";
+        assert!(refused.contains("`limits.max_frame_bytes` = `1MiB`") && refused.contains(expected), "{refused}");
+    }
+}

@@ -27,7 +27,7 @@ pub(crate) const MANIFESTS: &[Manifest] = &[
     Manifest {
         name: "lnc-replication",
         own: &["lnc-log", "lnc-metrics", "lnc-raft"],
-        others: &["bytes", "crc32fast", "thiserror", "tokio", "tracing"],
+        others: &["bytes", "crc32fast", "socket2", "thiserror", "tokio", "tracing"],
     },
     Manifest {
         name: "lnc-client",

@@ -1,0 +1,157 @@
+//! The channels between brokers against a peer that goes quiet, over real sockets.
+
+use bytes::{Bytes, BytesMut};
+use lnc_log::journal::GroupId;
+use lnc_metrics::Metrics;
+use lnc_raft::{Body, Entry, EntryKind, Message, NodeId};
+use lnc_replication::formation::{Channel, Cluster, Greeting, Identity};
+use lnc_replication::peers::{PeerEvent, Peers};
+use lnc_replication::wire::{MAX_FRAME_BODY, put_frame, take_frame, take_message};
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::{LocalSet, yield_now};
+use tokio::time::{sleep, timeout};
+
+const OWN: NodeId = NodeId(1);
+const PEER: NodeId = NodeId(2);
+
+/// Longest time that a test may take: what hangs fails.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn identity(node: NodeId) -> Identity {
+    let members = BTreeMap::from([(OWN, 11), (PEER, 22)]);
+    let incarnation = members[&node];
+    Identity { node, incarnation, cluster: Some(Cluster { id: 7, members }) }
+}
+
+/// A peer that greets whoever connects, and from then on does what its test says.
+struct QuietPeer {
+    listener: TcpListener,
+    /// Connections of channels that the test does not ask for.
+    others: Vec<TcpStream>,
+}
+
+impl QuietPeer {
+    fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        // Connections inherit it: little fits into one that is not read.
+        socket.set_recv_buffer_size(64 << 10).unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        Self { listener: socket.listen(16).unwrap(), others: Vec::new() }
+    }
+
+    /// The next connection for `channel`, greeted.
+    async fn accept(&mut self, channel: Channel) -> TcpStream {
+        loop {
+            let (mut stream, _) = self.listener.accept().await.unwrap();
+            let body = read_frame(&mut stream, &mut BytesMut::new()).await;
+            let hello = Greeting::decode(body).unwrap();
+            assert_eq!((hello.identity.node, hello.refusal), (OWN, None));
+            let reply = Greeting { channel: hello.channel, identity: identity(PEER), refusal: None };
+            let mut out = BytesMut::new();
+            put_frame(&mut out, |body| reply.encode(body));
+            stream.write_all(&out).await.unwrap();
+            if hello.channel == channel {
+                return stream;
+            }
+            self.others.push(stream);
+        }
+    }
+}
+
+async fn read_frame(stream: &mut TcpStream, buf: &mut BytesMut) -> Bytes {
+    loop {
+        if let Some(body) = take_frame(buf, MAX_FRAME_BODY).unwrap() {
+            return body;
+        }
+        assert_ne!(stream.read_buf(buf).await.unwrap(), 0, "the connection ended");
+    }
+}
+
+/// The channels of node 1, whose only peer is `peer`, and how often they reported it lost.
+async fn start(peer: &QuietPeer) -> (Rc<Peers>, Rc<Cell<u32>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addresses = BTreeMap::from([(PEER, peer.listener.local_addr().unwrap().to_string())]);
+    let lost = Rc::new(Cell::new(0));
+    let count = lost.clone();
+    let events = move |event| {
+        if matches!(event, PeerEvent::Lost(PEER)) {
+            count.set(count.get() + 1);
+        }
+    };
+    (Peers::start(listener, identity(OWN), addresses, Metrics::new(), Box::new(events)), lost)
+}
+
+fn heartbeat(round: u64) -> (GroupId, Message) {
+    (GroupId(1), Message { from: OWN, to: PEER, term: 1, body: Body::Heartbeat { commit: 0, leader_commit: 0, round } })
+}
+
+fn append(prev_index: u64, payload: Bytes) -> (GroupId, Message) {
+    let entry = Entry { term: 1, index: prev_index + 1, kind: EntryKind::Normal, payload };
+    let body = Body::Append { prev_index, prev_term: 1, commit: 0, entries: vec![entry] };
+    (GroupId(1), Message { from: OWN, to: PEER, term: 1, body })
+}
+
+/// Send `message` until one arrives on `stream`: the peer's end of a connection is ready before the dialler knows.
+async fn first_arrival(peers: &Peers, stream: &mut TcpStream, message: (GroupId, Message)) -> Body {
+    let send = async {
+        loop {
+            peers.send(&mut vec![message.clone()]);
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let mut buf = BytesMut::new();
+    tokio::select! {
+        () = send => unreachable!("it never ends"),
+        mut body = read_frame(stream, &mut buf) => take_message(&mut body, PEER).unwrap().1.body,
+    }
+}
+
+async fn run(test: impl Future<Output = ()>) {
+    timeout(PATIENCE, LocalSet::new().run_until(test)).await.expect("the test should have ended");
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_read_is_given_up_and_dialled_again() {
+    run(async {
+        let mut peer = QuietPeer::new();
+        let (peers, lost) = start(&peer).await;
+        let _stuck = peer.accept(Channel::Control).await;
+        while !peers.is_connected(PEER) {
+            yield_now().await;
+        }
+        while peers.is_connected(PEER) {
+            peers.send(&mut (0..5000).map(heartbeat).collect());
+            yield_now().await;
+        }
+        let mut again = peer.accept(Channel::Control).await;
+        assert_eq!(lost.get(), 1);
+        let arrived = first_arrival(&peers, &mut again, heartbeat(1_000_000)).await;
+        // Nothing of the old queue came along.
+        assert!(matches!(arrived, Body::Heartbeat { round: 1_000_000, .. }), "{arrived:?}");
+        assert!(peers.is_connected(PEER));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_connection_that_stalls_with_little_queued_is_replaced() {
+    run(async {
+        let mut peer = QuietPeer::new();
+        let (peers, lost) = start(&peer).await;
+        // Kept open by the peer, which reads no more.
+        let mut stuck = peer.accept(Channel::Replication).await;
+        first_arrival(&peers, &mut stuck, append(1, Bytes::new())).await;
+        // More than the sockets hold, and far below what may wait: only the kernel can tell that it is stuck.
+        peers.send(&mut (0..32).map(|i| append(i, vec![0; 1 << 20].into())).collect());
+        let mut again = peer.accept(Channel::Replication).await;
+        let arrived = first_arrival(&peers, &mut again, append(99, Bytes::new())).await;
+        assert!(matches!(arrived, Body::Append { prev_index: 99, .. }), "{arrived:?}");
+        assert_eq!(lost.get(), 0, "the control connection stands");
+    })
+    .await;
+}
