@@ -240,6 +240,7 @@ pub fn open<D: Disk>(
         group_metrics,
         flushes: VecDeque::new(),
         freshness: BTreeMap::new(),
+        left_behind: BTreeSet::new(),
         last_second_us: 0,
     })
 }

@@ -32,7 +32,7 @@ use lnc_metrics::{Counter, GroupMetrics, Metrics};
 use lnc_protocol::ErrorCode;
 use lnc_protocol::frame::Flags;
 use lnc_protocol::message::{ErrorReply, LeaderHint, Opcode, Reply, Request, Response};
-use lnc_raft::{Body, Message, NodeId, Role};
+use lnc_raft::{Body, Message, NodeId, ProgressState, Role};
 use lnc_replication::{Outputs, Shard, ShardError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -227,6 +227,8 @@ pub struct Broker<D: Disk> {
     /// Journal flushes under way and when they were submitted.
     flushes: VecDeque<(u64, u64)>,
     freshness: BTreeMap<GroupId, Freshness>,
+    /// Followers that need entries which the journal no longer holds, by group.
+    left_behind: BTreeSet<(GroupId, NodeId)>,
     last_second_us: u64,
 }
 
@@ -339,6 +341,7 @@ impl<D: Disk> Broker<D> {
         self.apply_retention();
         self.rebalance_leaders();
         self.update_gauges();
+        self.report_left_behind();
         self.checkpoint_if_due()
     }
 
@@ -566,6 +569,29 @@ impl<D: Disk> Broker<D> {
                 fresh.target = status.leader_commit.map(|index| (index, now));
             }
         }
+    }
+
+    /// Say once of each follower that this node's journal cannot catch it up.
+    fn report_left_behind(&mut self) {
+        let groups: Vec<GroupId> = self.shard.group_ids().collect();
+        let mut behind = BTreeSet::new();
+        for group in groups {
+            let Some(status) = self.shard.status(group) else { continue };
+            for peer in status.peers.iter().filter(|peer| peer.state == ProgressState::NeedsSnapshot) {
+                behind.insert((group, peer.id));
+                if !self.left_behind.contains(&(group, peer.id)) {
+                    tracing::error!(
+                        group = group.0,
+                        node = %peer.id,
+                        needs = peer.match_index + 1,
+                        first_index = status.first_index,
+                        "a node needs entries that the journal no longer holds: it cannot catch up and does not count \
+                         for the quorum until it is replaced; raise journal.retain_bytes before longer outages"
+                    );
+                }
+            }
+        }
+        self.left_behind = behind;
     }
 
     fn update_gauges(&mut self) {
