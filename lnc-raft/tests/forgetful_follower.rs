@@ -24,7 +24,7 @@ fn elect() -> Raft {
     from_follower(&mut raft, Body::PreVoteReply { round, granted: true });
     from_follower(&mut raft, Body::VoteReply { granted: true });
     assert_eq!(raft.role(), Role::Leader);
-    raft.take_ready();
+    let _ = raft.take_ready();
     raft.on_durable(raft.term(), 1);
     from_follower(&mut raft, Body::AppendReply(AppendReply::Accepted { match_index: 1 }));
     raft
@@ -35,12 +35,12 @@ fn what_it_forgot_is_sent_again_and_nothing_is_uncommitted() {
     let mut raft = elect();
     for index in 2..=4 {
         raft.propose(Bytes::from_static(b"kept")).expect("it leads");
-        raft.take_ready();
+        let _ = raft.take_ready();
         raft.on_durable(raft.term(), index);
     }
     from_follower(&mut raft, Body::AppendReply(AppendReply::Accepted { match_index: 4 }));
     assert_eq!(raft.commit_index(), 4);
-    raft.take_ready();
+    let _ = raft.take_ready();
 
     let restarted = AppendReply::Rejected { prev_index: 0, hint_index: 0, hint_term: 0, last_index: 2 };
     from_follower(&mut raft, Body::AppendReply(restarted));
