@@ -4,6 +4,7 @@ use super::command::{CommandError, get_options, get_string, get_u32, get_u64, pu
 use bytes::{BufMut, Bytes, BytesMut};
 use lnc_log::journal::GroupId;
 use lnc_log::segment::PartitionKey;
+use lnc_protocol::ErrorCode;
 use lnc_protocol::message::TopicOptions;
 use std::collections::BTreeMap;
 
@@ -119,6 +120,28 @@ impl Catalog {
     /// A topic by id.
     pub fn topic_by_id(&self, id: u64) -> Option<&Topic> {
         self.names.get(&id).and_then(|name| self.by_name.get(name))
+    }
+
+    /// The partition that a request means, and its group; else what to answer. `topic_id` 0 means any topic of the name.
+    pub fn resolve(
+        &self,
+        name: &str,
+        topic_id: u64,
+        partition: u32,
+    ) -> Result<(PartitionKey, GroupId), (ErrorCode, String)> {
+        let Some(topic) = self.by_name.get(name) else {
+            return Err((ErrorCode::UnknownTopic, format!("topic {name:?} does not exist")));
+        };
+        if topic_id != 0 && topic_id != topic.id {
+            let message =
+                format!("topic {name:?} has id {}, not {topic_id}: it was deleted and created anew", topic.id);
+            return Err((ErrorCode::TopicIdMismatch, message));
+        }
+        if partition >= topic.partitions {
+            let message = format!("topic {name:?} has partitions 0 to {}, not {partition}", topic.partitions - 1);
+            return Err((ErrorCode::UnknownPartition, message));
+        }
+        Ok((topic.key(partition), topic.group_of(partition)))
     }
 
     /// All topics, by name.

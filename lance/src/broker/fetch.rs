@@ -169,24 +169,14 @@ impl<D: Disk> Broker<D> {
             high_watermark: 0,
             records: Records::new(),
         };
-        let mut failed = |error, message| {
-            found.error = error;
-            found.message = message;
-            Slot::Done(found.clone())
-        };
         let (name, partition, offset) = (&wanted.topic, wanted.partition, wanted.offset);
-        let Some(topic) = self.catalog.topic(name) else {
-            return failed(ErrorCode::UnknownTopic, format!("topic {name:?} does not exist"));
+        let (key, group) = match self.catalog.resolve(name, wanted.topic_id, partition) {
+            Ok(found) => found,
+            Err((error, message)) => {
+                (found.error, found.message) = (error, message);
+                return Slot::Done(found);
+            }
         };
-        if wanted.topic_id != 0 && wanted.topic_id != topic.id {
-            let message = format!("topic {name:?} has id {}, not {}: it was created anew", topic.id, wanted.topic_id);
-            return failed(ErrorCode::TopicIdMismatch, message);
-        }
-        if partition >= topic.partitions {
-            let message = format!("topic {name:?} has partitions 0 to {}, not {partition}", topic.partitions - 1);
-            return failed(ErrorCode::UnknownPartition, message);
-        }
-        let (key, group) = (topic.key(partition), topic.group_of(partition));
         let Some(state) = self.groups.get(&group).and_then(|data| data.state.get(key)) else {
             // Created, but its first entry has not come here yet: nothing to read.
             return Slot::Done(found);

@@ -108,21 +108,11 @@ impl<D: Disk> Broker<D> {
     }
 
     fn offset_step(&self, wanted: &ListOffsetsPartition, cursor: &mut Option<u64>) -> Step {
-        let failed = |error, message| Step::Found(PartitionOffset { error, message, ..at(wanted, (0, -1)) });
-        let (name, partition) = (&wanted.topic, wanted.partition);
-        let Some(topic) = self.catalog.topic(name) else {
-            return failed(ErrorCode::UnknownTopic, format!("topic {name:?} does not exist"));
+        let (key, group) = match self.catalog.resolve(&wanted.topic, wanted.topic_id, wanted.partition) {
+            Ok(found) => found,
+            Err((error, message)) => return Step::Found(PartitionOffset { error, message, ..at(wanted, (0, -1)) }),
         };
-        if wanted.topic_id != 0 && wanted.topic_id != topic.id {
-            let message = format!("topic {name:?} has id {}, not {}: it was created anew", topic.id, wanted.topic_id);
-            return failed(ErrorCode::TopicIdMismatch, message);
-        }
-        if partition >= topic.partitions {
-            let message = format!("topic {name:?} has partitions 0 to {}, not {partition}", topic.partitions - 1);
-            return failed(ErrorCode::UnknownPartition, message);
-        }
-        let key = topic.key(partition);
-        let state = self.groups.get(&topic.group_of(partition)).and_then(|data| data.state.get(key));
+        let state = self.groups.get(&group).and_then(|data| data.state.get(key));
         let (start, end) = state.map_or((0, 0), |state| (state.log_start_offset, state.log_end_offset));
         let timestamp = match wanted.spec {
             OffsetSpec::Earliest => return Step::Found(at(wanted, (start, -1))),

@@ -34,19 +34,11 @@ impl<D: Disk> Broker<D> {
     pub(super) fn produce_known(&mut self, caller: Caller, request: ProduceRequest, body: Bytes) {
         let opcode = Opcode::Produce;
         let ProduceRequest { acks, timeout_ms, topic: name, topic_id, partition, batch } = request;
-        let Some(topic) = self.catalog.topic(&name) else {
-            return self.refuse(caller, opcode, ErrorCode::UnknownTopic, format!("topic {name:?} does not exist"));
+        let (key, group) = match self.catalog.resolve(&name, topic_id, partition) {
+            Ok(found) => found,
+            Err((code, message)) => return self.refuse(caller, opcode, code, message),
         };
-        let (id, partitions) = (topic.id, topic.partitions);
-        if topic_id != 0 && topic_id != id {
-            let message = format!("topic {name:?} has id {id}, not {topic_id}: it was deleted and created anew");
-            return self.refuse(caller, opcode, ErrorCode::TopicIdMismatch, message);
-        }
-        if partition >= partitions {
-            let message = format!("topic {name:?} has partitions 0 to {}, not {partition}", partitions - 1);
-            return self.refuse(caller, opcode, ErrorCode::UnknownPartition, message);
-        }
-        let (key, group) = (topic.key(partition), topic.group_of(partition));
+        let id = key.topic_id;
         if !self.shard.is_leader(group) {
             return self.elsewhere(caller, opcode, group, body);
         }

@@ -125,7 +125,14 @@ async fn describe(global: &Global, name: &str) -> Result<(), CliError> {
 
 fn description_text(topic: &TopicDescription) -> String {
     let options = &topic.options;
-    let (age, size) = (age(options), limit(options.max_bytes));
+    let kept = match (options.max_age_ms, options.max_bytes) {
+        (None, None) => "keeps all records".to_owned(),
+        (Some(_), None) => format!("keeps each partition's records for {}", age(options)),
+        (None, Some(_)) => format!("keeps up to {} of each partition", limit(options.max_bytes)),
+        (Some(_), Some(_)) => {
+            format!("keeps each partition's records for {}, up to {}", age(options), limit(options.max_bytes))
+        }
+    };
     let mut table = Table::new(&["PARTITION", "GROUP", "LEADER", "START", "END", "SIZE"]);
     for partition in &topic.partitions {
         table.row(vec![
@@ -137,12 +144,7 @@ fn description_text(topic: &TopicDescription) -> String {
             partition.size_bytes.to_string(),
         ]);
     }
-    format!(
-        "{} (id {}), keeps each partition's records up to age {age}, size {size}\n\n{}",
-        topic.name,
-        topic.topic_id,
-        table.render()
-    )
+    format!("{} (id {}), {kept}\n\n{}", topic.name, topic.topic_id, table.render())
 }
 
 async fn delete(global: &Global, name: &str, yes: bool) -> Result<(), CliError> {
@@ -238,7 +240,7 @@ mod tests {
             created_ms: 1,
             partitions: vec![partition],
         };
-        let expected = "orders (id 7), keeps each partition's records up to age 7d, size -\n\n\
+        let expected = "orders (id 7), keeps each partition's records for 7d\n\n\
                         PARTITION  GROUP  LEADER  START  END  SIZE\n        \
                         0      2       -      5   17  4096\n";
         assert_eq!(description_text(&topic), expected);
