@@ -1,15 +1,13 @@
 //! One Raft group as its shard keeps it: the consensus core, and where each of its entries lies in the journal.
 
 use lnc_log::journal::Location;
-use lnc_raft::{Index, Raft, Term};
+use lnc_raft::{Index, Raft};
 use std::collections::VecDeque;
 
 /// A group of a shard.
 pub(crate) struct Group {
     pub(crate) raft: Raft,
     pub(crate) locations: Locations,
-    /// The newest entry that has been handed to the journal.
-    pub(crate) appended: Option<(Term, Index)>,
 }
 
 /// Where the entries of a group lie in the journal: a contiguous run of indexes.

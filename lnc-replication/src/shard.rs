@@ -73,6 +73,19 @@ pub enum ShardError {
         /// Number of configured groups, the meta group included.
         configured: usize,
     },
+    /// The journal holds an entry that this version does not understand.
+    #[error(
+        "group {group}: entry {index} in the journal is of kind {kind}, which this version does not know: start the \
+         version that wrote it"
+    )]
+    UnknownEntry {
+        /// The group.
+        group: u32,
+        /// The entry.
+        index: Index,
+        /// Its kind.
+        kind: u8,
+    },
     /// The checkpoint and the journal do not fit together.
     #[error(
         "group {group}: the journal's first entry is {found}, but the checkpoint ends at {applied}: entries between \
@@ -169,7 +182,7 @@ impl Shard {
         let (journal, Recovered { mut groups, torn_tail }) =
             Journal::open_above(disk, config.journal.clone(), journal_start, &covered)?;
         if let Some(cut) = torn_tail {
-            tracing::warn!(?cut, "the journal ended in a flush that a crash cut short; it was never acknowledged");
+            tracing::warn!(?cut, "the journal ended in an unfinished flush, as a crash leaves it; it was cut");
         }
         let mut shard = Self {
             journal,
@@ -222,7 +235,11 @@ impl Shard {
                 continue;
             }
             locations.put(entry.index, entry.location);
-            let kind = EntryKind::try_from(entry.kind).unwrap_or(EntryKind::Normal);
+            let kind = EntryKind::try_from(entry.kind).map_err(|_| ShardError::UnknownEntry {
+                group: id.0,
+                index: entry.index,
+                kind: entry.kind,
+            })?;
             kept.push(Entry { term: entry.term, index: entry.index, kind, payload: entry.payload });
         }
         let seed = self.config.seed ^ (u64::from(id.0) << 32) ^ self.config.node.0.rotate_left(17);
@@ -237,7 +254,7 @@ impl Shard {
             Restored { hard_state, snapshot_index, snapshot_term, applied_index: start.applied_index, entries: kept };
         let mut raft = Raft::new(config, restored).map_err(|error| ShardError::Config { group: id.0, error })?;
         raft.release_memory(start.applied_index);
-        Ok(Group { raft, locations, appended: None })
+        Ok(Group { raft, locations })
     }
 
     /// One unit of time has passed.
@@ -341,7 +358,6 @@ impl Shard {
         for entry in &entries {
             let place = self.journal.append_entry(id, entry.term, entry.index, entry.kind as u8, &entry.payload);
             group.locations.put(entry.index, place);
-            group.appended = Some((entry.term, entry.index));
             let end = self.file_ends.entry(place.file).or_default().entry(id).or_default();
             *end = (*end).max(entry.index);
             self.staged.entries.insert(id, (entry.term, entry.index));
