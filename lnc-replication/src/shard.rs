@@ -310,6 +310,13 @@ impl Shard {
         }
     }
 
+    /// The control connection to `peer` stands again: where this node leads, it need not wait for the next heartbeat.
+    pub fn peer_back(&mut self, peer: NodeId) {
+        for group in self.groups.values_mut() {
+            group.raft.peer_back(peer);
+        }
+    }
+
     /// Hand leadership of `group` to `to`, if this node leads it. Says whether the transfer has begun.
     pub fn transfer_leadership(&mut self, group: GroupId, to: NodeId) -> bool {
         self.groups.get_mut(&group).is_some_and(|g| g.raft.is_leader() && g.raft.transfer_leadership(to).is_ok())

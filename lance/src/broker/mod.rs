@@ -303,7 +303,9 @@ impl<D: Disk> Broker<D> {
     pub fn peer_changed(&mut self, clock: Clock, peer: NodeId, connected: bool) {
         self.clock = clock;
         if connected {
-            self.peers_connected.insert(peer);
+            if self.peers_connected.insert(peer) {
+                self.shard.peer_back(peer);
+            }
         } else {
             self.peers_connected.remove(&peer);
             self.shard.peer_lost(peer);

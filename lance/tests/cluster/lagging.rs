@@ -127,6 +127,6 @@ fn a_follower_behind_the_journal_is_not_ready_and_the_others_go_on() {
         assert_ne!(status, 200, "it lacks what the others have acknowledged");
         reason.contains("catching up").then_some(())
     });
-    assert!(cluster.node(leader).log().contains("cannot catch up"), "the operator is told");
+    eventually("the operator is told", || cluster.node(leader).log().contains("cannot catch up").then_some(()));
     cluster.ok(&["produce", "t"], b"one more\n");
 }
