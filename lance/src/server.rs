@@ -274,9 +274,9 @@ impl Server {
     fn peer_frame(&mut self, clock: Clock, from: NodeId, body: &mut bytes::Bytes) {
         while !body.is_empty() {
             match take_message(body, NodeId(self.config.node.id)) {
-                Ok((group, message)) if message.from == from => self.broker.peer_message(clock, group, message),
-                Ok((_, message)) => {
-                    tracing::warn!(%from, claimed = %message.from, "peer speaks in another's name; message dropped");
+                Ok(message) if message.from() == from => self.broker.peer_message(clock, message),
+                Ok(message) => {
+                    tracing::warn!(%from, claimed = %message.from(), "peer speaks in another's name; message dropped");
                 }
                 Err(error) => {
                     tracing::warn!(%from, %error, "peer frame not understood; the rest of it is dropped");

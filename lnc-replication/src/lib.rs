@@ -8,6 +8,7 @@ pub mod formation;
 mod group;
 pub mod peers;
 mod shard;
+pub mod transfer;
 pub mod wire;
 
 pub use shard::{GroupStart, Outputs, Shard, ShardConfig, ShardError};

@@ -7,11 +7,10 @@
 //! Everything here runs on the shard's own thread.
 
 use crate::formation::{Channel, Greeting, Identity, admit};
-use crate::wire::{MAX_FRAME_BODY, WireError, put_frame, put_messages, take_frame};
+use crate::wire::{MAX_FRAME_BODY, PeerMessage, WireError, put_frame, put_messages, take_frame};
 use bytes::{Bytes, BytesMut};
-use lnc_log::journal::GroupId;
 use lnc_metrics::Metrics;
-use lnc_raft::{Body, Message, NodeId};
+use lnc_raft::NodeId;
 use socket2::{SockRef, TcpKeepalive};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -137,26 +136,21 @@ impl Peers {
     }
 
     /// Queue messages, in frames per peer and channel. What cannot be queued is dropped.
-    pub fn send(&self, messages: &mut Vec<(GroupId, Message)>) {
-        let channel_of = |message: &Message| match message.body.channel() {
-            lnc_raft::Channel::Control => Channel::Control,
-            lnc_raft::Channel::Replication => Channel::Replication,
-        };
-        messages.sort_by_key(|(_, message)| (message.to, channel_of(message)));
-        for batch in messages.chunk_by(|(_, a), (_, b)| (a.to, channel_of(a)) == (b.to, channel_of(b))) {
-            let (_, first) = &batch[0];
-            let channel = channel_of(first);
-            let Some(outgoing) = self.outgoing.get(&(first.to, channel)) else { continue };
+    pub fn send(&self, messages: &mut Vec<PeerMessage>) {
+        messages.sort_by_key(|message| (message.to(), message.channel()));
+        for batch in messages.chunk_by(|a, b| (a.to(), a.channel()) == (b.to(), b.channel())) {
+            let (to, channel) = (batch[0].to(), batch[0].channel());
+            let Some(outgoing) = self.outgoing.get(&(to, channel)) else { continue };
             if !outgoing.connected.get() {
                 continue;
             }
             let limit = if channel == Channel::Control { CONTROL_QUEUE } else { REPLICATION_QUEUE };
             let mut queue = outgoing.queue.borrow_mut();
             if queue.len() > limit {
-                tracing::warn!(peer = %first.to, channel = channel.name(), bytes = queue.len(), "peer does not read; reconnecting");
+                tracing::warn!(peer = %to, channel = channel.name(), bytes = queue.len(), "peer does not read; reconnecting");
                 outgoing.give_up();
             } else {
-                queue.reserve(batch.iter().map(|(_, message)| size_hint(message)).sum());
+                queue.reserve(batch.iter().map(PeerMessage::size_hint).sum());
                 put_messages(&mut queue, batch);
                 outgoing.wake.notify_one();
             }
@@ -284,15 +278,6 @@ impl Peers {
                 return Ok(());
             }
         }
-    }
-}
-
-/// About what a message takes on the wire, in bytes.
-fn size_hint(message: &Message) -> usize {
-    const FIELDS: usize = 64;
-    match &message.body {
-        Body::Append { entries, .. } => FIELDS + entries.iter().map(|entry| entry.size()).sum::<usize>(),
-        _ => FIELDS,
     }
 }
 

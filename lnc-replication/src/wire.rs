@@ -1,13 +1,74 @@
 //! The bytes between brokers: a length- and checksum-framed batch of Raft messages.
 //!
 //! A frame is `length u32 | crc32 u32 | body`, the CRC over the body, all integers little-endian. The body of a message
-//! frame is a sequence of `group u32 | from u64 | term u64 | kind u8 | fields`. The receiver knows whom it is itself, so
-//! `to` is not sent. Frames carry whatever one turn had for one peer on one channel, about 1 MiB in each.
+//! frame is a sequence of `group u32 | from u64 | term u64 | kind u8 | fields`; the term is 0 where it means nothing. The
+//! receiver knows whom it is itself, so `to` is not sent. Frames carry whatever one turn had for one peer on one channel,
+//! about 1 MiB in each.
 
+use crate::formation::Channel;
+use crate::transfer::{self, Transfer};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use lnc_log::journal::GroupId;
 use lnc_raft::{AppendReply, Body, Entry, EntryKind, Message, NodeId};
 use thiserror::Error;
+
+/// What one node says to another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerMessage {
+    /// Consensus of a group.
+    Raft(GroupId, Message),
+    /// State, files and lost entries.
+    Transfer(Transfer),
+}
+
+impl PeerMessage {
+    /// The sender.
+    pub fn from(&self) -> NodeId {
+        match self {
+            Self::Raft(_, message) => message.from,
+            Self::Transfer(transfer) => transfer.from,
+        }
+    }
+
+    /// The receiver.
+    pub fn to(&self) -> NodeId {
+        match self {
+            Self::Raft(_, message) => message.to,
+            Self::Transfer(transfer) => transfer.to,
+        }
+    }
+
+    /// The group that it is about.
+    pub fn group(&self) -> GroupId {
+        match self {
+            Self::Raft(group, _) => *group,
+            Self::Transfer(transfer) => transfer.group,
+        }
+    }
+
+    /// The connection it belongs on.
+    pub fn channel(&self) -> Channel {
+        match self {
+            Self::Raft(_, message) => match message.body.channel() {
+                lnc_raft::Channel::Control => Channel::Control,
+                lnc_raft::Channel::Replication => Channel::Replication,
+            },
+            Self::Transfer(_) => Channel::Replication,
+        }
+    }
+
+    /// About what it takes on the wire, in bytes.
+    pub fn size_hint(&self) -> usize {
+        const FIELDS: usize = 64;
+        match self {
+            Self::Raft(_, Message { body: Body::Append { entries, .. }, .. }) => {
+                FIELDS + entries.iter().map(Entry::size).sum::<usize>()
+            }
+            Self::Raft(..) => FIELDS,
+            Self::Transfer(transfer) => FIELDS + transfer.body.bytes(),
+        }
+    }
+}
 
 /// Bytes before the body of a frame.
 pub const FRAME_HEADER: usize = 8;
@@ -65,13 +126,13 @@ pub fn put_frame(out: &mut BytesMut, body: impl FnOnce(&mut BytesMut)) {
 }
 
 /// Append messages in as many frames as they need. A body is shorter than [`FULL_FRAME_BODY`] and one message together.
-pub fn put_messages(out: &mut BytesMut, messages: &[(GroupId, Message)]) {
+pub fn put_messages(out: &mut BytesMut, messages: &[PeerMessage]) {
     let mut rest = messages;
     while !rest.is_empty() {
         put_frame(out, |out| {
             let start = out.len();
-            while let [(group, message), after @ ..] = rest {
-                put_message(out, *group, message);
+            while let [message, after @ ..] = rest {
+                put_message(out, message);
                 rest = after;
                 if out.len() - start >= FULL_FRAME_BODY {
                     break;
@@ -104,10 +165,20 @@ pub fn take_frame(buf: &mut BytesMut, limit: usize) -> Result<Option<Bytes>, Wir
     Ok(Some(body))
 }
 
-/// Append one message of a group to the body of a frame.
-pub fn put_message(out: &mut BytesMut, group: GroupId, message: &Message) {
-    out.put_u32_le(group.0);
-    out.put_u64_le(message.from.0);
+/// Append one message to the body of a frame.
+pub fn put_message(out: &mut BytesMut, message: &PeerMessage) {
+    out.put_u32_le(message.group().0);
+    out.put_u64_le(message.from().0);
+    match message {
+        PeerMessage::Raft(_, message) => put_raft(out, message),
+        PeerMessage::Transfer(transfer) => {
+            out.put_u64_le(0);
+            transfer.body.encode(out);
+        }
+    }
+}
+
+fn put_raft(out: &mut BytesMut, message: &Message) {
     out.put_u64_le(message.term);
     match &message.body {
         Body::PreVote { last_index, last_term, round } => {
@@ -178,19 +249,19 @@ pub fn put_message(out: &mut BytesMut, group: GroupId, message: &Message) {
     }
 }
 
-fn u8_of(body: &mut Bytes, what: &'static str) -> Result<u8, WireError> {
+pub(crate) fn u8_of(body: &mut Bytes, what: &'static str) -> Result<u8, WireError> {
     body.try_get_u8().map_err(|_| WireError::Truncated(what))
 }
 
-fn u32_of(body: &mut Bytes, what: &'static str) -> Result<u32, WireError> {
+pub(crate) fn u32_of(body: &mut Bytes, what: &'static str) -> Result<u32, WireError> {
     body.try_get_u32_le().map_err(|_| WireError::Truncated(what))
 }
 
-fn u64_of(body: &mut Bytes, what: &'static str) -> Result<u64, WireError> {
+pub(crate) fn u64_of(body: &mut Bytes, what: &'static str) -> Result<u64, WireError> {
     body.try_get_u64_le().map_err(|_| WireError::Truncated(what))
 }
 
-fn bool_of(body: &mut Bytes, field: &'static str) -> Result<bool, WireError> {
+pub(crate) fn bool_of(body: &mut Bytes, field: &'static str) -> Result<bool, WireError> {
     match u8_of(body, field)? {
         0 => Ok(false),
         1 => Ok(true),
@@ -199,11 +270,20 @@ fn bool_of(body: &mut Bytes, field: &'static str) -> Result<bool, WireError> {
 }
 
 /// Take the next message off a frame's body; payloads are slices of it. `to` is the receiving node.
-pub fn take_message(body: &mut Bytes, to: NodeId) -> Result<(GroupId, Message), WireError> {
+pub fn take_message(body: &mut Bytes, to: NodeId) -> Result<PeerMessage, WireError> {
     let group = GroupId(u32_of(body, "group")?);
     let from = NodeId(u64_of(body, "sender")?);
     let term = u64_of(body, "term")?;
-    let content = match u8_of(body, "kind")? {
+    let kind = u8_of(body, "kind")?;
+    if kind >= transfer::FIRST_KIND {
+        return Ok(PeerMessage::Transfer(Transfer { from, to, group, body: transfer::decode(kind, body)? }));
+    }
+    let body = take_raft(kind, body)?;
+    Ok(PeerMessage::Raft(group, Message { from, to, term, body }))
+}
+
+fn take_raft(kind: u8, body: &mut Bytes) -> Result<Body, WireError> {
+    Ok(match kind {
         1 => Body::PreVote {
             last_index: u64_of(body, "last index")?,
             last_term: u64_of(body, "last term")?,
@@ -237,8 +317,7 @@ pub fn take_message(body: &mut Bytes, to: NodeId) -> Result<(GroupId, Message), 
             index: Some(u64_of(body, "read index")?).filter(|i| *i != u64::MAX),
         },
         value => return Err(WireError::Unknown { field: "message kind", value: value.into() }),
-    };
-    Ok((group, Message { from, to, term, body: content }))
+    })
 }
 
 fn take_append(body: &mut Bytes) -> Result<Body, WireError> {
@@ -300,7 +379,8 @@ mod tests {
         let mut out = BytesMut::new();
         put_frame(&mut out, |out| {
             for body in samples() {
-                put_message(out, GroupId(2), &Message { from: NodeId(1), to: NodeId(2), term: 9, body });
+                let message = Message { from: NodeId(1), to: NodeId(2), term: 9, body };
+                put_message(out, &PeerMessage::Raft(GroupId(2), message));
             }
         });
         out
@@ -310,24 +390,22 @@ mod tests {
     fn every_message_survives_the_wire() {
         let mut body = take_frame(&mut encoded(), 1 << 20).unwrap().unwrap();
         for expected in samples() {
-            let (group, message) = take_message(&mut body, NodeId(2)).unwrap();
-            assert_eq!(group, GroupId(2));
-            assert_eq!((message.from, message.to, message.term), (NodeId(1), NodeId(2), 9));
-            assert_eq!(format!("{:?}", message.body), format!("{expected:?}"));
+            let message = Message { from: NodeId(1), to: NodeId(2), term: 9, body: expected };
+            assert_eq!(take_message(&mut body, NodeId(2)), Ok(PeerMessage::Raft(GroupId(2), message)));
         }
         assert!(body.is_empty());
     }
 
     /// The number of bytes of each frame's body, and the first index of each append, in order.
-    fn frames_of(messages: &[(GroupId, Message)]) -> (Vec<usize>, Vec<u64>) {
+    fn frames_of(messages: &[PeerMessage]) -> (Vec<usize>, Vec<u64>) {
         let mut out = BytesMut::new();
         put_messages(&mut out, messages);
         let (mut lens, mut appends) = (Vec::new(), Vec::new());
         while let Some(mut body) = take_frame(&mut out, MAX_FRAME_BODY).unwrap() {
             lens.push(body.len());
             while !body.is_empty() {
-                let (_, message) = take_message(&mut body, NodeId(2)).unwrap();
-                if let Body::Append { prev_index, .. } = message.body {
+                let message = take_message(&mut body, NodeId(2)).unwrap();
+                if let PeerMessage::Raft(_, Message { body: Body::Append { prev_index, .. }, .. }) = message {
                     appends.push(prev_index);
                 }
             }
@@ -336,10 +414,10 @@ mod tests {
         (lens, appends)
     }
 
-    fn append(group: u32, prev_index: u64, payload: &Bytes) -> (GroupId, Message) {
+    fn append(group: u32, prev_index: u64, payload: &Bytes) -> PeerMessage {
         let entry = Entry { term: 9, index: prev_index + 1, kind: EntryKind::Normal, payload: payload.clone() };
         let body = Body::Append { prev_index, prev_term: 9, commit: 0, entries: vec![entry] };
-        (GroupId(group), Message { from: NodeId(1), to: NodeId(2), term: 9, body })
+        PeerMessage::Raft(GroupId(group), Message { from: NodeId(1), to: NodeId(2), term: 9, body })
     }
 
     #[test]

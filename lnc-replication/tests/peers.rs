@@ -6,7 +6,7 @@ use lnc_metrics::Metrics;
 use lnc_raft::{Body, Entry, EntryKind, Message, NodeId};
 use lnc_replication::formation::{Channel, Cluster, Greeting, Identity};
 use lnc_replication::peers::{PeerEvent, Peers};
-use lnc_replication::wire::{MAX_FRAME_BODY, put_frame, take_frame, take_message};
+use lnc_replication::wire::{MAX_FRAME_BODY, PeerMessage, put_frame, take_frame, take_message};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -86,18 +86,19 @@ async fn start(peer: &QuietPeer) -> (Rc<Peers>, Rc<Cell<u32>>) {
     (Peers::start(listener, identity(OWN), addresses, Metrics::new(), Box::new(events)), lost)
 }
 
-fn heartbeat(round: u64) -> (GroupId, Message) {
-    (GroupId(1), Message { from: OWN, to: PEER, term: 1, body: Body::Heartbeat { commit: 0, leader_commit: 0, round } })
+fn heartbeat(round: u64) -> PeerMessage {
+    let body = Body::Heartbeat { commit: 0, leader_commit: 0, round };
+    PeerMessage::Raft(GroupId(1), Message { from: OWN, to: PEER, term: 1, body })
 }
 
-fn append(prev_index: u64, payload: Bytes) -> (GroupId, Message) {
+fn append(prev_index: u64, payload: Bytes) -> PeerMessage {
     let entry = Entry { term: 1, index: prev_index + 1, kind: EntryKind::Normal, payload };
     let body = Body::Append { prev_index, prev_term: 1, commit: 0, entries: vec![entry] };
-    (GroupId(1), Message { from: OWN, to: PEER, term: 1, body })
+    PeerMessage::Raft(GroupId(1), Message { from: OWN, to: PEER, term: 1, body })
 }
 
 /// Send `message` until one arrives on `stream`: the peer's end of a connection is ready before the dialler knows.
-async fn first_arrival(peers: &Peers, stream: &mut TcpStream, message: (GroupId, Message)) -> Body {
+async fn first_arrival(peers: &Peers, stream: &mut TcpStream, message: PeerMessage) -> Body {
     let send = async {
         loop {
             peers.send(&mut vec![message.clone()]);
@@ -107,7 +108,10 @@ async fn first_arrival(peers: &Peers, stream: &mut TcpStream, message: (GroupId,
     let mut buf = BytesMut::new();
     tokio::select! {
         () = send => unreachable!("it never ends"),
-        mut body = read_frame(stream, &mut buf) => take_message(&mut body, PEER).unwrap().1.body,
+        mut body = read_frame(stream, &mut buf) => match take_message(&mut body, PEER) {
+            Ok(PeerMessage::Raft(_, message)) => message.body,
+            other => panic!("not a message of Raft: {other:?}"),
+        },
     }
 }
 

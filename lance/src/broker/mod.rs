@@ -33,6 +33,7 @@ use lnc_protocol::ErrorCode;
 use lnc_protocol::frame::Flags;
 use lnc_protocol::message::{ErrorReply, LeaderHint, Opcode, Reply, Request, Response};
 use lnc_raft::{Body, Message, NodeId, ProgressState, Role};
+use lnc_replication::wire::PeerMessage;
 use lnc_replication::{Outputs, Shard, ShardError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -283,8 +284,15 @@ impl<D: Disk> Broker<D> {
     }
 
     /// A message from a peer.
-    pub fn peer_message(&mut self, clock: Clock, group: GroupId, message: Message) {
+    pub fn peer_message(&mut self, clock: Clock, message: PeerMessage) {
         self.clock = clock;
+        match message {
+            PeerMessage::Raft(group, message) => self.raft_message(group, message),
+            PeerMessage::Transfer(_) => {}
+        }
+    }
+
+    fn raft_message(&mut self, group: GroupId, message: Message) {
         let more = matches!(&message.body, Body::Append { entries, .. } if !entries.is_empty());
         if more && self.segments.pending_bytes() > self.max_unwritten().saturating_mul(2) {
             // A replica whose disk cannot keep up must not fill its memory: to the leader this is a lossy network, and
@@ -348,7 +356,7 @@ impl<D: Disk> Broker<D> {
     }
 
     /// Do everything that is ready. Gives the messages for peers; replies and forwards go to `outputs`.
-    pub fn turn(&mut self, clock: Clock, outputs: &mut Vec<Output>) -> Result<Vec<(GroupId, Message)>, BrokerError> {
+    pub fn turn(&mut self, clock: Clock, outputs: &mut Vec<Output>) -> Result<Vec<PeerMessage>, BrokerError> {
         self.clock = clock;
         let mut out = std::mem::take(&mut self.shard_outputs);
         self.reap(&mut out)?;
@@ -372,7 +380,7 @@ impl<D: Disk> Broker<D> {
         self.drive_checkpoint()?;
         self.disk.kick();
         outputs.append(&mut self.outputs);
-        let messages = std::mem::take(&mut out.messages);
+        let messages = out.messages.drain(..).map(|(group, message)| PeerMessage::Raft(group, message)).collect();
         self.shard_outputs = out;
         Ok(messages)
     }

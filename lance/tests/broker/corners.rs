@@ -108,7 +108,8 @@ fn the_latest_offset_of_a_topic_just_heard_of_is_not_stale() {
     cluster.await_balance();
     let (leader, meta) = (cluster.leader_of(GroupId(1)), cluster.leader_of(META));
     let follower = cluster.ids().into_iter().find(|id| *id != leader && *id != meta).unwrap();
-    let data = Cut { channel: Some(lnc_raft::Channel::Replication), ..Cut::to(follower) }.of_group(GroupId(1));
+    let data = Cut { channel: Some(lnc_replication::formation::Channel::Replication), ..Cut::to(follower) }
+        .of_group(GroupId(1));
     cluster.network.cut(Cut::to(follower).of_group(META));
     cluster.network.cut(data);
     cluster.ask(meta, &create_request("t", 1, TopicOptions::default())).unwrap();

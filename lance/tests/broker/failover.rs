@@ -5,7 +5,7 @@ use crate::harness::{Cluster, Cut, Outcome, Producer, Settings, produce_request}
 use lnc_log::disk::memory::{CrashChoice, Order};
 use lnc_log::journal::GroupId;
 use lnc_protocol::{ErrorCode, Request, Response};
-use lnc_raft::Channel;
+use lnc_replication::formation::Channel;
 
 const DATA: GroupId = GroupId(1);
 

@@ -5,7 +5,7 @@ use crate::harness::{Call, Cluster, Cut, Outcome, Producer, SECOND, Settings, of
 use lnc_log::journal::GroupId;
 use lnc_protocol::message::{OffsetSpec, ProduceRequest};
 use lnc_protocol::{ErrorCode, Request, Response};
-use lnc_raft::Channel;
+use lnc_replication::formation::Channel;
 
 const DATA: GroupId = GroupId(1);
 

@@ -10,7 +10,7 @@ use lnc_protocol::message::{
     TopicOptions,
 };
 use lnc_protocol::{Flags, Request};
-use lnc_raft::Channel;
+use lnc_replication::formation::Channel;
 
 const NAMES: [&str; 3] = ["a", "b", "not valid!"];
 

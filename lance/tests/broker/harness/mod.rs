@@ -200,7 +200,7 @@ impl Cluster {
         for packet in self.network.due(self.now_us) {
             moved = true;
             if let Some(broker) = self.node_mut(packet.to).broker_mut() {
-                broker.peer_message(clock, packet.group, packet.message);
+                broker.peer_message(clock, packet.message);
             }
         }
         moved
@@ -215,8 +215,8 @@ impl Cluster {
         };
         let moved = busy || !outputs.is_empty() || !messages.is_empty();
         self.calls.take(id, outputs);
-        for (group, message) in messages {
-            self.network.send(self.now_us, group, message);
+        for message in messages {
+            self.network.send(self.now_us, message);
         }
         moved
     }

@@ -3,8 +3,9 @@
 use super::Rng;
 use bytes::BytesMut;
 use lnc_log::journal::GroupId;
-use lnc_raft::{Channel, Message, NodeId};
-use lnc_replication::wire::{put_message, take_message};
+use lnc_raft::NodeId;
+use lnc_replication::formation::Channel;
+use lnc_replication::wire::{PeerMessage, put_message, take_message};
 use std::collections::BTreeMap;
 
 /// Messages that do not arrive: those that match every field that is set.
@@ -42,11 +43,11 @@ impl Cut {
         Self { group: Some(group), ..self }
     }
 
-    fn matches(&self, group: GroupId, message: &Message) -> bool {
-        self.from.is_none_or(|from| from == message.from.0)
-            && self.to.is_none_or(|to| to == message.to.0)
-            && self.channel.is_none_or(|channel| channel == message.body.channel())
-            && self.group.is_none_or(|wanted| wanted == group)
+    fn matches(&self, message: &PeerMessage) -> bool {
+        self.from.is_none_or(|from| from == message.from().0)
+            && self.to.is_none_or(|to| to == message.to().0)
+            && self.channel.is_none_or(|channel| channel == message.channel())
+            && self.group.is_none_or(|wanted| wanted == message.group())
     }
 }
 
@@ -55,8 +56,7 @@ impl Cut {
 pub(crate) struct Packet {
     pub(crate) to: u64,
     from: u64,
-    pub(crate) group: GroupId,
-    pub(crate) message: Message,
+    pub(crate) message: PeerMessage,
 }
 
 /// See the module documentation.
@@ -95,20 +95,19 @@ impl Network {
         (self.max_delay_us, self.loss_percent) = (0, 0);
     }
 
-    pub(super) fn send(&mut self, now_us: u64, group: GroupId, message: Message) {
-        let lost = self.cuts.iter().any(|cut| cut.matches(group, &message));
+    pub(super) fn send(&mut self, now_us: u64, message: PeerMessage) {
+        let lost = self.cuts.iter().any(|cut| cut.matches(&message));
         if lost || (self.loss_percent > 0 && self.rng.chance(self.loss_percent)) {
             return;
         }
         let mut wire = BytesMut::new();
-        put_message(&mut wire, group, &message);
-        let (from, to) = (message.from.0, message.to.0);
+        put_message(&mut wire, &message);
+        let (from, to) = (message.from().0, message.to().0);
         let received = take_message(&mut wire.freeze(), NodeId(to)).expect("what is sent can be read");
-        assert_eq!(received, (group, message), "the codec changed a message");
+        assert_eq!(received, message, "the codec changed a message");
         let delay = if self.max_delay_us > 0 { self.rng.below(self.max_delay_us + 1) } else { 0 };
         self.sent += 1;
-        let (group, message) = received;
-        self.under_way.insert((now_us + delay, self.sent), Packet { to, from, group, message });
+        self.under_way.insert((now_us + delay, self.sent), Packet { to, from, message: received });
     }
 
     /// What has arrived by now.

@@ -8,8 +8,9 @@ use lnc_log::disk::memory::{CrashChoice, Order};
 use lnc_log::journal::{GroupId, JournalConfig};
 use lnc_metrics::Metrics;
 use lnc_protocol::message::{Request, Response};
-use lnc_raft::{Message, NodeId};
+use lnc_raft::NodeId;
 use lnc_replication::ShardConfig;
+use lnc_replication::wire::PeerMessage;
 use std::sync::Arc;
 
 /// A group as one node sees it.
@@ -28,7 +29,7 @@ pub(crate) struct GroupView {
 /// What came of a turn.
 pub(super) struct Turned {
     pub(super) outputs: Vec<Output>,
-    pub(super) messages: Vec<(GroupId, Message)>,
+    pub(super) messages: Vec<PeerMessage>,
     /// There may be more to do at the same instant.
     pub(super) busy: bool,
 }

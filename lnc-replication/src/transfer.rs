@@ -1,0 +1,290 @@
+//! What nodes ask each other for beside Raft: the state of a group, ranges of segment files, and lost entries.
+//!
+//! A node that is too far behind, or has lost something, *pulls*: it asks, and asks again when no answer comes, so the
+//! node that answers keeps nothing in mind. Segments are append-only and the same on all replicas, so a range of one
+//! means the same everywhere; only a group's state belongs to one checkpoint of one node.
+
+use crate::wire::{WireError, bool_of, u8_of, u32_of, u64_of};
+use bytes::{BufMut, Bytes, BytesMut};
+use lnc_log::journal::GroupId;
+use lnc_log::segment::PartitionKey;
+use lnc_raft::{Entry, EntryKind, Index, NodeId, Term};
+
+/// Kinds of message from here on are transfers; those below are Raft's.
+pub(crate) const FIRST_KIND: u8 = 64;
+
+/// Longest range that may be asked for, in bytes.
+pub const MAX_RANGE: u32 = 1 << 20;
+
+/// Most entries that may be asked for at once.
+pub const MAX_ENTRIES: usize = 1024;
+
+/// A question or an answer between two nodes, about one group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// The sender.
+    pub from: NodeId,
+    /// The receiver.
+    pub to: NodeId,
+    /// The group.
+    pub group: GroupId,
+    /// What it says.
+    pub body: TransferBody,
+}
+
+/// The kinds of question and answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TransferBody {
+    /// What is there to fetch of the group's state?
+    AskState,
+    /// An encoded manifest (see `lnc_log::incoming`); None: this node has no checkpoint of the group.
+    State {
+        /// The manifest.
+        manifest: Option<Bytes>,
+    },
+    /// Some bytes, please.
+    AskRange(Range),
+    /// The bytes of a range.
+    Range {
+        /// The question.
+        range: Range,
+        /// All of its bytes; None: they are gone here, or damaged.
+        bytes: Option<Bytes>,
+    },
+    /// Entries that the sender once had and whose bytes it lost; each by index and term.
+    AskEntries {
+        /// At most [`MAX_ENTRIES`].
+        wanted: Vec<(Index, Term)>,
+    },
+    /// What the sender has of the entries asked for.
+    Entries {
+        /// Its commit index.
+        commit: Index,
+        /// The terms it has at those of the indexes that are committed, as far as it knows them.
+        committed: Vec<(Index, Term)>,
+        /// Those it has with the very term asked for.
+        entries: Vec<Entry>,
+        /// The first index that its journal still holds.
+        first_index: Index,
+    },
+}
+
+/// A range of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Range {
+    /// Of what.
+    pub part: Part,
+    /// Where it starts, in bytes.
+    pub position: u64,
+    /// Its length in bytes, at most [`MAX_RANGE`].
+    pub len: u32,
+}
+
+/// What a range belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// The bytes of the group's state machine in a checkpoint of the node that is asked.
+    State {
+        /// Number of the checkpoint.
+        checkpoint: u64,
+    },
+    /// A segment file.
+    Segment {
+        /// The partition.
+        key: PartitionKey,
+        /// Offset of the segment's first record.
+        base_offset: u64,
+    },
+}
+
+impl TransferBody {
+    /// About what it takes on the wire, in bytes.
+    pub fn bytes(&self) -> usize {
+        const PAIR: usize = 16;
+        match self {
+            Self::AskState | Self::AskRange(_) => 0,
+            Self::State { manifest } => manifest.as_ref().map_or(0, Bytes::len),
+            Self::Range { bytes, .. } => bytes.as_ref().map_or(0, Bytes::len),
+            Self::AskEntries { wanted } => wanted.len() * PAIR,
+            Self::Entries { committed, entries, .. } => {
+                committed.len() * PAIR + entries.iter().map(Entry::size).sum::<usize>()
+            }
+        }
+    }
+
+    pub(crate) fn encode(&self, out: &mut BytesMut) {
+        match self {
+            Self::AskState => out.put_u8(FIRST_KIND),
+            Self::State { manifest } => {
+                out.put_u8(FIRST_KIND + 1);
+                put_optional(out, manifest.as_ref());
+            }
+            Self::AskRange(range) => {
+                out.put_u8(FIRST_KIND + 2);
+                put_range(out, range);
+            }
+            Self::Range { range, bytes } => {
+                out.put_u8(FIRST_KIND + 3);
+                put_range(out, range);
+                put_optional(out, bytes.as_ref());
+            }
+            Self::AskEntries { wanted } => {
+                out.put_u8(FIRST_KIND + 4);
+                put_places(out, wanted);
+            }
+            Self::Entries { commit, committed, entries, first_index } => {
+                out.put_u8(FIRST_KIND + 5);
+                out.put_u64_le(*commit);
+                out.put_u64_le(*first_index);
+                put_places(out, committed);
+                out.put_u32_le(entries.len() as u32);
+                for entry in entries {
+                    out.put_u64_le(entry.term);
+                    out.put_u64_le(entry.index);
+                    out.put_u8(entry.kind as u8);
+                    put_bytes(out, &entry.payload);
+                }
+            }
+        }
+    }
+}
+
+fn put_bytes(out: &mut BytesMut, bytes: &Bytes) {
+    out.put_u32_le(bytes.len() as u32);
+    out.put_slice(bytes);
+}
+
+fn put_optional(out: &mut BytesMut, bytes: Option<&Bytes>) {
+    out.put_u8(u8::from(bytes.is_some()));
+    if let Some(bytes) = bytes {
+        put_bytes(out, bytes);
+    }
+}
+
+fn put_places(out: &mut BytesMut, places: &[(Index, Term)]) {
+    out.put_u32_le(places.len() as u32);
+    for (index, term) in places {
+        out.put_u64_le(*index);
+        out.put_u64_le(*term);
+    }
+}
+
+fn put_range(out: &mut BytesMut, range: &Range) {
+    match range.part {
+        Part::State { checkpoint } => {
+            out.put_u8(0);
+            out.put_u64_le(checkpoint);
+        }
+        Part::Segment { key, base_offset } => {
+            out.put_u8(1);
+            out.put_u64_le(key.topic_id);
+            out.put_u32_le(key.partition);
+            out.put_u64_le(base_offset);
+        }
+    }
+    out.put_u64_le(range.position);
+    out.put_u32_le(range.len);
+}
+
+/// The fields of a message of this kind.
+pub(crate) fn decode(kind: u8, body: &mut Bytes) -> Result<TransferBody, WireError> {
+    Ok(match kind - FIRST_KIND {
+        0 => TransferBody::AskState,
+        1 => TransferBody::State { manifest: take_optional(body)? },
+        2 => TransferBody::AskRange(take_range(body)?),
+        3 => TransferBody::Range { range: take_range(body)?, bytes: take_optional(body)? },
+        4 => TransferBody::AskEntries { wanted: take_places(body)? },
+        5 => {
+            let commit = u64_of(body, "commit index")?;
+            let first_index = u64_of(body, "first index")?;
+            let committed = take_places(body)?;
+            let count = count_of(body)?;
+            let entries = (0..count).map(|_| take_entry(body)).collect::<Result<_, _>>()?;
+            TransferBody::Entries { commit, committed, entries, first_index }
+        }
+        _ => return Err(WireError::Unknown { field: "message kind", value: kind.into() }),
+    })
+}
+
+fn take_entry(body: &mut Bytes) -> Result<Entry, WireError> {
+    let (term, index) = (u64_of(body, "entry term")?, u64_of(body, "entry index")?);
+    let kind = u8_of(body, "entry kind")?;
+    let kind = EntryKind::try_from(kind).map_err(|_| WireError::Unknown { field: "entry kind", value: kind.into() })?;
+    Ok(Entry { term, index, kind, payload: take_bytes(body)? })
+}
+
+fn take_bytes(body: &mut Bytes) -> Result<Bytes, WireError> {
+    let len = u32_of(body, "length")? as usize;
+    if len > body.len() {
+        return Err(WireError::Truncated("bytes"));
+    }
+    Ok(body.split_to(len))
+}
+
+fn take_optional(body: &mut Bytes) -> Result<Option<Bytes>, WireError> {
+    if bool_of(body, "presence")? { take_bytes(body).map(Some) } else { Ok(None) }
+}
+
+fn count_of(body: &mut Bytes) -> Result<usize, WireError> {
+    let count = u32_of(body, "count")? as usize;
+    if count > MAX_ENTRIES {
+        return Err(WireError::Unknown { field: "count", value: count as u64 });
+    }
+    Ok(count)
+}
+
+fn take_places(body: &mut Bytes) -> Result<Vec<(Index, Term)>, WireError> {
+    let count = count_of(body)?;
+    (0..count).map(|_| Ok((u64_of(body, "index")?, u64_of(body, "term")?))).collect()
+}
+
+fn take_range(body: &mut Bytes) -> Result<Range, WireError> {
+    let part = match u8_of(body, "part")? {
+        0 => Part::State { checkpoint: u64_of(body, "checkpoint")? },
+        1 => Part::Segment {
+            key: PartitionKey { topic_id: u64_of(body, "topic id")?, partition: u32_of(body, "partition")? },
+            base_offset: u64_of(body, "base offset")?,
+        },
+        value => return Err(WireError::Unknown { field: "part", value: value.into() }),
+    };
+    let (position, len) = (u64_of(body, "position")?, u32_of(body, "range length")?);
+    if len > MAX_RANGE {
+        return Err(WireError::Unknown { field: "range length", value: len.into() });
+    }
+    Ok(Range { part, position, len })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{PeerMessage, put_message, take_message};
+
+    #[test]
+    fn every_transfer_survives_the_wire_and_no_cut_one_does() {
+        let key = PartitionKey { topic_id: 5, partition: 6 };
+        let file = Range { part: Part::Segment { key, base_offset: 7 }, position: 4096, len: MAX_RANGE };
+        let state = Range { part: Part::State { checkpoint: 3 }, position: 0, len: 9 };
+        let entry = Entry { term: 4, index: 8, kind: EntryKind::Normal, payload: Bytes::from_static(b"payload") };
+        let bodies = [
+            TransferBody::AskState,
+            TransferBody::State { manifest: None },
+            TransferBody::State { manifest: Some(Bytes::from_static(b"manifest")) },
+            TransferBody::AskRange(file),
+            TransferBody::Range { range: state, bytes: None },
+            TransferBody::Range { range: file, bytes: Some(Bytes::from_static(b"bytes")) },
+            TransferBody::AskEntries { wanted: vec![(8, 4), (9, 4)] },
+            TransferBody::Entries { commit: 9, committed: vec![(9, 5)], entries: vec![entry], first_index: 2 },
+        ];
+        for body in bodies {
+            let sent = Transfer { from: NodeId(1), to: NodeId(2), group: GroupId(3), body };
+            let sent = PeerMessage::Transfer(sent);
+            let mut out = BytesMut::new();
+            put_message(&mut out, &sent);
+            let bytes = out.freeze();
+            assert_eq!(take_message(&mut bytes.clone(), NodeId(2)), Ok(sent));
+            for len in 0..bytes.len() {
+                assert!(take_message(&mut bytes.slice(..len), NodeId(2)).is_err(), "cut to {len} bytes");
+            }
+        }
+    }
+}
