@@ -52,7 +52,7 @@ pub struct GatewayConfig {
     /// Silence after which a connection is closed, and how long a client may leave its replies unread.
     pub idle_timeout: Duration,
     /// Client addresses of the other nodes, for requests that they must serve.
-    pub nodes: BTreeMap<NodeId, String>,
+    pub nodes: BTreeMap<u64, String>,
 }
 
 /// A request as it came off the wire.
@@ -98,6 +98,8 @@ struct Fetches {
 /// See the module documentation.
 pub struct Gateway {
     config: GatewayConfig,
+    /// The nodes' addresses for clients, by number.
+    nodes: RefCell<BTreeMap<u64, String>>,
     inbox: RefCell<Vec<Incoming>>,
     connections: RefCell<BTreeMap<u64, Rc<Connection>>>,
     forwards: RefCell<BTreeMap<NodeId, Rc<forward::Link>>>,
@@ -113,6 +115,7 @@ impl Gateway {
     /// A gateway that wakes `turn` when requests have come. Nothing is accepted yet.
     pub fn new(config: GatewayConfig, turn: Rc<Notify>, metrics: Arc<Metrics>) -> Rc<Self> {
         Rc::new(Self {
+            nodes: RefCell::new(config.nodes.clone()),
             config,
             inbox: RefCell::default(),
             connections: RefCell::default(),
@@ -128,6 +131,11 @@ impl Gateway {
     /// From now on requests are served; until then clients are told to come back later.
     pub fn start_serving(&self) {
         self.serving.set(true);
+    }
+
+    /// From now on these are the nodes' addresses for clients.
+    pub fn set_nodes(&self, nodes: BTreeMap<u64, String>) {
+        *self.nodes.borrow_mut() = nodes;
     }
 
     /// Accept clients for ever.
@@ -396,7 +404,7 @@ impl Gateway {
 
     /// Pass a request on to the node that must serve it.
     fn forward(self: &Rc<Self>, to: NodeId, caller: Caller, opcode: Opcode, body: Bytes) {
-        let Some(address) = self.config.nodes.get(&to) else {
+        let Some(address) = self.nodes.borrow().get(&to.node()).cloned() else {
             return self.refuse(
                 caller,
                 opcode,
@@ -405,7 +413,7 @@ impl Gateway {
             );
         };
         let mut forwards = self.forwards.borrow_mut();
-        let link = forwards.entry(to).or_insert_with(|| forward::Link::start(self.clone(), to, address.clone()));
+        let link = forwards.entry(to).or_insert_with(|| forward::Link::start(self.clone(), to, address));
         if let Err(message) = link.send(caller, opcode, &body) {
             drop(forwards);
             self.refuse(caller, opcode, ErrorCode::Overloaded, message);

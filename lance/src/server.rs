@@ -1,7 +1,8 @@
 //! The node as a process: it opens the data directory, binds the ports, helps to form the cluster, and then drives the
 //! broker. Clocks, sockets and signals are read here and nowhere below.
 
-use crate::broker::{self, Broker, BrokerConfig, BrokerError, Clock, NodeAddress};
+use crate::broker::members::Addresses;
+use crate::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Membership};
 use crate::config::{Address, BackendChoice, Config, NodeAddresses};
 use crate::gateway::{Gateway, GatewayConfig, Incoming};
 use crate::http::{self, Health, HttpState};
@@ -130,6 +131,8 @@ struct Server {
     health: Arc<Health>,
     clocks: Clocks,
     requests: VecDeque<Incoming>,
+    /// What the peers and the gateway know of the members.
+    membership: Membership,
     /// The data directory is locked for as long as this lives.
     _data_dir: DataDir,
 }
@@ -149,21 +152,14 @@ impl Server {
         serve_http(http_listener, metrics.clone(), health.clone())?;
 
         let stored = data_dir.create_identity(config.node.id, random()?)?.clone();
-        let identity = Identity {
-            node: NodeId(stored.node_id),
-            incarnation: stored.incarnation,
-            cluster: stored.cluster.map(|c| Cluster {
-                id: c.cluster_id,
-                members: c.members.into_iter().map(|(node, incarnation)| (NodeId(node), incarnation)).collect(),
-            }),
-        };
+        let identity = identity_of(&stored);
         let inbox = Rc::new(PeerInbox::default());
         let events = inbox.clone();
         let others = config.cluster.nodes.iter().filter(|node| node.id != config.node.id);
         let peers = Peers::start(
             peer_listener,
             identity.clone(),
-            others.map(|node| (NodeId(node.id), node.peer.to_string())).collect(),
+            others.map(|node| (node.id, node.peer.to_string())).collect(),
             metrics.clone(),
             Box::new(move |event| {
                 events.events.borrow_mut().push(event);
@@ -172,16 +168,25 @@ impl Server {
         );
         let gateway = Gateway::new(gateway_config(&config), inbox.wake.clone(), metrics.clone());
         spawn_local(gateway.clone().accept(clients));
-        let cluster = tokio::select! {
-            cluster = form(&config, &mut data_dir, identity, &peers, &inbox, &health) => cluster?,
+        let identity = tokio::select! {
+            identity = form(&config, &mut data_dir, identity, &peers, &inbox, &health) => identity?,
             () = stop.requested() => return Ok(()),
         };
-        let (broker, notifier) = open_broker(&config, &data_dir, &cluster, metrics)?;
+        let (broker, notifier) = open_broker(&config, &data_dir, &identity, metrics)?;
         gateway.start_serving();
-        let clocks = Clocks { start: Instant::now() };
-        let requests = VecDeque::new();
-        let mut server =
-            Self { config, broker, gateway, peers, inbox, notifier, health, clocks, requests, _data_dir: data_dir };
+        let mut server = Self {
+            config,
+            broker,
+            gateway,
+            peers,
+            inbox,
+            notifier,
+            health,
+            clocks: Clocks { start: Instant::now() },
+            requests: VecDeque::new(),
+            membership: Membership::default(),
+            _data_dir: data_dir,
+        };
         let result = server.drive(&mut stop).await;
         server.health.set_ready(Err("stopped".to_owned()));
         result
@@ -222,7 +227,25 @@ impl Server {
         self.gateway.expire(Instant::now());
         self.health.beat();
         self.health.set_ready(self.broker.readiness());
+        self.follow_membership();
         Ok(())
+    }
+
+    /// Let the peers' channels and the gateway know who belongs to the cluster now.
+    fn follow_membership(&mut self) {
+        let membership = self.broker.membership();
+        if membership == self.membership {
+            return;
+        }
+        let mut identity = self.peers.identity();
+        if let Some(cluster) = &mut identity.cluster {
+            cluster.members.clone_from(&membership.members);
+        }
+        let own = identity.node.node();
+        let others = membership.nodes.iter().filter(|(node, _)| **node != own);
+        self.peers.set_members(identity, others.map(|(node, at)| (*node, at.peer.clone())).collect());
+        self.gateway.set_nodes(membership.nodes.iter().map(|(node, at)| (*node, at.client.clone())).collect());
+        self.membership = membership;
     }
 
     fn turn(&mut self) -> Result<(), ServerError> {
@@ -231,6 +254,9 @@ impl Server {
             match event {
                 PeerEvent::Frame { from, mut body } => self.peer_frame(clock, from, &mut body),
                 PeerEvent::Lost(peer) => self.broker.peer_changed(clock, peer, false),
+                PeerEvent::Heard(Identity { node, incarnation, cluster: None }) => {
+                    self.broker.applicant(clock, node.node(), incarnation);
+                }
                 PeerEvent::Heard(_) | PeerEvent::Refused { .. } => {}
             }
         }
@@ -273,7 +299,7 @@ impl Server {
 
     fn peer_frame(&mut self, clock: Clock, from: NodeId, body: &mut bytes::Bytes) {
         while !body.is_empty() {
-            match take_message(body, NodeId(self.config.node.id)) {
+            match take_message(body, self.broker.member()) {
                 Ok(message) if message.from() == from => self.broker.peer_message(clock, message),
                 Ok(message) => {
                     tracing::warn!(%from, claimed = %message.from(), "peer speaks in another's name; message dropped");
@@ -291,7 +317,7 @@ impl Server {
 fn open_broker(
     config: &Config,
     data_dir: &DataDir,
-    cluster: &Cluster,
+    identity: &Identity,
     metrics: Arc<Metrics>,
 ) -> Result<(Broker<AnyDisk>, AsyncFd<OwnedFd>), ServerError> {
     let choice = match config.storage.backend {
@@ -302,27 +328,35 @@ fn open_broker(
     let backend = |source| ServerError::Backend { path: data_dir.root().display().to_string(), source };
     let disk = AnyDisk::open(data_dir.root(), choice).map_err(backend)?;
     let notifier = disk.notifier().try_clone_to_owned().and_then(watch).map_err(backend)?;
-    let incarnation = cluster.members.get(&NodeId(config.node.id)).copied().unwrap_or_default();
-    let shard_config = shard_config(config, cluster, incarnation, random()?);
+    let shard_config = shard_config(config, identity, random()?);
     let segment_config = SegmentConfig { segment_bytes: config.storage.segment_bytes, ..SegmentConfig::default() };
-    let broker = broker::open(broker_config(config, cluster), shard_config, segment_config, disk, metrics)?;
-    tracing::info!(node = config.node.id, cluster = %format_args!("{:032x}", cluster.id), "the node has recovered");
+    let broker = broker::open(broker_config(config, identity), shard_config, segment_config, disk, metrics)?;
+    tracing::info!(node = %identity.node, "the node has recovered");
     Ok((broker, notifier))
+}
+
+/// Who the node of a data directory is.
+fn identity_of(stored: &lnc_log::data_dir::Identity) -> Identity {
+    let members =
+        |members: &[(u64, u64)]| members.iter().map(|(id, incarnation)| (NodeId(*id), *incarnation)).collect();
+    let cluster = stored.cluster.as_ref().map(|c| Cluster { id: c.cluster_id, members: members(&c.members) });
+    let member = cluster.as_ref().and_then(|cluster| cluster.member(stored.node_id, stored.incarnation));
+    Identity { node: member.unwrap_or(NodeId(stored.node_id)), incarnation: stored.incarnation, cluster }
 }
 
 /// Wait until this node belongs to a cluster. One that does already returns at once.
 async fn form(
     config: &Config,
     data_dir: &mut DataDir,
-    mut own: Identity,
-    peers: &Peers,
+    own: Identity,
+    peers: &Rc<Peers>,
     inbox: &PeerInbox,
     health: &Health,
-) -> Result<Cluster, ServerError> {
+) -> Result<Identity, ServerError> {
     /// How often the state of the formation is looked at while nothing happens.
     const LOOK: Duration = Duration::from_millis(500);
-    if let Some(cluster) = own.cluster {
-        return Ok(cluster);
+    if own.cluster.is_some() {
+        return Ok(own);
     }
     let configured: BTreeSet<NodeId> = config.cluster.nodes.iter().map(|node| NodeId(node.id)).collect();
     let mut heard: BTreeMap<NodeId, Identity> = BTreeMap::new();
@@ -330,22 +364,27 @@ async fn form(
     loop {
         for event in inbox.events.take() {
             if let PeerEvent::Heard(identity) = event {
-                heard.insert(identity.node, identity);
+                heard.insert(NodeId(identity.node.node()), identity);
             }
         }
         let state = match decide(&own, &configured, &heard) {
             Decision::Join(cluster) => {
                 let members = cluster.members.iter().map(|(node, incarnation)| (node.0, *incarnation)).collect();
                 data_dir.set_cluster(ClusterIdentity { cluster_id: cluster.id, members })?;
-                own.cluster = Some(cluster.clone());
-                peers.set_identity(own);
-                return Ok(cluster);
+                let joined = identity_of(data_dir.create_identity(config.node.id, own.incarnation)?);
+                let others = config.cluster.nodes.iter().filter(|node| node.id != config.node.id);
+                peers.set_members(joined.clone(), others.map(|node| (node.id, node.peer.to_string())).collect());
+                return Ok(joined);
             }
             Decision::Wait { missing } => format!("waiting for nodes {} to form the cluster", Nodes(&missing)),
-            Decision::AwaitReadmission { cluster } => format!(
-                "cluster {cluster:032x} knows another incarnation of node {}: this data directory is new, and the node \
-                 awaits re-admission; it does not vote",
+            Decision::AwaitAdmission { cluster, known: true } => format!(
+                "cluster {cluster:032x} knows another incarnation of node {}: this data directory is new; the node is \
+                 admitted as a new member once its former self is silent",
                 own.node
+            ),
+            Decision::AwaitAdmission { cluster, known: false } => format!(
+                "cluster {cluster:032x} does not know node {}: `lance cluster add {}` makes it a member",
+                own.node, own.node
             ),
             Decision::Conflict { clusters } => {
                 let list: Vec<String> = clusters.iter().map(|id| format!("{id:032x}")).collect();
@@ -365,11 +404,12 @@ async fn form(
     }
 }
 
-fn shard_config(config: &Config, cluster: &Cluster, incarnation: u64, seed: u64) -> ShardConfig {
+fn shard_config(config: &Config, identity: &Identity, seed: u64) -> ShardConfig {
     let ticks = |ms: u64| (ms / config.raft.tick_ms).max(1) as u32;
+    let founders = identity.cluster.as_ref().map(Cluster::founders).unwrap_or_default();
     ShardConfig {
-        node: NodeId(config.node.id),
-        voters: cluster.members.keys().copied().collect(),
+        node: identity.node,
+        founders: founders.into_keys().collect(),
         groups: (0..=config.cluster.data_groups).map(GroupId).collect(),
         election_ticks: ticks(config.raft.election_timeout_ms),
         heartbeat_ticks: ticks(config.raft.heartbeat_ms),
@@ -381,7 +421,7 @@ fn shard_config(config: &Config, cluster: &Cluster, incarnation: u64, seed: u64)
         journal: JournalConfig {
             file_bytes: config.journal.file_bytes,
             max_in_flight: config.journal.max_in_flight_flushes as usize,
-            ..JournalConfig::new(incarnation)
+            ..JournalConfig::new(identity.incarnation)
         },
     }
 }
@@ -392,21 +432,23 @@ fn gateway_config(config: &Config) -> GatewayConfig {
         max_batch_bytes: config.limits.max_batch_bytes as usize,
         max_connections: config.limits.max_connections as usize,
         idle_timeout: config.limits.idle_timeout,
-        nodes: config.cluster.nodes.iter().map(|node| (NodeId(node.id), node.client.to_string())).collect(),
+        nodes: config.cluster.nodes.iter().map(|node| (node.id, node.client.to_string())).collect(),
     }
 }
 
-fn broker_config(config: &Config, cluster: &Cluster) -> BrokerConfig {
-    let address = |node: &NodeAddresses| NodeAddress {
+fn broker_config(config: &Config, identity: &Identity) -> BrokerConfig {
+    let addresses = |node: &NodeAddresses| Addresses {
         client: node.client.to_string(),
         peer: node.peer.to_string(),
         http: node.http.to_string(),
-        incarnation: cluster.members.get(&NodeId(node.id)).copied().unwrap_or_default(),
     };
+    let cluster = identity.cluster.as_ref();
     BrokerConfig {
-        node: NodeId(config.node.id),
-        cluster_id: cluster.id,
-        nodes: config.cluster.nodes.iter().map(|node| (NodeId(node.id), address(node))).collect(),
+        node: identity.node,
+        cluster_id: cluster.map_or(0, |cluster| cluster.id),
+        nodes: config.cluster.nodes.iter().map(|node| (node.id, addresses(node))).collect(),
+        members: cluster.map(|cluster| cluster.members.clone()).unwrap_or_default(),
+        founders: cluster.map(Cluster::founders).unwrap_or_default(),
         data_groups: config.cluster.data_groups,
         memory_bytes: config.limits.memory_bytes as usize,
         tail_cache_bytes: config.limits.tail_cache_bytes as usize,

@@ -8,7 +8,8 @@
 //! file     header (64) | groups …
 //! header   magic 4 | version 2 | 0 2 | number 8 | journal file 8 | body length 8 | group count 4 | CRC-32 of the body 4 |
 //!          0 20 | CRC-32 of the 60 bytes before 4
-//! group    group 4 | term 8 | voted 1 | vote 8 | applied index 8 | applied term 8 | state length 8 | state
+//! group    group 4 | term 8 | voted 1 | vote 8 | applied index 8 | applied term 8 | configuration length 4 |
+//!          state length 8 | configuration | state
 //! ```
 
 use crate::disk::{AlignedBuf, Completion, Disk, FileId, Op, Outcome, Owner};
@@ -18,10 +19,10 @@ use std::io;
 
 const DIR: &str = "checkpoint";
 const MAGIC: [u8; 4] = *b"LNCC";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const HEADER: usize = 64;
-/// Length in bytes of a group without its state.
-const GROUP_HEAD: usize = 45;
+/// Length in bytes of a group without its configuration and state.
+const GROUP_HEAD: usize = 49;
 /// Bytes read at a time while loading.
 const READ_BYTES: usize = 1 << 20;
 
@@ -51,6 +52,8 @@ pub struct GroupCheckpoint {
     pub applied_index: u64,
     /// The term of that entry.
     pub applied_term: u64,
+    /// The group's members at that entry, in the encoding of the consensus core.
+    pub configuration: Bytes,
     /// The state machine, in its own encoding.
     pub state: Bytes,
 }
@@ -278,17 +281,21 @@ fn fatal(step: &Step, path: String, source: io::Error) -> CheckpointError {
 }
 
 fn encode(checkpoint: &Checkpoint) -> AlignedBuf {
-    let len: usize = checkpoint.groups.iter().map(|group| GROUP_HEAD + group.state.len()).sum();
+    let len: usize =
+        checkpoint.groups.iter().map(|group| GROUP_HEAD + group.configuration.len() + group.state.len()).sum();
     let mut buf = AlignedBuf::with_capacity(HEADER + len);
     buf.resize(HEADER);
     for group in &checkpoint.groups {
         buf.extend_from_slice(&group.group.0.to_le_bytes());
         buf.extend_from_slice(&group.term.to_le_bytes());
         buf.extend_from_slice(&[u8::from(group.vote.is_some())]);
-        let state_len = group.state.len() as u64;
-        for field in [group.vote.unwrap_or_default(), group.applied_index, group.applied_term, state_len] {
+        for field in [group.vote.unwrap_or_default(), group.applied_index, group.applied_term] {
             buf.extend_from_slice(&field.to_le_bytes());
         }
+        let configuration_len = u32::try_from(group.configuration.len()).expect("configurations are small");
+        buf.extend_from_slice(&configuration_len.to_le_bytes());
+        buf.extend_from_slice(&(group.state.len() as u64).to_le_bytes());
+        buf.extend_from_slice(&group.configuration);
         buf.extend_from_slice(&group.state);
     }
     let body_crc = crc32fast::hash(&buf[HEADER..]);
@@ -372,9 +379,15 @@ fn decode_group(body: &mut Bytes) -> Option<GroupCheckpoint> {
     let voted = body.get_u8();
     let vote = body.get_u64_le();
     let (applied_index, applied_term) = (body.get_u64_le(), body.get_u64_le());
-    let len = usize::try_from(body.get_u64_le()).ok().filter(|len| *len <= body.len())?;
+    let configuration_len = body.get_u32_le() as usize;
+    let state_len = usize::try_from(body.get_u64_le()).ok()?;
+    if configuration_len.checked_add(state_len).is_none_or(|len| len > body.len()) {
+        return None;
+    }
     let vote = (voted != 0).then_some(vote);
-    Some(GroupCheckpoint { group, term, vote, applied_index, applied_term, state: body.split_to(len) })
+    let configuration = body.split_to(configuration_len);
+    let state = body.split_to(state_len);
+    Some(GroupCheckpoint { group, term, vote, applied_index, applied_term, configuration, state })
 }
 
 /// Load the newest checkpoint, and remove what unfinished ones left. Leaves it on stable storage, and nothing in

@@ -107,6 +107,9 @@ error_codes! {
     UnknownProducer = 36, false, "The broker keeps no state for this producer id";
     FencedProducer = 37, false, "A newer epoch of this producer is known";
     StorageDamaged = 40, false, "The stored data is damaged at this place";
+    UnknownMember = 50, false, "The node is not a member of the cluster";
+    MemberExists = 51, false, "The node is a member of the cluster already, under other addresses";
+    InvalidMembership = 52, false, "The change would break a rule for the members of a cluster";
 }
 
 impl From<ErrorCode> for u16 {

@@ -90,6 +90,15 @@ fn requests() -> Vec<(&'static str, Flags, Request)> {
         ],
     };
     let create = CreateTopicRequest { name: "orders".into(), partitions: 3, options, timeout_ms: 10_000 };
+    let change = ChangeMembersRequest {
+        change: MemberChange::Add,
+        node: 4,
+        client_address: "n4:1992".into(),
+        peer_address: "n4:1993".into(),
+        http_address: "n4:1994".into(),
+        replaces: Some(2),
+        timeout_ms: 10_000,
+    };
     let delete = DeleteTopicRequest { name: "orders".into(), timeout_ms: 10_000 };
     let some = MetadataRequest { topics: Some(vec!["orders".into(), "a.b-c_d".into()]) };
     vec![
@@ -98,6 +107,7 @@ fn requests() -> Vec<(&'static str, Flags, Request)> {
         ("metadata-all", none, Request::Metadata(MetadataRequest { topics: None })),
         ("metadata-some", none, Request::Metadata(some)),
         ("cluster-info", none, Request::ClusterInfo),
+        ("change-members", none, Request::ChangeMembers(change)),
         ("create-topic", none, Request::CreateTopic(create)),
         ("delete-topic", none, Request::DeleteTopic(delete)),
         ("list-topics", none, Request::ListTopics),
@@ -137,9 +147,11 @@ fn cluster_info() -> ClusterInfoResponse {
         connected: true,
         incarnation: 77,
         state: "serving".into(),
+        member: 1 << 32 | 1,
+        membership: "member".into(),
     };
     let peer =
-        PeerProgress { node_id: 2, match_index: 41, next_index: 43, state: "replicate".into(), in_flight: 1, lag: 1 };
+        PeerProgress { member: 2, match_index: 41, next_index: 43, state: "replicate".into(), in_flight: 1, lag: 1 };
     let group = GroupStatus {
         group: 1,
         role: "leader".into(),
@@ -151,8 +163,19 @@ fn cluster_info() -> ClusterInfoResponse {
         last_index: 42,
         first_index: 10,
         peers: vec![peer],
+        voters: vec![1 << 32 | 1, 2],
+        outgoing: vec![1, 2],
+        learners: vec![4],
+        lacks: "3 entries".into(),
     };
-    ClusterInfoResponse { cluster_id: CLUSTER_ID, node_id: 1, nodes: vec![node], groups: vec![group] }
+    let transfer = TransferStatus { group: 1, from: 2, bytes_done: 4096, bytes_total: 65_536 };
+    ClusterInfoResponse {
+        cluster_id: CLUSTER_ID,
+        node_id: 1,
+        nodes: vec![node],
+        groups: vec![group],
+        transfers: vec![transfer],
+    }
 }
 
 fn metadata() -> MetadataResponse {
@@ -240,6 +263,7 @@ fn replies() -> Vec<(&'static str, Opcode, Reply)> {
         ("metadata", Opcode::Metadata, Response::Metadata(metadata()).into()),
         ("cluster-info", Opcode::ClusterInfo, Response::ClusterInfo(cluster_info()).into()),
         ("create-topic", Opcode::CreateTopic, Response::CreateTopic(described.clone()).into()),
+        ("change-members", Opcode::ChangeMembers, Response::ChangeMembers.into()),
         ("delete-topic", Opcode::DeleteTopic, Response::DeleteTopic.into()),
         ("list-topics", Opcode::ListTopics, Response::ListTopics(vec![summary]).into()),
         ("describe-topic", Opcode::DescribeTopic, Response::DescribeTopic(described).into()),

@@ -1,14 +1,16 @@
 //! What a [`Raft`](crate::Raft) starts from: its settings and what its disk remembers.
 
-use crate::message::{Entry, HardState, Index, MAX_INDEX, MAX_TERM, NodeId, Term};
+use crate::configuration::{Configuration, ConfigurationError};
+use crate::message::{Entry, EntryKind, HardState, Index, MAX_INDEX, MAX_TERM, NodeId, Term};
 
 /// Settings of one member of one group. Validated once, by [`Raft::new`](crate::Raft::new).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// This node.
     pub id: NodeId,
-    /// All voters, this node among them, in any order.
-    pub voters: Vec<NodeId>,
+    /// The configuration before the first entry, the same on all founders; empty for a node that joined later, and learns
+    /// it from the log. This node need not be in it.
+    pub founding: Configuration,
     /// Ticks without a leader's message before an election; each wait is drawn from `n..2n`. Shorter fails over
     /// faster, and mistakes a pause for a death more often.
     pub election_ticks: u32,
@@ -30,10 +32,10 @@ pub struct Config {
 
 impl Config {
     /// Settings for a tick of about 10 ms in one data centre.
-    pub fn new(id: NodeId, voters: Vec<NodeId>, seed: u64) -> Self {
+    pub fn new(id: NodeId, founding: Configuration, seed: u64) -> Self {
         Self {
             id,
-            voters,
+            founding,
             election_ticks: 50,
             heartbeat_ticks: 5,
             max_append_bytes: 1 << 20,
@@ -46,13 +48,8 @@ impl Config {
 
     /// Whether the settings make sense together.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if !self.voters.contains(&self.id) {
-            return Err(ConfigError::NotAVoter { id: self.id });
-        }
-        let mut sorted = self.voters.clone();
-        sorted.sort_unstable();
-        if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(ConfigError::DuplicateVoter { id: twice[0] });
+        if self.founding != Configuration::default() {
+            self.founding.validate().map_err(|error| ConfigError::Configuration { index: 0, error })?;
         }
         if self.heartbeat_ticks == 0 || self.election_ticks <= self.heartbeat_ticks {
             return Err(ConfigError::Ticks { election: self.election_ticks, heartbeat: self.heartbeat_ticks });
@@ -85,19 +82,18 @@ pub struct Restored {
     pub snapshot_term: Term,
     /// The last index whose effects the state machine already has; known to be committed.
     pub applied_index: Index,
-    /// Contiguous from `snapshot_index + 1`; all durable.
+    /// The configuration in effect at `applied_index`; None: the founding one.
+    pub configuration: Option<Configuration>,
+    /// Contiguous from `snapshot_index + 1`; all durable. The payloads of those up to `applied_index` are not looked at.
     pub entries: Vec<Entry>,
 }
 
 impl Restored {
     /// Whether this can be the memory of a Raft node.
-    pub(crate) fn validate(&self, voters: &[NodeId]) -> Result<(), ConfigError> {
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         let bad = |what| Err(ConfigError::Restored { what });
         if self.hard_state.term > MAX_TERM || self.snapshot_index > MAX_INDEX {
             return bad("term or index out of range");
-        }
-        if self.hard_state.vote.is_some_and(|node| !voters.contains(&node)) {
-            return bad("vote for a node that is no voter");
         }
         if (self.snapshot_index == 0) != (self.snapshot_term == 0) {
             return bad("snapshot index and term do not fit together");
@@ -122,23 +118,31 @@ impl Restored {
         }
         Ok(())
     }
+
+    /// The configurations that the entries beyond the applied index bring.
+    pub(crate) fn configurations(&self) -> Result<Vec<(Index, Configuration)>, ConfigError> {
+        let beyond = self.entries.iter().filter(|entry| entry.index > self.applied_index);
+        beyond
+            .filter(|entry| entry.kind == EntryKind::Configuration)
+            .map(|entry| match Configuration::decode(&entry.payload) {
+                Ok(configuration) => Ok((entry.index, configuration)),
+                Err(error) => Err(ConfigError::Configuration { index: entry.index, error }),
+            })
+            .collect()
+    }
 }
 
 /// Why a [`Raft`](crate::Raft) cannot start.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// The node is not in its own list of voters.
-    #[error("node {id} is not among the voters")]
-    NotAVoter {
-        /// The node.
-        id: NodeId,
-    },
-    /// A voter is listed twice.
-    #[error("voter {id} is listed twice")]
-    DuplicateVoter {
-        /// The voter.
-        id: NodeId,
+    /// A configuration makes no sense.
+    #[error("the configuration of entry {index}: {error}")]
+    Configuration {
+        /// Where it is in the log; 0 for the founding one.
+        index: Index,
+        /// What is wrong.
+        error: ConfigurationError,
     },
     /// The two intervals do not fit together.
     #[error("election after {election} ticks, heartbeat after {heartbeat}: need 0 < heartbeat < election")]
@@ -172,7 +176,7 @@ mod tests {
     const VOTERS: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
 
     fn config(change: impl FnOnce(&mut Config)) -> Result<(), ConfigError> {
-        let mut config = Config::new(NodeId(1), VOTERS.to_vec(), 0);
+        let mut config = Config::new(NodeId(1), Configuration::of(VOTERS), 0);
         change(&mut config);
         config.validate()
     }
@@ -180,8 +184,10 @@ mod tests {
     #[test]
     fn settings_that_contradict_each_other_are_refused() {
         assert_eq!(config(|_| ()), Ok(()));
-        assert_eq!(config(|c| c.id = NodeId(9)), Err(ConfigError::NotAVoter { id: NodeId(9) }));
-        assert_eq!(config(|c| c.voters.push(NodeId(2))), Err(ConfigError::DuplicateVoter { id: NodeId(2) }));
+        assert_eq!(config(|c| c.id = NodeId(9)), Ok(()), "a node need not be a member");
+        assert_eq!(config(|c| c.founding = Configuration::default()), Ok(()), "nor know the members");
+        let learner = |c: &mut Config| c.founding.learners = [NodeId(2)].into();
+        assert!(matches!(config(learner), Err(ConfigError::Configuration { index: 0, .. })));
         assert!(matches!(config(|c| c.heartbeat_ticks = 0), Err(ConfigError::Ticks { .. })));
         assert!(matches!(config(|c| c.heartbeat_ticks = c.election_ticks), Err(ConfigError::Ticks { .. })));
         assert!(matches!(config(|c| c.election_ticks = u32::MAX), Err(ConfigError::Ticks { .. })));
@@ -195,20 +201,20 @@ mod tests {
             snapshot_index: 4,
             snapshot_term: 2,
             applied_index: 5,
+            configuration: None,
             entries: vec![entry(2, 5), entry(3, 6)],
         };
         change(&mut restored);
-        restored.validate(&VOTERS)
+        restored.validate()
     }
 
     #[test]
     fn a_memory_that_contradicts_itself_is_refused() {
         assert_eq!(restored(|_| ()), Ok(()));
         assert_eq!(restored(|r| *r = Restored::default()), Ok(()));
-        let changes: [fn(&mut Restored); 10] = [
+        let changes: [fn(&mut Restored); 9] = [
             |r| r.hard_state.term = 2,
             |r| r.hard_state.term = Term::MAX,
-            |r| r.hard_state.vote = Some(NodeId(9)),
             |r| r.snapshot_index = 3,
             |r| r.snapshot_index = Index::MAX,
             |r| r.snapshot_term = 0,
@@ -220,5 +226,20 @@ mod tests {
         for (number, change) in changes.into_iter().enumerate() {
             assert!(restored(change).is_err(), "change {number} went unnoticed");
         }
+    }
+
+    #[test]
+    fn only_configurations_beyond_the_applied_index_are_read() {
+        let entry = |index, payload| Entry { term: 1, index, kind: EntryKind::Configuration, payload };
+        let configuration = Configuration::of(VOTERS);
+        let mut restored = Restored {
+            hard_state: HardState { term: 1, vote: None },
+            applied_index: 1,
+            entries: vec![entry(1, Bytes::new()), entry(2, configuration.encode())],
+            ..Restored::default()
+        };
+        assert_eq!(restored.configurations(), Ok(vec![(2, configuration)]));
+        restored.applied_index = 0;
+        assert!(matches!(restored.configurations(), Err(ConfigError::Configuration { index: 1, .. })));
     }
 }

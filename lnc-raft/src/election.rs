@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use crate::configuration::Configuration;
 use crate::message::{Body, EntryKind, HardState, Index, NodeId, Term};
 use crate::progress::{Peer, PeerState};
 use crate::raft::{Raft, Role, StepError, Transfer, TransferError};
@@ -52,12 +53,10 @@ impl Election {
         self.votes.entry(from).or_insert(granted);
     }
 
-    fn ballot(&self, voters: usize, quorum: usize) -> Ballot {
-        let granted = self.votes.values().filter(|&&granted| granted).count();
-        let refused = self.votes.len() - granted;
-        if granted >= quorum {
+    fn ballot(&self, configuration: &Configuration) -> Ballot {
+        if configuration.is_decided(|node| self.votes.get(&node) == Some(&true)) {
             Ballot::Won
-        } else if voters - refused < quorum {
+        } else if !configuration.is_decided(|node| self.votes.get(&node) != Some(&false)) {
             Ballot::Lost
         } else {
             Ballot::Open
@@ -68,7 +67,7 @@ impl Election {
 impl Raft {
     pub(crate) fn tick_election(&mut self) {
         self.election.elapsed = self.election.elapsed.saturating_add(1);
-        if self.election.elapsed >= self.election.timeout {
+        if self.election.elapsed >= self.election.timeout && self.is_promotable() {
             // A round that has come to nothing starts over here, from pre-vote: a candidate that cannot win must
             // not drive terms up.
             self.start_pre_vote();
@@ -82,7 +81,7 @@ impl Raft {
     }
 
     fn ballot(&self) -> Ballot {
-        self.election.ballot(self.config.voters.len(), self.quorum())
+        self.election.ballot(self.configuration())
     }
 
     /// Whether a leader is known to live, so that nobody needs another.
@@ -159,8 +158,11 @@ impl Raft {
     pub(crate) fn leader_lost(&mut self, leader: NodeId) {
         self.election.leader_lost = true;
         self.fail_forwarded_reads();
+        if !self.is_promotable() {
+            return;
+        }
         let id = self.config.id;
-        let before = self.config.voters.iter().filter(|&&node| node != leader && node < id).count() as u32;
+        let before = self.configuration().voters.iter().filter(|&&node| node != leader && node < id).count() as u32;
         if before == 0 {
             self.start_pre_vote();
         } else {
@@ -176,7 +178,7 @@ impl Raft {
         self.restart_election_timer();
         if self.election.leader_lost {
             // The others may have refused only because they have not noticed yet: ask again when each had its turn.
-            let remaining = self.config.voters.len() as u32 - 1;
+            let remaining = (self.configuration().voters.len() as u32).saturating_sub(1);
             self.election.timeout = self.election.timeout.min(remaining.saturating_mul(STAGGER_TICKS));
         }
         self.election.round = self.election.round.wrapping_add(1);
@@ -186,9 +188,14 @@ impl Raft {
         }
         let (last_index, last_term) = (self.log.last_index(), self.log.last_term());
         let round = self.election.round;
-        for &node in self.others().iter() {
+        for node in self.rivals() {
             self.send(node, Body::PreVote { last_index, last_term, round });
         }
+    }
+
+    /// The voters but this node.
+    fn rivals(&self) -> Vec<NodeId> {
+        self.others().iter().copied().filter(|&node| self.configuration().is_voter(node)).collect()
     }
 
     /// Stands for election in the next term.
@@ -206,7 +213,7 @@ impl Raft {
             return self.become_leader();
         }
         let (last_index, last_term) = (self.log.last_index(), self.log.last_term());
-        for &node in self.others().iter() {
+        for node in self.rivals() {
             // The request says "I have voted for myself": that vote must not be forgotten.
             self.send_after_durable(node, Body::Vote { last_index, last_term, transfer });
         }
@@ -284,8 +291,9 @@ impl Raft {
         for peer in self.peers.values_mut() {
             peer.tick();
         }
-        let heard = self.peers.values().filter(|peer| peer.silent_ticks < ticks).count() + 1;
-        if heard < self.quorum() {
+        let id = self.config.id;
+        let heard = |node| node == id || self.peers.get(&node).is_some_and(|peer| peer.silent_ticks < ticks);
+        if !self.configuration().is_decided(heard) {
             // The others may have elected someone else by now; who asks this node must learn that it cannot tell.
             return self.become_follower(self.hard_state.term, None);
         }
@@ -303,7 +311,7 @@ impl Raft {
         if self.role != Role::Leader {
             return Err(TransferError::NotLeader { leader: self.leader });
         }
-        if !self.config.voters.contains(&to) {
+        if !self.configuration().voters.contains(&to) {
             return Err(TransferError::NotAVoter { node: to });
         }
         if let Some(transfer) = self.transfer {
@@ -334,7 +342,7 @@ impl Raft {
     }
 
     pub(crate) fn handle_timeout_now(&mut self, from: NodeId) {
-        if self.role == Role::Follower && self.leader == Some(from) {
+        if self.role == Role::Follower && self.leader == Some(from) && self.is_promotable() {
             self.campaign(true);
         }
     }

@@ -16,12 +16,17 @@
 //! 5. Answer each [`EntriesWanted`] once, with [`Raft::entries_loaded`] or [`Raft::entries_unavailable`].
 //! 6. After a failed write or sync, throw the core away: its memory is ahead of the disk.
 //!
+//! A node that needs more than entries ([`Ready::state_needed`]) gets the state of the group outside of this crate, and is
+//! built anew from what is then on its disk.
+//!
 //! The network may lose, delay, duplicate and reorder messages at will; it must not invent them.
 #![forbid(unsafe_code)]
 
 mod config;
+mod configuration;
 mod election;
 mod log;
+mod membership;
 mod message;
 mod progress;
 mod raft;
@@ -31,6 +36,7 @@ mod replication;
 mod rng;
 
 pub use config::{Config, ConfigError, Restored};
+pub use configuration::{Configuration, ConfigurationError};
 pub use message::{
     AppendReply, Body, Channel, Entry, EntryKind, HardState, Index, MAX_INDEX, MAX_TERM, Message, NodeId, Term,
     UnknownEntryKind,

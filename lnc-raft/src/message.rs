@@ -16,13 +16,34 @@ pub const MAX_TERM: Term = u64::MAX / 4;
 /// No honest log reaches this index; see [`MAX_TERM`].
 pub const MAX_INDEX: Index = u64::MAX / 4;
 
-/// The name of a voter.
+/// The name of a member: a node in one of its lives. The low 32 bits are the node's number, the high 32 its generation,
+/// counted from 0: a node whose disk was wiped comes back as another member, since it may have voted as the former.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub u64);
 
+impl NodeId {
+    /// The member that node `node` is in its `generation`-th life, counted from 0.
+    pub const fn new(node: u32, generation: u32) -> Self {
+        Self((generation as u64) << 32 | node as u64)
+    }
+
+    /// The node's number.
+    pub const fn node(self) -> u64 {
+        self.0 & 0xffff_ffff
+    }
+
+    /// Which life of the node it is.
+    pub const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        match self.generation() {
+            0 => self.node().fmt(f),
+            generation => write!(f, "{}.{generation}", self.node()),
+        }
     }
 }
 
@@ -34,6 +55,8 @@ pub enum EntryKind {
     Empty = 0,
     /// Carries a proposal.
     Normal = 1,
+    /// Carries a [`Configuration`](crate::Configuration), which takes effect as soon as the entry is in the log.
+    Configuration = 2,
 }
 
 /// A byte that names no [`EntryKind`].
@@ -48,6 +71,7 @@ impl TryFrom<u8> for EntryKind {
         match byte {
             0 => Ok(Self::Empty),
             1 => Ok(Self::Normal),
+            2 => Ok(Self::Configuration),
             other => Err(UnknownEntryKind(other)),
         }
     }
@@ -164,6 +188,13 @@ pub enum Body {
         /// The round of the heartbeat.
         round: u64,
     },
+    /// The entries that you need are gone here: get the state of the group from somebody.
+    StateNeeded {
+        /// The state must contain this entry.
+        index: Index,
+        /// Its term.
+        term: Term,
+    },
     /// Campaign now: the leader hands over.
     TimeoutNow,
     /// Which index must I have applied to serve a linearizable read?
@@ -222,6 +253,7 @@ impl Body {
             | Self::VoteReply { .. }
             | Self::Heartbeat { .. }
             | Self::HeartbeatReply { .. }
+            | Self::StateNeeded { .. }
             | Self::TimeoutNow
             | Self::ReadIndex { .. }
             | Self::ReadIndexReply { .. } => Channel::Control,

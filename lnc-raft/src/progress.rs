@@ -30,6 +30,8 @@ pub struct Progress {
     pub in_flight: usize,
     /// It has replied within an election timeout.
     pub recently_active: bool,
+    /// It gets everything and decides nothing.
+    pub learner: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,7 +170,7 @@ impl Peer {
         self.unacked_ticks = if self.in_flight.is_empty() { 0 } else { self.unacked_ticks.saturating_add(1) };
     }
 
-    pub(crate) fn status(&self, id: NodeId, election_ticks: u32) -> Progress {
+    pub(crate) fn status(&self, id: NodeId, election_ticks: u32, learner: bool) -> Progress {
         Progress {
             id,
             match_index: self.match_index,
@@ -180,6 +182,7 @@ impl Peer {
             },
             in_flight: self.in_flight.len(),
             recently_active: self.silent_ticks < election_ticks,
+            learner,
         }
     }
 }

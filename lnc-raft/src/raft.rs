@@ -1,6 +1,7 @@
 //! The node of one group: its inputs, and how they are dispatched.
 //!
-//! Elections are in `election.rs`, entries in `replication.rs`, linearizable reads in `read_index.rs`.
+//! Elections are in `election.rs`, entries in `replication.rs`, linearizable reads in `read_index.rs`, members in
+//! `membership.rs`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::config::{Config, ConfigError, Restored};
+use crate::configuration::{Configuration, Configurations};
 use crate::election::Election;
 use crate::log::Log;
 use crate::message::{
@@ -44,7 +46,8 @@ pub(crate) struct Transfer {
 #[derive(Debug)]
 pub struct Raft {
     pub(crate) config: Config,
-    /// The voters but this node, in ascending order.
+    pub(crate) configurations: Configurations,
+    /// The members but this node, in ascending order.
     others: Arc<[NodeId]>,
     pub(crate) rng: Rng,
     pub(crate) hard_state: HardState,
@@ -58,7 +61,7 @@ pub struct Raft {
     pub(crate) leader_match: Index,
     /// Follower: the highest commit index that this term's leader has told, in this run of the node.
     pub(crate) leader_commit: Option<Index>,
-    /// Leader: all other voters.
+    /// Leader: all other members.
     pub(crate) peers: BTreeMap<NodeId, Peer>,
     pub(crate) heartbeat_elapsed: u32,
     /// Leader: the sizes of its entries beyond the commit index, in bytes.
@@ -75,18 +78,22 @@ pub struct Raft {
 
 impl Raft {
     /// Starts as a follower, from what the disk remembers.
-    pub fn new(mut config: Config, restored: Restored) -> Result<Self, ConfigError> {
+    pub fn new(config: Config, restored: Restored) -> Result<Self, ConfigError> {
         config.validate()?;
-        restored.validate(&config.voters)?;
-        config.voters.sort_unstable();
-        let others = config.voters.iter().copied().filter(|&node| node != config.id).collect();
+        restored.validate()?;
+        let base = restored.configuration.clone().unwrap_or_else(|| config.founding.clone());
+        let mut configurations = Configurations::new(restored.applied_index, base);
+        for (index, configuration) in restored.configurations()? {
+            configurations.append(index, configuration);
+        }
         let mut rng = Rng::new(config.seed);
         let hard_state = restored.hard_state;
         let election = Election::new(&mut rng, config.election_ticks);
         let reads = Reads::new(&mut rng);
-        Ok(Self {
+        let mut raft = Self {
             config,
-            others,
+            configurations,
+            others: Arc::new([]),
             rng,
             hard_state,
             role: Role::Follower,
@@ -104,7 +111,9 @@ impl Raft {
             out: Ready::default(),
             reported_hard_state: hard_state,
             reported_role: RoleChange { role: Role::Follower, term: hard_state.term, leader: None },
-        })
+        };
+        raft.note_members();
+        Ok(raft)
     }
 
     /// A unit of time has passed.
@@ -124,8 +133,9 @@ impl Raft {
         if to != self.config.id {
             return Err(StepError::WrongReceiver { to });
         }
-        if from == self.config.id || !self.config.voters.contains(&from) {
-            return Err(StepError::UnknownSender { from });
+        // Who is a member is told by the log, which may be behind: the sender's connection vouches for it.
+        if from == self.config.id {
+            return Err(StepError::OwnName);
         }
         validate_body(term, &body)?;
         if let Body::PreVote { last_index, last_term, round } = body {
@@ -166,6 +176,7 @@ impl Raft {
                 self.handle_heartbeat(from, commit, leader_commit, round);
             }
             Body::HeartbeatReply { round } => self.handle_heartbeat_reply(from, round),
+            Body::StateNeeded { index, term } => self.handle_state_needed(from, index, term),
             Body::TimeoutNow => self.handle_timeout_now(from),
             Body::ReadIndex { ctx } => self.handle_read_index(from, ctx),
             Body::ReadIndexReply { ctx, index } => self.handle_read_index_reply(ctx, index),
@@ -186,6 +197,7 @@ impl Raft {
             | Body::VoteReply { .. }
             | Body::AppendReply(_)
             | Body::HeartbeatReply { .. }
+            | Body::StateNeeded { .. }
             | Body::TimeoutNow
             | Body::ReadIndexReply { .. } => {}
         }
@@ -286,6 +298,7 @@ impl Raft {
         }
         ready.entries = self.log.take_unwritten();
         ready.committed = self.log.take_committed();
+        self.configurations.fold(self.log.applied());
         let role = self.current_role();
         if role != self.reported_role {
             self.reported_role = role;
@@ -313,19 +326,21 @@ impl Raft {
             first_in_memory: self.log.first_in_memory(),
             caught_up: self.caught_up(),
             leader_commit: self.known_commit(),
-            peers: self.peers.iter().map(|(&id, peer)| peer.status(id, self.config.election_ticks)).collect(),
+            peers: self
+                .peers
+                .iter()
+                .map(|(&id, peer)| peer.status(id, self.config.election_ticks, !self.configuration().is_voter(id)))
+                .collect(),
             transferring: self.transfer.map(|transfer| transfer.to),
+            configuration: self.configuration().clone(),
+            configuration_committed: self.configuration_committed(),
+            behind_quorum: self.behind_quorum(),
         }
     }
 
     /// This node.
     pub fn id(&self) -> NodeId {
         self.config.id
-    }
-
-    /// All voters, in ascending order.
-    pub fn voters(&self) -> &[NodeId] {
-        &self.config.voters
     }
 
     /// The current term.
@@ -401,21 +416,13 @@ impl Raft {
         self.log.bytes()
     }
 
-    /// How many voters decide.
-    pub(crate) fn quorum(&self) -> usize {
-        self.config.voters.len() / 2 + 1
-    }
-
-    /// The voters but this node, to be iterated over while this node changes.
+    /// The members but this node, to be iterated over while this node changes.
     pub(crate) fn others(&self) -> Arc<[NodeId]> {
         Arc::clone(&self.others)
     }
 
-    /// The largest value that a quorum reaches, given every voter's.
-    pub(crate) fn reached_by_quorum(&self, values: impl Iterator<Item = u64> + Clone) -> u64 {
-        let quorum = self.quorum();
-        let reached = |value: &u64| values.clone().filter(|other| other >= value).count() >= quorum;
-        values.clone().filter(reached).max().unwrap_or(0)
+    pub(crate) fn set_others(&mut self, others: Arc<[NodeId]>) {
+        self.others = others;
     }
 
     fn message(&self, to: NodeId, body: Body) -> Message {
@@ -447,11 +454,16 @@ fn validate_body(term: Term, body: &Body) -> Result<(), StepError> {
             check((*prev_index == 0) == (*prev_term == 0), "previous index and term do not fit together")?;
             let mut last = (*prev_index, *prev_term);
             for entry in entries {
+                let known = entry.kind != EntryKind::Configuration || Configuration::decode(&entry.payload).is_ok();
+                check(known, "an entry that should be a configuration is none")?;
                 check(entry.index == last.0 + 1, "entries are not contiguous")?;
                 check(entry.term >= last.1 && entry.term > 0, "entry terms go back")?;
                 last = (entry.index, entry.term);
             }
             check(last.1 <= term, "entry of a later term than the message")
+        }
+        Body::StateNeeded { index, term: of } => {
+            check(*index <= MAX_INDEX && *of <= term, "place of the state out of range")
         }
         Body::AppendReply(AppendReply::Rejected { prev_index, hint_index, last_index, .. }) => {
             check(*hint_index <= *prev_index.min(last_index), "hint beyond what was asked")
@@ -470,12 +482,9 @@ pub enum StepError {
         /// The node.
         to: NodeId,
     },
-    /// The sender is no other voter of this group.
-    #[error("message from node {from}, which is no other voter")]
-    UnknownSender {
-        /// The sender.
-        from: NodeId,
-    },
+    /// The sender has this node's own name.
+    #[error("message in this node's own name")]
+    OwnName,
     /// It contradicts itself.
     #[error("malformed message: {what}")]
     Malformed {
@@ -528,6 +537,12 @@ pub enum ProposeError {
     /// The limit of uncommitted entries, or of unanswered reads, is reached.
     #[error("too much in flight")]
     TooMuchInFlight,
+    /// A change of the members is under way, or this leader cannot tell yet.
+    #[error("the members are changing, or the leader is too new to tell")]
+    ConfigurationChanging,
+    /// The configuration proposed makes no sense.
+    #[error("not a configuration that can be proposed")]
+    InvalidConfiguration,
 }
 
 /// Why leadership is not transferred.
@@ -589,8 +604,14 @@ pub struct Status {
     /// The commit index of the leader as far as this node has heard, whether it has the entries or not; None while it has
     /// not heard from the leader of its term, or has not committed in its own.
     pub leader_commit: Option<Index>,
-    /// The other voters; only a leader knows them.
+    /// The other members; only a leader knows them.
     pub peers: Vec<Progress>,
     /// The target of a leadership transfer under way.
     pub transferring: Option<NodeId>,
+    /// The members, as the latest entry about them says.
+    pub configuration: Configuration,
+    /// Whether that entry is committed.
+    pub configuration_committed: bool,
+    /// A leader: how many entries that a majority has acknowledged without it are not on its own disk yet.
+    pub behind_quorum: Index,
 }

@@ -129,8 +129,7 @@ impl Raft {
 
     /// Answers the reads whose round a quorum has answered.
     pub(crate) fn confirm_reads(&mut self) {
-        let acked = self.peers.values().map(|peer| peer.acked_round).chain([self.reads.round]);
-        let confirmed = self.reached_by_quorum(acked);
+        let confirmed = self.reached_by_quorum(self.reads.round, |peer| peer.acked_round);
         while self.reads.rounds.front().is_some_and(|round| round.round <= confirmed) {
             let Some(round) = self.reads.rounds.pop_front() else { break };
             self.reads.in_rounds -= round.reads.len();

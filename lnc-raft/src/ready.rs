@@ -26,6 +26,8 @@ pub struct Ready {
     pub reads_failed: Vec<u64>,
     /// Entries that a follower needs and that memory no longer holds.
     pub entries_wanted: Vec<EntriesWanted>,
+    /// The leader no longer has the entries that this node lacks: it needs the group's state, at this index or later.
+    pub state_needed: Option<Index>,
 }
 
 impl Ready {

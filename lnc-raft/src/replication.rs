@@ -22,8 +22,7 @@ impl Raft {
     /// quorum, may still be replaced by a leader that does not have it.
     pub(crate) fn maybe_commit(&mut self) {
         // The leader's own copy counts when it is on its disk, like anybody's.
-        let have = self.peers.values().map(|peer| peer.match_index).chain([self.log.durable()]);
-        let index = self.reached_by_quorum(have);
+        let index = self.reached_by_quorum(self.log.durable(), |peer| peer.match_index);
         if self.log.term_at(index) != Some(self.hard_state.term) {
             return;
         }
@@ -31,6 +30,7 @@ impl Raft {
         if self.log.advance_commit(index) {
             self.uncommitted_bytes = self.uncommitted_bytes.saturating_sub(self.log.size_of(before + 1, index));
             self.unsent = true;
+            self.advance_configuration();
         }
     }
 
@@ -155,6 +155,12 @@ impl Raft {
                 PeerState::NeedsSnapshot { .. } => true,
             };
             if due && unsure {
+                if let PeerState::NeedsSnapshot { missing } = peer.state {
+                    let index = missing.max(self.log.boundary());
+                    if let Some(term) = self.log.term_at(index) {
+                        self.send(node, Body::StateNeeded { index, term });
+                    }
+                }
                 self.send_empty_probe(node);
             }
         }
@@ -221,9 +227,11 @@ impl Raft {
             match self.log.term_at(entry.index) {
                 _ if entry.index <= settled => continue,
                 Some(term) if term == entry.term => continue,
-                Some(_) => self.log.truncate_after(entry.index - 1),
+                Some(_) => self.truncate_after(entry.index - 1),
                 None => {}
             }
+            let noted = self.note_entry(&entry);
+            debug_assert!(noted.is_ok(), "the message was validated");
             self.log.append(entry);
         }
         let match_index = last.max(settled);
@@ -343,6 +351,13 @@ impl Raft {
             self.send(from, Body::AppendReply(ask));
         }
         self.send(from, Body::HeartbeatReply { round });
+    }
+
+    pub(crate) fn handle_state_needed(&mut self, from: NodeId, index: Index, term: Term) {
+        let has_it = index <= self.log.commit() || self.log.term_at(index) == Some(term);
+        if self.leader == Some(from) && !has_it {
+            self.out.state_needed = self.out.state_needed.max(Some(index));
+        }
     }
 
     pub(crate) fn handle_heartbeat_reply(&mut self, from: NodeId, round: u64) {

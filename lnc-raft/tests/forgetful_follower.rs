@@ -1,7 +1,7 @@
 //! A follower whose disk lost what it had acknowledged is caught up by the leader that remembers.
 
 use bytes::Bytes;
-use lnc_raft::{AppendReply, Body, Config, Message, NodeId, ProgressState, Raft, Ready, Restored, Role};
+use lnc_raft::{AppendReply, Body, Config, Configuration, Message, NodeId, ProgressState, Raft, Ready, Restored, Role};
 
 const LEADER: NodeId = NodeId(1);
 const FOLLOWER: NodeId = NodeId(2);
@@ -12,7 +12,7 @@ fn from_follower(raft: &mut Raft, body: Body) {
 }
 
 fn elect() -> Raft {
-    let voters = [1, 2, 3].map(NodeId).to_vec();
+    let voters = Configuration::of([1, 2, 3].map(NodeId));
     let mut raft = Raft::new(Config::new(LEADER, voters, 7), Restored::default()).expect("a valid configuration");
     let round = loop {
         raft.tick();

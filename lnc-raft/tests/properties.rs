@@ -4,7 +4,7 @@
 mod support;
 
 use bytes::Bytes;
-use lnc_raft::{NodeId, ProgressState, Role};
+use lnc_raft::{Config, Configuration, NodeId, ProgressState, Role};
 use proptest::prelude::*;
 use support::Cluster;
 
@@ -31,6 +31,9 @@ enum Event {
     Release(u64),
     Compact(u64),
     Load(u64),
+    /// Proposes members: bits of voters and of learners.
+    Members(u64, u8, u8),
+    State(u64, u64),
 }
 
 fn event(size: u64) -> impl Strategy<Value = Event> {
@@ -59,19 +62,33 @@ fn event(size: u64) -> impl Strategy<Value = Event> {
     ]
 }
 
+/// As [`event`], with changes of the members.
+fn event_with_members(size: u64) -> impl Strategy<Value = Event> {
+    prop_oneof![
+        12 => event(size),
+        1 => (1..=size, 1u8..1 << size, 0u8..1 << size).prop_map(|(n, v, l)| Event::Members(n, v, l)),
+        1 => (1..=size, 1..=size).prop_map(|(a, b)| Event::State(a, b)),
+    ]
+}
+
 struct Run {
     cluster: Cluster,
     next: u64,
 }
 
 impl Run {
-    fn new(size: u64, seed: u64) -> Self {
-        let cluster = Cluster::new(size, seed, |config| {
+    /// `size` nodes, of whom the first `founders` make up the group.
+    fn new(size: u64, founders: u64, seed: u64) -> Self {
+        let tune = |config: &mut Config| {
             config.max_append_bytes = 200;
             config.max_in_flight_appends = 3;
             config.max_in_flight_bytes = 500;
             config.max_uncommitted_bytes = 3000;
-        });
+        };
+        let mut cluster = Cluster::new(founders, seed, tune);
+        for id in founders + 1..=size {
+            cluster.add(id, Configuration::default(), tune);
+        }
         Self { cluster, next: 0 }
     }
 
@@ -145,6 +162,15 @@ impl Run {
             }
             Event::Compact(n) => self.compact(n),
             Event::Load(n) => cluster.load(n),
+            Event::Members(n, voters, learners) => {
+                let set = |bits: u8| (1..=8u64).filter(move |id| bits >> (id - 1) & 1 == 1).map(NodeId);
+                let learners = set(learners & !voters).collect();
+                let target = Configuration { learners, ..Configuration::of(set(voters)) };
+                let _ = cluster.with(n, |raft| raft.propose_configuration(target));
+            }
+            Event::State(a, b) => {
+                cluster.transfer_state(a, b);
+            }
         }
     }
 
@@ -189,11 +215,14 @@ impl Run {
                 let made = self.cluster.propose(leader, Bytes::from_static(b"after the storm"));
                 goal = made.and_then(|result| result.ok()).filter(|made| made.0 == term).or(goal);
             }
+            // Who is no member need not get anything.
+            let members = newest.and_then(|(_, id)| self.cluster.raft(id)).map(|raft| raft.configuration().clone());
             let done = |id: &u64| {
                 let raft = self.cluster.raft(*id);
                 goal.is_some_and(|(_, index)| raft.is_some_and(|raft| raft.applied_index() >= index))
             };
-            if ids.iter().all(done) {
+            let settled = members.as_ref().is_some_and(|members| !members.is_joint());
+            if settled && members.is_some_and(|members| members.members().iter().all(|node| done(&node.0))) {
                 return;
             }
         }
@@ -218,7 +247,11 @@ impl Run {
 }
 
 fn run(size: u64, seed: u64, events: &[Event]) -> Run {
-    let mut run = Run::new(size, seed);
+    run_founded_by(size, size, seed, events)
+}
+
+fn run_founded_by(founders: u64, size: u64, seed: u64, events: &[Event]) -> Run {
+    let mut run = Run::new(size, founders, seed);
     for event in events {
         run.perform(event);
     }
@@ -247,6 +280,11 @@ proptest! {
     #[test]
     fn five_nodes_stay_safe_and_recover(seed: u64, events in prop::collection::vec(event(5), 50..500)) {
         run(5, seed, &events);
+    }
+
+    #[test]
+    fn members_come_and_go_and_all_stays_safe(seed: u64, events in prop::collection::vec(event_with_members(5), 50..600)) {
+        run_founded_by(3, 5, seed, &events);
     }
 
     #[test]

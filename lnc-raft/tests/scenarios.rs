@@ -19,7 +19,9 @@
 //! hold N | durable N [COUNT] | unhold N    the disk of N
 //! crash N [KEPT] | restart N        KEPT writes under way reach the disk
 //! release N INDEX | compact N INDEX | load N | unavailable N TO | state A->B
-//! status N ...
+//! status N ... | who N              what a node knows of the group, and of its members
+//! join N                            starts a node that knows nothing of the group
+//! members N V,V... [learners=L,L]   proposes members
 //! ```
 
 mod support;
@@ -28,10 +30,14 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use lnc_raft::{AppendReply, Body, Entry, EntryKind, HardState, Message, NodeId, Role};
+use lnc_raft::{AppendReply, Body, Configuration, Entry, EntryKind, HardState, Message, NodeId, Role};
 use support::{Cluster, show_status};
 
+/// A number, or the name of a node in a later life, such as 3.1.
 fn number(text: &str) -> u64 {
+    if let Some((node, generation)) = text.split_once('.') {
+        return NodeId::new(number(node) as u32, number(generation) as u32).0;
+    }
     text.parse().unwrap_or_else(|_| panic!("not a number: {text}"))
 }
 
@@ -75,6 +81,12 @@ impl Story {
             "state" => {
                 let (from, to) = link(words[1]).unwrap_or_default();
                 assert!(self.cluster.transfer_state(from, to), "no state to transfer");
+            }
+            "join" => self.cluster.add(n(), Configuration::default(), |_| ()),
+            "members" => self.members(&words),
+            "who" => {
+                let members = self.cluster.raft(n()).map(|raft| raft.configuration().to_string());
+                self.cluster.trace.push(format!("{}: members {}", words[1], members.unwrap_or_default()));
             }
             "status" => words[1..].iter().for_each(|id| self.status(number(id))),
             _ => self.call(&words),
@@ -124,6 +136,19 @@ impl Story {
             node.disk.entries = entries;
         }
         self.cluster.restart(id);
+    }
+
+    fn members(&mut self, words: &[&str]) {
+        let set = |list: &str| list.split(',').map(|node| NodeId(number(node))).collect();
+        let target = Configuration {
+            voters: set(words[2]),
+            learners: option(words, "learners").map(set).unwrap_or_default(),
+            ..Configuration::default()
+        };
+        let id = number(words[1]);
+        if let Some(Err(error)) = self.cluster.with(id, |raft| raft.propose_configuration(target)) {
+            self.cluster.trace.push(format!("{id}: refuses: {error}"));
+        }
     }
 
     fn campaign(&mut self, id: u64) {

@@ -1,9 +1,10 @@
 //! Who is a member: identities, the greeting between brokers, and the safe formation of a cluster. Pure.
 //!
-//! A member is a (node id, incarnation). The incarnation is drawn when a data directory is made and is on disk before
-//! anyone hears of it, so a node whose disk was wiped comes back as somebody else and cannot vote with an empty memory.
-//! A fresh node helps to form a new cluster only when every configured node is fresh; the cluster id then follows from
-//! the incarnations alone, so that all of them come to the same one without a vote.
+//! A member is a node in one of its lives, a [`NodeId`], and each life has an incarnation: drawn when a data directory is
+//! made, and on disk before anyone hears of it. So a node whose disk was wiped comes back as somebody else and cannot
+//! vote with an empty memory; the cluster admits it under its next generation. A fresh node helps to form a new cluster
+//! only when every configured node is fresh; the cluster id then follows from the incarnations alone, so that all of them
+//! come to the same one without a vote. From then on the cluster itself decides who is a member.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use lnc_raft::NodeId;
@@ -23,16 +24,35 @@ const MAX_MEMBERS: usize = 64;
 /// A formed cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cluster {
-    /// Follows from the members.
+    /// Follows from the founders.
     pub id: u128,
-    /// Every member's incarnation.
+    /// Every member's incarnation, as far as its owner knows.
     pub members: BTreeMap<NodeId, u64>,
+}
+
+impl Cluster {
+    /// The founders, if the members are still those: the configuration of every Raft group before its first entry. Empty
+    /// for who came later, and learns the configuration from the log.
+    pub fn founders(&self) -> BTreeMap<NodeId, u64> {
+        if cluster_id(&self.members) == self.id { self.members.clone() } else { BTreeMap::new() }
+    }
+
+    /// The member that a node is with this incarnation.
+    pub fn member(&self, node: u64, incarnation: u64) -> Option<NodeId> {
+        let found = self.members.iter().find(|(id, known)| id.node() == node && **known == incarnation);
+        found.map(|(id, _)| *id)
+    }
+
+    /// The incarnation under which a node is known best: that of its latest life.
+    fn latest(&self, node: u64) -> Option<u64> {
+        self.members.iter().filter(|(id, _)| id.node() == node).max_by_key(|(id, _)| id.generation()).map(|(_, i)| *i)
+    }
 }
 
 /// Who a node is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The configured node id.
+    /// The configured number of the node; its generation once it is a member.
     pub node: NodeId,
     /// Drawn when the data directory was made.
     pub incarnation: u64,
@@ -158,33 +178,33 @@ impl Greeting {
     }
 }
 
-/// Whether a peer that says it is `theirs` may exchange Raft messages with this node. The error is told to the peer.
-pub fn admit(own: &Identity, theirs: &Identity, configured: &BTreeSet<NodeId>) -> Result<(), String> {
-    let node = theirs.node;
-    if node == own.node {
+/// Whether a peer that says it is `theirs` may exchange messages with this node. The error is told to the peer.
+pub fn admit(own: &Identity, theirs: &Identity) -> Result<(), String> {
+    let (node, incarnation) = (theirs.node.node(), theirs.incarnation);
+    if node == own.node.node() {
         return Err(format!("node id {node} is this node's own: two nodes are configured with one id"));
-    }
-    if !configured.contains(&node) {
-        return Err(format!("node {node} is not among the configured nodes {}", Nodes(configured)));
     }
     let Some(cluster) = &own.cluster else {
         return Err(format!("node {} is fresh and waits for its cluster to form", own.node));
     };
-    match &theirs.cluster {
-        Some(their_cluster) if their_cluster.id != cluster.id => Err(format!(
+    if let Some(other) = theirs.cluster.as_ref().filter(|other| other.id != cluster.id) {
+        return Err(format!(
             "node {node} belongs to cluster {:032x}, this node to {:032x}: one of the data directories is in the wrong place",
-            their_cluster.id, cluster.id
-        )),
-        _ => match cluster.members.get(&node) {
-            Some(known) if *known == theirs.incarnation && theirs.cluster.is_some() => Ok(()),
-            Some(known) if *known == theirs.incarnation => Err(format!("node {node} has not joined the cluster yet")),
-            Some(known) => Err(format!(
-                "node {node} was a member as incarnation {known:016x} and comes back as {:016x}: its data directory was \
-                 wiped or replaced, and it awaits re-admission",
-                theirs.incarnation
-            )),
-            None => Err(format!("node {node} is not a member of cluster {:032x}", cluster.id)),
-        },
+            other.id, cluster.id
+        ));
+    }
+    match cluster.member(node, incarnation) {
+        Some(member) if member == theirs.node && theirs.cluster.is_some() => Ok(()),
+        Some(_) => Err(format!("node {node} has not joined the cluster yet")),
+        None => Err(match cluster.latest(node) {
+            Some(known) => format!(
+                "node {node} is known as incarnation {known:016x} and comes as {incarnation:016x}: its data directory \
+                 was wiped or replaced, and it awaits re-admission"
+            ),
+            None => {
+                format!("node {node} is not a member of cluster {:032x}: `lance cluster add` makes it one", cluster.id)
+            }
+        }),
     }
 }
 
@@ -199,9 +219,11 @@ pub enum Decision {
     /// Belong to this cluster: make it durable, then start.
     Join(Cluster),
     /// The others have a cluster that this incarnation is no part of.
-    AwaitReadmission {
+    AwaitAdmission {
         /// Their cluster.
         cluster: u128,
+        /// Whether they know the node, by an incarnation that it had before.
+        known: bool,
     },
     /// Peers belong to different clusters: for the operator to resolve.
     Conflict {
@@ -212,15 +234,20 @@ pub enum Decision {
 
 /// Decide for a fresh node `own`, from what the live peers say they are.
 pub fn decide(own: &Identity, configured: &BTreeSet<NodeId>, heard: &BTreeMap<NodeId, Identity>) -> Decision {
-    let clusters: BTreeMap<u128, &Cluster> =
-        heard.values().filter_map(|peer| peer.cluster.as_ref()).map(|cluster| (cluster.id, cluster)).collect();
-    if clusters.len() > 1 {
-        return Decision::Conflict { clusters: clusters.into_keys().collect() };
+    let clusters: Vec<&Cluster> = heard.values().filter_map(|peer| peer.cluster.as_ref()).collect();
+    let ids: BTreeSet<u128> = clusters.iter().map(|cluster| cluster.id).collect();
+    if ids.len() > 1 {
+        return Decision::Conflict { clusters: ids };
     }
-    if let Some((id, cluster)) = clusters.into_iter().next() {
-        return match cluster.members.get(&own.node) {
-            Some(incarnation) if *incarnation == own.incarnation => Decision::Join(cluster.clone()),
-            _ => Decision::AwaitReadmission { cluster: id },
+    if let Some(&cluster) = ids.first() {
+        // Some may not have heard yet that this node was admitted.
+        let names_this = |cluster: &&&Cluster| cluster.member(own.node.node(), own.incarnation).is_some();
+        return match clusters.iter().find(names_this) {
+            Some(cluster) => Decision::Join((*cluster).clone()),
+            None => {
+                let known = clusters.iter().any(|cluster| cluster.latest(own.node.node()).is_some());
+                Decision::AwaitAdmission { cluster, known }
+            }
         };
     }
     let missing: BTreeSet<NodeId> =
@@ -306,9 +333,31 @@ mod tests {
             Decision::Join(formed())
         );
         let wiped = decide(&fresh(2, 99), &configured(), &heard(&[member.clone(), fresh(3, 33)]));
-        assert_eq!(wiped, Decision::AwaitReadmission { cluster: formed().id });
-        let refusal = admit(&member, &fresh(2, 99), &configured()).unwrap_err();
+        assert_eq!(wiped, Decision::AwaitAdmission { cluster: formed().id, known: true });
+        let refusal = admit(&member, &fresh(2, 99)).unwrap_err();
         assert!(refusal.contains("awaits re-admission"), "{refusal}");
+        let stranger = decide(&fresh(4, 44), &configured(), &heard(std::slice::from_ref(&member)));
+        assert_eq!(stranger, Decision::AwaitAdmission { cluster: formed().id, known: false });
+    }
+
+    #[test]
+    fn an_admitted_node_joins_under_its_generation_and_is_no_founder() {
+        let mut cluster = formed();
+        assert_eq!(cluster.founders(), cluster.members);
+        let again = NodeId::new(2, 1);
+        cluster.members.insert(again, 99);
+        let informed = Identity { cluster: Some(cluster.clone()), ..fresh(1, 11) };
+        let late = Identity { cluster: Some(formed()), ..fresh(3, 33) };
+        let heard = heard(&[informed.clone(), late]);
+        let Decision::Join(joined) = decide(&fresh(2, 99), &configured(), &heard) else { panic!("it is admitted") };
+        assert_eq!(joined.member(2, 99), Some(again));
+        assert!(joined.founders().is_empty());
+        let member = Identity { node: again, incarnation: 99, cluster: Some(joined) };
+        assert_eq!(admit(&informed, &member), Ok(()));
+        let former = Identity { cluster: Some(formed()), ..fresh(2, 22) };
+        assert_eq!(admit(&informed, &former), Ok(()), "as long as it is named");
+        let liar = Identity { node: again, ..former };
+        assert!(admit(&informed, &liar).is_err(), "not under another's name");
     }
 
     #[test]
@@ -323,13 +372,13 @@ mod tests {
     fn only_members_of_the_same_cluster_are_admitted() {
         let own = Identity { cluster: Some(formed()), ..fresh(1, 11) };
         let peer = Identity { cluster: Some(formed()), ..fresh(2, 22) };
-        assert_eq!(admit(&own, &peer, &configured()), Ok(()));
+        assert_eq!(admit(&own, &peer), Ok(()));
         let stranger = Identity { node: NodeId(9), ..peer.clone() };
-        assert!(admit(&own, &stranger, &configured()).unwrap_err().contains("not among the configured"));
+        assert!(admit(&own, &stranger).unwrap_err().contains("lance cluster add"));
         let elsewhere = Identity { cluster: Some(Cluster { id: 5, members: formed().members }), ..peer.clone() };
-        assert!(admit(&own, &elsewhere, &configured()).unwrap_err().contains("belongs to cluster"));
+        assert!(admit(&own, &elsewhere).unwrap_err().contains("belongs to cluster"));
         let twin = Identity { node: NodeId(1), ..peer };
-        assert!(admit(&own, &twin, &configured()).unwrap_err().contains("one id"));
+        assert!(admit(&own, &twin).unwrap_err().contains("one id"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use lnc_metrics::Metrics;
 use lnc_raft::NodeId;
 use socket2::{SockRef, TcpKeepalive};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -76,6 +76,10 @@ struct Outgoing {
     /// The connection is no longer to be used, even if a write is under way.
     given_up: Notify,
     connected: Cell<bool>,
+    /// Who is at the other end, once connected.
+    member: Cell<Option<NodeId>>,
+    /// The node is no longer to be dialled.
+    dropped: Cell<bool>,
 }
 
 impl Outgoing {
@@ -89,8 +93,9 @@ impl Outgoing {
 /// The outgoing connections of a node, and what its peers need to know of it.
 pub struct Peers {
     identity: RefCell<Identity>,
-    addresses: BTreeMap<NodeId, String>,
-    outgoing: BTreeMap<(NodeId, Channel), Outgoing>,
+    /// By node number.
+    addresses: RefCell<BTreeMap<u64, String>>,
+    outgoing: RefCell<BTreeMap<(u64, Channel), Rc<Outgoing>>>,
     metrics: Arc<Metrics>,
     events: Box<dyn Fn(PeerEvent)>,
     /// Spreads the retries of different nodes.
@@ -98,41 +103,63 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Start dialling `addresses` (every other node) and accepting on `listener`. Must run inside a `LocalSet`.
+    /// Start dialling `addresses` (of every other node, by number) and accepting on `listener`. Must run inside a
+    /// `LocalSet`.
     pub fn start(
         listener: TcpListener,
         identity: Identity,
-        addresses: BTreeMap<NodeId, String>,
+        addresses: BTreeMap<u64, String>,
         metrics: Arc<Metrics>,
         events: Box<dyn Fn(PeerEvent)>,
     ) -> Rc<Self> {
-        let outgoing = addresses
-            .keys()
-            .flat_map(|node| [(*node, Channel::Control), (*node, Channel::Replication)])
-            .map(|key| (key, Outgoing::default()))
-            .collect();
         let jitter = Cell::new(identity.incarnation | 1);
-        let peers = Rc::new(Self { identity: RefCell::new(identity), addresses, outgoing, metrics, events, jitter });
-        for (node, channel) in peers.outgoing.keys() {
-            spawn_local(peers.clone().dial(*node, *channel));
-        }
+        let peers = Rc::new(Self {
+            identity: RefCell::new(identity.clone()),
+            addresses: RefCell::default(),
+            outgoing: RefCell::default(),
+            metrics,
+            events,
+            jitter,
+        });
+        peers.set_members(identity, addresses);
         spawn_local(peers.clone().accept(listener));
         peers
     }
 
-    /// The cluster has formed: from now on peers of it are admitted.
-    pub fn set_identity(&self, identity: Identity) {
+    /// From now on this is who the node is, whom it knows as members, and whom it dials.
+    pub fn set_members(self: &Rc<Self>, identity: Identity, addresses: BTreeMap<u64, String>) {
         *self.identity.borrow_mut() = identity;
+        let mut outgoing = self.outgoing.borrow_mut();
+        outgoing.retain(|(node, _), connection| {
+            let stays = addresses.contains_key(node);
+            if !stays {
+                connection.dropped.set(true);
+                connection.give_up();
+            }
+            stays
+        });
+        for node in addresses.keys() {
+            for channel in [Channel::Control, Channel::Replication] {
+                outgoing.entry((*node, channel)).or_insert_with(|| {
+                    let connection = Rc::new(Outgoing::default());
+                    spawn_local(self.clone().dial(*node, channel, connection.clone()));
+                    connection
+                });
+            }
+        }
+        *self.addresses.borrow_mut() = addresses;
     }
 
-    /// Whether the outgoing control connection to `peer` stands.
-    pub fn is_connected(&self, peer: NodeId) -> bool {
-        self.outgoing.get(&(peer, Channel::Control)).is_some_and(|o| o.connected.get())
+    /// Who this node is, and whom it knows as members.
+    pub fn identity(&self) -> Identity {
+        self.identity.borrow().clone()
     }
 
-    /// The peers to which the outgoing control connection stands.
-    pub fn connected(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.addresses.keys().copied().filter(|peer| self.is_connected(*peer))
+    /// The members to which the outgoing control connection stands.
+    pub fn connected(&self) -> Vec<NodeId> {
+        let outgoing = self.outgoing.borrow();
+        let control = outgoing.iter().filter(|((_, channel), o)| *channel == Channel::Control && o.connected.get());
+        control.filter_map(|(_, connection)| connection.member.get()).collect()
     }
 
     /// Queue messages, in frames per peer and channel. What cannot be queued is dropped.
@@ -140,8 +167,10 @@ impl Peers {
         messages.sort_by_key(|message| (message.to(), message.channel()));
         for batch in messages.chunk_by(|a, b| (a.to(), a.channel()) == (b.to(), b.channel())) {
             let (to, channel) = (batch[0].to(), batch[0].channel());
-            let Some(outgoing) = self.outgoing.get(&(to, channel)) else { continue };
-            if !outgoing.connected.get() {
+            let all = self.outgoing.borrow();
+            let Some(outgoing) = all.get(&(to.node(), channel)) else { continue };
+            // A member that was replaced has its node's address, but is not whom the message is for.
+            if !outgoing.connected.get() || outgoing.member.get() != Some(to) {
                 continue;
             }
             let limit = if channel == Channel::Control { CONTROL_QUEUE } else { REPLICATION_QUEUE };
@@ -158,17 +187,12 @@ impl Peers {
         messages.clear();
     }
 
-    fn configured(&self) -> BTreeSet<NodeId> {
-        let own = self.identity.borrow().node;
-        self.addresses.keys().copied().chain([own]).collect()
-    }
-
-    /// Keep one outgoing connection alive for ever.
-    async fn dial(self: Rc<Self>, peer: NodeId, channel: Channel) {
+    /// Keep one outgoing connection alive until the node is dropped.
+    async fn dial(self: Rc<Self>, peer: u64, channel: Channel, outgoing: Rc<Outgoing>) {
         let mut pause = RETRY.0;
         let mut last_error = String::new();
-        loop {
-            let error = match self.dial_once(peer, channel).await {
+        while !outgoing.dropped.get() {
+            let error = match self.dial_once(peer, channel, &outgoing).await {
                 Ok(error) => {
                     pause = RETRY.0;
                     error
@@ -187,6 +211,10 @@ impl Peers {
         }
     }
 
+    fn is_member(&self, node: NodeId) -> bool {
+        self.identity.borrow().cluster.as_ref().is_some_and(|cluster| cluster.members.contains_key(&node))
+    }
+
     fn random_fraction(&self) -> f64 {
         let mut x = self.jitter.get();
         x ^= x << 13;
@@ -197,24 +225,29 @@ impl Peers {
     }
 
     /// Connect, greet, and carry the queue until the connection breaks. `Ok` once it had been of use.
-    async fn dial_once(&self, peer: NodeId, channel: Channel) -> io::Result<io::Error> {
-        let mut stream = timeout(GREETING_TIMEOUT, TcpStream::connect(self.addresses[&peer].as_str())).await??;
+    async fn dial_once(&self, peer: u64, channel: Channel, outgoing: &Outgoing) -> io::Result<io::Error> {
+        let address = self.addresses.borrow().get(&peer).cloned();
+        let address = address.ok_or_else(|| io::Error::other("it is no longer to be dialled"))?;
+        let mut stream = timeout(GREETING_TIMEOUT, TcpStream::connect(address.as_str())).await??;
         configure(&stream)?;
         let mut buf = BytesMut::new();
         let own = self.identity.borrow().clone();
         send_greeting(&mut stream, channel, &own, None).await?;
         let reply = timeout(GREETING_TIMEOUT, read_greeting(&mut stream, &mut buf)).await??;
-        if reply.identity.node != peer {
-            let found = reply.identity.node;
-            return Err(io::Error::other(format!("at {} is node {found}, not {peer}", self.addresses[&peer])));
+        let member = reply.identity.node;
+        if member.node() != peer {
+            return Err(io::Error::other(format!("at {address} is node {member}, not {peer}")));
         }
         (self.events)(PeerEvent::Heard(reply.identity.clone()));
         if let Some(reason) = reply.refusal {
-            (self.events)(PeerEvent::Refused { peer, reason: reason.clone() });
+            (self.events)(PeerEvent::Refused { peer: member, reason: reason.clone() });
             return Err(io::Error::other(reason));
         }
-        admit(&self.identity.borrow(), &reply.identity, &self.configured()).map_err(io::Error::other)?;
-        let outgoing = &self.outgoing[&(peer, channel)];
+        admit(&self.identity.borrow(), &reply.identity).map_err(io::Error::other)?;
+        if outgoing.dropped.get() {
+            return Err(io::Error::other("it is no longer to be dialled"));
+        }
+        outgoing.member.set(Some(member));
         outgoing.connected.set(true);
         let peer_name = peer.to_string();
         let gauge = self.metrics.peer_connected.with_label_values(&[&peer_name, channel.name()]);
@@ -225,7 +258,7 @@ impl Peers {
         outgoing.queue.take();
         gauge.set(0);
         if channel == Channel::Control {
-            (self.events)(PeerEvent::Lost(peer));
+            (self.events)(PeerEvent::Lost(member));
         }
         Ok(error)
     }
@@ -255,9 +288,11 @@ impl Peers {
         let mut buf = BytesMut::new();
         let hello = timeout(GREETING_TIMEOUT, read_greeting(&mut stream, &mut buf)).await??;
         let own = self.identity.borrow().clone();
-        let refusal = admit(&own, &hello.identity, &self.configured()).err();
+        let refusal = admit(&own, &hello.identity).err();
         send_greeting(&mut stream, hello.channel, &own, refusal.clone()).await?;
         if let Some(reason) = refusal {
+            // It may be a node that waits to be admitted.
+            (self.events)(PeerEvent::Heard(hello.identity));
             return Err(io::Error::other(reason));
         }
         let from = hello.identity.node;
@@ -271,6 +306,9 @@ impl Peers {
     async fn receive_frames(&self, stream: &mut TcpStream, buf: &mut BytesMut, from: NodeId) -> io::Result<()> {
         loop {
             while let Some(body) = take_frame(buf, MAX_FRAME_BODY).map_err(invalid)? {
+                if !self.is_member(from) {
+                    return Err(io::Error::other(format!("node {from} is no longer a member")));
+                }
                 (self.events)(PeerEvent::Frame { from, body });
             }
             buf.reserve(READ_CHUNK);

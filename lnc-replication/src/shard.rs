@@ -12,12 +12,14 @@
 use crate::group::{Group, Locations};
 use bytes::Bytes;
 use lnc_log::disk::{Completion, Disk};
-use lnc_log::journal::{GroupId, Journal, JournalConfig, JournalError, JournalStart, Recovered, RecoveredGroup};
-use lnc_raft::{
-    Config, ConfigError, EntriesWanted, Entry, EntryKind, HardState, Index, Message, NodeId, ProposeError, Raft, Ready,
-    Restored, RoleChange, Status, Term,
+use lnc_log::journal::{
+    GroupId, Journal, JournalConfig, JournalError, JournalStart, Recovered, RecoveredEntry, RecoveredGroup,
 };
-use std::collections::{BTreeMap, VecDeque};
+use lnc_raft::{
+    Config, ConfigError, Configuration, EntriesWanted, Entry, EntryKind, HardState, Index, Message, NodeId,
+    ProposeError, Raft, Ready, Restored, RoleChange, Status, Term,
+};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use thiserror::Error;
 
 /// What a shard needs to know before it starts.
@@ -25,8 +27,9 @@ use thiserror::Error;
 pub struct ShardConfig {
     /// This node.
     pub node: NodeId,
-    /// Every voter, this node included.
-    pub voters: Vec<NodeId>,
+    /// The members who founded the cluster: the voters of every group before its first entry. Empty for a node that came
+    /// later, and learns the voters from the log.
+    pub founders: BTreeSet<NodeId>,
     /// The groups of this shard.
     pub groups: Vec<GroupId>,
     /// Ticks without a leader before an election, at least; the actual number is drawn from `[n, 2n)`.
@@ -102,7 +105,7 @@ pub enum ShardError {
 }
 
 /// What a checkpoint says about one group.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct GroupStart {
     /// Term and vote at the time of the checkpoint.
     pub hard_state: HardState,
@@ -110,6 +113,8 @@ pub struct GroupStart {
     pub applied_index: Index,
     /// Its term.
     pub applied_term: Term,
+    /// The members at that index; None: the founders.
+    pub configuration: Option<Configuration>,
 }
 
 /// What a turn hands to the world, in order within each list.
@@ -131,6 +136,8 @@ pub struct Outputs {
     pub reads: Vec<(GroupId, u64, Index)>,
     /// Read requests that must be tried again.
     pub reads_failed: Vec<(GroupId, u64)>,
+    /// Groups whose state this node needs from a peer, at this index or later.
+    pub states_needed: Vec<(GroupId, Index)>,
 }
 
 /// What waits for a flush to become durable.
@@ -196,7 +203,7 @@ impl Shard {
             config,
         };
         for id in shard.config.groups.clone() {
-            let start = starts.get(&id).copied().unwrap_or_default();
+            let start = starts.get(&id).cloned().unwrap_or_default();
             let recovered = groups.remove(&id).unwrap_or_default();
             let group = shard.restore(id, start, recovered)?;
             shard.groups.insert(id, group);
@@ -214,8 +221,11 @@ impl Shard {
             _ => start.hard_state,
         };
         let mut entries = recovered.entries;
+        // A log that ends below the checkpoint, or has another entry where the checkpoint ends, is not the one that the
+        // checkpoint is of: the state came from a peer.
+        let same = |entry: &RecoveredEntry| entry.index != start.applied_index || entry.term == start.applied_term;
         let covered = entries.last().is_some_and(|last| last.index >= start.applied_index);
-        if !covered {
+        if !covered || !entries.iter().all(same) {
             entries.clear();
         }
         // Entries that the checkpoint covers are kept for followers that lag; the oldest of them only lends its term.
@@ -248,10 +258,16 @@ impl Shard {
             heartbeat_ticks: self.config.heartbeat_ticks,
             max_append_bytes: self.config.max_append_bytes,
             max_in_flight_bytes: self.config.max_in_flight_bytes,
-            ..Config::new(self.config.node, self.config.voters.clone(), seed)
+            ..Config::new(self.config.node, Configuration::of(self.config.founders.iter().copied()), seed)
         };
-        let restored =
-            Restored { hard_state, snapshot_index, snapshot_term, applied_index: start.applied_index, entries: kept };
+        let restored = Restored {
+            hard_state,
+            snapshot_index,
+            snapshot_term,
+            applied_index: start.applied_index,
+            configuration: start.configuration,
+            entries: kept,
+        };
         let mut raft = Raft::new(config, restored).map_err(|error| ShardError::Config { group: id.0, error })?;
         raft.release_memory(start.applied_index);
         Ok(Group { raft, locations })
@@ -322,6 +338,23 @@ impl Shard {
         self.groups.get_mut(&group).is_some_and(|g| g.raft.is_leader() && g.raft.transfer_leadership(to).is_ok())
     }
 
+    /// Begin to change the members of `group` to `target`.
+    pub fn propose_configuration(
+        &mut self,
+        group: GroupId,
+        target: Configuration,
+    ) -> Result<(Term, Index), ProposeError> {
+        match self.groups.get_mut(&group) {
+            Some(found) => found.raft.propose_configuration(target),
+            None => Err(ProposeError::NotLeader { leader: None }),
+        }
+    }
+
+    /// The members of a group at its applied index, for a checkpoint.
+    pub fn applied_configuration(&self, group: GroupId) -> Option<&Configuration> {
+        self.groups.get(&group).map(|found| found.raft.applied_configuration())
+    }
+
     /// Whether the journal can take a flush now. While it cannot, proposals are better collected than made.
     pub fn can_flush(&self) -> bool {
         self.journal.can_flush()
@@ -349,6 +382,7 @@ impl Shard {
             read_states,
             reads_failed,
             entries_wanted,
+            state_needed,
             ..
         } = group.raft.take_ready();
         if let Some(state) = hard_state {
@@ -375,6 +409,7 @@ impl Shard {
         out.roles.extend(role_change.map(|change| (id, change)));
         out.reads.extend(read_states.into_iter().map(|r| (id, r.ctx, r.index)));
         out.reads_failed.extend(reads_failed.into_iter().map(|ctx| (id, ctx)));
+        out.states_needed.extend(state_needed.map(|index| (id, index)));
         for wanted in entries_wanted {
             self.load_entries(disk, id, wanted);
         }

@@ -246,6 +246,11 @@ fn put_raft(out: &mut BytesMut, message: &Message) {
             out.put_u64_le(*ctx);
             out.put_u64_le(index.map_or(u64::MAX, |i| i));
         }
+        Body::StateNeeded { index, term } => {
+            out.put_u8(13);
+            out.put_u64_le(*index);
+            out.put_u64_le(*term);
+        }
     }
 }
 
@@ -316,6 +321,7 @@ fn take_raft(kind: u8, body: &mut Bytes) -> Result<Body, WireError> {
             ctx: u64_of(body, "read context")?,
             index: Some(u64_of(body, "read index")?).filter(|i| *i != u64::MAX),
         },
+        13 => Body::StateNeeded { index: u64_of(body, "index")?, term: u64_of(body, "term of the entry")? },
         value => return Err(WireError::Unknown { field: "message kind", value: value.into() }),
     })
 }
@@ -372,6 +378,7 @@ mod tests {
             Body::ReadIndex { ctx: 4 },
             Body::ReadIndexReply { ctx: 4, index: Some(5) },
             Body::ReadIndexReply { ctx: 4, index: None },
+            Body::StateNeeded { index: 6, term: 2 },
         ]
     }
 

@@ -13,7 +13,7 @@ const UNKNOWN: u8 = 9;
 fn config() -> ShardConfig {
     ShardConfig {
         node: NodeId(1),
-        voters: vec![NodeId(1)],
+        founders: [NodeId(1)].into(),
         groups: vec![GroupId(0)],
         election_ticks: 20,
         heartbeat_ticks: 4,

@@ -2,6 +2,7 @@
 
 use super::catalog::{META, Topic};
 use super::command::Command;
+use super::members::Addresses;
 use super::proposals::{Kind, Origin};
 use super::{Broker, Caller};
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use lnc_protocol::message::{
     PeerProgress, Response, TopicDescription, TopicMetadata, TopicOptions, TopicSummary,
 };
 use lnc_protocol::{ErrorCode, PROTOCOL_VERSION, names};
+use lnc_raft::{NodeId, Role, Status};
 
 /// Longest time that an administrative request may ask to wait, in milliseconds.
 const MAX_TIMEOUT_MS: u32 = 300_000;
@@ -40,7 +42,7 @@ impl<D: Disk> Broker<D> {
             version: PROTOCOL_VERSION,
             features: 0,
             cluster_id: self.config.cluster_id,
-            node_id: self.config.node.0,
+            node_id: self.config.node.node(),
             server_name: concat!("lance/", env!("CARGO_PKG_VERSION")).to_owned(),
             max_frame_bytes: self.config.max_frame_bytes as u32,
             max_batch_bytes: self.config.max_batch_bytes as u32,
@@ -64,14 +66,13 @@ impl<D: Disk> Broker<D> {
             let message = format!("the cluster has {topics} topics, the limit is {}", self.config.max_topics);
             return self.refuse(caller, opcode, ErrorCode::TooManyTopics, message);
         }
-        let deadline_us = self.now_us() + u64::from(request.timeout_ms.clamp(1, MAX_TIMEOUT_MS)) * 1000;
         let command = Command::CreateTopic {
             name: request.name,
             partitions: request.partitions,
             data_groups: self.config.data_groups,
             options: request.options,
         };
-        self.submit_admin(caller, opcode, &command, deadline_us, Kind::CreateTopic);
+        self.submit_admin(caller, opcode, &command, request.timeout_ms, Kind::CreateTopic);
     }
 
     fn check_settings(&self, partitions: u32, options: &TopicOptions) -> Result<(), String> {
@@ -98,22 +99,30 @@ impl<D: Disk> Broker<D> {
         if !self.shard.is_leader(META) {
             return self.elsewhere(caller, opcode, META, body);
         }
-        let deadline_us = self.now_us() + u64::from(request.timeout_ms.clamp(1, MAX_TIMEOUT_MS)) * 1000;
-        self.submit_admin(caller, opcode, &Command::DeleteTopic { name: request.name }, deadline_us, Kind::DeleteTopic);
+        let command = Command::DeleteTopic { name: request.name };
+        self.submit_admin(caller, opcode, &command, request.timeout_ms, Kind::DeleteTopic);
     }
 
     pub(super) fn init_producer(&mut self, caller: Caller, body: Bytes) {
         /// How long a producer waits for its id.
-        const WAIT_US: u64 = 30_000_000;
+        const WAIT_MS: u32 = 30_000;
         if !self.shard.is_leader(META) {
             return self.elsewhere(caller, Opcode::InitProducer, META, body);
         }
-        let deadline_us = self.now_us() + WAIT_US;
-        self.submit_admin(caller, Opcode::InitProducer, &Command::InitProducer, deadline_us, Kind::InitProducer);
+        self.submit_admin(caller, Opcode::InitProducer, &Command::InitProducer, WAIT_MS, Kind::InitProducer);
     }
 
-    fn submit_admin(&mut self, caller: Caller, opcode: Opcode, command: &Command, deadline_us: u64, kind: Kind) {
+    /// Have the meta group decide a client's command.
+    pub(super) fn submit_admin(
+        &mut self,
+        caller: Caller,
+        opcode: Opcode,
+        command: &Command,
+        timeout_ms: u32,
+        kind: Kind,
+    ) {
         let since_us = self.now_us();
+        let deadline_us = since_us + u64::from(timeout_ms.clamp(1, MAX_TIMEOUT_MS)) * 1000;
         self.submit(META, command, Some(Origin { caller, opcode, bytes: 0, since_us, deadline_us, kind }));
     }
 
@@ -238,10 +247,11 @@ impl<D: Disk> Broker<D> {
                 })
                 .collect(),
         };
-        let nodes = self.config.nodes.iter().map(|(id, node)| NodeInfo {
-            id: id.0,
+        let members = self.membership();
+        let nodes = members.nodes.iter().map(|(id, node)| NodeInfo {
+            id: *id,
             client_address: node.client.clone(),
-            alive: *id == self.config.node || self.peers_connected.contains(id),
+            alive: *id == self.config.node.node() || self.is_connected(*id),
         });
         let response = MetadataResponse { cluster_id: self.config.cluster_id, nodes: nodes.collect(), topics };
         self.reply(caller, Opcode::Metadata, Response::Metadata(response));
@@ -253,7 +263,7 @@ impl<D: Disk> Broker<D> {
             PartitionMetadata {
                 partition,
                 group: group.0,
-                leader: self.shard.leader(group).map(|leader| leader.0),
+                leader: self.shard.leader(group).map(NodeId::node),
                 leader_term: self.shard.status(group).map_or(0, |status| status.term),
             }
         };
@@ -296,7 +306,7 @@ impl<D: Disk> Broker<D> {
             PartitionDescription {
                 partition: key.partition,
                 group: group.0,
-                leader: self.shard.leader(group).map(|leader| leader.0),
+                leader: self.shard.leader(group).map(NodeId::node),
                 log_start_offset: state.map_or(0, |state| state.log_start_offset),
                 high_watermark: state.map_or(0, |state| state.log_end_offset),
                 size_bytes: self.segments.size_bytes(key),
@@ -312,36 +322,17 @@ impl<D: Disk> Broker<D> {
     }
 
     pub(super) fn cluster_info(&mut self, caller: Caller) {
-        let nodes = self.config.nodes.iter().map(|(id, node)| {
-            let own = *id == self.config.node;
-            let connected = own || self.peers_connected.contains(id);
-            let state = match (own, self.readiness()) {
-                (true, Ok(())) => "ready".to_owned(),
-                (true, Err(reason)) => reason,
-                (false, _) if connected => "connected".to_owned(),
-                (false, _) => "not connected".to_owned(),
-            };
-            NodeStatus {
-                id: id.0,
-                client_address: node.client.clone(),
-                peer_address: node.peer.clone(),
-                http_address: node.http.clone(),
-                connected,
-                incarnation: node.incarnation,
-                state,
-            }
-        });
-        let nodes = nodes.collect();
+        let nodes = self.node_statuses();
         let groups = self.shard.group_ids().filter_map(|group| self.group_status(group)).collect();
-        let (cluster_id, node_id) = (self.config.cluster_id, self.config.node.0);
-        let response = ClusterInfoResponse { cluster_id, node_id, nodes, groups };
+        let (cluster_id, node_id) = (self.config.cluster_id, self.config.node.node());
+        let response = ClusterInfoResponse { cluster_id, node_id, nodes, groups, transfers: Vec::new() };
         self.reply(caller, Opcode::ClusterInfo, Response::ClusterInfo(response));
     }
 
     fn group_status(&self, group: GroupId) -> Option<GroupStatus> {
         let status = self.shard.status(group)?;
         let peer = |peer: &lnc_raft::Progress| PeerProgress {
-            node_id: peer.id.0,
+            member: peer.id.0,
             match_index: peer.match_index,
             next_index: peer.next_index,
             state: format!("{:?}", peer.state).to_lowercase(),
@@ -350,8 +341,8 @@ impl<D: Disk> Broker<D> {
         };
         Some(GroupStatus {
             group: group.0,
-            role: format!("{:?}", status.role).to_lowercase(),
-            leader: status.leader.map(|leader| leader.0),
+            role: self.role_name(&status),
+            leader: status.leader.map(NodeId::node),
             term: status.term,
             commit_index: status.commit,
             applied_index: self.applied_index(group),
@@ -359,6 +350,77 @@ impl<D: Disk> Broker<D> {
             last_index: status.last,
             first_index: status.first_index,
             peers: status.peers.iter().map(peer).collect(),
+            voters: status.configuration.voters.iter().map(|id| id.0).collect(),
+            outgoing: status.configuration.outgoing.iter().map(|id| id.0).collect(),
+            learners: status.configuration.learners.iter().map(|id| id.0).collect(),
+            lacks: String::new(),
         })
+    }
+
+    fn role_name(&self, status: &Status) -> String {
+        let votes = status.configuration.is_voter(self.config.node);
+        match status.role {
+            Role::Follower if !votes => "learner".to_owned(),
+            role => format!("{role:?}").to_lowercase(),
+        }
+    }
+
+    fn node_statuses(&self) -> Vec<NodeStatus> {
+        let members = self.catalog.members();
+        let own = self.config.node.node();
+        let status = |(id, at): (&u64, &Addresses)| {
+            let connected = *id == own || self.is_connected(*id);
+            let state = match (*id == own, self.readiness()) {
+                (true, Ok(())) => "ready".to_owned(),
+                (true, Err(reason)) => reason,
+                (false, _) if connected => "connected".to_owned(),
+                (false, _) => "not connected".to_owned(),
+            };
+            let member = members.of_node(*id).map_or(NodeId(*id), |member| member.id);
+            let incarnation = match members.of_node(*id) {
+                Some(member) => member.incarnation,
+                None => self.config.members.get(&member).copied().unwrap_or_default(),
+            };
+            NodeStatus {
+                id: *id,
+                client_address: at.client.clone(),
+                peer_address: at.peer.clone(),
+                http_address: at.http.clone(),
+                connected,
+                incarnation,
+                state,
+                member: member.0,
+                membership: self.standing(member, incarnation).to_owned(),
+            }
+        };
+        let mut nodes: Vec<NodeStatus> = self.membership().nodes.iter().map(status).collect();
+        let leaving = members.former().filter(|former| members.of_node(former.id.node()).is_none());
+        nodes.extend(leaving.map(|former| NodeStatus {
+            id: former.id.node(),
+            client_address: former.addresses.client.clone(),
+            peer_address: former.addresses.peer.clone(),
+            http_address: former.addresses.http.clone(),
+            connected: self.is_connected(former.id.node()),
+            incarnation: former.incarnation,
+            state: "leaving".to_owned(),
+            member: former.id.0,
+            membership: "leaving".to_owned(),
+        }));
+        nodes.sort_by_key(|node| node.id);
+        nodes
+    }
+
+    /// What a member is to the cluster, as far as this replica knows.
+    fn standing(&self, id: NodeId, incarnation: u64) -> &'static str {
+        let votes = |group| {
+            self.shard
+                .status(group)
+                .is_some_and(|s| !s.configuration.is_joint() && s.configuration.voters.contains(&id))
+        };
+        match incarnation {
+            0 => "expected",
+            _ if self.shard.group_ids().all(votes) => "member",
+            _ => "joining",
+        }
     }
 }

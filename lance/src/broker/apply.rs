@@ -2,6 +2,7 @@
 
 use super::catalog::{CreateError, META, Topic};
 use super::command::{Command, Commands};
+use super::members::MemberError;
 use super::partitions::{Appended, Refusal};
 use super::proposals::{Kind, Origin};
 use super::{Broker, BrokerError};
@@ -49,6 +50,7 @@ enum Outcome {
     Created(Result<Topic, CreateError>),
     Deleted(Option<Topic>),
     Producer(u64),
+    Members(Result<(), MemberError>),
     Appended { key: PartitionKey, result: Result<Appended, Refusal>, append_ms: u64 },
     Silent,
 }
@@ -118,6 +120,22 @@ impl<D: Disk> Broker<D> {
                 Outcome::Deleted(deleted)
             }
             Command::InitProducer => Outcome::Producer(self.catalog.init_producer()),
+            Command::FoundMembers { founders } => {
+                self.catalog.members_mut().found(founders);
+                Outcome::Silent
+            }
+            Command::AddMember { node, addresses, replaces } => {
+                Outcome::Members(self.catalog.members_mut().add(node, addresses, replaces))
+            }
+            Command::AdmitMember { node, incarnation } => {
+                Outcome::Members(self.catalog.members_mut().admit(node, incarnation))
+            }
+            Command::RenewMember { node } => Outcome::Members(self.catalog.members_mut().renew(node)),
+            Command::RemoveMember { node } => Outcome::Members(self.catalog.members_mut().remove(node)),
+            Command::ForgetMember { id } => {
+                self.catalog.members_mut().forget(id);
+                Outcome::Silent
+            }
             Command::Append { key, batch } => {
                 let result = self.append(group, epoch, key, &batch, runs);
                 Outcome::Appended { key, result, append_ms }
@@ -227,6 +245,7 @@ impl<D: Disk> Broker<D> {
                 let response = InitProducerResponse { producer_id: id as i64, producer_epoch: 0 };
                 self.answer(origin, Response::InitProducer(response));
             }
+            Outcome::Members(result) => self.members_changed(origin, result),
             Outcome::Appended { key, result, append_ms } => self.appended(group, origin, key, result, append_ms),
             Outcome::Silent => {
                 debug_assert!(false, "group {META:?} or a data group answered a command nobody asked for")

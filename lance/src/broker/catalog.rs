@@ -1,6 +1,7 @@
-//! The state machine of the meta group: topics and producer ids. Deterministic.
+//! The state machine of the meta group: topics, producer ids and members. Deterministic.
 
 use super::command::{CommandError, get_options, get_string, get_u32, get_u64, put_options, put_string};
+use super::members::Members;
 use bytes::{BufMut, Bytes, BytesMut};
 use lnc_log::journal::GroupId;
 use lnc_log::segment::PartitionKey;
@@ -60,9 +61,20 @@ pub struct Catalog {
     next_producer_id: u64,
     by_name: BTreeMap<String, Topic>,
     names: BTreeMap<u64, String>,
+    members: Members,
 }
 
 impl Catalog {
+    /// Who belongs to the cluster.
+    pub fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// The same, to change it.
+    pub fn members_mut(&mut self) -> &mut Members {
+        &mut self.members
+    }
+
     /// Make a topic. Making it again with the same settings gives the one that exists; `true` if it is new.
     pub fn create(
         &mut self,
@@ -168,6 +180,7 @@ impl Catalog {
             put_options(out, &topic.options);
             out.put_u64_le(topic.created_ms);
         }
+        self.members.encode(out);
     }
 
     /// The state from a checkpoint.
@@ -185,6 +198,7 @@ impl Catalog {
             catalog.names.insert(topic.id, topic.name.clone());
             catalog.by_name.insert(topic.name.clone(), topic);
         }
+        catalog.members = Members::decode(from)?;
         Ok(catalog)
     }
 }

@@ -18,7 +18,7 @@ use lnc_log::journal::{GroupId, JournalStart};
 use lnc_log::segment::{PartitionKey, PartitionState, SegmentConfig, SegmentStore};
 use lnc_metrics::Metrics;
 use lnc_protocol::Opcode;
-use lnc_raft::{HardState, NodeId};
+use lnc_raft::{Configuration, HardState, NodeId};
 use lnc_replication::{GroupStart, Outputs, Shard, ShardConfig};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -106,7 +106,8 @@ impl<D: Disk> Broker<D> {
         let (applied_index, applied_term) = self.applied.get(&group).copied().unwrap_or_default();
         let HardState { term, vote } = self.shard.hard_state(group);
         let vote = vote.map(|node| node.0);
-        GroupCheckpoint { group, term, vote, applied_index, applied_term, state: state.freeze() }
+        let configuration = self.shard.applied_configuration(group).map(Configuration::encode).unwrap_or_default();
+        GroupCheckpoint { group, term, vote, applied_index, applied_term, configuration, state: state.freeze() }
     }
 
     /// Take the current checkpoint as far as it can go.
@@ -228,6 +229,7 @@ pub fn open<D: Disk>(
         draining: false,
         peers_connected: BTreeSet::new(),
         misplaced_since_us: BTreeMap::new(),
+        applicants: BTreeMap::new(),
         clock: super::Clock::default(),
         shard_outputs: Outputs::default(),
         outputs: Vec::new(),
@@ -253,7 +255,13 @@ fn load<D: Disk>(disk: &mut D) -> Result<Loaded, BrokerError> {
     for group in checkpoint.groups {
         let hard_state = HardState { term: group.term, vote: group.vote.map(NodeId) };
         let (applied_index, applied_term) = (group.applied_index, group.applied_term);
-        loaded.starts.insert(group.group, GroupStart { hard_state, applied_index, applied_term });
+        let unreadable = |_| BrokerError::State { group: group.group.0, error: CommandError("its members") };
+        // Empty: the log has not said yet who the members are.
+        let configuration = match Configuration::default().encode() == group.configuration {
+            true => None,
+            false => Some(Configuration::decode(&group.configuration).map_err(unreadable)?),
+        };
+        loaded.starts.insert(group.group, GroupStart { hard_state, applied_index, applied_term, configuration });
         load_group(&mut loaded, group.group, group.state)
             .map_err(|error| BrokerError::State { group: group.group.0, error })?;
     }

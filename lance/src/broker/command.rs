@@ -4,9 +4,11 @@
 //! that could differ between replicas (time, settings) is in the command; everything else follows from the order of the
 //! log, so that replicas that applied the same entries are identical.
 
+use super::members::{Addresses, Member, get_addresses, get_members, put_addresses, put_member};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use lnc_log::segment::PartitionKey;
 use lnc_protocol::message::TopicOptions;
+use lnc_raft::NodeId;
 use thiserror::Error;
 
 /// Bytes before the first command.
@@ -33,6 +35,42 @@ pub enum Command {
     },
     /// Meta group: hand out a producer id.
     InitProducer,
+    /// Meta group: note who founded the cluster. Nothing happens if it is known.
+    FoundMembers {
+        /// The founders.
+        founders: Vec<Member>,
+    },
+    /// Meta group: expect a new node.
+    AddMember {
+        /// Its number.
+        node: u64,
+        /// How it will be reached.
+        addresses: Addresses,
+        /// The node whose place it takes.
+        replaces: Option<u64>,
+    },
+    /// Meta group: a node has come with this fresh data directory.
+    AdmitMember {
+        /// Its number.
+        node: u64,
+        /// The incarnation of its data directory.
+        incarnation: u64,
+    },
+    /// Meta group: expect a node with an empty disk.
+    RenewMember {
+        /// Its number.
+        node: u64,
+    },
+    /// Meta group: let a node go.
+    RemoveMember {
+        /// Its number.
+        node: u64,
+    },
+    /// Meta group: no group names this former member any more.
+    ForgetMember {
+        /// Node and generation.
+        id: NodeId,
+    },
     /// Data group: append one record batch, as the producer sent it.
     Append {
         /// Where to.
@@ -133,6 +171,34 @@ fn encode(out: &mut BytesMut, command: &Command) -> u8 {
             2
         }
         Command::InitProducer => 3,
+        Command::FoundMembers { founders } => {
+            out.put_u32_le(founders.len() as u32);
+            founders.iter().for_each(|member| put_member(out, member));
+            4
+        }
+        Command::AddMember { node, addresses, replaces } => {
+            out.put_u64_le(*node);
+            put_addresses(out, addresses);
+            put_optional(out, *replaces);
+            5
+        }
+        Command::AdmitMember { node, incarnation } => {
+            out.put_u64_le(*node);
+            out.put_u64_le(*incarnation);
+            6
+        }
+        Command::RenewMember { node } => {
+            out.put_u64_le(*node);
+            7
+        }
+        Command::RemoveMember { node } => {
+            out.put_u64_le(*node);
+            8
+        }
+        Command::ForgetMember { id } => {
+            out.put_u64_le(id.0);
+            9
+        }
         Command::Append { key, batch } => {
             put_key(out, key);
             out.put_slice(batch);
@@ -189,6 +255,12 @@ impl Commands {
             },
             2 => Command::DeleteTopic { name: get_string(f)? },
             3 => Command::InitProducer,
+            4 => Command::FoundMembers { founders: get_members(f)? },
+            5 => Command::AddMember { node: get_u64(f)?, addresses: get_addresses(f)?, replaces: get_optional(f)? },
+            6 => Command::AdmitMember { node: get_u64(f)?, incarnation: get_u64(f)? },
+            7 => Command::RenewMember { node: get_u64(f)? },
+            8 => Command::RemoveMember { node: get_u64(f)? },
+            9 => Command::ForgetMember { id: NodeId(get_u64(f)?) },
             10 => Command::Append { key: get_key(f)?, batch: f.split_to(f.len()) },
             11 => Command::CreatePartition { key: get_key(f)?, segment_bytes: get_optional(f)? },
             12 => Command::DeletePartition { key: get_key(f)? },
@@ -282,10 +354,18 @@ mod tests {
     fn samples() -> Vec<Command> {
         let key = PartitionKey { topic_id: 7, partition: 2 };
         let options = TopicOptions { max_age_ms: Some(5), max_bytes: None, segment_bytes: Some(1 << 20) };
+        let addresses = Addresses { client: "h:1".into(), peer: "h:2".into(), http: "h:3".into() };
+        let founder = Member { id: NodeId(1), incarnation: 7, addresses: addresses.clone(), replaces: None };
         vec![
             Command::CreateTopic { name: "words".into(), partitions: 3, data_groups: 3, options },
             Command::DeleteTopic { name: "words".into() },
             Command::InitProducer,
+            Command::FoundMembers { founders: vec![founder] },
+            Command::AddMember { node: 4, addresses, replaces: Some(2) },
+            Command::AdmitMember { node: 4, incarnation: 5 },
+            Command::RenewMember { node: 4 },
+            Command::RemoveMember { node: 4 },
+            Command::ForgetMember { id: NodeId::new(4, 1) },
             Command::Append { key, batch: Bytes::from_static(b"batch") },
             Command::CreatePartition { key, segment_bytes: None },
             Command::DeletePartition { key },

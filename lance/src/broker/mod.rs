@@ -14,6 +14,8 @@ pub mod catalog;
 mod checkpoint;
 pub mod command;
 mod fetch;
+pub mod members;
+mod membership;
 mod offsets;
 pub mod partitions;
 mod produce;
@@ -21,6 +23,7 @@ mod proposals;
 pub mod tail_cache;
 
 use self::catalog::{Catalog, META};
+use self::members::Addresses;
 use self::partitions::PartitionGroup;
 use self::proposals::{Origin, Proposals};
 use self::tail_cache::TailCache;
@@ -40,6 +43,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 pub use self::checkpoint::open;
+pub use self::membership::Membership;
 
 /// The time, as an input.
 #[derive(Clone, Copy, Debug, Default)]
@@ -86,19 +90,6 @@ pub enum Output {
     },
 }
 
-/// A node as others reach it.
-#[derive(Clone, Debug)]
-pub struct NodeAddress {
-    /// Client address.
-    pub client: String,
-    /// Peer address.
-    pub peer: String,
-    /// HTTP address.
-    pub http: String,
-    /// The member's incarnation.
-    pub incarnation: u64,
-}
-
 /// What a broker needs to know of its surroundings.
 #[derive(Clone, Debug)]
 pub struct BrokerConfig {
@@ -106,8 +97,13 @@ pub struct BrokerConfig {
     pub node: NodeId,
     /// The cluster.
     pub cluster_id: u128,
-    /// Every node, this one included.
-    pub nodes: BTreeMap<NodeId, NodeAddress>,
+    /// How the configured nodes are reached, by number, this one included. What is said here goes before what the
+    /// catalog remembers.
+    pub nodes: BTreeMap<u64, Addresses>,
+    /// The members that this node knows from its data directory, with their incarnations.
+    pub members: BTreeMap<NodeId, u64>,
+    /// The founders of the cluster with their incarnations; empty for a node that came later.
+    pub founders: BTreeMap<NodeId, u64>,
     /// Data groups over which new topics are placed.
     pub data_groups: u32,
     /// Bytes of requests that may be under way.
@@ -218,6 +214,8 @@ pub struct Broker<D: Disk> {
     peers_connected: BTreeSet<NodeId>,
     /// Since when each data group that another node should lead is led here, for rebalancing.
     misplaced_since_us: BTreeMap<GroupId, u64>,
+    /// Nodes that wait to be admitted, by number.
+    applicants: BTreeMap<u64, membership::Applicant>,
     clock: Clock,
     shard_outputs: Outputs,
     outputs: Vec<Output>,
@@ -237,6 +235,15 @@ impl<D: Disk> Broker<D> {
     /// The latest time given.
     fn now_us(&self) -> u64 {
         self.clock.mono_us
+    }
+
+    /// Which member of the cluster this node is.
+    pub fn member(&self) -> NodeId {
+        self.config.node
+    }
+
+    fn is_connected(&self, node: u64) -> bool {
+        self.peers_connected.iter().any(|peer| peer.node() == node)
     }
 
     /// The disk, for the driver that waits for it.
@@ -274,6 +281,7 @@ impl<D: Disk> Broker<D> {
                 self.read(caller, opcode, request, body);
             }
             Request::ClusterInfo => self.cluster_info(caller),
+            Request::ChangeMembers(change) => self.change_members(caller, change, body),
             Request::CreateTopic(create) => self.create_topic(caller, create, body),
             Request::DeleteTopic(delete) => self.delete_topic(caller, delete, body),
             Request::InitProducer => self.init_producer(caller, body),
@@ -350,6 +358,8 @@ impl<D: Disk> Broker<D> {
         self.shard.retry_space(&mut self.disk);
         self.apply_retention();
         self.rebalance_leaders();
+        self.reconcile_members();
+        self.release_replaced();
         self.update_gauges();
         self.report_left_behind();
         self.checkpoint_if_due()
@@ -489,18 +499,24 @@ impl<D: Disk> Broker<D> {
             && self.shard.group_ids().all(|group| !self.shard.is_leader(group) || self.best_successor(group).is_none())
     }
 
-    /// The connected follower that has most of the group's log.
+    /// The connected voter that has most of the group's log.
     fn best_successor(&self, group: GroupId) -> Option<NodeId> {
-        let status = self.shard.status(group)?;
-        let connected =
-            status.peers.iter().filter(|peer| peer.recently_active && self.peers_connected.contains(&peer.id));
-        connected.max_by_key(|peer| peer.match_index).map(|peer| peer.id)
+        let voters = self.shard.status(group)?.configuration.voters;
+        self.best_successor_among(group, &voters)
     }
 
-    /// The node that should lead a group when all are well: leaders are spread over the nodes.
+    fn best_successor_among(&self, group: GroupId, voters: &BTreeSet<NodeId>) -> Option<NodeId> {
+        let status = self.shard.status(group)?;
+        let fit = |peer: &&lnc_raft::Progress| {
+            peer.recently_active && voters.contains(&peer.id) && self.peers_connected.contains(&peer.id)
+        };
+        status.peers.iter().filter(fit).max_by_key(|peer| peer.match_index).map(|peer| peer.id)
+    }
+
+    /// The node that should lead a group when all are well: leaders are spread over the voters.
     fn preferred_leader(&self, group: GroupId) -> Option<NodeId> {
-        let nodes = self.config.nodes.len().max(1);
-        self.config.nodes.keys().nth(group.0 as usize % nodes).copied()
+        let voters = self.shard.status(group)?.configuration.voters;
+        voters.iter().nth(group.0 as usize % voters.len().max(1)).copied()
     }
 
     /// Hand groups to the nodes that should lead them once those have been fit for a while.
@@ -556,6 +572,14 @@ impl<D: Disk> Broker<D> {
             }
         }
         Ok(())
+    }
+
+    /// Whether this node has, of a group, what its leader had committed a moment ago.
+    fn is_fresh(&self, group: GroupId) -> bool {
+        /// How long ago that may be.
+        const MAX_AGE_US: u64 = 1_000_000;
+        let fresh = self.freshness.get(&group).copied().unwrap_or_default();
+        fresh.caught_up_us.is_some_and(|at| at + MAX_AGE_US >= self.now_us())
     }
 
     fn applied_index(&self, group: GroupId) -> u64 {
@@ -618,7 +642,7 @@ impl<D: Disk> Broker<D> {
                 Role::PreCandidate | Role::Candidate => lnc_metrics::Role::Candidate,
             });
             for peer in &status.peers {
-                metrics.set_replication_lag(peer.id.0, status.last.saturating_sub(peer.match_index));
+                metrics.set_replication_lag(peer.id.node(), status.last.saturating_sub(peer.match_index));
             }
         }
         self.metrics.in_flight_bytes.set(self.in_flight_bytes as u64);
@@ -655,9 +679,9 @@ impl<D: Disk> Broker<D> {
                 self.refuse(caller, opcode, ErrorCode::LeaderUnknown, message);
             }
             Some(to) if caller.flags.contains(Flags::NO_FORWARD) || caller.flags.contains(Flags::FORWARDED) => {
-                let address = self.config.nodes.get(&to).map(|node| node.client.clone()).unwrap_or_default();
+                let address = self.addresses(to.node()).map(|node| node.client.clone()).unwrap_or_default();
                 let message = format!("group {} is led by node {to}", group.0);
-                let leader = Some(LeaderHint { node_id: to.0, address });
+                let leader = Some(LeaderHint { node_id: to.node(), address });
                 let code = ErrorCode::NotLeader;
                 self.refuse_with(caller, opcode, ErrorReply { code, message, retry_after_ms: 0, leader });
             }

@@ -36,6 +36,7 @@ pub(super) enum Kind {
     CreateTopic,
     DeleteTopic,
     InitProducer,
+    ChangeMembers,
 }
 
 /// Commands of one entry with their positions.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use lnc_client::{ConnectOptions, Connection};
 use lnc_protocol::message::{ClusterInfoResponse, GroupStatus, NodeStatus, Request, Response};
+use lnc_raft::NodeId;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -139,7 +140,7 @@ impl View {
             }
             for group in info.groups.iter().filter(|group| group.leader == Some(info.node_id)) {
                 let own = std::iter::once((info.node_id, 0));
-                for (node, lag) in own.chain(group.peers.iter().map(|peer| (peer.node_id, peer.lag))) {
+                for (node, lag) in own.chain(group.peers.iter().map(|peer| (NodeId(peer.member).node(), peer.lag))) {
                     // Two nodes may both think that they lead: the later term is right.
                     let newest = lags.entry((group.group, node)).or_insert((group.term, lag));
                     if group.term >= newest.0 {
@@ -257,12 +258,14 @@ mod tests {
             connected: true,
             incarnation: 1,
             state: "serving".into(),
+            member: id,
+            membership: "member".into(),
         }
     }
 
     fn group(role: &str, leader: Option<u64>, term: u64, peers: &[(u64, u64)]) -> GroupStatus {
-        let peer = |&(node_id, lag): &(u64, u64)| PeerProgress {
-            node_id,
+        let peer = |&(member, lag): &(u64, u64)| PeerProgress {
+            member,
             match_index: 10 - lag,
             next_index: 11,
             state: "replicate".into(),
@@ -280,11 +283,21 @@ mod tests {
             last_index: 10,
             first_index: 1,
             peers: peers.iter().map(peer).collect(),
+            voters: vec![1, 2, 3],
+            outgoing: Vec::new(),
+            learners: Vec::new(),
+            lacks: String::new(),
         }
     }
 
     fn answer(node_id: u64, group: GroupStatus) -> ClusterInfoResponse {
-        ClusterInfoResponse { cluster_id: 10, node_id, nodes: vec![node(1), node(2), node(3)], groups: vec![group] }
+        ClusterInfoResponse {
+            cluster_id: 10,
+            node_id,
+            nodes: vec![node(1), node(2), node(3)],
+            groups: vec![group],
+            transfers: Vec::new(),
+        }
     }
 
     #[test]

@@ -106,9 +106,9 @@ macro_rules! settings {
 settings! {
     /// This node.
     node: Node {
-        /// Number of this node, unique in the cluster. A number is never given to another machine or another disk:
-        /// a node that comes back without its data does not vote, and waits to be admitted anew.
-        id: u64 [Whole] = "1" in "1" ..= "18446744073709551615";
+        /// Number of this node, unique in the cluster. A node that comes back without its data is admitted as a new
+        /// member under its old number, and replaces its former self once it has caught up.
+        id: u64 [Whole] = "1" in "1" ..= "4294967295";
         /// Directory for everything that this node stores. One node per directory; it is locked while in use.
         data_dir: std::path::PathBuf [Path] = "lance-data";
     }

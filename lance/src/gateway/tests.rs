@@ -28,7 +28,7 @@ impl Bench {
             max_batch_bytes: MIB as usize,
             max_connections: 1,
             idle_timeout: IDLE,
-            nodes: [(OTHER, other.to_owned())].into(),
+            nodes: [(OTHER.node(), other.to_owned())].into(),
         };
         let gateway = Gateway::new(config, Rc::new(Notify::new()), Metrics::new());
         gateway.start_serving();

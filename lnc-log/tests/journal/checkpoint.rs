@@ -13,6 +13,7 @@ fn checkpoint(number: u64) -> Checkpoint {
         vote,
         applied_index: number * 10,
         applied_term: 2,
+        configuration: vec![7; 5 * id as usize].into(),
         state: vec![number as u8; 300 * id as usize].into(),
     };
     Checkpoint { number, journal_file: number + 5, groups: vec![group(0, None), group(1, Some(0)), group(4, Some(9))] }

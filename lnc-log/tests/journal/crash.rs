@@ -79,6 +79,7 @@ fn script(disk: &mut MemoryDisk, config: JournalConfig, run: &mut Run) -> Result
                     vote: None,
                     applied_index: turn,
                     applied_term: term,
+                    configuration: vec![9; 10].into(),
                     state: vec![turn as u8; 700].into(),
                 }],
             };

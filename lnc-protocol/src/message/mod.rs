@@ -22,13 +22,14 @@ use crate::primitives::{DecodeError, Reader, Wire, decode_all};
 
 pub use reply::{ErrorReply, LeaderHint, Reply, decode_reply, encode_reply, encode_reply_pieces};
 pub use request::{
-    Acks, CreateTopicRequest, DeleteTopicRequest, DescribeTopicRequest, FetchPartition, FetchRequest, HelloRequest,
-    ListOffsetsPartition, ListOffsetsRequest, MetadataRequest, OffsetSpec, ProduceRequest, TopicOptions,
+    Acks, ChangeMembersRequest, CreateTopicRequest, DeleteTopicRequest, DescribeTopicRequest, FetchPartition,
+    FetchRequest, HelloRequest, ListOffsetsPartition, ListOffsetsRequest, MemberChange, MetadataRequest, OffsetSpec,
+    ProduceRequest, TopicOptions,
 };
 pub use response::{
     ClusterInfoResponse, FetchedPartition, GroupStatus, HelloResponse, InitProducerResponse, MetadataResponse,
     NodeInfo, NodeStatus, PartitionDescription, PartitionMetadata, PartitionOffset, PeerProgress, ProduceResponse,
-    Records, TopicDescription, TopicMetadata, TopicSummary,
+    Records, TopicDescription, TopicMetadata, TopicSummary, TransferStatus,
 };
 
 macro_rules! opcodes {
@@ -73,6 +74,8 @@ opcodes! {
     Metadata = 3;
     /// The state of nodes and Raft groups, for operators.
     ClusterInfo = 4;
+    /// Changes who belongs to the cluster.
+    ChangeMembers = 5;
     /// Creates a topic.
     CreateTopic = 10;
     /// Deletes a topic and its records.
@@ -109,6 +112,8 @@ pub enum Request {
     Metadata(MetadataRequest),
     /// See [`Opcode::ClusterInfo`].
     ClusterInfo,
+    /// See [`Opcode::ChangeMembers`].
+    ChangeMembers(ChangeMembersRequest),
     /// See [`Opcode::CreateTopic`].
     CreateTopic(CreateTopicRequest),
     /// See [`Opcode::DeleteTopic`].
@@ -135,6 +140,7 @@ impl Request {
             Request::Ping => Opcode::Ping,
             Request::Metadata(_) => Opcode::Metadata,
             Request::ClusterInfo => Opcode::ClusterInfo,
+            Request::ChangeMembers(_) => Opcode::ChangeMembers,
             Request::CreateTopic(_) => Opcode::CreateTopic,
             Request::DeleteTopic(_) => Opcode::DeleteTopic,
             Request::ListTopics => Opcode::ListTopics,
@@ -151,6 +157,7 @@ impl Request {
         match self {
             Request::Ping | Request::ClusterInfo | Request::ListTopics | Request::InitProducer => {}
             Request::Hello(request) => request.encode(out),
+            Request::ChangeMembers(request) => request.encode(out),
             Request::Metadata(request) => request.encode(out),
             Request::CreateTopic(request) => request.encode(out),
             Request::DeleteTopic(request) => request.encode(out),
@@ -169,6 +176,7 @@ impl Request {
             Opcode::Ping => empty(Request::Ping, body),
             Opcode::Metadata => decode_all(body).map(Request::Metadata),
             Opcode::ClusterInfo => empty(Request::ClusterInfo, body),
+            Opcode::ChangeMembers => decode_all(body).map(Request::ChangeMembers),
             Opcode::CreateTopic => decode_all(body).map(Request::CreateTopic),
             Opcode::DeleteTopic => decode_all(body).map(Request::DeleteTopic),
             Opcode::ListTopics => empty(Request::ListTopics, body),
@@ -198,6 +206,8 @@ pub enum Response {
     Metadata(MetadataResponse),
     /// Answers [`Opcode::ClusterInfo`].
     ClusterInfo(ClusterInfoResponse),
+    /// Answers [`Opcode::ChangeMembers`]: the change is decided; [`Opcode::ClusterInfo`] shows how far it is.
+    ChangeMembers,
     /// Answers [`Opcode::CreateTopic`]: the topic as it was created.
     CreateTopic(TopicDescription),
     /// Answers [`Opcode::DeleteTopic`].
@@ -224,6 +234,7 @@ impl Response {
             Response::Pong => Opcode::Ping,
             Response::Metadata(_) => Opcode::Metadata,
             Response::ClusterInfo(_) => Opcode::ClusterInfo,
+            Response::ChangeMembers => Opcode::ChangeMembers,
             Response::CreateTopic(_) => Opcode::CreateTopic,
             Response::DeleteTopic => Opcode::DeleteTopic,
             Response::ListTopics(_) => Opcode::ListTopics,
@@ -238,7 +249,7 @@ impl Response {
     /// Appends the payload, which follows the outcome in a reply's body.
     pub fn encode_body(&self, out: &mut BytesMut) {
         match self {
-            Response::Pong | Response::DeleteTopic => {}
+            Response::Pong | Response::ChangeMembers | Response::DeleteTopic => {}
             Response::Hello(response) => response.encode(out),
             Response::Metadata(response) => response.encode(out),
             Response::ClusterInfo(response) => response.encode(out),
@@ -259,6 +270,7 @@ impl Response {
             Opcode::Ping => empty(Response::Pong, payload),
             Opcode::Metadata => decode_all(payload).map(Response::Metadata),
             Opcode::ClusterInfo => decode_all(payload).map(Response::ClusterInfo),
+            Opcode::ChangeMembers => empty(Response::ChangeMembers, payload),
             Opcode::CreateTopic => decode_all(payload).map(Response::CreateTopic),
             Opcode::DeleteTopic => empty(Response::DeleteTopic, payload),
             Opcode::ListTopics => decode_all(payload).map(Response::ListTopics),

@@ -40,6 +40,55 @@ wire_struct! {
     }
 }
 
+/// What is to become of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemberChange {
+    /// It joins the cluster.
+    #[default]
+    Add = 0,
+    /// It leaves the cluster.
+    Remove = 1,
+    /// It will come back with an empty disk, as a new member under its old id.
+    Renew = 2,
+}
+
+impl Wire for MemberChange {
+    const MIN_LEN: usize = 1;
+
+    fn encode(&self, out: &mut BytesMut) {
+        (*self as u8).encode(out);
+    }
+
+    fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
+        match u8::decode(reader)? {
+            0 => Ok(MemberChange::Add),
+            1 => Ok(MemberChange::Remove),
+            2 => Ok(MemberChange::Renew),
+            value => Err(DecodeError::InvalidValue { what: "change of members", value: u64::from(value) }),
+        }
+    }
+}
+
+wire_struct! {
+    /// Changes who belongs to the cluster. Asking for what is so already changes nothing.
+    pub struct ChangeMembersRequest {
+        /// What is to become of the node.
+        pub change: MemberChange,
+        /// The node's id.
+        pub node: u64,
+        /// How clients will reach it, as `host:port`; empty unless it joins.
+        pub client_address: String,
+        /// How other nodes will reach it, as `host:port`; empty unless it joins.
+        pub peer_address: String,
+        /// Where its metrics and health will be, as `host:port`; empty unless it joins.
+        pub http_address: String,
+        /// The node that leaves once this one has taken its place.
+        pub replaces: Option<u64>,
+        /// How long to wait for the decision, in milliseconds.
+        pub timeout_ms: u32,
+    }
+}
+
 wire_struct! {
     /// Creates a topic.
     pub struct CreateTopicRequest {

@@ -95,14 +95,18 @@ wire_struct! {
         pub incarnation: u64,
         /// What the node is doing, in a word.
         pub state: String,
+        /// The member that the node is: its id in the low 32 bits, in the high 32 how often it has lost its disk.
+        pub member: u64,
+        /// What it is to the cluster: `member`, `joining`, `leaving` or `expected`.
+        pub membership: String,
     }
 }
 
 wire_struct! {
     /// How far a follower is, as its leader sees it.
     pub struct PeerProgress {
-        /// The follower.
-        pub node_id: u64,
+        /// The follower, as a member.
+        pub member: u64,
         /// The last index known to be the same on both.
         pub match_index: u64,
         /// The index to be sent next.
@@ -139,6 +143,28 @@ wire_struct! {
         pub first_index: u64,
         /// The followers; empty where the answering node does not lead.
         pub peers: Vec<PeerProgress>,
+        /// The members that decide.
+        pub voters: Vec<u64>,
+        /// The members that decided before and must still agree, while a change of the voters is under way.
+        pub outgoing: Vec<u64>,
+        /// The members that get everything and decide nothing.
+        pub learners: Vec<u64>,
+        /// What this replica lacks and waits for; empty if nothing.
+        pub lacks: String,
+    }
+}
+
+wire_struct! {
+    /// The state of a group on its way to the answering node.
+    pub struct TransferStatus {
+        /// The group.
+        pub group: u32,
+        /// The node it comes from.
+        pub from: u64,
+        /// Bytes that have come.
+        pub bytes_done: u64,
+        /// Bytes of the whole.
+        pub bytes_total: u64,
     }
 }
 
@@ -153,6 +179,8 @@ wire_struct! {
         pub nodes: Vec<NodeStatus>,
         /// The groups, in order.
         pub groups: Vec<GroupStatus>,
+        /// Group states on their way to the answering node.
+        pub transfers: Vec<TransferStatus>,
     }
 }
 

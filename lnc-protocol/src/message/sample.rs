@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use super::{Acks, ErrorReply, LeaderHint, OffsetSpec, Opcode, Records, Reply, Request, Response};
+use super::{Acks, ErrorReply, LeaderHint, MemberChange, OffsetSpec, Opcode, Records, Reply, Request, Response};
 use crate::error::ErrorCode;
 
 /// Bytes that stand for choices; zeros once they are used up, so that every value is finite.
@@ -93,6 +93,12 @@ impl Sample for Acks {
     }
 }
 
+impl Sample for MemberChange {
+    fn sample(entropy: &mut Entropy<'_>) -> Self {
+        [MemberChange::Add, MemberChange::Remove, MemberChange::Renew][usize::from(entropy.byte() % 3)]
+    }
+}
+
 impl Sample for OffsetSpec {
     fn sample(entropy: &mut Entropy<'_>) -> Self {
         match entropy.byte() % 3 {
@@ -116,6 +122,7 @@ impl Sample for Request {
             Opcode::Ping => Request::Ping,
             Opcode::Metadata => Request::Metadata(Sample::sample(entropy)),
             Opcode::ClusterInfo => Request::ClusterInfo,
+            Opcode::ChangeMembers => Request::ChangeMembers(Sample::sample(entropy)),
             Opcode::CreateTopic => Request::CreateTopic(Sample::sample(entropy)),
             Opcode::DeleteTopic => Request::DeleteTopic(Sample::sample(entropy)),
             Opcode::ListTopics => Request::ListTopics,
@@ -135,6 +142,7 @@ impl Sample for Response {
             Opcode::Ping => Response::Pong,
             Opcode::Metadata => Response::Metadata(Sample::sample(entropy)),
             Opcode::ClusterInfo => Response::ClusterInfo(Sample::sample(entropy)),
+            Opcode::ChangeMembers => Response::ChangeMembers,
             Opcode::CreateTopic => Response::CreateTopic(Sample::sample(entropy)),
             Opcode::DeleteTopic => Response::DeleteTopic,
             Opcode::ListTopics => Response::ListTopics(Sample::sample(entropy)),

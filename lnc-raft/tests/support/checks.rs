@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use lnc_raft::{Entry, Index, Raft, Role, Status, Term};
+use lnc_raft::{Entry, Index, NodeId, Raft, Role, Status, Term};
 
 use super::Disk;
 
 /// Facts collected over a run, each of which binds all later ones.
 pub(crate) struct Checks {
-    voters: usize,
     /// Election safety: who led each term.
     leaders: BTreeMap<Term, u64>,
     /// Log matching: an entry is named by term and index; the name fixes its payload and the term before it.
@@ -28,9 +27,8 @@ pub(crate) struct Checks {
 }
 
 impl Checks {
-    pub(crate) fn new(voters: usize) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
-            voters,
             leaders: BTreeMap::new(),
             entries: BTreeMap::new(),
             committed: BTreeMap::new(),
@@ -80,7 +78,7 @@ impl Checks {
         }
     }
 
-    pub(crate) fn observe(&mut self, status: &Status, raft: &Raft, disks: &[&Disk]) {
+    pub(crate) fn observe(&mut self, status: &Status, raft: &Raft, disks: &BTreeMap<u64, &Disk>) {
         let id = status.id.0;
         let (term, commit) = self.progress.insert(id, (status.term, status.commit)).unwrap_or_default();
         assert!(status.term >= term && status.commit >= commit, "node {id} went back");
@@ -99,8 +97,15 @@ impl Checks {
         }
         for index in self.highest_commit() + 1..=status.commit {
             let Some(term) = raft.term_at(index) else { continue };
-            let have = disks.iter().filter(|disk| disk.term_at(index) == Some(term)).count();
-            assert!(have > self.voters / 2, "{term}/{index} is committed, but durable on {have} nodes only");
+            // While voters change, the old ones have decided in any case; once that is over, the new ones have too.
+            let members = &status.configuration;
+            let deciding = if members.is_joint() { &members.outgoing } else { &members.voters };
+            let has = |node: &&NodeId| disks.get(&node.0).is_some_and(|disk| disk.term_at(index) == Some(term));
+            let have = deciding.iter().filter(has).count();
+            assert!(
+                have > deciding.len() / 2,
+                "{term}/{index} is committed, but durable on {have} of {deciding:?} only"
+            );
             self.committed.insert(index, (term, status.term));
         }
         let from = commit.max(status.first_index.saturating_sub(1)).max(1);

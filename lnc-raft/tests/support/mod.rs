@@ -9,7 +9,10 @@ mod show;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use lnc_raft::{Config, EntriesWanted, Entry, HardState, Index, Message, NodeId, Raft, Ready, Restored, Term};
+use lnc_raft::{
+    Config, Configuration, EntriesWanted, Entry, EntryKind, HardState, Index, Message, NodeId, Raft, Ready, Restored,
+    Term,
+};
 
 pub(crate) use checks::Checks;
 pub(crate) use show::{show_entries, show_message, show_status};
@@ -23,6 +26,8 @@ pub(crate) struct Disk {
     pub(crate) entries: Vec<Entry>,
     /// The state machine's checkpoint.
     pub(crate) applied: Index,
+    /// The members at the checkpoint, unless they are the founders.
+    pub(crate) configuration: Option<Configuration>,
 }
 
 impl Disk {
@@ -51,6 +56,10 @@ impl Disk {
 
     pub(crate) fn compact(&mut self, index: Index) {
         if let Some(term) = self.term_at(index) {
+            let covered = self.entries.iter().filter(|entry| entry.index > self.applied && entry.index <= index);
+            if let Some(last) = covered.filter(|entry| entry.kind == EntryKind::Configuration).next_back() {
+                self.configuration = Configuration::decode(&last.payload).ok();
+            }
             self.entries.drain(..(index - self.boundary.0) as usize);
             self.boundary = (index, term);
             self.applied = self.applied.max(index);
@@ -63,6 +72,7 @@ impl Disk {
             snapshot_index: self.boundary.0,
             snapshot_term: self.boundary.1,
             applied_index: self.applied,
+            configuration: self.configuration.clone(),
             entries: self.entries.clone(),
         }
     }
@@ -102,33 +112,38 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) fn new(size: u64, seed: u64, tune: impl Fn(&mut Config)) -> Self {
-        let voters: Vec<NodeId> = (1..=size).map(NodeId).collect();
         let mut cluster = Self {
             nodes: BTreeMap::new(),
             net: VecDeque::new(),
             cut: BTreeSet::new(),
             trace: Vec::new(),
-            checks: Checks::new(size as usize),
+            checks: Checks::new(),
             starts: 0,
             seed,
         };
-        for &id in &voters {
-            let mut config = Config::new(id, voters.clone(), 0);
-            config.election_ticks = 10;
-            config.heartbeat_ticks = 3;
-            tune(&mut config);
-            let node = Node {
-                config,
-                raft: None,
-                disk: Disk::default(),
-                writes: VecDeque::new(),
-                hold: false,
-                wanted: Vec::new(),
-            };
-            cluster.nodes.insert(id.0, node);
-            cluster.restart(id.0);
+        let founding = Configuration::of((1..=size).map(NodeId));
+        for id in 1..=size {
+            cluster.add(id, founding.clone(), &tune);
         }
         cluster
+    }
+
+    /// Starts a node that no cluster knows.
+    pub(crate) fn add(&mut self, id: u64, founding: Configuration, tune: impl Fn(&mut Config)) {
+        let mut config = Config::new(NodeId(id), founding, 0);
+        config.election_ticks = 10;
+        config.heartbeat_ticks = 3;
+        tune(&mut config);
+        let node = Node {
+            config,
+            raft: None,
+            disk: Disk::default(),
+            writes: VecDeque::new(),
+            hold: false,
+            wanted: Vec::new(),
+        };
+        self.nodes.insert(id, node);
+        self.restart(id);
     }
 
     fn say(&mut self, line: String) {
@@ -168,28 +183,32 @@ impl Cluster {
         }
         if let Some(raft) = self.nodes.get(&id).and_then(|node| node.raft.as_ref()) {
             let status = raft.status();
-            let disks: Vec<&Disk> = self.nodes.values().map(|node| &node.disk).collect();
+            let disks: BTreeMap<u64, &Disk> = self.nodes.iter().map(|(id, node)| (*id, &node.disk)).collect();
             self.checks.observe(&status, raft, &disks);
         }
     }
 
     fn perform(&mut self, id: u64, ready: Ready) {
+        let name = NodeId(id);
         if let Some(change) = ready.role_change {
             let leader = change.leader.map_or("none".into(), |leader| leader.to_string());
-            self.say(format!("{id}: {:?} in term {}, leader {leader}", change.role, change.term));
+            self.say(format!("{name}: {:?} in term {}, leader {leader}", change.role, change.term));
         }
         for read in &ready.read_states {
-            self.say(format!("{id}: read {} at {}", read.ctx, read.index));
+            self.say(format!("{name}: read {} at {}", read.ctx, read.index));
             self.checks.read_answered(id, read.ctx, read.index);
         }
+        if let Some(index) = ready.state_needed {
+            self.say(format!("{name}: needs the state at {index} or later"));
+        }
         for ctx in &ready.reads_failed {
-            self.say(format!("{id}: read {ctx} failed"));
+            self.say(format!("{name}: read {ctx} failed"));
         }
         for wanted in &ready.entries_wanted {
-            self.say(format!("{id}: wants entries from {} for {}", wanted.from_index, wanted.to));
+            self.say(format!("{name}: wants entries from {} for {}", wanted.from_index, wanted.to));
         }
         if !ready.committed.is_empty() {
-            self.say(format!("{id}: applies {}", show_entries(&ready.committed)));
+            self.say(format!("{name}: applies {}", show_entries(&ready.committed)));
             self.checks.applied(id, &ready.committed);
         }
         self.checks.written(self.nodes[&id].raft.as_ref(), &ready.entries);
@@ -204,6 +223,7 @@ impl Cluster {
 
     /// Makes up to `count` of the oldest writes durable, and reports that once.
     pub(crate) fn flush(&mut self, id: u64, count: usize) {
+        let name = NodeId(id);
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let count = count.min(node.writes.len());
         let mut last = None;
@@ -212,10 +232,10 @@ impl Cluster {
             node.disk.write(&write);
             if let Some(hard_state) = write.hard_state {
                 let vote = hard_state.vote.map_or("none".into(), |vote| vote.to_string());
-                said.push(format!("{id}: durable term {} vote {vote}", hard_state.term));
+                said.push(format!("{name}: durable term {} vote {vote}", hard_state.term));
             }
             if let Some(entry) = write.entries.last() {
-                said.push(format!("{id}: durable {}", show_entries(&write.entries)));
+                said.push(format!("{name}: durable {}", show_entries(&write.entries)));
                 last = Some((entry.term, entry.index));
             }
             self.net.extend(write.after);
@@ -318,11 +338,13 @@ impl Cluster {
         if index <= target.commit_index() || target.term_at(index) == Some(term) {
             return false;
         }
+        let configuration = source.applied_configuration().clone();
         self.crash(to, usize::MAX);
         if let Some(node) = self.nodes.get_mut(&to) {
             node.disk.boundary = (index, term);
             node.disk.entries.clear();
             node.disk.applied = index;
+            node.disk.configuration = Some(configuration);
             node.disk.hard_state.term = node.disk.hard_state.term.max(term);
         }
         self.restart(to);

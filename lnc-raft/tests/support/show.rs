@@ -1,11 +1,15 @@
 //! One line for each thing worth reading in a trace.
 
-use lnc_raft::{AppendReply, Body, Entry, EntryKind, Message, ProgressState, Status};
+use lnc_raft::{AppendReply, Body, Configuration, Entry, EntryKind, Message, ProgressState, Status};
 
 /// `term/index:payload`, space separated.
 pub(crate) fn show_entries(entries: &[Entry]) -> String {
     let one = |entry: &Entry| match entry.kind {
         EntryKind::Empty => format!("{}/{}", entry.term, entry.index),
+        EntryKind::Configuration => match Configuration::decode(&entry.payload) {
+            Ok(members) => format!("{}/{}:members {members}", entry.term, entry.index),
+            Err(error) => format!("{}/{}:{error}", entry.term, entry.index),
+        },
         EntryKind::Normal => format!("{}/{}:{}", entry.term, entry.index, String::from_utf8_lossy(&entry.payload)),
     };
     entries.iter().map(one).collect::<Vec<_>>().join(" ")
@@ -28,6 +32,7 @@ pub(crate) fn show_message(message: &Message) -> String {
         }
         Body::Heartbeat { commit, round, .. } => format!("Heartbeat commit {commit} round {round}"),
         Body::HeartbeatReply { round } => format!("HeartbeatReply round {round}"),
+        Body::StateNeeded { index, term } => format!("StateNeeded {term}/{index}"),
         Body::TimeoutNow => "TimeoutNow".into(),
         Body::ReadIndex { .. } => "ReadIndex".into(),
         Body::ReadIndexReply { index, .. } => format!("ReadIndexReply {index:?}"),
@@ -59,11 +64,17 @@ pub(crate) fn show_status(status: &Status) -> Vec<String> {
             ProgressState::Replicate => "replicate",
             ProgressState::NeedsSnapshot => "needs snapshot",
         };
+        let learner = if peer.learner { " learner" } else { "" };
         let active = if peer.recently_active { "" } else { " silent" };
         lines.push(format!(
-            "   {}: {state} match {} next {} in flight {}{active}",
+            "   {}: {state} match {} next {} in flight {}{learner}{active}",
             peer.id, peer.match_index, peer.next_index, peer.in_flight
         ));
+    }
+    let members = &status.configuration;
+    if members.is_joint() || !members.learners.is_empty() || !status.configuration_committed {
+        let committed = if status.configuration_committed { "" } else { " (not committed)" };
+        lines.push(format!("   members {members}{committed}"));
     }
     if let Some(to) = status.transferring {
         lines.push(format!("   transferring to {to}"));

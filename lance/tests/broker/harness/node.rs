@@ -1,7 +1,8 @@
 //! One node: its disk, which outlives it, and its broker while it runs.
 
 use super::{Cluster, Outcome, Settings};
-use lance::broker::{self, Broker, BrokerConfig, BrokerError, Clock, NodeAddress, Output};
+use lance::broker::members::Addresses;
+use lance::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Output};
 use lnc_log::checkpoint::{GroupCheckpoint, load_latest};
 use lnc_log::disk::MemoryDisk;
 use lnc_log::disk::memory::{CrashChoice, Order};
@@ -11,6 +12,7 @@ use lnc_protocol::message::{Request, Response};
 use lnc_raft::NodeId;
 use lnc_replication::ShardConfig;
 use lnc_replication::wire::PeerMessage;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A group as one node sees it.
@@ -209,16 +211,18 @@ impl Node {
 }
 
 fn broker_config(id: u64, settings: &Settings) -> BrokerConfig {
-    let address = |node: u64| NodeAddress {
+    let addresses = |node: u64| Addresses {
         client: format!("node-{node}:1992"),
         peer: format!("node-{node}:1993"),
         http: format!("node-{node}:1994"),
-        incarnation: node,
     };
+    let founders: BTreeMap<NodeId, u64> = (1..=settings.nodes).map(|node| (NodeId(node), node)).collect();
     BrokerConfig {
         node: NodeId(id),
         cluster_id: 7,
-        nodes: (1..=settings.nodes).map(|node| (NodeId(node), address(node))).collect(),
+        nodes: (1..=settings.nodes).map(|node| (node, addresses(node))).collect(),
+        members: founders.clone(),
+        founders,
         data_groups: settings.data_groups,
         memory_bytes: settings.memory_bytes,
         tail_cache_bytes: settings.tail_cache_bytes,
@@ -234,7 +238,7 @@ fn broker_config(id: u64, settings: &Settings) -> BrokerConfig {
 fn shard_config(id: u64, starts: u64, settings: &Settings) -> ShardConfig {
     ShardConfig {
         node: NodeId(id),
-        voters: (1..=settings.nodes).map(NodeId).collect(),
+        founders: (1..=settings.nodes).map(NodeId).collect(),
         groups: (0..=settings.data_groups).map(GroupId).collect(),
         election_ticks: 10,
         heartbeat_ticks: 2,

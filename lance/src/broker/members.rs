@@ -1,0 +1,358 @@
+//! Who belongs to the cluster, as the meta group has decided it: a part of the catalog. Deterministic.
+//!
+//! A member is a node in one of its lives. A node that comes back with an empty disk is admitted under its next
+//! *generation*: to Raft another member, so that no vote of the one can ever count for the other. What is decided here
+//! is what *should* be; the leader of each group changes the group's Raft configuration until it is so (see
+//! `membership.rs`). A member that should go stays known, among the former ones, until no group names it any more.
+
+use super::command::{CommandError, get_string, get_u32, get_u64, put_string};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use lnc_raft::NodeId;
+use std::collections::BTreeMap;
+
+/// Most members, former ones included: as many as a Raft configuration and a greeting may name.
+const MAX_MEMBERS: usize = 48;
+
+/// How a node is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// By clients.
+    pub client: String,
+    /// By the other nodes.
+    pub peer: String,
+    /// For metrics and health.
+    pub http: String,
+}
+
+/// A member of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Node and generation.
+    pub id: NodeId,
+    /// The incarnation of its data directory; 0 while nobody has come with one.
+    pub incarnation: u64,
+    /// How it is reached.
+    pub addresses: Addresses,
+    /// The node that leaves when this one has taken over its part.
+    pub replaces: Option<u64>,
+}
+
+/// See the module documentation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members {
+    /// By node number.
+    current: BTreeMap<u64, Member>,
+    /// Those that should go, until they are gone.
+    former: BTreeMap<NodeId, Member>,
+    /// The next generation of each node that was ever a member: none is used twice.
+    generations: BTreeMap<u64, u32>,
+}
+
+/// Why a change of membership was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MemberError {
+    /// The node is a member, under other addresses.
+    #[error(
+        "node {node} is a member already, reached by its peers at {peer}: remove it first, or change its addresses in cluster.nodes"
+    )]
+    Exists {
+        /// The node.
+        node: u64,
+        /// Its peer address.
+        peer: String,
+    },
+    /// The node is no member.
+    #[error("node {node} is not a member of the cluster")]
+    Unknown {
+        /// The node.
+        node: u64,
+    },
+    /// The last member cannot leave.
+    #[error(
+        "node {node} is the only member that has a part in the cluster: a cluster without members would lose its data"
+    )]
+    Last {
+        /// The node.
+        node: u64,
+    },
+    /// Too many members.
+    #[error("the cluster has {count} members, which is as many as it may have")]
+    TooMany {
+        /// How many.
+        count: usize,
+    },
+}
+
+impl Members {
+    /// Whether the founders were noted.
+    pub fn is_founded(&self) -> bool {
+        !self.generations.is_empty()
+    }
+
+    /// Note the founders; without effect if they were noted before.
+    pub fn found(&mut self, founders: Vec<Member>) {
+        if self.is_founded() {
+            return;
+        }
+        for member in founders {
+            self.generations.insert(member.id.node(), member.id.generation() + 1);
+            self.current.insert(member.id.node(), member);
+        }
+    }
+
+    /// Expect a new node. Saying it again changes nothing.
+    pub fn add(&mut self, node: u64, addresses: Addresses, replaces: Option<u64>) -> Result<(), MemberError> {
+        if let Some(known) = self.current.get(&node) {
+            return match known.addresses == addresses && known.replaces == replaces {
+                true => Ok(()),
+                false => Err(MemberError::Exists { node, peer: known.addresses.peer.clone() }),
+            };
+        }
+        if let Some(old) = replaces.filter(|old| !self.current.contains_key(old)) {
+            return Err(MemberError::Unknown { node: old });
+        }
+        self.check_room()?;
+        let id = self.next_id(node);
+        self.current.insert(node, Member { id, incarnation: 0, addresses, replaces });
+        Ok(())
+    }
+
+    /// A node has come with a fresh data directory. If it is expected, that is its incarnation; if it is known under
+    /// another, it has lost its disk and begins its next life.
+    pub fn admit(&mut self, node: u64, incarnation: u64) -> Result<(), MemberError> {
+        let Some(member) = self.current.get_mut(&node) else { return Err(MemberError::Unknown { node }) };
+        if member.incarnation == 0 {
+            member.incarnation = incarnation;
+        } else if member.incarnation != incarnation {
+            self.expect_anew(node, incarnation)?;
+        }
+        Ok(())
+    }
+
+    /// Expect the node with an empty disk: whoever comes next under its number takes its place.
+    pub fn renew(&mut self, node: u64) -> Result<(), MemberError> {
+        match self.current.get(&node) {
+            None => Err(MemberError::Unknown { node }),
+            // It is expected already.
+            Some(member) if member.incarnation == 0 => Ok(()),
+            Some(_) => self.expect_anew(node, 0),
+        }
+    }
+
+    fn expect_anew(&mut self, node: u64, incarnation: u64) -> Result<(), MemberError> {
+        self.check_room()?;
+        let id = self.next_id(node);
+        if let Some(old) = self.current.remove(&node) {
+            let member = Member { id, incarnation, addresses: old.addresses.clone(), replaces: old.replaces };
+            self.current.insert(node, member);
+            self.former.insert(old.id, old);
+        }
+        Ok(())
+    }
+
+    /// Let a node go. Saying it again, while it is going or after, changes nothing.
+    pub fn remove(&mut self, node: u64) -> Result<(), MemberError> {
+        if !self.current.contains_key(&node) {
+            let known = self.generations.contains_key(&node);
+            return if known { Ok(()) } else { Err(MemberError::Unknown { node }) };
+        }
+        let stays = |member: &&Member| member.id.node() != node && member.incarnation != 0;
+        if !self.current.values().any(|member| stays(&member)) {
+            return Err(MemberError::Last { node });
+        }
+        if let Some(member) = self.current.remove(&node) {
+            self.former.insert(member.id, member);
+        }
+        for member in self.current.values_mut().filter(|member| member.replaces == Some(node)) {
+            member.replaces = None;
+        }
+        Ok(())
+    }
+
+    /// No group names this former member any more.
+    pub fn forget(&mut self, id: NodeId) {
+        self.former.remove(&id);
+    }
+
+    fn check_room(&self) -> Result<(), MemberError> {
+        let count = self.current.len() + self.former.len();
+        if count >= MAX_MEMBERS { Err(MemberError::TooMany { count }) } else { Ok(()) }
+    }
+
+    fn next_id(&mut self, node: u64) -> NodeId {
+        let next = self.generations.entry(node).or_default();
+        let id = NodeId::new(node as u32, *next);
+        *next += 1;
+        id
+    }
+
+    /// The members that should be, by node number.
+    pub fn current(&self) -> impl ExactSizeIterator<Item = &Member> {
+        self.current.values()
+    }
+
+    /// Those that are on their way out.
+    pub fn former(&self) -> impl ExactSizeIterator<Item = &Member> {
+        self.former.values()
+    }
+
+    /// The present member of a node number.
+    pub fn of_node(&self, node: u64) -> Option<&Member> {
+        self.current.get(&node)
+    }
+
+    /// A member, present or former.
+    pub fn get(&self, id: NodeId) -> Option<&Member> {
+        self.current.get(&id.node()).filter(|member| member.id == id).or_else(|| self.former.get(&id))
+    }
+
+    /// The state for a checkpoint.
+    pub fn encode(&self, out: &mut BytesMut) {
+        out.put_u32_le(self.generations.len() as u32);
+        for (node, next) in &self.generations {
+            out.put_u64_le(*node);
+            out.put_u32_le(*next);
+        }
+        for list in [self.current.values().collect::<Vec<_>>(), self.former.values().collect()] {
+            out.put_u32_le(list.len() as u32);
+            list.into_iter().for_each(|member| put_member(out, member));
+        }
+    }
+
+    /// The state from a checkpoint.
+    pub fn decode(from: &mut Bytes) -> Result<Self, CommandError> {
+        let mut members = Self::default();
+        for _ in 0..get_u32(from)? {
+            members.generations.insert(get_u64(from)?, get_u32(from)?);
+        }
+        for member in get_members(from)? {
+            members.current.insert(member.id.node(), member);
+        }
+        for member in get_members(from)? {
+            members.former.insert(member.id, member);
+        }
+        Ok(members)
+    }
+}
+
+pub(super) fn put_addresses(out: &mut BytesMut, addresses: &Addresses) {
+    put_string(out, &addresses.client);
+    put_string(out, &addresses.peer);
+    put_string(out, &addresses.http);
+}
+
+pub(super) fn get_addresses(from: &mut Bytes) -> Result<Addresses, CommandError> {
+    Ok(Addresses { client: get_string(from)?, peer: get_string(from)?, http: get_string(from)? })
+}
+
+pub(super) fn put_member(out: &mut BytesMut, member: &Member) {
+    out.put_u64_le(member.id.0);
+    out.put_u64_le(member.incarnation);
+    put_addresses(out, &member.addresses);
+    super::command::put_optional(out, member.replaces);
+}
+
+/// A list of members, as [`Members::encode`] and the founding command write it.
+pub(super) fn get_members(from: &mut Bytes) -> Result<Vec<Member>, CommandError> {
+    /// The least that a member takes.
+    const LEAST: usize = 31;
+    let count = get_u32(from)? as usize;
+    if count > from.remaining() / LEAST {
+        return Err(CommandError("a list of members"));
+    }
+    let member = |from: &mut Bytes| {
+        Ok(Member {
+            id: NodeId(get_u64(from)?),
+            incarnation: get_u64(from)?,
+            addresses: get_addresses(from)?,
+            replaces: super::command::get_optional(from)?,
+        })
+    };
+    (0..count).map(|_| member(from)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(node: u64) -> Addresses {
+        Addresses { client: format!("h{node}:1"), peer: format!("h{node}:2"), http: format!("h{node}:3") }
+    }
+
+    fn founded() -> Members {
+        let founder =
+            |node| Member { id: NodeId(node), incarnation: node * 11, addresses: addresses(node), replaces: None };
+        let mut members = Members::default();
+        members.found((1..=3).map(founder).collect());
+        members
+    }
+
+    fn ids(members: &Members) -> Vec<String> {
+        members.current().map(|member| member.id.to_string()).collect()
+    }
+
+    #[test]
+    fn a_wiped_node_begins_its_next_life_and_its_former_one_stays_known() {
+        let mut members = founded();
+        assert_eq!(members.admit(3, 33), Ok(()), "the same disk is no news");
+        assert_eq!(ids(&members), ["1", "2", "3"]);
+        assert_eq!(members.admit(3, 99), Ok(()));
+        assert_eq!(members.admit(3, 99), Ok(()), "said twice");
+        assert_eq!(ids(&members), ["1", "2", "3.1"]);
+        assert_eq!(members.former().map(|member| member.id).collect::<Vec<_>>(), [NodeId(3)]);
+        members.forget(NodeId(3));
+        assert_eq!(members.admit(3, 100), Ok(()));
+        assert_eq!(ids(&members), ["1", "2", "3.2"], "no generation is used twice");
+    }
+
+    #[test]
+    fn nodes_come_and_go_and_repeating_changes_nothing() {
+        let mut members = founded();
+        for _ in 0..2 {
+            assert_eq!(members.add(4, addresses(4), None), Ok(()));
+        }
+        assert!(matches!(members.add(4, addresses(5), None), Err(MemberError::Exists { .. })));
+        assert_eq!(members.of_node(4).map(|member| member.incarnation), Some(0));
+        assert_eq!(members.admit(4, 44), Ok(()));
+        assert_eq!(members.admit(9, 1), Err(MemberError::Unknown { node: 9 }));
+        for _ in 0..2 {
+            assert_eq!(members.remove(4), Ok(()));
+        }
+        assert_eq!(members.remove(9), Err(MemberError::Unknown { node: 9 }));
+        assert_eq!(members.former().count(), 1);
+        assert_eq!(members.add(4, addresses(4), Some(1)), Ok(()));
+        assert_eq!(ids(&members), ["1", "2", "3", "4.1"]);
+        assert_eq!(members.remove(1), Ok(()));
+        assert_eq!(members.of_node(4).map(|member| member.replaces), Some(None));
+    }
+
+    #[test]
+    fn the_last_member_stays() {
+        let mut members = founded();
+        assert_eq!((members.remove(1), members.remove(2)), (Ok(()), Ok(())));
+        assert_eq!(members.add(4, addresses(4), None), Ok(()));
+        assert_eq!(members.remove(3), Err(MemberError::Last { node: 3 }), "the expected one has nothing yet");
+    }
+
+    #[test]
+    fn a_renewed_node_takes_whoever_comes_next() {
+        let mut members = founded();
+        for _ in 0..2 {
+            assert_eq!(members.renew(2), Ok(()));
+        }
+        assert_eq!(members.of_node(2).map(|member| (member.id, member.incarnation)), Some((NodeId::new(2, 1), 0)));
+        assert_eq!(members.admit(2, 5), Ok(()));
+        assert_eq!(members.of_node(2).map(|member| member.incarnation), Some(5));
+        assert_eq!(members.renew(8), Err(MemberError::Unknown { node: 8 }));
+    }
+
+    #[test]
+    fn state_survives_a_checkpoint() {
+        let mut members = founded();
+        members.add(4, addresses(4), Some(2)).unwrap();
+        members.admit(3, 99).unwrap();
+        let mut out = BytesMut::new();
+        members.encode(&mut out);
+        assert_eq!(Members::decode(&mut out.freeze()), Ok(members));
+    }
+}
