@@ -138,6 +138,12 @@ impl Gateway {
         *self.nodes.borrow_mut() = nodes;
     }
 
+    /// End all connections of clients, whatever they have under way.
+    pub fn drop_clients(&self) {
+        self.inbox.borrow_mut().clear();
+        self.connections.borrow().values().for_each(|connection| connection.abort.notify_one());
+    }
+
     /// Accept clients for ever.
     pub async fn accept(self: Rc<Self>, listener: TcpListener) {
         /// Pause after an accept that failed, as when file descriptors run out.
@@ -203,7 +209,7 @@ impl Gateway {
             result = write => result,
             result = read => result,
             () = connection.abort.notified() => {
-                Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its replies"))
+                Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the client does not read its replies, or the node begins anew"))
             }
         }
     }

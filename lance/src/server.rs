@@ -133,8 +133,10 @@ struct Server {
     requests: VecDeque<Incoming>,
     /// What the peers and the gateway know of the members.
     membership: Membership,
+    identity: Identity,
+    metrics: Arc<Metrics>,
     /// The data directory is locked for as long as this lives.
-    _data_dir: DataDir,
+    data_dir: DataDir,
 }
 
 impl Server {
@@ -172,7 +174,7 @@ impl Server {
             identity = form(&config, &mut data_dir, identity, &peers, &inbox, &health) => identity?,
             () = stop.requested() => return Ok(()),
         };
-        let (broker, notifier) = open_broker(&config, &data_dir, &identity, metrics)?;
+        let (broker, notifier) = open_broker(&config, &data_dir, &identity, metrics.clone())?;
         gateway.start_serving();
         let mut server = Self {
             config,
@@ -185,7 +187,9 @@ impl Server {
             clocks: Clocks { start: Instant::now() },
             requests: VecDeque::new(),
             membership: Membership::default(),
-            _data_dir: data_dir,
+            identity,
+            metrics,
+            data_dir,
         };
         let result = server.drive(&mut stop).await;
         server.health.set_ready(Err("stopped".to_owned()));
@@ -213,6 +217,9 @@ impl Server {
                 }
             }
             self.turn()?;
+            if self.broker.wants_reopen() {
+                self.reopen()?;
+            }
             if let Some(deadline) = draining_until {
                 let idle = self.broker.is_drained() && self.gateway.requests_under_way() == 0;
                 if (idle && self.gateway.is_flushed()) || Instant::now() >= deadline {
@@ -220,6 +227,18 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Start the broker anew, so that it takes over what it has fetched from a peer. Clients connect again and go on:
+    /// what they have under way has an outcome that is not known to them, as after any lost connection.
+    fn reopen(&mut self) -> Result<(), ServerError> {
+        tracing::info!("taking over state that came from a peer");
+        self.broker.quiesce();
+        self.gateway.drop_clients();
+        self.requests.clear();
+        (self.broker, self.notifier) = open_broker(&self.config, &self.data_dir, &self.identity, self.metrics.clone())?;
+        self.membership = Membership::default();
+        Ok(())
     }
 
     fn tick(&mut self) -> Result<(), ServerError> {
@@ -457,6 +476,7 @@ fn broker_config(config: &Config, identity: &Identity) -> BrokerConfig {
         max_topics: config.limits.max_topics as usize,
         max_partitions_per_topic: config.limits.max_partitions_per_topic,
         checkpoint_bytes: config.journal.checkpoint_bytes,
+        transfer_bytes_per_second: config.storage.transfer_bytes_per_second,
         segment_bytes: config.storage.segment_bytes,
     }
 }

@@ -265,6 +265,20 @@ impl CheckpointWriter {
     }
 }
 
+/// Write a checkpoint and wait for it; for the start of a node, while nothing else is in flight.
+pub fn write_now<D: Disk>(disk: &mut D, checkpoint: Checkpoint) -> Result<(), CheckpointError> {
+    let mut writer = CheckpointWriter::new();
+    writer.start(disk, checkpoint);
+    let mut completions = Vec::new();
+    while writer.busy() {
+        disk.wait(&mut completions);
+        for completion in completions.drain(..) {
+            writer.on_completion(disk, completion)?;
+        }
+    }
+    Ok(())
+}
+
 fn fatal(step: &Step, path: String, source: io::Error) -> CheckpointError {
     let operation = match step {
         Step::Open => "create",

@@ -5,5 +5,6 @@
 pub mod checkpoint;
 pub mod data_dir;
 pub mod disk;
+pub mod incoming;
 pub mod journal;
 pub mod segment;

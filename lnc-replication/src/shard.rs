@@ -226,6 +226,10 @@ impl Shard {
         let same = |entry: &RecoveredEntry| entry.index != start.applied_index || entry.term == start.applied_term;
         let covered = entries.last().is_some_and(|last| last.index >= start.applied_index);
         if !covered || !entries.iter().all(same) {
+            if !entries.is_empty() {
+                // Whatever is appended from now on must not be taken for the end of what was there before.
+                self.journal.append_checkpoint(id, start.applied_term, start.applied_index);
+            }
             entries.clear();
         }
         // Entries that the checkpoint covers are kept for followers that lag; the oldest of them only lends its term.

@@ -1,8 +1,8 @@
-//! What nodes ask each other for beside Raft: the state of a group, ranges of segment files, and lost entries.
+//! What nodes ask each other for beside Raft: the state of a group, its records, and lost entries.
 //!
 //! A node that is too far behind, or has lost something, *pulls*: it asks, and asks again when no answer comes, so the
-//! node that answers keeps nothing in mind. Segments are append-only and the same on all replicas, so a range of one
-//! means the same everywhere; only a group's state belongs to one checkpoint of one node.
+//! node that answers keeps nothing in mind. Committed records are the same on all replicas, so those from an offset on
+//! may come from any; only a group's state belongs to one checkpoint of one node.
 
 use crate::wire::{WireError, bool_of, u8_of, u32_of, u64_of};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -13,7 +13,7 @@ use lnc_raft::{Entry, EntryKind, Index, NodeId, Term};
 /// Kinds of message from here on are transfers; those below are Raft's.
 pub(crate) const FIRST_KIND: u8 = 64;
 
-/// Longest range that may be asked for, in bytes.
+/// Most bytes that may be asked for at once.
 pub const MAX_RANGE: u32 = 1 << 20;
 
 /// Most entries that may be asked for at once.
@@ -37,10 +37,10 @@ pub struct Transfer {
 pub enum TransferBody {
     /// What is there to fetch of the group's state?
     AskState,
-    /// An encoded manifest (see `lnc_log::incoming`); None: this node has no checkpoint of the group.
+    /// What there is to fetch; None: this node has no checkpoint of the group.
     State {
-        /// The manifest.
-        manifest: Option<Bytes>,
+        /// The newest checkpoint.
+        offer: Option<Offer>,
     },
     /// Some bytes, please.
     AskRange(Range),
@@ -48,7 +48,7 @@ pub enum TransferBody {
     Range {
         /// The question.
         range: Range,
-        /// All of its bytes; None: they are gone here, or damaged.
+        /// At least one byte of state, or one whole batch; None: they are gone here, or damaged.
         bytes: Option<Bytes>,
     },
     /// Entries that the sender once had and whose bytes it lost; each by index and term.
@@ -69,15 +69,28 @@ pub enum TransferBody {
     },
 }
 
-/// A range of bytes.
+/// The state of a group in a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Number of the checkpoint.
+    pub checkpoint: u64,
+    /// The last entry whose effects it has.
+    pub applied_index: Index,
+    /// The term of that entry.
+    pub applied_term: Term,
+    /// The members at that entry, encoded.
+    pub configuration: Bytes,
+    /// Bytes of the state machine's state.
+    pub state_len: u64,
+}
+
+/// Some bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Range {
-    /// Of what.
+    /// From where on.
     pub part: Part,
-    /// Where it starts, in bytes.
-    pub position: u64,
-    /// Its length in bytes, at most [`MAX_RANGE`].
-    pub len: u32,
+    /// How many at most, no more than [`MAX_RANGE`]. A first batch that is longer comes all the same.
+    pub max_bytes: u32,
 }
 
 /// What a range belongs to.
@@ -87,13 +100,15 @@ pub enum Part {
     State {
         /// Number of the checkpoint.
         checkpoint: u64,
+        /// Position in the state.
+        position: u64,
     },
-    /// A segment file.
-    Segment {
+    /// The record batches of a partition, as they are stored.
+    Records {
         /// The partition.
         key: PartitionKey,
-        /// Offset of the segment's first record.
-        base_offset: u64,
+        /// Offset of the first record.
+        offset: u64,
     },
 }
 
@@ -103,7 +118,7 @@ impl TransferBody {
         const PAIR: usize = 16;
         match self {
             Self::AskState | Self::AskRange(_) => 0,
-            Self::State { manifest } => manifest.as_ref().map_or(0, Bytes::len),
+            Self::State { offer } => offer.as_ref().map_or(0, |offer| offer.configuration.len()),
             Self::Range { bytes, .. } => bytes.as_ref().map_or(0, Bytes::len),
             Self::AskEntries { wanted } => wanted.len() * PAIR,
             Self::Entries { committed, entries, .. } => {
@@ -115,9 +130,15 @@ impl TransferBody {
     pub(crate) fn encode(&self, out: &mut BytesMut) {
         match self {
             Self::AskState => out.put_u8(FIRST_KIND),
-            Self::State { manifest } => {
+            Self::State { offer } => {
                 out.put_u8(FIRST_KIND + 1);
-                put_optional(out, manifest.as_ref());
+                out.put_u8(u8::from(offer.is_some()));
+                if let Some(offer) = offer {
+                    for number in [offer.checkpoint, offer.applied_index, offer.applied_term, offer.state_len] {
+                        out.put_u64_le(number);
+                    }
+                    put_bytes(out, &offer.configuration);
+                }
             }
             Self::AskRange(range) => {
                 out.put_u8(FIRST_KIND + 2);
@@ -171,26 +192,26 @@ fn put_places(out: &mut BytesMut, places: &[(Index, Term)]) {
 
 fn put_range(out: &mut BytesMut, range: &Range) {
     match range.part {
-        Part::State { checkpoint } => {
+        Part::State { checkpoint, position } => {
             out.put_u8(0);
             out.put_u64_le(checkpoint);
+            out.put_u64_le(position);
         }
-        Part::Segment { key, base_offset } => {
+        Part::Records { key, offset } => {
             out.put_u8(1);
             out.put_u64_le(key.topic_id);
             out.put_u32_le(key.partition);
-            out.put_u64_le(base_offset);
+            out.put_u64_le(offset);
         }
     }
-    out.put_u64_le(range.position);
-    out.put_u32_le(range.len);
+    out.put_u32_le(range.max_bytes);
 }
 
 /// The fields of a message of this kind.
 pub(crate) fn decode(kind: u8, body: &mut Bytes) -> Result<TransferBody, WireError> {
     Ok(match kind - FIRST_KIND {
         0 => TransferBody::AskState,
-        1 => TransferBody::State { manifest: take_optional(body)? },
+        1 => TransferBody::State { offer: if bool_of(body, "presence")? { Some(take_offer(body)?) } else { None } },
         2 => TransferBody::AskRange(take_range(body)?),
         3 => TransferBody::Range { range: take_range(body)?, bytes: take_optional(body)? },
         4 => TransferBody::AskEntries { wanted: take_places(body)? },
@@ -238,20 +259,27 @@ fn take_places(body: &mut Bytes) -> Result<Vec<(Index, Term)>, WireError> {
     (0..count).map(|_| Ok((u64_of(body, "index")?, u64_of(body, "term")?))).collect()
 }
 
+fn take_offer(body: &mut Bytes) -> Result<Offer, WireError> {
+    let mut number = |what| u64_of(body, what);
+    let (checkpoint, applied_index) = (number("checkpoint")?, number("applied index")?);
+    let (applied_term, state_len) = (number("applied term")?, number("state length")?);
+    Ok(Offer { checkpoint, applied_index, applied_term, state_len, configuration: take_bytes(body)? })
+}
+
 fn take_range(body: &mut Bytes) -> Result<Range, WireError> {
     let part = match u8_of(body, "part")? {
-        0 => Part::State { checkpoint: u64_of(body, "checkpoint")? },
-        1 => Part::Segment {
+        0 => Part::State { checkpoint: u64_of(body, "checkpoint")?, position: u64_of(body, "position")? },
+        1 => Part::Records {
             key: PartitionKey { topic_id: u64_of(body, "topic id")?, partition: u32_of(body, "partition")? },
-            base_offset: u64_of(body, "base offset")?,
+            offset: u64_of(body, "offset")?,
         },
         value => return Err(WireError::Unknown { field: "part", value: value.into() }),
     };
-    let (position, len) = (u64_of(body, "position")?, u32_of(body, "range length")?);
-    if len > MAX_RANGE {
-        return Err(WireError::Unknown { field: "range length", value: len.into() });
+    let max_bytes = u32_of(body, "range length")?;
+    if max_bytes > MAX_RANGE {
+        return Err(WireError::Unknown { field: "range length", value: max_bytes.into() });
     }
-    Ok(Range { part, position, len })
+    Ok(Range { part, max_bytes })
 }
 
 #[cfg(test)]
@@ -262,13 +290,15 @@ mod tests {
     #[test]
     fn every_transfer_survives_the_wire_and_no_cut_one_does() {
         let key = PartitionKey { topic_id: 5, partition: 6 };
-        let file = Range { part: Part::Segment { key, base_offset: 7 }, position: 4096, len: MAX_RANGE };
-        let state = Range { part: Part::State { checkpoint: 3 }, position: 0, len: 9 };
+        let file = Range { part: Part::Records { key, offset: 7 }, max_bytes: MAX_RANGE };
+        let state = Range { part: Part::State { checkpoint: 3, position: 0 }, max_bytes: 9 };
+        let configuration = Bytes::from_static(b"members");
+        let offer = Offer { checkpoint: 3, applied_index: 4, applied_term: 2, configuration, state_len: 9 };
         let entry = Entry { term: 4, index: 8, kind: EntryKind::Normal, payload: Bytes::from_static(b"payload") };
         let bodies = [
             TransferBody::AskState,
-            TransferBody::State { manifest: None },
-            TransferBody::State { manifest: Some(Bytes::from_static(b"manifest")) },
+            TransferBody::State { offer: None },
+            TransferBody::State { offer: Some(offer) },
             TransferBody::AskRange(file),
             TransferBody::Range { range: state, bytes: None },
             TransferBody::Range { range: file, bytes: Some(Bytes::from_static(b"bytes")) },

@@ -12,7 +12,7 @@ use lnc_log::segment::PartitionKey;
 use lnc_protocol::message::{
     ClusterInfoResponse, CreateTopicRequest, DeleteTopicRequest, GroupStatus, HelloRequest, HelloResponse,
     MetadataRequest, MetadataResponse, NodeInfo, NodeStatus, Opcode, PartitionDescription, PartitionMetadata,
-    PeerProgress, Response, TopicDescription, TopicMetadata, TopicOptions, TopicSummary,
+    PeerProgress, Response, TopicDescription, TopicMetadata, TopicOptions, TopicSummary, TransferStatus,
 };
 use lnc_protocol::{ErrorCode, PROTOCOL_VERSION, names};
 use lnc_raft::{NodeId, Role, Status};
@@ -324,8 +324,15 @@ impl<D: Disk> Broker<D> {
     pub(super) fn cluster_info(&mut self, caller: Caller) {
         let nodes = self.node_statuses();
         let groups = self.shard.group_ids().filter_map(|group| self.group_status(group)).collect();
+        let transfer = |(group, from, bytes_done, bytes_total): (GroupId, NodeId, u64, u64)| TransferStatus {
+            group: group.0,
+            from: from.node(),
+            bytes_done,
+            bytes_total,
+        };
+        let transfers = self.transfers.progress().map(transfer).collect();
         let (cluster_id, node_id) = (self.config.cluster_id, self.config.node.node());
-        let response = ClusterInfoResponse { cluster_id, node_id, nodes, groups, transfers: Vec::new() };
+        let response = ClusterInfoResponse { cluster_id, node_id, nodes, groups, transfers };
         self.reply(caller, Opcode::ClusterInfo, Response::ClusterInfo(response));
     }
 

@@ -10,12 +10,14 @@ use super::fetch::Fetches;
 use super::offsets::Scans;
 use super::partitions::PartitionGroup;
 use super::tail_cache::TailCache;
+use super::transfer::{Transfers, decode_header};
 use super::{Broker, BrokerConfig, BrokerError, DataGroup};
 use bytes::{BufMut, Bytes, BytesMut};
 use lnc_log::checkpoint::{Checkpoint, CheckpointWriter, GroupCheckpoint, load_latest};
 use lnc_log::disk::{Completion, Disk};
+use lnc_log::incoming::{self, FileInfo};
 use lnc_log::journal::{GroupId, JournalStart};
-use lnc_log::segment::{PartitionKey, PartitionState, SegmentConfig, SegmentStore};
+use lnc_log::segment::{PartitionKey, PartitionState, SegmentConfig, SegmentState, SegmentStore};
 use lnc_metrics::Metrics;
 use lnc_protocol::Opcode;
 use lnc_raft::{Configuration, HardState, NodeId};
@@ -41,7 +43,8 @@ enum Phase {
     },
     /// The file is being written.
     Writing {
-        journal_file: u64,
+        number: u64,
+        captured: Captured,
     },
 }
 
@@ -125,10 +128,10 @@ impl<D: Disk> Broker<D> {
         if let Phase::Flushing { captured } = std::mem::replace(&mut self.checkpoint.phase, Phase::Idle) {
             let number = self.checkpoint.next_number;
             self.checkpoint.next_number += 1;
-            let Captured { groups, journal_file } = captured;
-            let checkpoint = Checkpoint { number, journal_file, groups };
+            let Captured { groups, journal_file } = &captured;
+            let checkpoint = Checkpoint { number, journal_file: *journal_file, groups: groups.clone() };
             self.checkpoint.writer.start(&mut self.disk, checkpoint);
-            self.checkpoint.phase = Phase::Writing { journal_file };
+            self.checkpoint.phase = Phase::Writing { number, captured };
         }
         Ok(())
     }
@@ -137,7 +140,10 @@ impl<D: Disk> Broker<D> {
         match self.checkpoint.writer.on_completion(&mut self.disk, completion) {
             Ok(None) => {}
             Ok(Some(_)) => {
-                if let Phase::Writing { journal_file } = std::mem::replace(&mut self.checkpoint.phase, Phase::Idle) {
+                if let Phase::Writing { number, captured } = std::mem::replace(&mut self.checkpoint.phase, Phase::Idle)
+                {
+                    let Captured { groups, journal_file } = captured;
+                    self.transfers.offer(number, groups);
                     self.shard.release_journal(&mut self.disk, journal_file);
                     self.segments.release_removed(&mut self.disk);
                     self.metrics.checkpoints_total.inc();
@@ -176,7 +182,15 @@ pub fn open<D: Disk>(
     mut disk: D,
     metrics: Arc<Metrics>,
 ) -> Result<Broker<D>, BrokerError> {
-    let mut loaded = load(&mut disk)?;
+    let (pending, leftovers) = incoming::pending(&mut disk)?;
+    let newest = load_latest(&mut disk)?;
+    let checkpoint = take_over(&mut disk, newest, pending)?;
+    let mut transfers = Transfers::new(leftovers);
+    let mut loaded = Loaded { next_number: 1, ..Loaded::default() };
+    if let Some(checkpoint) = checkpoint {
+        transfers.offer(checkpoint.number, checkpoint.groups.clone());
+        load(&mut loaded, checkpoint)?;
+    }
     let needed = loaded.catalog.topics().map(|topic| topic.data_groups).max().unwrap_or(0);
     if needed > config.data_groups {
         return Err(BrokerError::TooFewGroups { configured: config.data_groups, needed });
@@ -229,6 +243,7 @@ pub fn open<D: Disk>(
         draining: false,
         peers_connected: BTreeSet::new(),
         misplaced_since_us: BTreeMap::new(),
+        transfers,
         applicants: BTreeMap::new(),
         clock: super::Clock::default(),
         shard_outputs: Outputs::default(),
@@ -247,9 +262,68 @@ pub fn open<D: Disk>(
     })
 }
 
-fn load<D: Disk>(disk: &mut D) -> Result<Loaded, BrokerError> {
-    let mut loaded = Loaded { next_number: 1, ..Loaded::default() };
-    let Some(checkpoint) = load_latest(disk)? else { return Ok(loaded) };
+/// Put state that has come from peers in the place of this node's own.
+fn take_over<D: Disk>(
+    disk: &mut D,
+    newest: Option<Checkpoint>,
+    pending: Vec<incoming::Pending>,
+) -> Result<Option<Checkpoint>, BrokerError> {
+    let mut checkpoint = newest.unwrap_or(Checkpoint { number: 0, journal_file: 0, groups: Vec::new() });
+    let mut transfers = Vec::new();
+    for incoming::Pending { group, header, state } in pending {
+        let unreadable = |what| BrokerError::State { group: group.0, error: CommandError(what) };
+        let (applied_index, applied_term, configuration) =
+            decode_header(header).ok_or(unreadable("the header of a transfer"))?;
+        let own = checkpoint.groups.iter().position(|own| own.group == group);
+        let before = own.map(|at| checkpoint.groups.swap_remove(at));
+        if let Some(own) = before.as_ref().filter(|own| own.applied_index >= applied_index) {
+            // This node has caught up otherwise, or had taken it over before it ended.
+            checkpoint.groups.push(own.clone());
+            incoming::discard(disk, group)?;
+            continue;
+        }
+        let files =
+            segment_files(group, state.clone()).map_err(|error| BrokerError::State { group: group.0, error })?;
+        transfers.push((group, files));
+        // A later term or vote is in the journal; the vote in this term may be in the checkpoint alone.
+        let term = before.as_ref().map_or(0, |own| own.term).max(applied_term);
+        let vote = before.and_then(|own| own.vote.filter(|_| own.term == term));
+        checkpoint.groups.push(GroupCheckpoint {
+            group,
+            term,
+            vote,
+            applied_index,
+            applied_term,
+            configuration,
+            state,
+        });
+    }
+    if !transfers.is_empty() {
+        checkpoint.number += 1;
+        checkpoint.groups.sort_by_key(|group| group.group);
+        incoming::install(disk, &transfers, checkpoint.clone())?;
+    }
+    Ok(Some(checkpoint).filter(|checkpoint| checkpoint.number > 0))
+}
+
+/// The segment files that a group's state in a checkpoint names.
+pub(super) fn segment_files(group: GroupId, state: Bytes) -> Result<Vec<FileInfo>, CommandError> {
+    let mut loaded = Loaded::default();
+    load_group(&mut loaded, group, state)?;
+    let files = |(key, stored, _): &(PartitionKey, PartitionState, Option<u64>)| {
+        let key = *key;
+        let info = move |segment: &SegmentState| FileInfo {
+            key,
+            base_offset: segment.base_offset,
+            end_offset: segment.end_offset,
+            len: segment.len,
+        };
+        stored.segments.iter().map(info).collect::<Vec<_>>()
+    };
+    Ok(loaded.partitions.iter().flat_map(files).collect())
+}
+
+fn load(loaded: &mut Loaded, checkpoint: Checkpoint) -> Result<(), BrokerError> {
     loaded.next_number = checkpoint.number + 1;
     loaded.journal_start = JournalStart(checkpoint.journal_file);
     for group in checkpoint.groups {
@@ -262,10 +336,10 @@ fn load<D: Disk>(disk: &mut D) -> Result<Loaded, BrokerError> {
             false => Some(Configuration::decode(&group.configuration).map_err(unreadable)?),
         };
         loaded.starts.insert(group.group, GroupStart { hard_state, applied_index, applied_term, configuration });
-        load_group(&mut loaded, group.group, group.state)
+        load_group(loaded, group.group, group.state)
             .map_err(|error| BrokerError::State { group: group.group.0, error })?;
     }
-    Ok(loaded)
+    Ok(())
 }
 
 fn load_group(loaded: &mut Loaded, group: GroupId, mut state: Bytes) -> Result<(), CommandError> {

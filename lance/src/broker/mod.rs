@@ -21,6 +21,7 @@ pub mod partitions;
 mod produce;
 mod proposals;
 pub mod tail_cache;
+mod transfer;
 
 use self::catalog::{Catalog, META};
 use self::members::Addresses;
@@ -120,6 +121,8 @@ pub struct BrokerConfig {
     pub max_partitions_per_topic: u32,
     /// Journal bytes between checkpoints.
     pub checkpoint_bytes: u64,
+    /// Bytes per second that are given to nodes that fetch the state of a group.
+    pub transfer_bytes_per_second: u64,
     /// Segment size of topics that do not set one; fixed for a partition when it is made.
     pub segment_bytes: u64,
 }
@@ -137,6 +140,9 @@ pub enum BrokerError {
     /// A checkpoint failed.
     #[error(transparent)]
     Checkpoint(#[from] lnc_log::checkpoint::CheckpointError),
+    /// State that came from a peer cannot be taken over.
+    #[error(transparent)]
+    Incoming(#[from] lnc_log::incoming::IncomingError),
     /// A committed entry or a checkpoint is not understood.
     #[error("group {group}: {error}")]
     State {
@@ -214,6 +220,7 @@ pub struct Broker<D: Disk> {
     peers_connected: BTreeSet<NodeId>,
     /// Since when each data group that another node should lead is led here, for rebalancing.
     misplaced_since_us: BTreeMap<GroupId, u64>,
+    transfers: transfer::Transfers,
     /// Nodes that wait to be admitted, by number.
     applicants: BTreeMap<u64, membership::Applicant>,
     clock: Clock,
@@ -296,7 +303,7 @@ impl<D: Disk> Broker<D> {
         self.clock = clock;
         match message {
             PeerMessage::Raft(group, message) => self.raft_message(group, message),
-            PeerMessage::Transfer(_) => {}
+            PeerMessage::Transfer(message) => self.transfer_message(message),
         }
     }
 
@@ -339,6 +346,7 @@ impl<D: Disk> Broker<D> {
         self.expire_barriers();
         self.expire_topic_changes();
         self.measure_freshness();
+        self.tick_transfers();
         if self.draining {
             self.hand_over();
         }
@@ -390,7 +398,8 @@ impl<D: Disk> Broker<D> {
         self.drive_checkpoint()?;
         self.disk.kick();
         outputs.append(&mut self.outputs);
-        let messages = out.messages.drain(..).map(|(group, message)| PeerMessage::Raft(group, message)).collect();
+        let raft = out.messages.drain(..).map(|(group, message)| PeerMessage::Raft(group, message));
+        let messages = raft.chain(self.transfers.outbox.drain(..).map(PeerMessage::Transfer)).collect();
         self.shard_outputs = out;
         Ok(messages)
     }
@@ -404,10 +413,11 @@ impl<D: Disk> Broker<D> {
                 Some(Owner::Journal) => self.shard.on_completion(&mut self.disk, completion, out)?,
                 Some(Owner::Segments) => {
                     if let Some(read) = self.segments.on_completion(&mut self.disk, completion)? {
-                        self.cold_read_done(read);
+                        self.read_done(read);
                     }
                 }
                 Some(Owner::Checkpoint) => self.checkpoint_completion(completion)?,
+                Some(Owner::Incoming) => self.incoming_completion(completion),
                 Some(Owner::Setup) | None => {}
             }
         }
@@ -449,6 +459,9 @@ impl<D: Disk> Broker<D> {
         }
         for (_, ctx) in std::mem::take(&mut out.reads_failed) {
             self.barrier_failed(ctx);
+        }
+        for (group, index) in std::mem::take(&mut out.states_needed) {
+            self.state_needed(group, index);
         }
         self.pass_barriers();
         Ok(())
@@ -614,13 +627,13 @@ impl<D: Disk> Broker<D> {
             for peer in status.peers.iter().filter(|peer| peer.state == ProgressState::NeedsSnapshot) {
                 behind.insert((group, peer.id));
                 if !self.left_behind.contains(&(group, peer.id)) {
-                    tracing::error!(
+                    tracing::warn!(
                         group = group.0,
                         node = %peer.id,
                         needs = peer.match_index + 1,
                         first_index = status.first_index,
-                        "a node needs entries that the journal no longer holds: it cannot catch up and does not count \
-                         for the quorum until it is replaced; raise journal.retain_bytes before longer outages"
+                        "a node needs entries that the journal no longer holds: it fetches the group's state instead, \
+                         and does not count for the quorum until it has; raise journal.retain_bytes to make this rare"
                     );
                 }
             }

@@ -164,7 +164,7 @@ settings! {
     journal: Journal {
         /// Size of one journal file. Files are written with zeroes once, then recycled.
         file_bytes: u64 [Size] = "64MiB" in "1MiB" ..= "4GiB";
-        /// Journal kept for followers that lag. One that is further behind cannot catch up.
+        /// Journal kept for followers that lag. One that is further behind fetches the state of its groups instead.
         retain_bytes: u64 [Size] = "1GiB" in "1MiB" ..= "1TiB";
         /// Journal written since the last checkpoint that starts the next one. More means fewer, larger writes of
         /// segments and a longer recovery.
@@ -178,6 +178,9 @@ settings! {
         backend: BackendChoice [BackendChoice] = "auto";
         /// Size at which a partition starts its next segment, where the topic does not say otherwise.
         segment_bytes: u64 [Size] = "256MiB" in "1MiB" ..= "4GiB";
+        /// Bytes per second that this node gives to others that fetch the state of a group. More makes them whole
+        /// sooner, less leaves more of disk and network to clients.
+        transfer_bytes_per_second: u64 [Size] = "64MiB" in "64KiB" ..= "1TiB";
     }
     /// Limits. What goes past one gets an error that says so.
     limits: Limits {

@@ -52,6 +52,8 @@ pub enum Owner {
     Segments = 3,
     /// Setup and recovery, one operation at a time.
     Setup = 4,
+    /// State that comes from a peer.
+    Incoming = 5,
 }
 
 impl Owner {
@@ -76,6 +78,7 @@ impl Token {
             2 => Some(Owner::Checkpoint),
             3 => Some(Owner::Segments),
             4 => Some(Owner::Setup),
+            5 => Some(Owner::Incoming),
             _ => None,
         }
     }

@@ -231,6 +231,7 @@ fn broker_config(id: u64, settings: &Settings) -> BrokerConfig {
         max_topics: 100,
         max_partitions_per_topic: 100,
         checkpoint_bytes: settings.checkpoint_bytes,
+        transfer_bytes_per_second: 64 << 20,
         segment_bytes: settings.segments.segment_bytes,
     }
 }

@@ -1,0 +1,463 @@
+//! Catching up past the journal: a node that lacks more than entries fetches the state of a group from a peer.
+//!
+//! ```text
+//! needs state ──ask──► offer ──► bytes of the state ──► records, segment by segment ──► complete on disk ──► reopen
+//! ```
+//!
+//! The node asks, piece by piece, and asks again when no answer comes. What it has fetched survives restarts of either
+//! side, since committed records are the same everywhere and for ever; a newer offer only adds to them. Once everything
+//! is on stable storage the broker asks to be opened anew ([`Broker::wants_reopen`]): the start puts it in place.
+//!
+//! The peer answers from its newest checkpoint and its segments, at a bounded rate, so that its own clients do not notice.
+
+use super::Broker;
+use super::checkpoint::segment_files;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use lnc_log::checkpoint::GroupCheckpoint;
+use lnc_log::disk::{Completion, Disk};
+use lnc_log::incoming::{FileInfo, Incoming, Leftovers};
+use lnc_log::journal::GroupId;
+use lnc_log::segment::ReadDone;
+use lnc_raft::{Index, NodeId};
+use lnc_replication::transfer::{MAX_RANGE, Offer, Part, Range, Transfer, TransferBody};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Questions that wait to be answered; who asks more asks again later.
+const MAX_ASKS: usize = 256;
+
+/// How long to wait for an answer before asking again.
+const PATIENCE_US: u64 = 2_000_000;
+
+/// Unanswered questions after which another peer is asked.
+const MAX_TRIES: u32 = 3;
+
+/// How long a transfer goes on without the leader saying that it is needed.
+const NEED_US: u64 = 10_000_000;
+
+/// How long a complete transfer waits for those of other groups, so that one reopening serves them all.
+const GATHER_US: u64 = 10_000_000;
+
+/// The first bytes of what a complete transfer keeps beside the state.
+const HEADER_VERSION: u8 = 1;
+
+enum Phase {
+    /// The peer was asked what it has.
+    Asked,
+    /// The bytes of the state are coming.
+    State { offer: Offer, bytes: BytesMut },
+    /// The records are coming.
+    Records { incoming: Incoming },
+    /// Everything is on stable storage, since this time.
+    Complete { since_us: u64 },
+}
+
+/// A group's state on its way to this node.
+struct Fetching {
+    from: NodeId,
+    /// The entry that the state must contain.
+    need: Index,
+    needed_us: u64,
+    asked_us: u64,
+    tries: u32,
+    phase: Phase,
+}
+
+/// What is on its way to this node, and from it.
+#[derive(Default)]
+pub(super) struct Transfers {
+    /// This node's newest durable checkpoint, by group.
+    offers: BTreeMap<GroupId, (Offer, Bytes)>,
+    /// Questions of peers, oldest first.
+    asks: VecDeque<(NodeId, GroupId, Range)>,
+    /// Questions whose records are being read, by ticket.
+    reads: BTreeMap<u64, (NodeId, GroupId, Range)>,
+    /// Bytes that may be sent now; below zero after a large piece.
+    budget: i64,
+    refilled_us: u64,
+    fetching: BTreeMap<GroupId, Fetching>,
+    leftovers: Leftovers,
+    /// Numbers the transfers of this run.
+    started: u64,
+    pub(super) outbox: Vec<Transfer>,
+}
+
+impl Transfers {
+    pub(super) fn new(leftovers: Leftovers) -> Self {
+        Self { leftovers, ..Self::default() }
+    }
+
+    /// These groups are in checkpoint `number`, which is durable.
+    pub(super) fn offer(&mut self, number: u64, groups: Vec<GroupCheckpoint>) {
+        let offer = |group: &GroupCheckpoint| Offer {
+            checkpoint: number,
+            applied_index: group.applied_index,
+            applied_term: group.applied_term,
+            configuration: group.configuration.clone(),
+            state_len: group.state.len() as u64,
+        };
+        self.offers = groups.into_iter().map(|group| (group.group, (offer(&group), group.state))).collect();
+    }
+
+    /// State on its way to this node: group, source, bytes that have come and bytes of all.
+    pub(super) fn progress(&self) -> impl Iterator<Item = (GroupId, NodeId, u64, u64)> + '_ {
+        self.fetching.iter().map(|(group, fetching)| {
+            let (done, total) = match &fetching.phase {
+                Phase::Asked => (0, 0),
+                Phase::State { offer, bytes } => (bytes.len() as u64, offer.state_len),
+                Phase::Records { incoming } => incoming.progress(),
+                Phase::Complete { .. } => (1, 1),
+            };
+            (*group, fetching.from, done, total)
+        })
+    }
+
+    fn is_asked_by(&self, ticket: u64) -> bool {
+        self.reads.contains_key(&ticket)
+    }
+}
+
+/// What a complete transfer keeps beside the state: where the state is in the log.
+pub(super) fn encode_header(offer: &Offer) -> Bytes {
+    let mut out = BytesMut::new();
+    out.put_u8(HEADER_VERSION);
+    out.put_u64_le(offer.applied_index);
+    out.put_u64_le(offer.applied_term);
+    out.put_slice(&offer.configuration);
+    out.freeze()
+}
+
+/// Applied index, its term, and the members; `None` if these are not the bytes of a header.
+pub(super) fn decode_header(mut header: Bytes) -> Option<(u64, u64, Bytes)> {
+    let version = header.try_get_u8().ok()?;
+    let (index, term) = (header.try_get_u64_le().ok()?, header.try_get_u64_le().ok()?);
+    (version == HEADER_VERSION).then_some((index, term, header))
+}
+
+impl<D: Disk> Broker<D> {
+    /// Whether the broker must be dropped and opened anew, to take over state that has come.
+    pub fn wants_reopen(&self) -> bool {
+        let now = self.now_us();
+        let mut complete = false;
+        for fetching in self.transfers.fetching.values() {
+            match fetching.phase {
+                Phase::Complete { since_us } if now >= since_us + GATHER_US => return true,
+                Phase::Complete { .. } => complete = true,
+                _ => return false,
+            }
+        }
+        complete
+    }
+
+    /// Wait until the disk has done all that this broker asked of it. Nothing may be asked of the broker afterwards.
+    pub fn quiesce(&mut self) {
+        let mut completions = Vec::new();
+        loop {
+            self.disk.kick();
+            self.disk.wait(&mut completions);
+            if completions.is_empty() {
+                return;
+            }
+            completions.clear();
+        }
+    }
+
+    /// The leader of a group says that this node needs its state.
+    pub(super) fn state_needed(&mut self, group: GroupId, index: Index) {
+        let now = self.now_us();
+        if let Some(fetching) = self.transfers.fetching.get_mut(&group) {
+            fetching.need = fetching.need.max(index);
+            fetching.needed_us = now;
+            return;
+        }
+        let Some(from) = self.transfer_source(group, None) else { return };
+        tracing::info!(group = group.0, %from, index, "too far behind for the journal: fetching the group's state");
+        let fetching = Fetching { from, need: index, needed_us: now, asked_us: 0, tries: 0, phase: Phase::Asked };
+        self.transfers.fetching.insert(group, fetching);
+        self.ask(group);
+    }
+
+    /// Whom to ask: the leader, or after trouble with one peer another.
+    fn transfer_source(&self, group: GroupId, not: Option<NodeId>) -> Option<NodeId> {
+        let leader = self.shard.leader(group);
+        let fit = |peer: &NodeId| self.peers_connected.contains(peer) && Some(*peer) != not;
+        let others = || self.peers_connected.iter().copied().find(fit);
+        leader.filter(fit).or_else(others).or(not.filter(|peer| self.peers_connected.contains(peer)))
+    }
+
+    /// Ask for what comes next.
+    fn ask(&mut self, group: GroupId) {
+        let now = self.now_us();
+        let from = self.config.node;
+        let Some(fetching) = self.transfers.fetching.get_mut(&group) else { return };
+        let body = match &fetching.phase {
+            Phase::Asked => TransferBody::AskState,
+            Phase::State { offer, bytes } => TransferBody::AskRange(Range {
+                part: Part::State { checkpoint: offer.checkpoint, position: bytes.len() as u64 },
+                max_bytes: MAX_RANGE,
+            }),
+            Phase::Records { incoming } => match incoming.wants() {
+                Some((key, offset)) => {
+                    TransferBody::AskRange(Range { part: Part::Records { key, offset }, max_bytes: MAX_RANGE })
+                }
+                None => return,
+            },
+            Phase::Complete { .. } => return,
+        };
+        fetching.asked_us = now;
+        self.transfers.outbox.push(Transfer { from, to: fetching.from, group, body });
+    }
+
+    /// Something that a peer asks or answers.
+    pub(super) fn transfer_message(&mut self, message: Transfer) {
+        let Transfer { from, group, body, .. } = message;
+        match body {
+            TransferBody::AskState => {
+                let offer = self.transfers.offers.get(&group).map(|(offer, _)| offer.clone());
+                self.answer_peer(from, group, TransferBody::State { offer });
+            }
+            TransferBody::AskRange(range) => {
+                if self.transfers.asks.len() < MAX_ASKS {
+                    self.transfers.asks.push_back((from, group, range));
+                    self.serve_asks();
+                }
+            }
+            TransferBody::State { offer } => self.state_offered(from, group, offer),
+            TransferBody::Range { range, bytes } => self.range_came(from, group, range, bytes),
+            TransferBody::AskEntries { .. } | TransferBody::Entries { .. } => {}
+        }
+    }
+
+    fn answer_peer(&mut self, to: NodeId, group: GroupId, body: TransferBody) {
+        self.transfers.outbox.push(Transfer { from: self.config.node, to, group, body });
+    }
+
+    /// Answer questions as far as the rate allows.
+    fn serve_asks(&mut self) {
+        while self.transfers.budget > 0
+            && let Some((to, group, range)) = self.transfers.asks.pop_front()
+        {
+            match range.part {
+                Part::State { checkpoint, position } => {
+                    let state = self.transfers.offers.get(&group).filter(|(offer, _)| offer.checkpoint == checkpoint);
+                    let bytes = state.and_then(|(_, state)| {
+                        let start = usize::try_from(position).ok().filter(|start| *start <= state.len())?;
+                        Some(state.slice(start..state.len().min(start + range.max_bytes as usize)))
+                    });
+                    self.send_range(to, group, range, bytes);
+                }
+                Part::Records { key, offset } => {
+                    let ticket = self.ticket();
+                    match self.segments.read(&mut self.disk, key, offset, range.max_bytes as usize, ticket) {
+                        Ok(()) => drop(self.transfers.reads.insert(ticket, (to, group, range))),
+                        Err(_) => self.send_range(to, group, range, None),
+                    }
+                }
+            }
+        }
+    }
+
+    fn send_range(&mut self, to: NodeId, group: GroupId, range: Range, bytes: Option<Bytes>) {
+        self.transfers.budget -= bytes.as_ref().map_or(0, |bytes| bytes.len() as i64);
+        self.answer_peer(to, group, TransferBody::Range { range, bytes });
+    }
+
+    /// A read has finished: records for a peer, unless a client asked for them.
+    pub(super) fn read_done(&mut self, read: ReadDone) {
+        if !self.transfers.is_asked_by(read.ticket) {
+            return self.cold_read_done(read);
+        }
+        let Some((to, group, range)) = self.transfers.reads.remove(&read.ticket) else { return };
+        let bytes = match read.result {
+            Ok(batches) => Some(batches.concat().into()),
+            Err(error) => {
+                tracing::warn!(%error, %to, "cannot give records to a peer");
+                None
+            }
+        };
+        self.send_range(to, group, range, bytes);
+    }
+
+    fn state_offered(&mut self, from: NodeId, group: GroupId, offer: Option<Offer>) {
+        let Some(fetching) = self.transfers.fetching.get_mut(&group) else { return };
+        if fetching.from != from || !matches!(fetching.phase, Phase::Asked) {
+            return;
+        }
+        // An older state would not do: the peer makes a newer checkpoint soon.
+        let Some(offer) = offer.filter(|offer| offer.applied_index >= fetching.need) else { return };
+        fetching.tries = 0;
+        let empty = offer.state_len == 0;
+        fetching.phase = Phase::State { offer, bytes: BytesMut::new() };
+        if empty {
+            self.state_came(group);
+        } else {
+            self.ask(group);
+        }
+    }
+
+    fn range_came(&mut self, from: NodeId, group: GroupId, range: Range, came: Option<Bytes>) {
+        let Some(fetching) = self.transfers.fetching.get_mut(&group) else { return };
+        if fetching.from != from {
+            return;
+        }
+        match (&mut fetching.phase, range.part) {
+            (Phase::State { offer, bytes }, Part::State { checkpoint, position })
+                if checkpoint == offer.checkpoint && position == bytes.len() as u64 =>
+            {
+                match came.filter(|came| !came.is_empty() && position + came.len() as u64 <= offer.state_len) {
+                    Some(came) => bytes.extend_from_slice(&came),
+                    // The peer has a newer checkpoint by now.
+                    None => return self.begin_anew(group),
+                }
+                fetching.tries = 0;
+                if bytes.len() as u64 == offer.state_len {
+                    self.state_came(group);
+                } else {
+                    self.ask(group);
+                }
+            }
+            (Phase::Records { incoming }, Part::Records { key, offset }) if incoming.wants() == Some((key, offset)) => {
+                let Some(came) = came else { return self.begin_anew(group) };
+                fetching.tries = 0;
+                if let Err(error) = incoming.records(&mut self.disk, key, offset, &came) {
+                    tracing::error!(group = group.0, %from, %error, "a peer sent records that cannot be right");
+                    self.ask_another(group);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The whole state is here: now for the records.
+    fn state_came(&mut self, group: GroupId) {
+        let Some(fetching) = self.transfers.fetching.get_mut(&group) else { return };
+        let Phase::State { offer, bytes } = std::mem::replace(&mut fetching.phase, Phase::Asked) else { return };
+        let state = bytes.freeze();
+        let files = match segment_files(group, state.clone()) {
+            Ok(files) => files,
+            Err(error) => {
+                tracing::error!(group = group.0, from = %fetching.from, %error, "a peer sent a state that is none");
+                return self.ask_another(group);
+            }
+        };
+        let wanted: Vec<FileInfo> = files.into_iter().filter(|file| !self.has_file(file)).collect();
+        self.transfers.started += 1;
+        let first = self.transfers.started << 32;
+        let header = encode_header(&offer);
+        let leftovers = &self.transfers.leftovers;
+        let incoming = Incoming::begin(&mut self.disk, group, &header, &state, wanted, leftovers, first);
+        if let Some(fetching) = self.transfers.fetching.get_mut(&group) {
+            fetching.phase = Phase::Records { incoming };
+        }
+    }
+
+    /// Whether a whole segment is here already.
+    fn has_file(&self, file: &FileInfo) -> bool {
+        let same = |segment: &lnc_log::segment::SegmentState| {
+            segment.sealed
+                && (segment.base_offset, segment.end_offset, segment.len)
+                    == (file.base_offset, file.end_offset, file.len)
+        };
+        let written = self.segments.written_offset(file.key) >= file.end_offset;
+        written && self.segments.state(file.key).is_some_and(|state| state.segments.iter().any(same))
+    }
+
+    /// A disk operation of a transfer has finished.
+    pub(super) fn incoming_completion(&mut self, completion: Completion) {
+        let started = completion.token.number() >> 32;
+        let now = self.now_us();
+        for (group, fetching) in &mut self.transfers.fetching {
+            let Phase::Records { incoming } = &mut fetching.phase else { continue };
+            if incoming.next_number() >> 32 != started {
+                continue;
+            }
+            let group = *group;
+            match incoming.on_completion(&mut self.disk, completion) {
+                Ok(false) => self.ask(group),
+                Ok(true) => {
+                    tracing::info!(group = group.0, "the group's state is here; taking it over");
+                    fetching.phase = Phase::Complete { since_us: now };
+                }
+                Err(error) => {
+                    tracing::warn!(group = group.0, %error, "the transfer of a group's state begins anew");
+                    self.begin_anew(group);
+                }
+            }
+            return;
+        }
+    }
+
+    /// Ask the same peer for a newer offer. What has come is kept.
+    fn begin_anew(&mut self, group: GroupId) {
+        self.keep_what_came(group);
+        if let Some(fetching) = self.transfers.fetching.get_mut(&group) {
+            // Not at once: the answer would be the same.
+            fetching.asked_us = self.clock.mono_us;
+        }
+    }
+
+    fn ask_another(&mut self, group: GroupId) {
+        self.keep_what_came(group);
+        let from = self.transfers.fetching.get(&group).map(|fetching| fetching.from);
+        match self.transfer_source(group, from) {
+            Some(next) => {
+                if let Some(fetching) = self.transfers.fetching.get_mut(&group) {
+                    (fetching.from, fetching.tries) = (next, 0);
+                }
+                self.ask(group);
+            }
+            None => drop(self.transfers.fetching.remove(&group)),
+        }
+    }
+
+    fn keep_what_came(&mut self, group: GroupId) {
+        if let Some(fetching) = self.transfers.fetching.get_mut(&group)
+            && let Phase::Records { incoming } = std::mem::replace(&mut fetching.phase, Phase::Asked)
+        {
+            incoming.leave(&mut self.transfers.leftovers);
+        }
+    }
+
+    /// The part of a tick that is about transfers.
+    pub(super) fn tick_transfers(&mut self) {
+        let now = self.now_us();
+        let rate = self.config.transfer_bytes_per_second;
+        let elapsed = now.saturating_sub(self.transfers.refilled_us).min(1_000_000);
+        let refill = (u128::from(rate) * u128::from(elapsed) / 1_000_000) as i64;
+        self.transfers.refilled_us = now;
+        // Unused rate is not saved up for longer than a tenth of a second.
+        self.transfers.budget = self.transfers.budget.saturating_add(refill).min((rate / 10).max(1) as i64);
+        self.serve_asks();
+        let groups: Vec<GroupId> = self.transfers.fetching.keys().copied().collect();
+        for group in groups {
+            let Some(fetching) = self.transfers.fetching.get_mut(&group) else { continue };
+            let complete = matches!(fetching.phase, Phase::Complete { .. });
+            if !complete && now > fetching.needed_us + NEED_US {
+                tracing::info!(group = group.0, "the group's state is no longer needed");
+                self.keep_what_came(group);
+                self.transfers.fetching.remove(&group);
+            } else if !complete && now > fetching.asked_us + PATIENCE_US {
+                fetching.tries += 1;
+                if fetching.tries > MAX_TRIES {
+                    self.ask_another(group);
+                } else {
+                    self.ask(group);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_survives_the_trip() {
+        let configuration = Bytes::from_static(b"members");
+        let offer = Offer { checkpoint: 3, applied_index: 9, applied_term: 2, configuration, state_len: 1 };
+        let header = encode_header(&offer);
+        assert_eq!(decode_header(header.clone()), Some((9, 2, offer.configuration)));
+        assert_eq!(decode_header(header.slice(..10)), None);
+        assert_eq!(decode_header(Bytes::from_static(&[9; 30])), None);
+    }
+}

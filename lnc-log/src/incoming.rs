@@ -1,0 +1,544 @@
+//! State that comes from a peer: a group's segments and the state of its state machine, collected beside the node's own
+//! until they are complete, and put in place at the next start.
+//!
+//! ```text
+//! incoming/<group>/<topic id>-<partition>-<base offset>.part    batches, checked one by one before they were written
+//!                                                      .log     a whole file, on stable storage
+//!                  COMPLETE                                     the owner's header and state; written last
+//! ```
+//!
+//! A transfer that was interrupted goes on where it was: whole files are kept, of a part as many whole batches as are
+//! there. Once `COMPLETE` is there, [`install`] moves the files into place and writes a checkpoint that names them. A
+//! crash anywhere in that leads to the same end: `COMPLETE` goes last, and a file that was moved is where it belongs.
+
+use crate::checkpoint::{Checkpoint, CheckpointError, write_now};
+use crate::disk::{AlignedBuf, Completion, Disk, FileId, Op, Outcome, Owner};
+use crate::journal::GroupId;
+use crate::segment::PartitionKey;
+use bytes::{Buf, Bytes};
+use lnc_protocol::batch::{self, BatchHeader};
+use std::collections::BTreeMap;
+use std::io;
+
+/// The directory of all transfers, relative to the data directory.
+const ROOT: &str = "incoming";
+const SEGMENTS: &str = "segments";
+const MAGIC: [u8; 4] = *b"LNCI";
+/// Bytes of a part that are read at a time when a transfer is taken up again.
+const SCAN_BYTES: usize = 1 << 20;
+
+/// A segment file that a transfer brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FileInfo {
+    /// The partition.
+    pub key: PartitionKey,
+    /// Offset of its first record.
+    pub base_offset: u64,
+    /// Offset after its last record.
+    pub end_offset: u64,
+    /// Bytes of its batches.
+    pub len: u64,
+}
+
+impl FileInfo {
+    fn name(&self, extension: &str) -> String {
+        format!("{}-{}-{:020}.{extension}", self.key.topic_id, self.key.partition, self.base_offset)
+    }
+
+    fn segment_dir(&self) -> String {
+        format!("{SEGMENTS}/{}-{}", self.key.topic_id, self.key.partition)
+    }
+
+    fn segment_path(&self) -> String {
+        format!("{}/{:020}.log", self.segment_dir(), self.base_offset)
+    }
+}
+
+fn dir(group: GroupId) -> String {
+    format!("{ROOT}/{}", group.0)
+}
+
+/// How much of a file is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Have {
+    len: u64,
+    end_offset: u64,
+}
+
+/// What earlier transfers have left, by group.
+#[derive(Clone, Debug, Default)]
+pub struct Leftovers(BTreeMap<GroupId, BTreeMap<(PartitionKey, u64), Have>>);
+
+/// Why a transfer cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IncomingError {
+    /// The disk refused an operation. What was fetched so far may be of no use; the node's own data is untouched.
+    #[error("cannot {operation} {path}: {source}")]
+    Failed {
+        /// What was attempted.
+        operation: &'static str,
+        /// On which file or directory.
+        path: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The peer sent something that does not continue the file.
+    #[error("partition {key} at offset {offset}: expected {expected}, the peer sent {found}")]
+    Unfit {
+        /// The partition.
+        key: PartitionKey,
+        /// Where the next batch was expected.
+        offset: u64,
+        /// What was expected.
+        expected: String,
+        /// What came.
+        found: String,
+    },
+    /// A file that should have been moved into place is nowhere.
+    #[error("the transferred file {path} is missing or shorter than {len} bytes")]
+    Missing {
+        /// Where it should be.
+        path: String,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// The checkpoint that takes the transfer over could not be written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+}
+
+fn failed(operation: &'static str, path: &str) -> impl FnOnce(io::Error) -> IncomingError {
+    let path = path.to_owned();
+    move |source| IncomingError::Failed { operation, path, source }
+}
+
+/// What the machine waits for.
+#[derive(Debug)]
+enum Step {
+    /// Nothing: it wants records.
+    Idle,
+    MakeDir,
+    SyncRoot,
+    Open,
+    Cut,
+    Write,
+    Sync,
+    Close,
+    Rename,
+    SyncFiles,
+    OpenComplete,
+    CutComplete,
+    WriteComplete,
+    SyncComplete,
+    CloseComplete,
+    RenameComplete,
+    SyncLast,
+    Done,
+}
+
+/// A transfer under way: a state machine over the disk. One operation is in flight at a time.
+#[derive(Debug)]
+pub struct Incoming {
+    group: GroupId,
+    /// What `COMPLETE` will say.
+    complete: Bytes,
+    files: Vec<FileInfo>,
+    /// The file that is being fetched.
+    at: usize,
+    have: Have,
+    leftovers: BTreeMap<(PartitionKey, u64), Have>,
+    file: FileId,
+    step: Step,
+    /// Counts operations, for tokens and file numbers.
+    next: u64,
+    bytes_done: u64,
+}
+
+impl Incoming {
+    /// Begin to collect these files for a group. `header` and `state` are the owner's, and come back from
+    /// [`pending`]. `first` numbers the operations: it must be above all numbers used before.
+    pub fn begin<D: Disk>(
+        disk: &mut D,
+        group: GroupId,
+        header: &[u8],
+        state: &[u8],
+        files: Vec<FileInfo>,
+        leftovers: &Leftovers,
+        first: u64,
+    ) -> Self {
+        let mut incoming = Self {
+            group,
+            complete: encode_complete(header, state),
+            files,
+            at: 0,
+            have: Have { len: 0, end_offset: 0 },
+            leftovers: leftovers.0.get(&group).cloned().unwrap_or_default(),
+            file: FileId(0),
+            step: Step::MakeDir,
+            next: first,
+            bytes_done: 0,
+        };
+        incoming.submit(disk, Op::CreateDir { path: dir(group) });
+        incoming
+    }
+
+    /// The number that the next transfer may begin with.
+    pub fn next_number(&self) -> u64 {
+        self.next + 1
+    }
+
+    /// The records to ask for: the partition and the offset of the first. `None` while the disk is busy, and at the end.
+    pub fn wants(&self) -> Option<(PartitionKey, u64)> {
+        let file = self.files.get(self.at)?;
+        matches!(self.step, Step::Idle).then_some((file.key, self.have.end_offset))
+    }
+
+    /// Bytes of records that are there, and of all.
+    pub fn progress(&self) -> (u64, u64) {
+        let current = if matches!(self.step, Step::Done) { 0 } else { self.have.len };
+        (self.bytes_done + current, self.files.iter().map(|file| file.len).sum())
+    }
+
+    /// What it has so far, for a transfer that replaces this one in the same run.
+    pub fn leave(self, leftovers: &mut Leftovers) {
+        let mut have = self.leftovers;
+        for file in &self.files[..self.at.min(self.files.len())] {
+            have.insert((file.key, file.base_offset), Have { len: file.len, end_offset: file.end_offset });
+        }
+        if let Some(file) = self.files.get(self.at).filter(|_| self.have.len > 0) {
+            have.insert((file.key, file.base_offset), self.have);
+        }
+        leftovers.0.insert(self.group, have);
+    }
+
+    fn submit<D: Disk>(&mut self, disk: &mut D, op: Op) {
+        self.next += 1;
+        disk.submit(Owner::Incoming.token(self.next), op);
+    }
+
+    /// Records have come: whole batches that begin at the offset asked for.
+    pub fn records<D: Disk>(
+        &mut self,
+        disk: &mut D,
+        key: PartitionKey,
+        offset: u64,
+        bytes: &Bytes,
+    ) -> Result<(), IncomingError> {
+        if self.wants() != Some((key, offset)) {
+            // An answer to an older question.
+            return Ok(());
+        }
+        let file = self.files[self.at];
+        let unfit = |offset, expected: String, found: String| IncomingError::Unfit { key, offset, expected, found };
+        let mut buf = AlignedBuf::with_capacity(bytes.len());
+        let mut have = self.have;
+        let mut rest = &bytes[..];
+        while have.end_offset < file.end_offset && !rest.is_empty() {
+            let bad = |error: batch::BatchError| unfit(have.end_offset, "a batch".to_owned(), error.to_string());
+            let len = BatchHeader::parse(rest).map_err(bad)?.total_len();
+            let whole = rest.get(..len).ok_or_else(|| {
+                unfit(have.end_offset, format!("{len} bytes of a batch"), format!("{} bytes", rest.len()))
+            })?;
+            let header = batch::check(whole).map_err(bad)?;
+            if header.base_offset != have.end_offset {
+                let expected = "a batch at this offset".to_owned();
+                return Err(unfit(have.end_offset, expected, format!("one at {}", header.base_offset)));
+            }
+            buf.extend_from_slice(whole);
+            have = Have { len: have.len + len as u64, end_offset: header.last_offset() + 1 };
+            rest = &rest[len..];
+        }
+        if have == self.have {
+            return Err(unfit(offset, "records".to_owned(), "none".to_owned()));
+        }
+        let over = have.end_offset > file.end_offset || have.len > file.len;
+        if over || (have.end_offset == file.end_offset && have.len != file.len) {
+            let expected = format!("{} bytes up to offset {}", file.len, file.end_offset);
+            return Err(unfit(offset, expected, format!("{} bytes up to {}", have.len, have.end_offset)));
+        }
+        let position = self.have.len;
+        self.have = have;
+        self.step = Step::Write;
+        self.submit(disk, Op::Write { file: self.file, position, buf, durable: false });
+        Ok(())
+    }
+
+    /// Take a completion of [`Owner::Incoming`]. `true` once everything is complete and on stable storage.
+    pub fn on_completion<D: Disk>(&mut self, disk: &mut D, completion: Completion) -> Result<bool, IncomingError> {
+        if completion.token.number() != self.next {
+            return Ok(false);
+        }
+        let step = std::mem::replace(&mut self.step, Step::Idle);
+        let outcome = completion.result.map_err(|source| self.failure(&step, source))?;
+        let complete = format!("{}/COMPLETE", dir(self.group));
+        let temporary = format!("{complete}.tmp");
+        let (step, op) = match (step, outcome) {
+            (Step::MakeDir, _) => (Step::SyncRoot, Op::SyncDir { path: ROOT.to_owned() }),
+            (Step::SyncRoot | Step::Rename, _) => return self.next_file(disk),
+            (Step::Open, Outcome::Opened { len }) if len != self.have.len => {
+                (Step::Cut, Op::SetLen { file: self.file, len: self.have.len })
+            }
+            (Step::Open | Step::Cut | Step::Write, _) => {
+                if self.have.len < self.files[self.at].len {
+                    return Ok(false);
+                }
+                (Step::Sync, Op::Sync { file: self.file })
+            }
+            (Step::Sync, _) => (Step::Close, Op::Close { file: self.file }),
+            (Step::Close, _) => {
+                let file = self.files[self.at];
+                self.bytes_done += file.len;
+                self.at += 1;
+                self.have = Have { len: 0, end_offset: 0 };
+                let path = |extension| format!("{}/{}", dir(self.group), file.name(extension));
+                (Step::Rename, Op::Rename { from: path("part"), to: path("log") })
+            }
+            (Step::SyncFiles, _) => {
+                self.file = Owner::Incoming.file(self.next + 1);
+                (Step::OpenComplete, Op::Open { file: self.file, path: temporary, create: true, direct: false })
+            }
+            (Step::OpenComplete, Outcome::Opened { len }) if len > 0 => {
+                (Step::CutComplete, Op::SetLen { file: self.file, len: 0 })
+            }
+            (Step::OpenComplete | Step::CutComplete, _) => {
+                let buf = AlignedBuf::copy_of(&self.complete);
+                (Step::WriteComplete, Op::Write { file: self.file, position: 0, buf, durable: false })
+            }
+            (Step::WriteComplete, _) => (Step::SyncComplete, Op::Sync { file: self.file }),
+            (Step::SyncComplete, _) => (Step::CloseComplete, Op::Close { file: self.file }),
+            (Step::CloseComplete, _) => (Step::RenameComplete, Op::Rename { from: temporary, to: complete }),
+            (Step::RenameComplete, _) => (Step::SyncLast, Op::SyncDir { path: dir(self.group) }),
+            (Step::SyncLast, _) => {
+                self.step = Step::Done;
+                return Ok(true);
+            }
+            (Step::Idle | Step::Done, _) => return Ok(false),
+        };
+        self.step = step;
+        self.submit(disk, op);
+        Ok(false)
+    }
+
+    /// Go on with the next file that is not there, or with the end.
+    fn next_file<D: Disk>(&mut self, disk: &mut D) -> Result<bool, IncomingError> {
+        let whole = |file: &FileInfo, have: &Have| have.len == file.len && have.end_offset == file.end_offset;
+        while let Some(file) = self.files.get(self.at).copied() {
+            let left = self.leftovers.get(&(file.key, file.base_offset)).copied();
+            self.have = match left {
+                Some(have) if whole(&file, &have) => {
+                    self.bytes_done += file.len;
+                    self.at += 1;
+                    continue;
+                }
+                Some(have) if have.len <= file.len && have.end_offset <= file.end_offset => have,
+                _ => Have { len: 0, end_offset: file.base_offset },
+            };
+            let path = format!("{}/{}", dir(self.group), file.name("part"));
+            self.file = Owner::Incoming.file(self.next + 1);
+            self.step = Step::Open;
+            self.submit(disk, Op::Open { file: self.file, path, create: true, direct: false });
+            return Ok(false);
+        }
+        self.step = Step::SyncFiles;
+        self.submit(disk, Op::SyncDir { path: dir(self.group) });
+        Ok(false)
+    }
+
+    fn failure(&self, step: &Step, source: io::Error) -> IncomingError {
+        let operation = match step {
+            Step::MakeDir => "create",
+            Step::Open | Step::OpenComplete => "open a file in",
+            Step::Cut | Step::CutComplete => "cut a file in",
+            Step::Write | Step::WriteComplete => "write a file in",
+            Step::Sync | Step::SyncComplete => "sync a file in",
+            Step::Close | Step::CloseComplete => "close a file in",
+            Step::Rename | Step::RenameComplete => "rename a file in",
+            Step::SyncRoot | Step::SyncFiles | Step::SyncLast | Step::Idle | Step::Done => "sync",
+        };
+        IncomingError::Failed { operation, path: dir(self.group), source }
+    }
+}
+
+fn encode_complete(header: &[u8], state: &[u8]) -> Bytes {
+    let mut out = Vec::with_capacity(24 + header.len() + state.len());
+    out.extend_from_slice(&MAGIC);
+    out.extend_from_slice(&(header.len() as u32).to_le_bytes());
+    out.extend_from_slice(&(state.len() as u64).to_le_bytes());
+    out.extend_from_slice(header);
+    out.extend_from_slice(state);
+    let crc = crc32fast::hash(&out);
+    out.extend_from_slice(&crc.to_le_bytes());
+    out.into()
+}
+
+fn decode_complete(bytes: Bytes) -> Option<(Bytes, Bytes)> {
+    let (body, crc) = bytes.split_last_chunk::<4>()?;
+    if crc32fast::hash(body) != u32::from_le_bytes(*crc) || body.len() < 16 || body[..4] != MAGIC {
+        return None;
+    }
+    let mut rest = bytes.slice(4..body.len());
+    let (header_len, state_len) = (rest.get_u32_le() as usize, usize::try_from(rest.get_u64_le()).ok()?);
+    if header_len.checked_add(state_len)? != rest.len() {
+        return None;
+    }
+    let header = rest.split_to(header_len);
+    Some((header, rest))
+}
+
+/// A transfer that waits to be put in place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// The group.
+    pub group: GroupId,
+    /// The owner's header.
+    pub header: Bytes,
+    /// The state.
+    pub state: Bytes,
+}
+
+fn list<D: Disk>(disk: &mut D, path: &str) -> Result<Vec<String>, IncomingError> {
+    match disk.run(Op::List { path: path.to_owned() }).map_err(failed("list", path))? {
+        Outcome::Names(names) => Ok(names),
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn read_file<D: Disk>(disk: &mut D, path: &str) -> Result<Bytes, IncomingError> {
+    let file = Owner::Incoming.file(0);
+    disk.run(Op::Open { file, path: path.to_owned(), create: false, direct: false }).map_err(failed("open", path))?;
+    let mut content = Vec::new();
+    loop {
+        let op = Op::Read { file, position: content.len() as u64, len: SCAN_BYTES };
+        let Outcome::Read(bytes) = disk.run(op).map_err(failed("read", path))? else { break };
+        content.extend_from_slice(&bytes);
+        if bytes.len() < SCAN_BYTES {
+            break;
+        }
+    }
+    disk.run(Op::Close { file }).map_err(failed("close", path))?;
+    Ok(content.into())
+}
+
+/// The transfers that are complete, and what unfinished ones have left. For the start of a node: blocks.
+pub fn pending<D: Disk>(disk: &mut D) -> Result<(Vec<Pending>, Leftovers), IncomingError> {
+    disk.run(Op::CreateDir { path: ROOT.to_owned() }).map_err(failed("create", ROOT))?;
+    disk.run(Op::SyncDir { path: String::new() }).map_err(failed("sync", "the data directory"))?;
+    let mut complete = Vec::new();
+    let mut leftovers = Leftovers::default();
+    for name in list(disk, ROOT)? {
+        let Ok(group) = name.parse().map(GroupId) else { continue };
+        let names = list(disk, &dir(group))?;
+        if names.iter().any(|name| name == "COMPLETE") {
+            let content = read_file(disk, &format!("{}/COMPLETE", dir(group)))?;
+            match decode_complete(content) {
+                Some((header, state)) => complete.push(Pending { group, header, state }),
+                // Damaged after it was written: the transfer begins anew.
+                None => discard(disk, group)?,
+            }
+            continue;
+        }
+        let mut have = BTreeMap::new();
+        for name in names {
+            let path = format!("{}/{name}", dir(group));
+            match parse_name(&name) {
+                Some((key, base_offset)) => {
+                    let found = scan(disk, &path, base_offset)?;
+                    // A whole file is taken up as a part again: a newer state may need more of it.
+                    if let Some(stem) = name.strip_suffix(".log") {
+                        let to = format!("{}/{stem}.part", dir(group));
+                        disk.run(Op::Rename { from: path.clone(), to }).map_err(failed("rename", &path))?;
+                    }
+                    have.insert((key, base_offset), found);
+                }
+                None => drop(disk.run(Op::Remove { path: path.clone() }).map_err(failed("remove", &path))?),
+            }
+        }
+        leftovers.0.insert(group, have);
+    }
+    Ok((complete, leftovers))
+}
+
+fn parse_name(name: &str) -> Option<(PartitionKey, u64)> {
+    let stem = name.strip_suffix(".part").or_else(|| name.strip_suffix(".log"))?;
+    let mut numbers = stem.splitn(3, '-').map(|number| number.parse::<u64>().ok());
+    let (topic_id, partition, base_offset) = (numbers.next()??, numbers.next()??, numbers.next()??);
+    Some((PartitionKey { topic_id, partition: u32::try_from(partition).ok()? }, base_offset))
+}
+
+/// How many whole, sound batches a part holds.
+fn scan<D: Disk>(disk: &mut D, path: &str, base_offset: u64) -> Result<Have, IncomingError> {
+    let content = read_file(disk, path)?;
+    let mut have = Have { len: 0, end_offset: base_offset };
+    while let Some(rest) = content.get(have.len as usize..).filter(|rest| !rest.is_empty()) {
+        let Ok(len) = BatchHeader::parse(rest).map(|header| header.total_len()) else { break };
+        let Some(Ok(header)) = rest.get(..len).map(batch::check) else { break };
+        if header.base_offset != have.end_offset {
+            break;
+        }
+        have = Have { len: have.len + len as u64, end_offset: header.last_offset() + 1 };
+    }
+    Ok(have)
+}
+
+/// Put complete transfers in place: move their files, write the checkpoint that names them, and only then forget them.
+/// Blocks; for the start of a node, before the segments are recovered.
+pub fn install<D: Disk>(
+    disk: &mut D,
+    transfers: &[(GroupId, Vec<FileInfo>)],
+    checkpoint: Checkpoint,
+) -> Result<(), IncomingError> {
+    for (group, files) in transfers {
+        let there = list(disk, &dir(*group))?;
+        for file in files {
+            move_file(disk, *group, file, &there)?;
+        }
+    }
+    disk.run(Op::CreateDir { path: SEGMENTS.to_owned() }).map_err(failed("create", SEGMENTS))?;
+    disk.run(Op::SyncDir { path: SEGMENTS.to_owned() }).map_err(failed("sync", SEGMENTS))?;
+    disk.run(Op::SyncDir { path: String::new() }).map_err(failed("sync", "the data directory"))?;
+    write_now(disk, checkpoint)?;
+    transfers.iter().try_for_each(|(group, _)| discard(disk, *group))
+}
+
+/// Move a file to its segment; one that was moved before must be there.
+fn move_file<D: Disk>(disk: &mut D, group: GroupId, file: &FileInfo, there: &[String]) -> Result<(), IncomingError> {
+    let (to, parent) = (file.segment_path(), file.segment_dir());
+    let from = ["log", "part"].map(|extension| file.name(extension)).into_iter().find(|name| there.contains(name));
+    if let Some(name) = from {
+        let from = format!("{}/{name}", dir(group));
+        disk.run(Op::CreateDir { path: parent.clone() }).map_err(failed("create", &parent))?;
+        disk.run(Op::Rename { from: from.clone(), to: to.clone() }).map_err(failed("rename", &from))?;
+    }
+    let id = Owner::Incoming.file(0);
+    let op = Op::Open { file: id, path: to.clone(), create: false, direct: false };
+    let len = match disk.run(op) {
+        Ok(Outcome::Opened { len }) => len,
+        Ok(_) => 0,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(failed("open", &to)(error)),
+    };
+    if len < file.len {
+        return Err(IncomingError::Missing { path: to, len: file.len });
+    }
+    disk.run(Op::Sync { file: id }).map_err(failed("sync", &to))?;
+    disk.run(Op::Close { file: id }).map_err(failed("close", &to))?;
+    disk.run(Op::SyncDir { path: parent.clone() }).map_err(failed("sync", &parent))?;
+    Ok(())
+}
+
+/// Forget a transfer, complete or not. `COMPLETE` goes first: without it, what is left is only leftovers.
+pub fn discard<D: Disk>(disk: &mut D, group: GroupId) -> Result<(), IncomingError> {
+    let path = dir(group);
+    let mut names = list(disk, &path)?;
+    names.sort_by_key(|name| name != "COMPLETE");
+    for name in names {
+        let file = format!("{path}/{name}");
+        disk.run(Op::Remove { path: file.clone() }).map_err(failed("remove", &file))?;
+        if name == "COMPLETE" {
+            disk.run(Op::SyncDir { path: path.clone() }).map_err(failed("sync", &path))?;
+        }
+    }
+    disk.run(Op::RemoveDir { path: path.clone() }).map_err(failed("remove", &path))?;
+    Ok(())
+}
