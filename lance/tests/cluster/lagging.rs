@@ -103,13 +103,17 @@ fn a_hung_leader_is_replaced_while_it_hangs() {
     cluster.assert_replicas_equal("t", 0, count);
 }
 
-#[test]
-fn a_follower_behind_the_journal_is_not_ready_and_the_others_go_on() {
+/// A follower that comes back when the journal no longer has what it lacks.
+fn falls_behind(wipe: bool) {
     let mut cluster = Cluster::start_with(&["journal.retain_bytes=4MiB", "journal.checkpoint_bytes=4MiB"]);
     let group = cluster.create_topic("t", 1, &[])[0];
+    let lines = lines_of_every_kind(10 << 20);
+    cluster.ok(&["produce", "t"], &lines);
     let down = cluster.others(cluster.leader(group))[0];
     cluster.node(down).kill();
-    let lines = lines_of_every_kind(10 << 20);
+    if wipe {
+        std::fs::remove_dir_all(&cluster.node(down).data).unwrap();
+    }
     for _ in 0..3 {
         cluster.ok(&["produce", "t"], &lines);
     }
@@ -118,15 +122,26 @@ fn a_follower_behind_the_journal_is_not_ready_and_the_others_go_on() {
         (cluster.group(leader, group)?.first_index > 2).then_some(())
     });
     cluster.node(down).start();
-    eventually("the leader says that the follower cannot be caught up", || {
-        let group = cluster.group(leader, group)?;
-        group.peers.iter().any(|peer| peer.node_id == down && peer.state == "needssnapshot").then_some(())
-    });
-    eventually("the node says that it is behind", || {
-        let (status, reason) = cluster.node(down).readyz()?;
-        assert_ne!(status, 200, "it lacks what the others have acknowledged");
-        reason.contains("catching up").then_some(())
-    });
-    eventually("the operator is told", || cluster.node(leader).log().contains("cannot catch up").then_some(()));
+    cluster.ok(&["produce", "t"], b"while it catches up\n");
+    cluster.wait_ready();
+    assert!(cluster.node(down).log().contains("taking over state that came from a peer"));
+    assert_no_lag(&cluster);
     cluster.ok(&["produce", "t"], b"one more\n");
+    let end = cluster.partitions("t")[0].high_watermark;
+    cluster.assert_replicas_equal("t", 0, end);
+    // What it took over is what it starts from.
+    cluster.node(down).kill();
+    cluster.node(down).start();
+    cluster.wait_ready();
+    cluster.assert_replicas_equal("t", 0, end);
+}
+
+#[test]
+fn a_follower_behind_the_journal_fetches_the_state_and_catches_up() {
+    falls_behind(false);
+}
+
+#[test]
+fn a_wiped_node_behind_the_journal_fetches_everything_and_replaces_its_former_self() {
+    falls_behind(true);
 }
