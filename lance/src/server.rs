@@ -358,7 +358,11 @@ fn open_broker(
 fn identity_of(stored: &lnc_log::data_dir::Identity) -> Identity {
     let members =
         |members: &[(u64, u64)]| members.iter().map(|(id, incarnation)| (NodeId(*id), *incarnation)).collect();
-    let cluster = stored.cluster.as_ref().map(|c| Cluster { id: c.cluster_id, members: members(&c.members) });
+    let cluster = stored.cluster.as_ref().map(|c| Cluster {
+        id: c.cluster_id,
+        data_groups: c.data_groups,
+        members: members(&c.members),
+    });
     let member = cluster.as_ref().and_then(|cluster| cluster.member(stored.node_id, stored.incarnation));
     Identity { node: member.unwrap_or(NodeId(stored.node_id)), incarnation: stored.incarnation, cluster }
 }
@@ -386,10 +390,11 @@ async fn form(
                 heard.insert(NodeId(identity.node.node()), identity);
             }
         }
-        let state = match decide(&own, &configured, &heard) {
+        let state = match decide(&own, &configured, config.cluster.data_groups, &heard) {
             Decision::Join(cluster) => {
                 let members = cluster.members.iter().map(|(node, incarnation)| (node.0, *incarnation)).collect();
-                data_dir.set_cluster(ClusterIdentity { cluster_id: cluster.id, members })?;
+                let data_groups = cluster.data_groups;
+                data_dir.set_cluster(ClusterIdentity { cluster_id: cluster.id, data_groups, members })?;
                 let joined = identity_of(data_dir.create_identity(config.node.id, own.incarnation)?);
                 let others = config.cluster.nodes.iter().filter(|node| node.id != config.node.id);
                 peers.set_members(joined.clone(), others.map(|node| (node.id, node.peer.to_string())).collect());
@@ -423,13 +428,18 @@ async fn form(
     }
 }
 
+/// The number of data groups was fixed when the cluster was founded; a configuration that says otherwise came later.
+fn data_groups(config: &Config, identity: &Identity) -> u32 {
+    identity.cluster.as_ref().map_or(config.cluster.data_groups, |cluster| cluster.data_groups)
+}
+
 fn shard_config(config: &Config, identity: &Identity, seed: u64) -> ShardConfig {
     let ticks = |ms: u64| (ms / config.raft.tick_ms).max(1) as u32;
     let founders = identity.cluster.as_ref().map(Cluster::founders).unwrap_or_default();
     ShardConfig {
         node: identity.node,
         founders: founders.into_keys().collect(),
-        groups: (0..=config.cluster.data_groups).map(GroupId).collect(),
+        groups: (0..=data_groups(config, identity)).map(GroupId).collect(),
         election_ticks: ticks(config.raft.election_timeout_ms),
         heartbeat_ticks: ticks(config.raft.heartbeat_ms),
         max_in_flight_bytes: 16 << 20,
@@ -468,7 +478,7 @@ fn broker_config(config: &Config, identity: &Identity) -> BrokerConfig {
         nodes: config.cluster.nodes.iter().map(|node| (node.id, addresses(node))).collect(),
         members: cluster.map(|cluster| cluster.members.clone()).unwrap_or_default(),
         founders: cluster.map(Cluster::founders).unwrap_or_default(),
-        data_groups: config.cluster.data_groups,
+        data_groups: data_groups(config, identity),
         memory_bytes: config.limits.memory_bytes as usize,
         tail_cache_bytes: config.limits.tail_cache_bytes as usize,
         max_batch_bytes: config.limits.max_batch_bytes as usize,

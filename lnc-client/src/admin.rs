@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{
-    ClusterInfoResponse, CreateTopicRequest, DeleteTopicRequest, DescribeTopicRequest, ListOffsetsPartition,
-    ListOffsetsRequest, MetadataRequest, MetadataResponse, OffsetSpec, Request, Response, TopicDescription,
-    TopicOptions, TopicSummary,
+    ChangeMembersRequest, ClusterInfoResponse, CreateTopicRequest, DeleteTopicRequest, DescribeTopicRequest,
+    ListOffsetsPartition, ListOffsetsRequest, MetadataRequest, MetadataResponse, OffsetSpec, Request, Response,
+    TopicDescription, TopicOptions, TopicSummary,
 };
 use tokio::time::Instant;
 
@@ -127,6 +127,14 @@ impl Client {
         let operation = Operation::new("cluster info");
         let outcome = self.call(Call::new(operation.clone(), Request::ClusterInfo)).await?;
         expect!(outcome, operation, Response::ClusterInfo(info) => info)
+    }
+
+    /// Changes who belongs to the cluster. Returns when the change is decided; [`Client::cluster_info`] shows how far the
+    /// groups have followed. Asking for what is so already changes nothing, so it may be repeated.
+    pub async fn change_members(&self, request: ChangeMembersRequest) -> Result<()> {
+        let operation = Operation::new("change members");
+        let outcome = self.call(Call::new(operation.clone(), Request::ChangeMembers(request))).await?;
+        expect!(outcome, operation, Response::ChangeMembers => ())
     }
 
     /// The earliest or latest offset of a partition, or that of the first record at or after a time; a time beyond

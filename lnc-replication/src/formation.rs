@@ -26,6 +26,8 @@ const MAX_MEMBERS: usize = 64;
 pub struct Cluster {
     /// Follows from the founders.
     pub id: u128,
+    /// Raft groups that hold partitions; fixed when the cluster was founded.
+    pub data_groups: u32,
     /// Every member's incarnation, as far as its owner knows.
     pub members: BTreeMap<NodeId, u64>,
 }
@@ -121,6 +123,7 @@ impl Greeting {
             Some(cluster) => {
                 out.put_u8(1);
                 out.put_u128_le(cluster.id);
+                out.put_u32_le(cluster.data_groups);
                 out.put_u16_le(cluster.members.len() as u16);
                 for (node, incarnation) in &cluster.members {
                     out.put_u64_le(node.0);
@@ -156,6 +159,7 @@ impl Greeting {
             0 => None,
             1 => {
                 let id = body.try_get_u128_le().map_err(short("cluster id"))?;
+                let data_groups = body.try_get_u32_le().map_err(short("data groups"))?;
                 let count = body.try_get_u16_le().map_err(short("members"))? as usize;
                 if count > MAX_MEMBERS {
                     return Err(GreetingError::Malformed("members"));
@@ -165,7 +169,7 @@ impl Greeting {
                     let node = NodeId(body.try_get_u64_le().map_err(short("member"))?);
                     members.insert(node, body.try_get_u64_le().map_err(short("member"))?);
                 }
-                Some(Cluster { id, members })
+                Some(Cluster { id, data_groups, members })
             }
             _ => return Err(GreetingError::Malformed("cluster")),
         };
@@ -232,8 +236,14 @@ pub enum Decision {
     },
 }
 
-/// Decide for a fresh node `own`, from what the live peers say they are.
-pub fn decide(own: &Identity, configured: &BTreeSet<NodeId>, heard: &BTreeMap<NodeId, Identity>) -> Decision {
+/// Decide for a fresh node `own`, from what the live peers say they are. A cluster that is founded now has as many data
+/// groups as the configuration says.
+pub fn decide(
+    own: &Identity,
+    configured: &BTreeSet<NodeId>,
+    data_groups: u32,
+    heard: &BTreeMap<NodeId, Identity>,
+) -> Decision {
     let clusters: Vec<&Cluster> = heard.values().filter_map(|peer| peer.cluster.as_ref()).collect();
     let ids: BTreeSet<u128> = clusters.iter().map(|cluster| cluster.id).collect();
     if ids.len() > 1 {
@@ -258,7 +268,7 @@ pub fn decide(own: &Identity, configured: &BTreeSet<NodeId>, heard: &BTreeMap<No
     let mut members: BTreeMap<NodeId, u64> =
         configured.iter().filter_map(|node| heard.get(node).map(|identity| (*node, identity.incarnation))).collect();
     members.insert(own.node, own.incarnation);
-    Decision::Join(Cluster { id: cluster_id(&members), members })
+    Decision::Join(Cluster { id: cluster_id(&members), data_groups, members })
 }
 
 /// The id that follows from the members.
@@ -305,7 +315,7 @@ mod tests {
     }
 
     fn formed() -> Cluster {
-        match decide(&fresh(1, 11), &configured(), &heard(&[fresh(2, 22), fresh(3, 33)])) {
+        match decide(&fresh(1, 11), &configured(), 3, &heard(&[fresh(2, 22), fresh(3, 33)])) {
             Decision::Join(cluster) => cluster,
             other => panic!("{other:?}"),
         }
@@ -313,15 +323,15 @@ mod tests {
 
     #[test]
     fn all_fresh_nodes_come_to_one_cluster() {
-        let second = decide(&fresh(2, 22), &configured(), &heard(&[fresh(1, 11), fresh(3, 33)]));
+        let second = decide(&fresh(2, 22), &configured(), 3, &heard(&[fresh(1, 11), fresh(3, 33)]));
         assert_eq!(second, Decision::Join(formed()));
-        let later = decide(&fresh(2, 23), &configured(), &heard(&[fresh(1, 11), fresh(3, 33)]));
+        let later = decide(&fresh(2, 23), &configured(), 3, &heard(&[fresh(1, 11), fresh(3, 33)]));
         assert_ne!(later, Decision::Join(formed()), "another incarnation makes another cluster");
     }
 
     #[test]
     fn nobody_starts_a_cluster_over_fewer_than_all() {
-        let decision = decide(&fresh(1, 11), &configured(), &heard(&[fresh(2, 22)]));
+        let decision = decide(&fresh(1, 11), &configured(), 3, &heard(&[fresh(2, 22)]));
         assert_eq!(decision, Decision::Wait { missing: [NodeId(3)].into() });
     }
 
@@ -329,14 +339,14 @@ mod tests {
     fn a_late_node_joins_what_names_it_and_a_wiped_one_waits() {
         let member = Identity { cluster: Some(formed()), ..fresh(1, 11) };
         assert_eq!(
-            decide(&fresh(2, 22), &configured(), &heard(std::slice::from_ref(&member))),
+            decide(&fresh(2, 22), &configured(), 3, &heard(std::slice::from_ref(&member))),
             Decision::Join(formed())
         );
-        let wiped = decide(&fresh(2, 99), &configured(), &heard(&[member.clone(), fresh(3, 33)]));
+        let wiped = decide(&fresh(2, 99), &configured(), 3, &heard(&[member.clone(), fresh(3, 33)]));
         assert_eq!(wiped, Decision::AwaitAdmission { cluster: formed().id, known: true });
         let refusal = admit(&member, &fresh(2, 99)).unwrap_err();
         assert!(refusal.contains("awaits re-admission"), "{refusal}");
-        let stranger = decide(&fresh(4, 44), &configured(), &heard(std::slice::from_ref(&member)));
+        let stranger = decide(&fresh(4, 44), &configured(), 3, &heard(std::slice::from_ref(&member)));
         assert_eq!(stranger, Decision::AwaitAdmission { cluster: formed().id, known: false });
     }
 
@@ -349,7 +359,7 @@ mod tests {
         let informed = Identity { cluster: Some(cluster.clone()), ..fresh(1, 11) };
         let late = Identity { cluster: Some(formed()), ..fresh(3, 33) };
         let heard = heard(&[informed.clone(), late]);
-        let Decision::Join(joined) = decide(&fresh(2, 99), &configured(), &heard) else { panic!("it is admitted") };
+        let Decision::Join(joined) = decide(&fresh(2, 99), &configured(), 3, &heard) else { panic!("it is admitted") };
         assert_eq!(joined.member(2, 99), Some(again));
         assert!(joined.founders().is_empty());
         let member = Identity { node: again, incarnation: 99, cluster: Some(joined) };
@@ -363,9 +373,9 @@ mod tests {
     #[test]
     fn two_clusters_are_a_conflict() {
         let one = Identity { cluster: Some(formed()), ..fresh(1, 11) };
-        let other = Cluster { id: 7, members: formed().members };
+        let other = Cluster { id: 7, ..formed() };
         let two = Identity { cluster: Some(other), ..fresh(3, 33) };
-        assert!(matches!(decide(&fresh(2, 22), &configured(), &heard(&[one, two])), Decision::Conflict { .. }));
+        assert!(matches!(decide(&fresh(2, 22), &configured(), 3, &heard(&[one, two])), Decision::Conflict { .. }));
     }
 
     #[test]
@@ -375,7 +385,7 @@ mod tests {
         assert_eq!(admit(&own, &peer), Ok(()));
         let stranger = Identity { node: NodeId(9), ..peer.clone() };
         assert!(admit(&own, &stranger).unwrap_err().contains("lance cluster add"));
-        let elsewhere = Identity { cluster: Some(Cluster { id: 5, members: formed().members }), ..peer.clone() };
+        let elsewhere = Identity { cluster: Some(Cluster { id: 5, ..formed() }), ..peer.clone() };
         assert!(admit(&own, &elsewhere).unwrap_err().contains("belongs to cluster"));
         let twin = Identity { node: NodeId(1), ..peer };
         assert!(admit(&own, &twin).unwrap_err().contains("one id"));

@@ -61,6 +61,9 @@ pub enum MemberError {
         /// Its peer address.
         peer: String,
     },
+    /// The cluster is so new that its founders are not noted yet.
+    #[error("the cluster has only just begun: try again in a moment")]
+    NotFounded,
     /// The node is no member.
     #[error("node {node} is not a member of the cluster")]
     Unknown {
@@ -102,6 +105,9 @@ impl Members {
 
     /// Expect a new node. Saying it again changes nothing.
     pub fn add(&mut self, node: u64, addresses: Addresses, replaces: Option<u64>) -> Result<(), MemberError> {
+        if !self.is_founded() {
+            return Err(MemberError::NotFounded);
+        }
         if let Some(known) = self.current.get(&node) {
             return match known.addresses == addresses && known.replaces == replaces {
                 true => Ok(()),
@@ -324,6 +330,14 @@ mod tests {
         assert_eq!(ids(&members), ["1", "2", "3", "4.1"]);
         assert_eq!(members.remove(1), Ok(()));
         assert_eq!(members.of_node(4).map(|member| member.replaces), Some(None));
+    }
+
+    #[test]
+    fn nobody_comes_before_the_founders() {
+        let mut members = Members::default();
+        assert_eq!(members.add(4, addresses(4), None), Err(MemberError::NotFounded));
+        assert!(!members.is_founded());
+        assert!(founded().is_founded());
     }
 
     #[test]

@@ -104,6 +104,7 @@ impl<D: Disk> Broker<D> {
             Ok(()) => self.answer(origin, Response::ChangeMembers),
             Err(error) => {
                 let code = match error {
+                    MemberError::NotFounded => ErrorCode::NotReady,
                     MemberError::Exists { .. } => ErrorCode::MemberExists,
                     MemberError::Unknown { .. } => ErrorCode::UnknownMember,
                     MemberError::Last { .. } | MemberError::TooMany { .. } => ErrorCode::InvalidMembership,
@@ -131,7 +132,7 @@ impl<D: Disk> Broker<D> {
     }
 
     /// The catalog of a new cluster does not know its founders yet.
-    fn found_members(&mut self) {
+    pub(super) fn found_members(&mut self) {
         if self.catalog.members().is_founded() || self.config.founders.is_empty() {
             return;
         }

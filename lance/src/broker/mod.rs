@@ -430,6 +430,9 @@ impl<D: Disk> Broker<D> {
         for (group, change) in std::mem::take(&mut out.roles) {
             if change.role == Role::Leader {
                 tracing::info!(group = group.0, term = change.term, "this node leads the group");
+                if group == META {
+                    self.found_members();
+                }
                 self.reconcile = true;
             }
             let metrics = self.group_metrics.get(&group);

@@ -1,4 +1,4 @@
-//! `lance cluster`: how the nodes and their Raft groups are.
+//! `lance cluster`: how the nodes and their Raft groups are, and who belongs to the cluster.
 //!
 //! Each node knows its own part only, so every node is asked; one that does not answer is shown as it looks from there.
 
@@ -8,24 +8,28 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use lnc_client::{ConnectOptions, Connection};
-use lnc_protocol::message::{ClusterInfoResponse, GroupStatus, NodeStatus, Request, Response};
+use lnc_protocol::message::{ClusterInfoResponse, GroupStatus, NodeStatus, Request, Response, TransferStatus};
 use lnc_raft::NodeId;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::Global;
 use super::error::CliError;
+use super::members;
 use super::output::{self, OutputFormat, Table, or_dash};
+use crate::config::units::format_size;
 
 /// Longest time to wait for one node's answer.
 const NODE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Show the state of the cluster
+/// Show the state of the cluster, and change who belongs to it
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   lance cluster status
-  lance cluster status -o json --endpoint broker-1:1992")]
+  lance cluster add 4 --client n4:1992 --peer n4:1993 --http n4:1994 --wait
+  lance cluster remove 2 --wait
+  lance cluster replace 3 --wait")]
 pub(super) struct ClusterArgs {
     #[command(subcommand)]
     command: ClusterCommand,
@@ -41,10 +45,21 @@ replica does not have yet.
 Example:
   lance cluster status -o json")]
     Status,
+    Add(members::AddArgs),
+    Remove(members::RemoveArgs),
+    Replace(members::ReplaceArgs),
 }
 
 pub(super) async fn run(global: &Global, args: ClusterArgs) -> Result<ExitCode, CliError> {
-    let ClusterCommand::Status = args.command;
+    match args.command {
+        ClusterCommand::Status => status(global).await,
+        ClusterCommand::Add(args) => members::add(global, args).await,
+        ClusterCommand::Remove(args) => members::remove(global, args).await,
+        ClusterCommand::Replace(args) => members::replace(global, args).await,
+    }
+}
+
+async fn status(global: &Global) -> Result<ExitCode, CliError> {
     let view = View::new(ask_all(global).await?);
     match global.output {
         OutputFormat::Json => output::print_json(&view.json())?,
@@ -58,7 +73,7 @@ pub(super) async fn run(global: &Global, args: ClusterArgs) -> Result<ExitCode, 
 }
 
 /// The answers of all nodes that can be reached; at least one.
-async fn ask_all(global: &Global) -> Result<Vec<ClusterInfoResponse>, CliError> {
+pub(super) async fn ask_all(global: &Global) -> Result<Vec<ClusterInfoResponse>, CliError> {
     let limit = NODE_TIMEOUT.min(global.timeout);
     let mut answers: BTreeMap<u64, ClusterInfoResponse> = BTreeMap::new();
     let mut failures = Vec::new();
@@ -103,11 +118,13 @@ async fn ask(address: String, limit: Duration) -> Result<ClusterInfoResponse, St
 }
 
 /// The cluster, put together from the answers of its nodes.
-struct View {
+pub(super) struct View {
     cluster_id: u128,
     nodes: Vec<NodeView>,
     /// One per replica that answered, by group and node.
     replicas: Vec<Replica>,
+    /// State on its way to a node.
+    transfers: Vec<(u64, TransferStatus)>,
 }
 
 struct NodeView {
@@ -124,7 +141,7 @@ struct Replica {
 }
 
 impl View {
-    fn new(answers: Vec<ClusterInfoResponse>) -> Self {
+    pub(super) fn new(answers: Vec<ClusterInfoResponse>) -> Self {
         let cluster_id = answers.first().map_or(0, |info| info.cluster_id);
         let mut nodes: BTreeMap<u64, NodeView> = BTreeMap::new();
         let mut lags: BTreeMap<(u32, u64), (u64, u64)> = BTreeMap::new();
@@ -150,14 +167,16 @@ impl View {
             }
         }
         let mut replicas: Vec<Replica> = Vec::new();
+        let mut transfers = Vec::new();
         for info in answers {
+            transfers.extend(info.transfers.iter().map(|transfer| (info.node_id, transfer.clone())));
             for status in info.groups {
                 let lag = lags.get(&(status.group, info.node_id)).map(|(_, lag)| *lag);
                 replicas.push(Replica { node: info.node_id, status, lag });
             }
         }
         replicas.sort_by_key(|replica| (replica.status.group, replica.node));
-        Self { cluster_id, nodes: nodes.into_values().collect(), replicas }
+        Self { cluster_id, nodes: nodes.into_values().collect(), replicas, transfers }
     }
 
     /// The leader of each group, as the replica with the latest term knows it.
@@ -172,6 +191,51 @@ impl View {
         newest.into_iter().map(|(group, (_, leader))| (group, leader)).collect()
     }
 
+    /// Each group as its leader says it is, or else the replica with the latest term.
+    pub(super) fn groups(&self) -> Vec<&GroupStatus> {
+        let mut newest: BTreeMap<u32, &GroupStatus> = BTreeMap::new();
+        let rank = |status: &GroupStatus| (status.term, status.role == "leader");
+        for Replica { status, .. } in &self.replicas {
+            let known = newest.entry(status.group).or_insert(status);
+            if rank(status) > rank(known) {
+                *known = status;
+            }
+        }
+        newest.into_values().collect()
+    }
+
+    /// What is under way, in a line each: transfers, changes of members, repairs.
+    pub(super) fn under_way(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for NodeView { status, .. } in self.nodes.iter().filter(|node| node.status.membership != "member") {
+            lines.push(format!("node {} ({}): {}", status.id, NodeId(status.member), status.membership));
+        }
+        for (node, transfer) in &self.transfers {
+            let percent = 100 * transfer.bytes_done / transfer.bytes_total.max(1);
+            lines.push(format!(
+                "node {node} fetches the state of group {} from node {}: {} of {} ({percent} %)",
+                transfer.group,
+                transfer.from,
+                format_size(transfer.bytes_done),
+                format_size(transfer.bytes_total)
+            ));
+        }
+        for group in self.groups() {
+            for learner in &group.learners {
+                let lag = group.peers.iter().find(|peer| peer.member == *learner);
+                let lag = lag.map_or(String::new(), |peer| format!(", {} entries behind", peer.lag));
+                lines.push(format!("group {}: {} is a learner{lag}", group.group, NodeId(*learner)));
+            }
+            if !group.outgoing.is_empty() {
+                lines.push(format!("group {}: its voters change, {}", group.group, voters(group)));
+            }
+        }
+        for Replica { node, status, .. } in self.replicas.iter().filter(|replica| !replica.status.lacks.is_empty()) {
+            lines.push(format!("group {} on node {node}: {}", status.group, status.lacks));
+        }
+        lines
+    }
+
     fn groups_led_by(&self, node: u64) -> Vec<u32> {
         self.leaders().into_iter().filter(|(_, leader)| *leader == Some(node)).map(|(group, _)| group).collect()
     }
@@ -184,11 +248,12 @@ impl View {
     }
 
     fn text(&self) -> String {
-        let mut nodes = Table::new(&["NODE", "STATE", "LEADS", "CLIENTS", "PEERS", "HTTP"]);
+        let mut nodes = Table::new(&["NODE", "MEMBER", "STATE", "LEADS", "CLIENTS", "PEERS", "HTTP"]);
         for NodeView { status, answered } in &self.nodes {
             let leads: Vec<String> = self.groups_led_by(status.id).iter().map(u32::to_string).collect();
             nodes.row(vec![
                 status.id.to_string(),
+                NodeId(status.member).to_string(),
                 if *answered { status.state.clone() } else { "unreachable".to_owned() },
                 if leads.is_empty() { "-".to_owned() } else { leads.join(",") },
                 status.client_address.clone(),
@@ -205,7 +270,15 @@ impl View {
             row.push(or_dash(*lag));
             groups.row(row);
         }
-        format!("cluster {:032x}\n\n{}\n{}", self.cluster_id, nodes.render(), groups.render())
+        let mut members = Table::new(&["GROUP", "VOTERS", "LEARNERS"]);
+        for group in self.groups() {
+            let learners = if group.learners.is_empty() { "-".to_owned() } else { names(&group.learners) };
+            members.row(vec![group.group.to_string(), voters(group), learners]);
+        }
+        let under_way: String = self.under_way().iter().map(|line| format!("  {line}\n")).collect();
+        let under_way = if under_way.is_empty() { under_way } else { format!("\nunder way:\n{under_way}") };
+        let (nodes, members, groups) = (nodes.render(), members.render(), groups.render());
+        format!("cluster {:032x}\n\n{nodes}\n{members}\n{groups}{under_way}", self.cluster_id)
     }
 
     fn json(&self) -> Value {
@@ -214,6 +287,8 @@ impl View {
                 "id": status.id,
                 "state": if *answered { &status.state } else { "unreachable" },
                 "leads": self.groups_led_by(status.id),
+                "member": NodeId(status.member).to_string(),
+                "membership": status.membership,
                 "incarnation": status.incarnation,
                 "client_address": status.client_address,
                 "peer_address": status.peer_address,
@@ -233,14 +308,48 @@ impl View {
                 "first_index": status.first_index,
                 "last_index": status.last_index,
                 "lag": lag,
+                "lacks": status.lacks,
+            })
+        };
+        let group = |status: &&GroupStatus| {
+            let list = |ids: &[u64]| ids.iter().map(|id| NodeId(*id).to_string()).collect::<Vec<_>>();
+            json!({
+                "group": status.group,
+                "voters": list(&status.voters),
+                "outgoing": list(&status.outgoing),
+                "learners": list(&status.learners),
+            })
+        };
+        let transfer = |(node, transfer): &(u64, TransferStatus)| {
+            json!({
+                "node": node,
+                "group": transfer.group,
+                "from": transfer.from,
+                "bytes_done": transfer.bytes_done,
+                "bytes_total": transfer.bytes_total,
             })
         };
         json!({
             "cluster_id": format!("{:032x}", self.cluster_id),
             "nodes": self.nodes.iter().map(node).collect::<Vec<_>>(),
             "replicas": self.replicas.iter().map(replica).collect::<Vec<_>>(),
+            "groups": self.groups().iter().map(group).collect::<Vec<_>>(),
+            "transfers": self.transfers.iter().map(transfer).collect::<Vec<_>>(),
+            "under_way": self.under_way(),
             "problems": self.problems(),
         })
+    }
+}
+
+fn names(ids: &[u64]) -> String {
+    ids.iter().map(|id| NodeId(*id).to_string()).collect::<Vec<_>>().join(",")
+}
+
+/// The voters of a group; while they change, from whom to whom.
+fn voters(group: &GroupStatus) -> String {
+    match group.outgoing.is_empty() {
+        true => names(&group.voters),
+        false => format!("{} → {}", names(&group.outgoing), names(&group.voters)),
     }
 }
 
@@ -307,10 +416,12 @@ mod tests {
             answer(2, group("follower", Some(1), 4, &[])),
         ]);
         let expected = "cluster 0000000000000000000000000000000a\n\n\
-            NODE  STATE        LEADS  CLIENTS  PEERS    HTTP\n   \
-            1  serving          0  h1:1992  h1:1993  h1:1994\n   \
-            2  serving          -  h2:1992  h2:1993  h2:1994\n   \
-            3  unreachable      -  h3:1992  h3:1993  h3:1994\n\n\
+            NODE  MEMBER  STATE        LEADS  CLIENTS  PEERS    HTTP\n   \
+            1       1  serving          0  h1:1992  h1:1993  h1:1994\n   \
+            2       2  serving          -  h2:1992  h2:1993  h2:1994\n   \
+            3       3  unreachable      -  h3:1992  h3:1993  h3:1994\n\n\
+            GROUP  VOTERS  LEARNERS\n    \
+            0  1,2,3          -\n\n\
             GROUP  NODE  ROLE      TERM  COMMIT  APPLIED  DURABLE  LAST  LAG\n    \
             0     1  leader       4       9        9       10    10    0\n    \
             0     2  follower     4       9        9       10    10    3\n";
@@ -329,6 +440,30 @@ mod tests {
         assert_eq!(view.leaders(), BTreeMap::from([(0, Some(2))]));
         assert_eq!(view.replicas[0].lag, Some(7));
         assert!(view.problems().is_empty());
+    }
+
+    #[test]
+    fn what_is_under_way_is_told() {
+        let again = NodeId::new(3, 1).0;
+        let mut joint = group("leader", Some(1), 4, &[(2, 0)]);
+        joint.voters = vec![1, 2, again];
+        joint.outgoing = vec![1, 2, 3];
+        joint.learners = vec![4];
+        let mut info = answer(1, joint);
+        info.nodes[2].member = again;
+        info.nodes[2].membership = "joining".into();
+        info.transfers = vec![TransferStatus { group: 0, from: 2, bytes_done: 512, bytes_total: 2048 }];
+        let view = View::new(vec![info]);
+        assert_eq!(
+            view.under_way(),
+            [
+                "node 3 (3.1): joining",
+                "node 1 fetches the state of group 0 from node 2: 512 of 2KiB (25 %)",
+                "group 0: 4 is a learner",
+                "group 0: its voters change, 1,2,3 → 1,2,3.1",
+            ]
+        );
+        assert!(view.text().contains("1,2,3 → 1,2,3.1"));
     }
 
     #[test]

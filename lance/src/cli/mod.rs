@@ -10,6 +10,7 @@ mod consume;
 mod dev;
 mod error;
 mod format;
+mod members;
 mod output;
 mod produce;
 mod server;

@@ -131,8 +131,8 @@ settings! {
         /// For metrics and health.
         http: Option<Address> [MaybeHostPort] = "";
     }
-    /// The cluster. It must read the same on every node. All nodes are listed, this one included; none at all means a
-    /// cluster of this one node:
+    /// The cluster. When it is founded, this must read the same on every node. All nodes are listed, this one included;
+    /// none at all means a cluster of this one node. A node that joins later lists itself and those that it joins:
     ///
     /// ```toml
     /// [[cluster.nodes]]
@@ -143,7 +143,8 @@ settings! {
     /// ```
     cluster: Cluster {
         /// Raft groups that hold partitions. More groups spread the work of leading over more nodes; each costs a
-        /// little memory on every node. It is fixed when the cluster is founded. 0 means one per node.
+        /// little memory on every node. It is fixed when the cluster is founded; later values have no effect. 0 means one
+        /// per node.
         data_groups: u32 [Whole32] = "0" in "0" ..= "256";
         extra {
             /// All nodes of the cluster in the order of their numbers, this one included.

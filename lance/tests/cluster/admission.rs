@@ -1,7 +1,7 @@
 //! Who takes part: a cluster forms with all its nodes only, and a wiped node is not its former self.
 
 use super::support::cluster::Cluster;
-use super::support::wire::{self, Wire};
+use super::support::wire;
 use super::support::{eventually, lines_of_every_kind};
 use lnc_protocol::Flags;
 use std::time::{Duration, Instant};

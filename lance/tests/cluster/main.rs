@@ -12,6 +12,7 @@ mod full_disk;
 mod hostile;
 mod idempotence;
 mod lagging;
+mod members;
 mod metrics;
 mod retention;
 mod slow_readers;

@@ -72,6 +72,14 @@ impl Cluster {
         }
     }
 
+    /// One more node, that no configuration of the others knows; not started yet. Gives its id.
+    pub(crate) fn another(&mut self) -> u64 {
+        let ports: Vec<Ports> = self.nodes.iter().map(|node| node.ports.clone()).chain([Ports::free()]).collect();
+        let (id, settings) = (ports.len() as u64, self.nodes[0].settings().to_vec());
+        self.nodes.push(Node::new(self.directory.path(), id, &ports, &settings));
+        id
+    }
+
     /// A place for files of the test.
     pub(crate) fn directory(&self) -> &std::path::Path {
         self.directory.path()

@@ -88,6 +88,10 @@ impl Node {
         Self { id, ports, data, config, log: home.join("log"), settings: settings.to_vec(), process: None }
     }
 
+    pub(crate) fn settings(&self) -> &[String] {
+        &self.settings
+    }
+
     pub(crate) fn client(&self) -> String {
         format!("127.0.0.1:{}", self.ports.client)
     }
