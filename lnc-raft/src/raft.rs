@@ -150,6 +150,12 @@ impl Raft {
             self.answer_stale(from, &body);
             return Ok(());
         }
+        let answers =
+            matches!(body, Body::AppendReply(_) | Body::HeartbeatReply { .. } | Body::VoteReply { .. });
+        if answers && !self.configuration().contains(from) {
+            // Somebody who was removed: what it knows, and be it a later term, is no concern of the group's.
+            return Ok(());
+        }
         let leads = matches!(body, Body::Append { .. } | Body::Heartbeat { .. });
         if term > self.hard_state.term {
             if matches!(body, Body::Vote { transfer: false, .. }) && self.hears_leader() {

@@ -6,7 +6,7 @@
 //!          record count 4 | 0 4 | CRC-32 of the 60 bytes before 4
 //! record   length of the rest 4 | CRC-32 of length and rest 4 | sequence 8 | group 4 | kind 1 | body
 //! bodies   entry: entry kind 1, term 8, index 8, payload     hard state: term 8, voted 1, vote 8
-//!          checkpoint: term 8, index 8
+//!          checkpoint: term 8, index 8             identities: summaries of the flushes before (`identity.rs`)
 //! ```
 
 use super::GroupId;
@@ -25,10 +25,14 @@ pub(super) const CHECKPOINT_RECORD: usize = RECORD_HEAD + 16;
 pub(super) const ENTRY_RECORD: usize = RECORD_HEAD + 17;
 
 const MAGIC: [u8; 4] = *b"LNCJ";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const ENTRY: u8 = 1;
 const HARD_STATE: u8 = 2;
 const CHECKPOINT: u8 = 3;
+const IDENTITIES: u8 = 4;
+
+/// Length in bytes of an identities record without the summaries.
+pub(super) const IDENTITIES_RECORD: usize = RECORD_HEAD;
 
 /// The first bytes of a flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +145,10 @@ pub(super) enum Body {
         term: u64,
         index: u64,
     },
+    /// What the flushes before this one held; a range of the record's bytes. About no group.
+    Identities {
+        summaries: Range<usize>,
+    },
 }
 
 /// One decoded record.
@@ -181,6 +189,7 @@ impl Record {
                 },
             },
             (CHECKPOINT, 16) => Body::Checkpoint { term: u64_at(body, 0), index: u64_at(body, 8) },
+            (IDENTITIES, _) => Body::Identities { summaries: RECORD_HEAD..len },
             _ => return Err(format!("record kind {kind} with a body of {} bytes", body.len())),
         };
         Ok(Self { len, sequence: u64_at(bytes, 8), group: GroupId(u32_at(bytes, 16)), body })
@@ -229,6 +238,10 @@ pub(super) fn encode_hard_state(buf: &mut AlignedBuf, sequence: u64, group: Grou
 
 pub(super) fn encode_checkpoint(buf: &mut AlignedBuf, sequence: u64, group: GroupId, term: u64, index: u64) {
     encode(buf, sequence, group, CHECKPOINT, &[&term.to_le_bytes(), &index.to_le_bytes()]);
+}
+
+pub(super) fn encode_identities(buf: &mut AlignedBuf, sequence: u64, summaries: &[u8]) {
+    encode(buf, sequence, GroupId(0), IDENTITIES, &[summaries]);
 }
 
 #[cfg(test)]

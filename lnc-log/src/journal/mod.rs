@@ -8,7 +8,8 @@
 //!
 //! - Flushes are numbered without gaps, and carry the highest number known durable when they were built.
 //! - A flush that fails its checks is a torn tail, and cut, unless a later flush attests that it was durable: then it
-//!   is damage, and an error.
+//!   is damage. What its records were is known from copies that the flushes after it carry (`identity.rs`), so that they
+//!   can be fetched from a peer; without a copy, it is an error.
 //! - Each open raises the epoch. After a cut, leftovers beyond it have a lower epoch than what is written next, so they
 //!   never come back.
 //!
@@ -20,6 +21,7 @@ use crate::disk::{AlignedBuf, BLOCK, Completion, Disk, Op, Outcome, Owner};
 use bytes::Bytes;
 use files::Files;
 use format::Header;
+use identity::{Recent, Summary};
 use read::Reads;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -27,6 +29,7 @@ use std::io;
 mod error;
 mod files;
 mod format;
+mod identity;
 mod read;
 mod recovery;
 
@@ -100,6 +103,8 @@ pub struct RecoveredEntry {
     pub payload: Bytes,
     /// Where it lies.
     pub location: Location,
+    /// Its bytes are lost: kind and payload are not known, and there is nothing at the location.
+    pub damaged: bool,
 }
 
 /// What the journal holds of one group.
@@ -131,6 +136,21 @@ pub struct Recovered {
     pub groups: BTreeMap<GroupId, RecoveredGroup>,
     /// The torn tail, if a crash left one that can be told from unused space.
     pub torn_tail: Option<Cut>,
+    /// Flushes that were durable and are damaged. What they held is among the groups, marked as damaged.
+    pub damage: Vec<Damage>,
+}
+
+/// A stretch of the journal that was durable and is damaged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// Number of the file.
+    pub file: u64,
+    /// Byte position.
+    pub position: u64,
+    /// Flushes lost there.
+    pub flushes: u64,
+    /// What was found.
+    pub found: String,
 }
 
 /// A flush under construction. An empty buffer means that nothing is staged.
@@ -143,6 +163,10 @@ struct Staged {
     capacity: u64,
     buf: AlignedBuf,
     records: u32,
+    /// Whether it holds more than copies.
+    content: bool,
+    /// What it holds.
+    summary: Summary,
 }
 
 /// A complete flush that waits to be written.
@@ -154,6 +178,7 @@ struct Sealed {
     capacity: u64,
     buf: AlignedBuf,
     records: u32,
+    content: bool,
 }
 
 /// A flush that is being written.
@@ -163,7 +188,7 @@ struct InFlight {
     number: u64,
     file: u64,
     end: u64,
-    records: u32,
+    content: bool,
     /// The `durable` of its header.
     attests: u64,
     done: bool,
@@ -180,6 +205,8 @@ pub struct Journal {
     /// The current term and vote of each group: every new file starts with them, since older files may go.
     hard_states: BTreeMap<GroupId, (u64, Option<u64>)>,
     staged: Staged,
+    /// What the flushes before the staged one held.
+    recent: Recent,
     sealed: VecDeque<Sealed>,
     in_flight: VecDeque<InFlight>,
     /// Invariant: every flush up to this one is on stable storage. Never falls.
@@ -234,7 +261,10 @@ impl Journal {
                 capacity: scan.capacity,
                 buf: AlignedBuf::default(),
                 records: 0,
+                content: false,
+                summary: Summary::default(),
             },
+            recent: scan.recent,
             sealed: VecDeque::new(),
             in_flight: VecDeque::new(),
             durable: scan.last_number,
@@ -253,9 +283,11 @@ impl Journal {
 
     /// Stage an entry. It is kept once the flush that takes it is durable, see [`Journal::flush`].
     pub fn append_entry(&mut self, group: GroupId, term: u64, index: u64, kind: u8, payload: &[u8]) -> Location {
-        self.stage(format::ENTRY_RECORD + payload.len(), |buf, sequence| {
+        let place = self.stage(format::ENTRY_RECORD + payload.len(), |buf, sequence| {
             format::encode_entry(buf, sequence, group, (term, index, kind), payload);
-        })
+        });
+        self.staged.summary.entry(group, term, index);
+        place
     }
 
     /// Stage a group's term and vote.
@@ -264,6 +296,7 @@ impl Journal {
         self.stage(format::HARD_STATE_RECORD, |buf, sequence| {
             format::encode_hard_state(buf, sequence, group, term, vote);
         });
+        self.staged.summary.hard_state(group, term, vote);
     }
 
     /// Stage the news that a group's log restarts after `index`, as when a snapshot replaces it: everything journaled
@@ -272,6 +305,7 @@ impl Journal {
         self.stage(format::CHECKPOINT_RECORD, |buf, sequence| {
             format::encode_checkpoint(buf, sequence, group, term, index);
         });
+        self.staged.summary.restart(group, term, index);
     }
 
     /// Bytes staged and not yet handed to the disk.
@@ -433,12 +467,20 @@ impl Journal {
         if self.staged.buf.is_empty() {
             self.staged.buf = self.spare_buffers.pop().unwrap_or_default();
             self.staged.buf.resize(format::HEADER);
+            let summaries = self.recent.encode();
+            self.put(|buf, sequence| format::encode_identities(buf, sequence, &summaries));
         }
+    }
+
+    /// Bytes that every flush begins with: its header and the copies.
+    fn opening(&self) -> usize {
+        format::HEADER + format::IDENTITIES_RECORD + self.recent.len_encoded()
     }
 
     fn stage(&mut self, len: usize, encode: impl FnOnce(&mut AlignedBuf, u64)) -> Location {
         self.reserve(len);
         self.begin_flush();
+        self.staged.content = true;
         self.put(encode)
     }
 
@@ -457,21 +499,23 @@ impl Journal {
 
     /// Make the staged flush one that has room for `len` more bytes, in the next file if need be.
     fn reserve(&mut self, len: usize) {
+        let opening = self.opening();
         let end = |staged: &Staged| {
-            let flush = staged.buf.len().max(format::HEADER) + len;
+            let flush = staged.buf.len().max(opening) + len;
             staged.position + flush.next_multiple_of(BLOCK) as u64
         };
         if end(&self.staged) <= self.staged.capacity {
             return;
         }
         self.seal();
-        let least = format::HEADER + self.hard_states.len() * format::HARD_STATE_RECORD + len;
+        let least = self.opening() + self.hard_states.len() * format::HARD_STATE_RECORD + len;
         self.staged.file += 1;
         self.staged.position = 0;
         self.staged.capacity = self.config.file_bytes.max(least.next_multiple_of(BLOCK) as u64);
         self.begin_flush();
         for (group, (term, vote)) in self.hard_states.clone() {
             self.put(|buf, sequence| format::encode_hard_state(buf, sequence, group, term, vote));
+            self.staged.summary.hard_state(group, term, vote);
         }
     }
 
@@ -489,8 +533,12 @@ impl Journal {
             capacity: self.staged.capacity,
             buf: std::mem::take(&mut self.staged.buf),
             records: std::mem::take(&mut self.staged.records),
+            content: std::mem::take(&mut self.staged.content),
         };
-        self.staged.position += flush.buf.len().next_multiple_of(BLOCK) as u64;
+        let len = identity::padded(flush.buf.len());
+        let held = std::mem::take(&mut self.staged.summary);
+        self.recent.push(Summary { number, file: flush.file, position: flush.position, len, ..held });
+        self.staged.position += len;
         self.sealed.push_back(flush);
         Some(number)
     }
@@ -508,7 +556,7 @@ impl Journal {
     }
 
     fn write<D: Disk>(&mut self, disk: &mut D, flush: Sealed) {
-        let Sealed { number, file, position, mut buf, records, .. } = flush;
+        let Sealed { number, file, position, mut buf, records, content, .. } = flush;
         let header = Header {
             identity: self.config.identity,
             epoch: self.epoch,
@@ -522,7 +570,7 @@ impl Journal {
         buf.pad_to_block();
         let (token, end) = (self.files.token(), position + buf.len() as u64);
         let attests = self.durable;
-        self.in_flight.push_back(InFlight { token, number, file, end, records, attests, done: false });
+        self.in_flight.push_back(InFlight { token, number, file, end, content, attests, done: false });
         let id = self.files.live[&file].id;
         disk.submit(Owner::Journal.token(token), Op::Write { file: id, position, buf, durable: true });
     }
@@ -554,7 +602,7 @@ impl Journal {
             self.durable = flush.number;
             self.durable_end = (flush.file, flush.end);
             self.attested = self.attested.max(flush.attests);
-            if flush.records > 0 {
+            if flush.content {
                 self.last_with_records = flush.number;
             }
             self.in_flight.pop_front();

@@ -95,7 +95,7 @@ impl Part {
                     if decoded.sequence == location.sequence && decoded.len == record.len() =>
                 {
                     let payload = Bytes::copy_from_slice(&record[payload]);
-                    entries.push(RecoveredEntry { term, index, kind, payload, location: *location });
+                    entries.push(RecoveredEntry { term, index, kind, payload, location: *location, damaged: false });
                 }
                 _ => return Err(damaged(format!("record {} of {} bytes", decoded.sequence, decoded.len))),
             }

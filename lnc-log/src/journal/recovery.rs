@@ -3,14 +3,18 @@
 
 use super::files::{Files, MAX_SPARES};
 use super::format::{Body, HEADER, Header, HeaderFault, Record};
+use super::identity::{Item, Recent, Summary};
 use super::{
-    Cut, DIR, GroupId, JournalConfig, JournalError, JournalStart, Location, Recovered, RecoveredEntry, file_path,
+    Cut, DIR, Damage, GroupId, JournalConfig, JournalError, JournalStart, Location, Recovered, RecoveredEntry,
+    RecoveredGroup, file_path,
 };
 use crate::disk::{AlignedBuf, BLOCK, Disk, FileId, Op, Outcome};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io;
 
+/// Flushes behind damage that are asked what was lost: those further on carry no copy of it.
+const MOST_LATER: usize = 8;
 /// Bytes read at a time while scanning.
 const WINDOW: u64 = 1 << 20;
 
@@ -26,6 +30,7 @@ pub(super) struct Scan {
     pub(super) next_sequence: u64,
     pub(super) attested: u64,
     pub(super) last_with_records: u64,
+    pub(super) recent: Recent,
 }
 
 /// An open file and the part of it that is in memory.
@@ -79,6 +84,7 @@ struct Chain {
     sequence: Option<u64>,
     attested: u64,
     last_with_records: u64,
+    recent: Recent,
 }
 
 fn failed(operation: &'static str, path: &str) -> impl FnOnce(io::Error) -> JournalError {
@@ -98,19 +104,32 @@ pub(super) fn recover<D: Disk>(
         sources.push(open_file(disk, &mut files, 1, true)?);
     }
     let first = sources[0].number;
-    let mut chain =
-        Chain { number: (first == 1).then_some(0), epoch: 0, sequence: None, attested: 0, last_with_records: 0 };
+    let mut chain = Chain {
+        number: (first == 1).then_some(0),
+        epoch: 0,
+        sequence: None,
+        attested: 0,
+        last_with_records: 0,
+        recent: Recent::default(),
+    };
     let mut recovered = Recovered::default();
-    let (at, position, tail) = scan(disk, config, &mut sources, &mut chain, covered, &mut recovered)?;
-    let survey = Survey::take(disk, config, &mut sources[at..], position, &chain)?;
-    let found = match tail {
-        Found::Nothing { found, torn } => {
-            if let Some(error) = survey.verdict(&sources[at..], position, &chain, &found) {
-                return Err(error);
-            }
-            (torn || survey.first_later.is_some()).then_some(found)
+    let mut start = (0, 0);
+    let (at, position, found, survey) = loop {
+        let (at, position, tail) = scan(disk, config, &mut sources, &mut chain, covered, &mut recovered, start)?;
+        let survey = Survey::take(disk, config, &mut sources[at..], position, &chain)?;
+        let Found::Nothing { found, torn } = tail else { break (at, position, None, survey) };
+        let Some(error) = survey.verdict(&sources[at..], position, &chain, &found) else {
+            break (at, position, (torn || survey.first_later.is_some()).then_some(found), survey);
+        };
+        if matches!(error, JournalError::MissingFile { .. }) {
+            return Err(error);
         }
-        Found::Flush { .. } => None,
+        // Damage: go on behind it, if the flushes there tell what it held.
+        let resumed = resume(disk, config, &mut sources, at, &survey, &mut chain, covered, &mut recovered)?;
+        let Some(next) = resumed else { return Err(error) };
+        let (file, position) = next.lost;
+        recovered.damage.push(Damage { file, position, flushes: next.flushes, found });
+        start = next.place;
     };
     recovered.torn_tail = found.map(|found| Cut { file: sources[at].number, position, found });
 
@@ -141,6 +160,7 @@ pub(super) fn recover<D: Disk>(
         next_sequence: chain.sequence.map_or(1, |s| s + 1),
         attested: chain.attested,
         last_with_records: chain.last_with_records,
+        recent: chain.recent,
     };
     Ok((scan, recovered))
 }
@@ -193,8 +213,8 @@ fn scan<D: Disk>(
     chain: &mut Chain,
     covered: &BTreeMap<GroupId, u64>,
     recovered: &mut Recovered,
+    (mut at, mut position): (usize, u64),
 ) -> Result<(usize, u64, Found), JournalError> {
-    let (mut at, mut position) = (0, 0);
     loop {
         let mut found = flush_at(disk, config, &mut sources[at], position, chain)?;
         if let Found::Nothing { .. } = found
@@ -210,7 +230,17 @@ fn scan<D: Disk>(
         let Found::Flush { header, start, body, records } = found else {
             return Ok((at, position, found));
         };
+        let mut summary = Summary {
+            number: header.number,
+            file: header.file,
+            position: start,
+            len: header_len(&header),
+            ..Summary::default()
+        };
+        let mut content = false;
         for (offset, record) in records {
+            summary.record(&record);
+            content |= !matches!(record.body, Body::Identities { .. });
             chain.sequence = Some(record.sequence);
             let location = Location {
                 file: header.file,
@@ -224,9 +254,10 @@ fn scan<D: Disk>(
         chain.number = Some(header.number);
         chain.epoch = header.epoch;
         chain.attested = chain.attested.max(header.durable);
-        if header.records > 0 {
+        if content {
             chain.last_with_records = header.number;
         }
+        chain.recent.push(summary);
         position = start + header_len(&header);
     }
 }
@@ -237,23 +268,106 @@ fn header_len(header: &Header) -> u64 {
 }
 
 fn apply(recovered: &mut Recovered, record: Record, offset: usize, body: &Bytes, location: Location, covered: u64) {
+    if matches!(record.body, Body::Identities { .. }) {
+        return;
+    }
     let group = recovered.groups.entry(record.group).or_default();
     match record.body {
+        Body::Identities { .. } => {}
         Body::HardState { term, vote } => group.hard_state = Some((term, vote)),
         Body::Checkpoint { term, index } => {
             group.entries.clear();
             group.restarted_after = Some((index, term));
         }
         Body::Entry { kind, term, index, payload } => {
-            let first = group.entries.first().map_or(index, |entry| entry.index);
-            let keep = index.checked_sub(first).map_or(0, |n| n as usize);
-            // An index beyond the end follows a snapshot: what came before it is not the log any more.
-            group.entries.truncate(if keep <= group.entries.len() { keep } else { 0 });
             let payload = match index > covered {
                 true => body.slice(offset + payload.start..offset + payload.end),
                 false => Bytes::new(),
             };
-            group.entries.push(RecoveredEntry { term, index, kind, payload, location });
+            put(group, RecoveredEntry { term, index, kind, payload, location, damaged: false });
+        }
+    }
+}
+
+/// The next entry of a group, which replaces what the group had from its index on.
+fn put(group: &mut RecoveredGroup, entry: RecoveredEntry) {
+    let first = group.entries.first().map_or(entry.index, |first| first.index);
+    let keep = entry.index.checked_sub(first).map_or(0, |n| n as usize);
+    // An index beyond the end follows a snapshot: what came before it is not the log any more.
+    group.entries.truncate(if keep <= group.entries.len() { keep } else { 0 });
+    group.entries.push(entry);
+}
+
+/// Where recovery goes on behind damage.
+struct Resumed {
+    /// Index of the file, and position.
+    place: (usize, u64),
+    /// File and position of the first flush that is lost.
+    lost: (u64, u64),
+    /// Flushes that are lost.
+    flushes: u64,
+}
+
+/// Find a whole flush behind damage that knows what the lost ones held, and take that in.
+#[allow(clippy::too_many_arguments, reason = "the state of a recovery that has come this far")]
+fn resume<D: Disk>(
+    disk: &mut D,
+    config: &JournalConfig,
+    sources: &mut [Source],
+    from: usize,
+    survey: &Survey,
+    chain: &mut Chain,
+    covered: &BTreeMap<GroupId, u64>,
+    recovered: &mut Recovered,
+) -> Result<Option<Resumed>, JournalError> {
+    let first = chain.number.map(|last| last + 1);
+    let file = sources[from].number;
+    for (place_file, position, number) in survey.later.iter().copied() {
+        let Some(at) = sources.iter().position(|source| source.number == place_file) else { continue };
+        let before = Chain { number: Some(number - 1), sequence: None, recent: Recent::default(), ..*chain };
+        let Found::Flush { records, body, .. } = flush_at(disk, config, &mut sources[at], position, &before)? else {
+            continue;
+        };
+        let copies = records.iter().find_map(|(offset, record)| match &record.body {
+            Body::Identities { summaries } => {
+                Recent::decode(body.slice(offset + summaries.start..offset + summaries.end))
+            }
+            _ => None,
+        });
+        let Some(lost) = copies.and_then(|copies| copies.between(first, file, number)) else { continue };
+        for summary in &lost {
+            take_in(summary, covered, recovered);
+            chain.recent.push(summary.clone());
+        }
+        chain.number = Some(number - 1);
+        chain.sequence = None;
+        let first = lost.first().map_or((file, 0), |summary| (summary.file, summary.position));
+        return Ok(Some(Resumed { place: (at, position), lost: first, flushes: lost.len() as u64 }));
+    }
+    Ok(None)
+}
+
+/// What a lost flush held takes its effect, but for the bytes of its entries.
+fn take_in(summary: &Summary, covered: &BTreeMap<GroupId, u64>, recovered: &mut Recovered) {
+    let location = Location { file: summary.file, position: summary.position, len: 0, sequence: 0 };
+    for (id, held) in &summary.groups {
+        let group = recovered.groups.entry(*id).or_default();
+        if held.hard_state.is_some() {
+            group.hard_state = held.hard_state;
+        }
+        for item in &held.items {
+            match *item {
+                Item::Restart { term, index } => {
+                    group.entries.clear();
+                    group.restarted_after = Some((index, term));
+                }
+                Item::Run { term, first, count } => {
+                    for index in first..first + count {
+                        let damaged = index > covered.get(id).copied().unwrap_or_default();
+                        put(group, RecoveredEntry { term, index, kind: 0, payload: Bytes::new(), location, damaged });
+                    }
+                }
+            }
         }
     }
 }
@@ -334,6 +448,8 @@ struct Survey {
     first_later: Option<(u64, u64, u64)>,
     /// A flush that calls the missing one durable: file, position, number.
     attester: Option<(u64, u64, u64)>,
+    /// All that follow the missing one: file, position, number; at most so many as could tell what was lost.
+    later: Vec<(u64, u64, u64)>,
 }
 
 impl Survey {
@@ -346,7 +462,7 @@ impl Survey {
         chain: &Chain,
     ) -> Result<Self, JournalError> {
         let missing = chain.number.map(|last| last + 1);
-        let mut survey = Self { max_epoch: 0, first_later: None, attester: None };
+        let mut survey = Self { max_epoch: 0, first_later: None, attester: None, later: Vec::new() };
         for (n, source) in sources.iter_mut().enumerate() {
             let mut at = if n == 0 { position } else { 0 };
             while at + BLOCK as u64 <= source.len {
@@ -358,6 +474,9 @@ impl Survey {
                     let here = (source.number, at, header.number);
                     if header.epoch >= chain.epoch && missing.is_none_or(|missing| header.number > missing) {
                         survey.first_later.get_or_insert(here);
+                        if survey.later.len() < MOST_LATER {
+                            survey.later.push(here);
+                        }
                         if missing.is_none_or(|missing| header.durable >= missing) {
                             survey.attester.get_or_insert(here);
                         }

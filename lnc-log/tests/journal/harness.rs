@@ -91,6 +91,7 @@ impl History {
                         kind: *kind,
                         payload: payload.clone().into(),
                         location: location.expect("an entry has a location"),
+                        damaged: false,
                     });
                 }
             }
