@@ -150,8 +150,7 @@ impl Raft {
             self.answer_stale(from, &body);
             return Ok(());
         }
-        let answers =
-            matches!(body, Body::AppendReply(_) | Body::HeartbeatReply { .. } | Body::VoteReply { .. });
+        let answers = matches!(body, Body::AppendReply(_) | Body::HeartbeatReply { .. } | Body::VoteReply { .. });
         if answers && !self.configuration().contains(from) {
             // Somebody who was removed: what it knows, and be it a later term, is no concern of the group's.
             return Ok(());

@@ -7,8 +7,9 @@
 pub mod formation;
 mod group;
 pub mod peers;
+mod repair;
 mod shard;
 pub mod transfer;
 pub mod wire;
 
-pub use shard::{GroupStart, Outputs, Shard, ShardConfig, ShardError};
+pub use shard::{Found, GroupStart, Outputs, Shard, ShardConfig, ShardError};

@@ -10,6 +10,7 @@
 //! - Any failed journal write ends the shard: the error is returned and nothing is sent after it.
 
 use crate::group::{Group, Locations};
+use crate::repair::{Answered, Repair};
 use bytes::Bytes;
 use lnc_log::disk::{Completion, Disk};
 use lnc_log::journal::{
@@ -138,6 +139,25 @@ pub struct Outputs {
     pub reads_failed: Vec<(GroupId, u64)>,
     /// Groups whose state this node needs from a peer, at this index or later.
     pub states_needed: Vec<(GroupId, Index)>,
+    /// Entries that peers have asked for with [`Shard::find_entries`].
+    pub found: Vec<Found>,
+}
+
+/// What this node has of entries that a peer has lost.
+#[derive(Debug)]
+pub struct Found {
+    /// The group.
+    pub group: GroupId,
+    /// Who asked.
+    pub to: NodeId,
+    /// This node's commit index.
+    pub commit: Index,
+    /// The terms of those of the indexes that are committed, as far as they are known.
+    pub committed: Vec<(Index, Term)>,
+    /// The entries that it has with the very term asked for.
+    pub entries: Vec<Entry>,
+    /// The first index that its journal still holds.
+    pub first_index: Index,
 }
 
 /// What waits for a flush to become durable.
@@ -153,12 +173,12 @@ impl Held {
     }
 }
 
-/// A read of old entries for a follower.
-struct CatchUp {
-    group: GroupId,
-    to: NodeId,
-    prev_index: Index,
-    prev_term: Term,
+/// A read of old entries for a peer.
+enum CatchUp {
+    /// For a follower of this leader.
+    Follower { group: GroupId, to: NodeId, prev_index: Index, prev_term: Term },
+    /// For a peer that has lost them. Some were in memory.
+    Repair(Found),
 }
 
 /// See the module documentation.
@@ -166,6 +186,8 @@ pub struct Shard {
     config: ShardConfig,
     journal: Journal,
     groups: BTreeMap<GroupId, Group>,
+    /// Groups that wait for entries that were lost.
+    repairs: BTreeMap<GroupId, Repair>,
     /// Promises that belong to what is staged in the journal and not yet flushed.
     staged: Held,
     /// Promises per flush in flight, oldest first.
@@ -186,14 +208,18 @@ impl Shard {
         starts: &BTreeMap<GroupId, GroupStart>,
     ) -> Result<Self, ShardError> {
         let covered = starts.iter().map(|(group, start)| (*group, start.applied_index)).collect();
-        let (journal, Recovered { mut groups, torn_tail }) =
+        let (journal, Recovered { mut groups, torn_tail, damage }) =
             Journal::open_above(disk, config.journal.clone(), journal_start, &covered)?;
+        for damage in damage {
+            tracing::error!(?damage, "the journal is damaged; what was lost there is fetched from the other nodes");
+        }
         if let Some(cut) = torn_tail {
             tracing::warn!(?cut, "the journal ended in an unfinished flush, as a crash leaves it; it was cut");
         }
         let mut shard = Self {
             journal,
             groups: BTreeMap::new(),
+            repairs: BTreeMap::new(),
             staged: Held::default(),
             in_flight: VecDeque::new(),
             file_ends: BTreeMap::new(),
@@ -205,21 +231,38 @@ impl Shard {
         for id in shard.config.groups.clone() {
             let start = starts.get(&id).cloned().unwrap_or_default();
             let recovered = groups.remove(&id).unwrap_or_default();
-            let group = shard.restore(id, start, recovered)?;
-            shard.groups.insert(id, group);
+            let hard_state = match recovered.hard_state {
+                Some((term, vote)) if term >= start.hard_state.term => HardState { term, vote: vote.map(NodeId) },
+                _ => start.hard_state,
+            };
+            let entries = shard.relevant(id, &start, recovered);
+            match Repair::new(&start, hard_state, &entries) {
+                Some(repair) => {
+                    tracing::error!(
+                        group = id.0,
+                        entries = repair.missing(),
+                        "entries are lost; asking the other nodes"
+                    );
+                    for entry in &repair.entries {
+                        shard.file_ends.entry(entry.location.file).or_default().insert(id, entry.index);
+                    }
+                    shard.repairs.insert(id, repair);
+                }
+                None => {
+                    let group = shard.restore(id, start, hard_state, entries)?;
+                    shard.groups.insert(id, group);
+                }
+            }
         }
-        let unknown = groups.keys().chain(starts.keys()).find(|group| !shard.groups.contains_key(group));
+        let unknown = groups.keys().chain(starts.keys()).find(|group| !shard.config.groups.contains(group));
         match unknown {
-            Some(group) => Err(ShardError::UnknownGroup { group: group.0, configured: shard.groups.len() }),
+            Some(group) => Err(ShardError::UnknownGroup { group: group.0, configured: shard.config.groups.len() }),
             None => Ok(shard),
         }
     }
 
-    fn restore(&mut self, id: GroupId, start: GroupStart, recovered: RecoveredGroup) -> Result<Group, ShardError> {
-        let hard_state = match recovered.hard_state {
-            Some((term, vote)) if term >= start.hard_state.term => HardState { term, vote: vote.map(NodeId) },
-            _ => start.hard_state,
-        };
+    /// The entries that follow on the checkpoint, or lead up to it without a hole.
+    fn relevant(&mut self, id: GroupId, start: &GroupStart, recovered: RecoveredGroup) -> Vec<RecoveredEntry> {
         let mut entries = recovered.entries;
         // A log that ends below the checkpoint, or has another entry where the checkpoint ends, is not the one that the
         // checkpoint is of: the state came from a peer.
@@ -232,6 +275,21 @@ impl Shard {
             }
             entries.clear();
         }
+        // The bytes of what the checkpoint covers are no loss: followers that need them get the state.
+        let lost = |entry: &RecoveredEntry| entry.damaged && entry.index <= start.applied_index;
+        if let Some(last) = entries.iter().rposition(lost) {
+            entries.drain(..last);
+        }
+        entries
+    }
+
+    fn restore(
+        &mut self,
+        id: GroupId,
+        start: GroupStart,
+        hard_state: HardState,
+        entries: Vec<RecoveredEntry>,
+    ) -> Result<Group, ShardError> {
         // Entries that the checkpoint covers are kept for followers that lag; the oldest of them only lends its term.
         let (snapshot_index, snapshot_term) = match entries.first() {
             Some(first) if first.index > start.applied_index + 1 => {
@@ -307,6 +365,94 @@ impl Shard {
         }
     }
 
+    /// What groups have lost and need from peers: index and term of each entry, `most` of each group at most.
+    pub fn wanted_entries(&self, most: usize) -> Vec<(GroupId, Vec<(Index, Term)>)> {
+        let waiting = self.repairs.iter().filter(|(_, repair)| repair.flush.is_none());
+        waiting.map(|(id, repair)| (*id, repair.wanted(most))).filter(|(_, wanted)| !wanted.is_empty()).collect()
+    }
+
+    /// How many entries a group has lost and not got back yet; None if it takes part in consensus.
+    pub fn lost_entries(&self, group: GroupId) -> Option<usize> {
+        self.repairs.get(&group).map(Repair::missing)
+    }
+
+    /// A peer has answered what it has of entries that this node lost.
+    pub fn entries_found(&mut self, found: Found, out: &mut Outputs) {
+        let Found { group, commit, committed, entries, first_index, .. } = found;
+        let Some(repair) = self.repairs.get_mut(&group).filter(|repair| repair.flush.is_none()) else { return };
+        match repair.answer(commit, &committed, entries, first_index) {
+            Answered::Waiting => {}
+            Answered::StateNeeded(index) => out.states_needed.push((group, index)),
+            Answered::Whole => self.rewrite(group),
+        }
+    }
+
+    /// Write the log of a group that is whole again, from its first hole on. It goes on once that is durable.
+    fn rewrite(&mut self, id: GroupId) {
+        let Some(repair) = self.repairs.get_mut(&id) else { return };
+        let from = repair.rewrite_from;
+        for entry in repair.entries.iter_mut().filter(|entry| entry.index >= from) {
+            entry.location = self.journal.append_entry(id, entry.term, entry.index, entry.kind, &entry.payload);
+        }
+        if repair.rewritten().next().is_none() {
+            // The hole was the end of the log, and what was there never counted. That must not be found again.
+            let last = repair.entries.last().map(|entry| (entry.term, entry.index));
+            let (term, index) = last.unwrap_or((repair.start.applied_term, repair.start.applied_index));
+            match index == repair.start.applied_index {
+                true => self.journal.append_checkpoint(id, term, index),
+                false => repair.rewrite_last(&mut self.journal, id),
+            }
+        }
+        repair.flush = Some(self.journal.next_flush());
+    }
+
+    /// Start the groups whose logs were written again up to flush `durable`.
+    fn finish_repairs(&mut self, durable: u64) -> Result<(), ShardError> {
+        let done = |repair: &Repair| repair.flush.is_some_and(|flush| flush <= durable);
+        let whole: Vec<GroupId> = self.repairs.iter().filter(|(_, repair)| done(repair)).map(|(id, _)| *id).collect();
+        for id in whole {
+            let Some(Repair { start, hard_state, entries, .. }) = self.repairs.remove(&id) else { continue };
+            let group = self.restore(id, start, hard_state, entries)?;
+            self.groups.insert(id, group);
+            tracing::info!(group = id.0, "what was lost is here again; the group takes part from now on");
+        }
+        Ok(())
+    }
+
+    /// Look for entries that a peer has lost; the answer comes through `found`, now or once they are read.
+    pub fn find_entries<D: Disk>(
+        &mut self,
+        disk: &mut D,
+        group: GroupId,
+        to: NodeId,
+        wanted: &[(Index, Term)],
+        out: &mut Outputs,
+    ) {
+        if let Some(repair) = self.repairs.get(&group) {
+            return out.found.push(repair.find(group, to, wanted));
+        }
+        let Some(own) = self.groups.get(&group) else { return };
+        let (raft, commit) = (&own.raft, own.raft.commit_index());
+        let known = wanted.iter().filter(|(index, _)| *index <= commit);
+        let committed = known.filter_map(|(index, _)| Some((*index, raft.term_at(*index)?))).collect();
+        let has =
+            |(index, term): &&(Index, Term)| *index <= raft.durable_index() && raft.term_at(*index) == Some(*term);
+        let places: Vec<_> = wanted.iter().filter(has).filter_map(|(index, _)| own.locations.get(*index)).collect();
+        let first_index = raft.status().first_index;
+        let found = Found { group, to, commit, committed, entries: Vec::new(), first_index };
+        if places.is_empty() {
+            return out.found.push(found);
+        }
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        match self.journal.read(disk, ticket, &places) {
+            Ok(()) => drop(self.catch_ups.insert(ticket, CatchUp::Repair(found))),
+            Err(error) => {
+                tracing::warn!(group = group.0, peer = %to, %error, "cannot read entries that a peer has lost")
+            }
+        }
+    }
+
     /// Propose an entry; it is committed when it comes out of a turn's `committed` with this term and index.
     pub fn propose(&mut self, group: GroupId, payload: Bytes) -> Result<(Term, Index), ProposeError> {
         match self.groups.get_mut(&group) {
@@ -356,7 +502,10 @@ impl Shard {
 
     /// The members of a group at its applied index, for a checkpoint.
     pub fn applied_configuration(&self, group: GroupId) -> Option<&Configuration> {
-        self.groups.get(&group).map(|found| found.raft.applied_configuration())
+        match self.repairs.get(&group) {
+            Some(repair) => repair.start.configuration.as_ref(),
+            None => self.groups.get(&group).map(|found| found.raft.applied_configuration()),
+        }
     }
 
     /// Whether the journal can take a flush now. While it cannot, proposals are better collected than made.
@@ -446,10 +595,11 @@ impl Shard {
         out: &mut Outputs,
     ) -> Result<(), ShardError> {
         if let Some(read) = self.journal.on_completion(disk, completion)? {
-            self.entries_loaded(read.ticket, read.result);
+            self.entries_loaded(read.ticket, read.result, out);
         }
         let durable = self.journal.durable();
         out.flushes_durable = durable;
+        self.finish_repairs(durable)?;
         while self.in_flight.front().is_some_and(|(number, _)| *number <= durable) {
             let Some((_, held)) = self.in_flight.pop_front() else { break };
             out.messages.extend(held.messages);
@@ -475,7 +625,7 @@ impl Shard {
                 self.next_ticket += 1;
                 match self.journal.read(disk, ticket, &places) {
                     Ok(()) => {
-                        let catch_up = CatchUp { group: id, to: wanted.to, prev_index, prev_term };
+                        let catch_up = CatchUp::Follower { group: id, to: wanted.to, prev_index, prev_term };
                         self.catch_ups.insert(ticket, catch_up);
                     }
                     Err(error) => read_failed(id, group, wanted.to, &error),
@@ -493,8 +643,12 @@ impl Shard {
         }
     }
 
-    fn entries_loaded(&mut self, ticket: u64, result: Result<Vec<lnc_log::journal::RecoveredEntry>, JournalError>) {
-        let Some(CatchUp { group: id, to, prev_index, prev_term }) = self.catch_ups.remove(&ticket) else { return };
+    fn entries_loaded(&mut self, ticket: u64, result: Result<Vec<RecoveredEntry>, JournalError>, out: &mut Outputs) {
+        let (id, to, prev_index, prev_term) = match self.catch_ups.remove(&ticket) {
+            Some(CatchUp::Follower { group, to, prev_index, prev_term }) => (group, to, prev_index, prev_term),
+            Some(CatchUp::Repair(found)) => return lost_found(found, result, out),
+            None => return,
+        };
         let Some(group) = self.groups.get_mut(&id) else { return };
         let entries = match result {
             Ok(entries) => entries,
@@ -580,19 +734,39 @@ impl Shard {
         self.groups.get(&group).and_then(|g| g.raft.leader())
     }
 
-    /// The groups of this shard, in order.
+    /// The groups of this shard, in order, those that wait for lost entries included.
     pub fn group_ids(&self) -> impl Iterator<Item = GroupId> + '_ {
-        self.groups.keys().copied()
+        self.config.groups.iter().copied()
     }
 
     /// The term and vote of a group, for a checkpoint.
     pub fn hard_state(&self, group: GroupId) -> HardState {
-        self.groups.get(&group).map(|g| g.raft.hard_state()).unwrap_or_default()
+        match self.repairs.get(&group) {
+            Some(repair) => repair.hard_state,
+            None => self.groups.get(&group).map(|g| g.raft.hard_state()).unwrap_or_default(),
+        }
     }
 
     /// The shared journal, for its figures.
     pub fn journal(&self) -> &Journal {
         &self.journal
+    }
+}
+
+/// Entries for a peer that has lost them were read.
+fn lost_found(mut found: Found, result: Result<Vec<RecoveredEntry>, JournalError>, out: &mut Outputs) {
+    match result {
+        Ok(entries) => {
+            let entry = |entry: RecoveredEntry| {
+                let kind = EntryKind::try_from(entry.kind).ok()?;
+                Some(Entry { term: entry.term, index: entry.index, kind, payload: entry.payload })
+            };
+            found.entries = entries.into_iter().filter_map(entry).collect();
+            out.found.push(found);
+        }
+        Err(error) => {
+            tracing::warn!(group = found.group.0, peer = %found.to, %error, "cannot read entries that a peer has lost");
+        }
     }
 }
 

@@ -337,6 +337,24 @@ impl<D: Disk> Broker<D> {
     }
 
     fn group_status(&self, group: GroupId) -> Option<GroupStatus> {
+        if let Some(lost) = self.shard.lost_entries(group) {
+            return Some(GroupStatus {
+                group: group.0,
+                role: "repairing".to_owned(),
+                leader: None,
+                term: self.shard.hard_state(group).term,
+                commit_index: 0,
+                applied_index: self.applied_index(group),
+                durable_index: 0,
+                last_index: 0,
+                first_index: 0,
+                peers: Vec::new(),
+                voters: Vec::new(),
+                outgoing: Vec::new(),
+                learners: Vec::new(),
+                lacks: format!("waits for {lost} entries that its damaged journal lost"),
+            });
+        }
         let status = self.shard.status(group)?;
         let peer = |peer: &lnc_raft::Progress| PeerProgress {
             member: peer.id.0,

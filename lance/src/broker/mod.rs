@@ -463,6 +463,9 @@ impl<D: Disk> Broker<D> {
         for (_, ctx) in std::mem::take(&mut out.reads_failed) {
             self.barrier_failed(ctx);
         }
+        for found in std::mem::take(&mut out.found) {
+            self.give_entries(found);
+        }
         for (group, index) in std::mem::take(&mut out.states_needed) {
             self.state_needed(group, index);
         }
@@ -573,6 +576,9 @@ impl<D: Disk> Broker<D> {
             return Err("shutting down".into());
         }
         for group in self.shard.group_ids() {
+            if let Some(lost) = self.shard.lost_entries(group) {
+                return Err(format!("group {} waits for {lost} entries that its damaged journal lost", group.0));
+            }
             let Some(status) = self.shard.status(group) else { continue };
             if status.leader.is_none() {
                 return Err(format!("group {group} has no known leader", group = group.0));

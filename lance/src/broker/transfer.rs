@@ -19,6 +19,7 @@ use lnc_log::incoming::{FileInfo, Incoming, Leftovers};
 use lnc_log::journal::GroupId;
 use lnc_log::segment::ReadDone;
 use lnc_raft::{Index, NodeId};
+use lnc_replication::Found;
 use lnc_replication::transfer::{MAX_RANGE, Offer, Part, Range, Transfer, TransferBody};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -36,6 +37,12 @@ const NEED_US: u64 = 10_000_000;
 
 /// How long a complete transfer waits for those of other groups, so that one reopening serves them all.
 const GATHER_US: u64 = 10_000_000;
+
+/// Pause between two questions for lost entries.
+const ASK_ENTRIES_US: u64 = 200_000;
+
+/// Lost entries asked for at once: an answer with all of them must fit into a frame.
+const ENTRIES_AT_ONCE: usize = 16;
 
 /// The first bytes of what a complete transfer keeps beside the state.
 const HEADER_VERSION: u8 = 1;
@@ -76,6 +83,9 @@ pub(super) struct Transfers {
     refilled_us: u64,
     fetching: BTreeMap<GroupId, Fetching>,
     leftovers: Leftovers,
+    /// How often, and when last, peers were asked for lost entries.
+    entries_asked: usize,
+    entries_asked_us: u64,
     /// Numbers the transfers of this run.
     started: u64,
     pub(super) outbox: Vec<Transfer>,
@@ -223,7 +233,38 @@ impl<D: Disk> Broker<D> {
             }
             TransferBody::State { offer } => self.state_offered(from, group, offer),
             TransferBody::Range { range, bytes } => self.range_came(from, group, range, bytes),
-            TransferBody::AskEntries { .. } | TransferBody::Entries { .. } => {}
+            TransferBody::AskEntries { wanted } => {
+                self.shard.find_entries(&mut self.disk, group, from, &wanted, &mut self.shard_outputs);
+            }
+            TransferBody::Entries { commit, committed, entries, first_index } => {
+                let found = Found { group, to: self.config.node, commit, committed, entries, first_index };
+                self.shard.entries_found(found, &mut self.shard_outputs);
+            }
+        }
+    }
+
+    /// Give a peer what this node has of the entries that it lost.
+    pub(super) fn give_entries(&mut self, found: Found) {
+        let Found { group, to, commit, committed, entries, first_index } = found;
+        self.answer_peer(to, group, TransferBody::Entries { commit, committed, entries, first_index });
+    }
+
+    /// Ask for entries that this node has lost: one peer after the other, since not every one has all of them.
+    fn ask_for_entries(&mut self) {
+        let now = self.now_us();
+        if now < self.transfers.entries_asked_us + ASK_ENTRIES_US {
+            return;
+        }
+        let wanted = self.shard.wanted_entries(ENTRIES_AT_ONCE);
+        if wanted.is_empty() || self.peers_connected.is_empty() {
+            return;
+        }
+        self.transfers.entries_asked_us = now;
+        self.transfers.entries_asked += 1;
+        let turn = self.transfers.entries_asked % self.peers_connected.len();
+        let Some(to) = self.peers_connected.iter().nth(turn).copied() else { return };
+        for (group, wanted) in wanted {
+            self.answer_peer(to, group, TransferBody::AskEntries { wanted });
         }
     }
 
@@ -427,6 +468,7 @@ impl<D: Disk> Broker<D> {
         // Unused rate is not saved up for longer than a tenth of a second.
         self.transfers.budget = self.transfers.budget.saturating_add(refill).min((rate / 10).max(1) as i64);
         self.serve_asks();
+        self.ask_for_entries();
         let groups: Vec<GroupId> = self.transfers.fetching.keys().copied().collect();
         for group in groups {
             let Some(fetching) = self.transfers.fetching.get_mut(&group) else { continue };

@@ -11,5 +11,6 @@ mod power_loss;
 mod random;
 mod readers;
 mod recovery;
+mod repair;
 mod replicas;
 mod topics;

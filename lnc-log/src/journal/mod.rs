@@ -400,6 +400,11 @@ impl Journal {
         }
     }
 
+    /// Number of the flush that takes what is appended next, and at the latest what was appended last.
+    pub fn next_flush(&self) -> u64 {
+        self.next_number
+    }
+
     /// Flushes being written.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
