@@ -1,6 +1,7 @@
 //! The bytes between brokers: a length- and checksum-framed batch of Raft messages.
 //!
-//! A frame is `length u32 | crc32 u32 | body`, the CRC over the body, all integers little-endian. The body of a message
+//! A frame is `length u32 | crc32 u32 of the length | crc32 u32 of the body | body`, all integers little-endian. The length
+//! is checked before it is believed: a wrong one would have the receiver wait for bytes that never come. The body of a message
 //! frame is a sequence of `group u32 | from u64 | term u64 | kind u8 | fields`; the term is 0 where it means nothing. The
 //! receiver knows whom it is itself, so `to` is not sent. Frames carry whatever one turn had for one peer on one channel,
 //! about 1 MiB in each.
@@ -71,7 +72,7 @@ impl PeerMessage {
 }
 
 /// Bytes before the body of a frame.
-pub const FRAME_HEADER: usize = 8;
+pub const FRAME_HEADER: usize = 12;
 
 /// Largest body a peer may send, in bytes: far above what the append limits allow, far below what would hurt. One entry
 /// must fit, whatever it holds: a leader whose entry is refused sends it again and again.
@@ -120,9 +121,11 @@ pub fn put_frame(out: &mut BytesMut, body: impl FnOnce(&mut BytesMut)) {
     out.put_bytes(0, FRAME_HEADER);
     body(out);
     let len = out.len() - start - FRAME_HEADER;
+    let len = (len as u32).to_le_bytes();
     let crc = crc32fast::hash(&out[start + FRAME_HEADER..]);
-    out[start..start + 4].copy_from_slice(&(len as u32).to_le_bytes());
-    out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
+    out[start..start + 4].copy_from_slice(&len);
+    out[start + 4..start + 8].copy_from_slice(&crc32fast::hash(&len).to_le_bytes());
+    out[start + 8..start + 12].copy_from_slice(&crc.to_le_bytes());
 }
 
 /// Append messages in as many frames as they need. A body is shorter than [`FULL_FRAME_BODY`] and one message together.
@@ -147,7 +150,12 @@ pub fn take_frame(buf: &mut BytesMut, limit: usize) -> Result<Option<Bytes>, Wir
     if buf.len() < FRAME_HEADER {
         return Ok(None);
     }
-    let len = u32::from_le_bytes([buf[0], buf[1], buf[2], buf[3]]) as usize;
+    let word = |at: usize| u32::from_le_bytes([buf[at], buf[at + 1], buf[at + 2], buf[at + 3]]);
+    let (expected, found) = (word(4), crc32fast::hash(&buf[..4]));
+    if found != expected {
+        return Err(WireError::BadCrc { expected, found });
+    }
+    let len = word(0) as usize;
     if len > limit {
         return Err(WireError::TooLarge { len, limit });
     }
@@ -155,7 +163,7 @@ pub fn take_frame(buf: &mut BytesMut, limit: usize) -> Result<Option<Bytes>, Wir
         buf.reserve(FRAME_HEADER + len - buf.len());
         return Ok(None);
     }
-    let expected = u32::from_le_bytes([buf[4], buf[5], buf[6], buf[7]]);
+    let expected = word(8);
     buf.advance(FRAME_HEADER);
     let body = buf.split_to(len).freeze();
     let found = crc32fast::hash(&body);
@@ -453,7 +461,7 @@ mod tests {
     #[test]
     fn every_flipped_byte_is_noticed() {
         let good = encoded();
-        for at in 4..good.len() {
+        for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 0x10;
             assert!(matches!(take_frame(&mut bad, 1 << 20), Err(WireError::BadCrc { .. })), "byte {at}");
@@ -462,7 +470,8 @@ mod tests {
 
     #[test]
     fn lies_about_lengths_are_refused() {
-        let mut huge = BytesMut::from(&[0xff, 0xff, 0xff, 0x7f, 0, 0, 0, 0][..]);
+        let len = [0xff, 0xff, 0xff, 0x7f];
+        let mut huge = BytesMut::from(&[len, crc32fast::hash(&len).to_le_bytes(), [0; 4]].concat()[..]);
         assert!(matches!(take_frame(&mut huge, 1024), Err(WireError::TooLarge { .. })));
         let mut body = take_frame(&mut encoded(), 1 << 20).unwrap().unwrap();
         while body.len() > 1 {
