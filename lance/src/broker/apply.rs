@@ -63,6 +63,7 @@ impl<D: Disk> Broker<D> {
             let message = "another leader's entry took its place in the log".to_owned();
             self.fail(origin, ErrorCode::LeadershipLost, message);
         }
+        let observed = self.observer.is_some().then(|| entry.clone());
         if entry.kind == EntryKind::Normal {
             self.checkpoint.applied_bytes += entry.payload.len() as u64;
             let epoch = i32::try_from(entry.term).unwrap_or(i32::MAX);
@@ -76,6 +77,9 @@ impl<D: Disk> Broker<D> {
             }
         }
         self.applied.insert(group, (entry.index, entry.term));
+        if let Some(entry) = observed {
+            self.observe_applied(group, entry);
+        }
         Ok(())
     }
 

@@ -259,6 +259,7 @@ pub fn open<D: Disk>(
         freshness: BTreeMap::new(),
         left_behind: BTreeSet::new(),
         last_second_us: 0,
+        observer: None,
     })
 }
 

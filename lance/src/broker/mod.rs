@@ -14,6 +14,7 @@ pub mod catalog;
 mod checkpoint;
 pub mod command;
 mod fetch;
+pub mod inspect;
 pub mod members;
 mod membership;
 mod offsets;
@@ -236,6 +237,8 @@ pub struct Broker<D: Disk> {
     /// Followers that need entries which the journal no longer holds, by group.
     left_behind: BTreeSet<(GroupId, NodeId)>,
     last_second_us: u64,
+    /// Set where someone looks on.
+    observer: Option<inspect::Observer>,
 }
 
 impl<D: Disk> Broker<D> {
@@ -428,6 +431,7 @@ impl<D: Disk> Broker<D> {
     /// Take in what the shard has to say.
     fn absorb(&mut self, out: &mut Outputs) -> Result<(), BrokerError> {
         for (group, change) in std::mem::take(&mut out.roles) {
+            self.observe_role(group, change);
             if change.role == Role::Leader {
                 tracing::info!(group = group.0, term = change.term, "this node leads the group");
                 if group == META {

@@ -1,0 +1,65 @@
+//! The command line: what to run, how it goes, what came of it. The one part of the crate that reads clocks, draws a seed
+//! and writes files.
+
+mod progress;
+mod simulate;
+mod table;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// The verifier of LANCE.
+#[derive(Parser)]
+#[command(name = "lnc-chaos", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run simulated clusters of real nodes through faults, and check that every promise is kept
+    Sim(simulate::Arguments),
+}
+
+/// Run the command that the arguments name. The exit code is 1 if a promise was broken.
+pub fn main() -> ExitCode {
+    let Arguments { command } = Arguments::parse();
+    match command {
+        Command::Sim(arguments) => simulate::simulate(&arguments),
+    }
+}
+
+/// A length of time, as `90`, `90s`, `15m`, `2h` or `500ms`.
+fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let number: u64 = number.parse().map_err(|_| format!("{text:?} does not begin with a number"))?;
+    let ms = match unit {
+        "ms" => 1,
+        "" | "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(format!("{unit:?} is not a unit of time: use ms, s, m or h")),
+    };
+    number.checked_mul(ms).map(std::time::Duration::from_millis).ok_or_else(|| format!("{text:?} is too long"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(parse_duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse_duration("2h"), Ok(Duration::from_secs(7200)));
+        assert!(parse_duration("x").is_err() && parse_duration("3 weeks").is_err());
+    }
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        <Arguments as clap::CommandFactory>::command().debug_assert();
+    }
+}

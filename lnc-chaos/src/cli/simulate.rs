@@ -1,0 +1,258 @@
+//! `lnc-chaos sim`.
+
+use super::progress::Progress;
+use super::{parse_duration, table};
+use crate::sim::invariants;
+use crate::sim::minimise::minimise;
+use crate::sim::profile::{Profile, ROTATION};
+use crate::sim::report::{Counts, Report};
+use crate::sim::trace::{Sink, line};
+use crate::sim::{Plan, run};
+use std::collections::hash_map::RandomState;
+use std::fs::File;
+use std::hash::{BuildHasher, Hasher};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Newest events that a failure's report shows.
+const SHOWN: usize = 40;
+
+/// What to run.
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// The first seed; a fresh one is drawn and printed without it
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Number of seeds, one after the other
+    #[arg(long, default_value_t = 1, conflicts_with = "for")]
+    seeds: u64,
+    /// Run seeds for this long instead, as 90s, 15m or 2h
+    #[arg(long, value_parser = parse_duration)]
+    r#for: Option<Duration>,
+    /// The profile; without it, seeds go through all that --list marks
+    #[arg(long, value_parser = profile)]
+    profile: Option<Profile>,
+    /// Number of nodes
+    #[arg(long, default_value_t = 3, value_parser = nodes)]
+    nodes: u64,
+    /// Virtual time in which clients work and faults strike, for each seed
+    #[arg(long, default_value = "120s", value_parser = parse_duration)]
+    r#virtual: Duration,
+    /// Find the shortest list of faults that still breaks the rule
+    #[arg(long)]
+    minimise: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    /// Write every event of the seed to this file; of a failing seed it is written in any case
+    #[arg(long, conflicts_with = "for")]
+    trace: Option<PathBuf>,
+    /// Threads, each with its own seeds
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=256))]
+    jobs: u64,
+    /// List profiles and rules, and do nothing
+    #[arg(long)]
+    list: bool,
+}
+
+fn profile(name: &str) -> Result<Profile, String> {
+    Profile::from_name(name).ok_or_else(|| {
+        let names: Vec<&str> = Profile::ALL.iter().map(|profile| profile.name()).collect();
+        format!("no profile has this name; there are {}", names.join(", "))
+    })
+}
+
+fn nodes(text: &str) -> Result<u64, String> {
+    text.parse().ok().filter(|nodes| [3, 5].contains(nodes)).ok_or_else(|| "3 or 5 nodes can be simulated".to_owned())
+}
+
+/// Run the seeds; 1 if a rule was broken, 2 if a file could not be written.
+pub(super) fn simulate(arguments: &Arguments) -> ExitCode {
+    if arguments.list {
+        list();
+        return ExitCode::SUCCESS;
+    }
+    let first = arguments.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish() >> 32);
+    if !arguments.json {
+        println!("seed {first}");
+    }
+    tell_of_panics();
+    let batch = Batch {
+        arguments,
+        first,
+        next: AtomicU64::new(0),
+        failed: AtomicBool::new(false),
+        total: Mutex::new((Counts::default(), None)),
+        progress: Progress::start(arguments.r#for.is_none().then_some(arguments.seeds)),
+        begun: Instant::now(),
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..arguments.jobs {
+            scope.spawn(|| batch.work());
+        }
+    });
+    let elapsed = batch.begun.elapsed();
+    batch.progress.finish();
+    let (counts, failed) = batch.total.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let result = match &failed {
+        Some(report) => tell(arguments, report),
+        None => arguments.trace.as_deref().map_or(Ok(()), |path| write_trace(&plan(arguments, first, 0), path)),
+    };
+    if arguments.json {
+        println!("{}", table::json(&counts, elapsed, failed.as_ref(), &reproduction(arguments, failed.as_ref())));
+    } else {
+        table::print(&counts, elapsed, arguments.jobs);
+    }
+    match (result, failed) {
+        (Err(error), _) => {
+            eprintln!("cannot write the trace: {error}");
+            ExitCode::from(2)
+        }
+        (Ok(()), Some(_)) => ExitCode::FAILURE,
+        (Ok(()), None) => ExitCode::SUCCESS,
+    }
+}
+
+fn list() {
+    println!("profiles (* in the rotation):");
+    for profile in Profile::ALL {
+        let mark = if ROTATION.contains(profile) { '*' } else { ' ' };
+        println!("{mark} {:<12} {}", profile.name(), profile.about());
+    }
+    println!("\nrules:");
+    for (name, says) in invariants::ALL {
+        println!("  {name:<21} {says}");
+    }
+}
+
+/// The run of the `n`-th seed.
+fn plan(arguments: &Arguments, first: u64, n: u64) -> Plan {
+    let seed = first.wrapping_add(n);
+    // By the seed, so that the same seed is the same run wherever it stands in a batch.
+    let profile = arguments.profile.unwrap_or(ROTATION[(seed % ROTATION.len() as u64) as usize]);
+    let virtual_us = arguments.r#virtual.as_micros() as u64;
+    Plan { seed, profile, nodes: arguments.nodes, virtual_us, schedule: None }
+}
+
+/// Many seeds, and what has come of them so far.
+struct Batch<'a> {
+    arguments: &'a Arguments,
+    first: u64,
+    next: AtomicU64,
+    failed: AtomicBool,
+    total: Mutex<(Counts, Option<Report>)>,
+    progress: Progress,
+    begun: Instant,
+}
+
+impl Batch<'_> {
+    /// One thread's share: seed after seed until there are enough, time is up, or one fails.
+    fn work(&self) {
+        loop {
+            let n = self.next.fetch_add(1, Ordering::Relaxed);
+            let over = match self.arguments.r#for {
+                Some(limit) => self.begun.elapsed() >= limit,
+                None => n >= self.arguments.seeds,
+            };
+            if over || self.failed.load(Ordering::Relaxed) {
+                return;
+            }
+            let plan = plan(self.arguments, self.first, n);
+            CURRENT.set(Some(command(self.arguments, &plan)));
+            let report = run(&plan, None);
+            CURRENT.set(None);
+            let mut total = self.total.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            total.0.add(&report.counts);
+            self.progress.show(&total.0, self.begun.elapsed());
+            if report.failure.is_some() && !self.failed.swap(true, Ordering::Relaxed) {
+                total.1 = Some(report);
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// The command that repeats the run that this thread is busy with.
+    static CURRENT: std::cell::Cell<Option<String>> = const { std::cell::Cell::new(None) };
+}
+
+/// Where a build does not unwind, a panic is the last thing that happens: say at least how to see it again.
+fn tell_of_panics() {
+    let former = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let Some(command) = CURRENT.take() else { return former(panic) };
+        if cfg!(panic = "abort") {
+            eprintln!("rule broken: panic\n{panic}\nto repeat it: {command}");
+            std::process::exit(1);
+        }
+        CURRENT.set(Some(command));
+    }));
+}
+
+fn command(arguments: &Arguments, plan: &Plan) -> String {
+    let (seed, profile, nodes) = (plan.seed, plan.profile.name(), plan.nodes);
+    let ms = arguments.r#virtual.as_millis();
+    format!("lnc-chaos sim --seed {seed} --profile {profile} --nodes {nodes} --virtual {ms}ms")
+}
+
+fn reproduction(arguments: &Arguments, report: Option<&Report>) -> String {
+    let plan = report.map(|report| Plan { profile: report.profile, ..plan(arguments, report.seed, 0) });
+    plan.map_or(String::new(), |plan| command(arguments, &plan))
+}
+
+/// Say what was wrong, and write the whole trace.
+fn tell(arguments: &Arguments, report: &Report) -> std::io::Result<()> {
+    let Some(failure) = &report.failure else { return Ok(()) };
+    let plan = Plan { profile: report.profile, ..plan(arguments, report.seed, 0) };
+    let default = PathBuf::from(format!("lnc-chaos-{}-{}.trace", plan.profile.name(), plan.seed));
+    let path = arguments.trace.clone().unwrap_or(default);
+    write_trace(&plan, &path)?;
+    if arguments.json {
+        return Ok(());
+    }
+    println!("\nseed {} profile {} broke a rule", plan.seed, plan.profile.name());
+    println!("rule: {}", failure.violation.invariant);
+    println!("at:   {:.6} s", failure.at_us as f64 / 1e6);
+    println!("what: {}", failure.violation.what);
+    println!("\nthe newest events:");
+    for event in failure.newest.iter().skip(failure.newest.len().saturating_sub(SHOWN)) {
+        println!("  {event}");
+    }
+    println!("\nthe whole trace: {}", path.display());
+    println!("to repeat it:    {}", command(arguments, &plan));
+    if arguments.minimise {
+        println!("\nlooking for the shortest schedule:");
+        let kept = minimise(&plan, failure.violation.invariant, |left, failed| {
+            println!("  {left} faults: {}", if failed { "fails" } else { "holds" });
+        });
+        println!("{} of {} faults are enough:", kept.len(), report.schedule.len());
+        for scheduled in kept {
+            println!("  {:>11.6} {}", scheduled.at_us as f64 / 1e6, scheduled.fault);
+        }
+    }
+    Ok(())
+}
+
+fn write_trace(plan: &Plan, path: &Path) -> std::io::Result<()> {
+    let mut out = BufWriter::new(File::create(path)?);
+    for scheduled in plan.schedule() {
+        writeln!(out, "scheduled {:>11.6} {}", scheduled.at_us as f64 / 1e6, scheduled.fault)?;
+    }
+    let (lines, received) = std::sync::mpsc::sync_channel::<String>(4096);
+    std::thread::scope(|scope| {
+        let written = scope.spawn(move || {
+            received.into_iter().try_for_each(|text| writeln!(out, "{text}"))?;
+            out.flush()
+        });
+        // A writer that has failed hears nothing more; its error is what counts.
+        let sink: Sink = Box::new(move |at_us, event| drop(lines.send(line(at_us, event))));
+        CURRENT.set(Some("the same command".to_owned()));
+        run(plan, Some(sink));
+        CURRENT.set(None);
+        written.join().unwrap_or_else(|_| Err(std::io::Error::other("the writer ended")))
+    })
+}

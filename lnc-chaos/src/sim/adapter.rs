@@ -1,0 +1,231 @@
+//! The one place that knows the broker's interface: how it is configured and opened, what goes in, what comes out. What
+//! leaves for peers leaves here as bytes, and comes back as bytes.
+
+use super::network::Wire;
+use super::settings::Settings;
+use bytes::{Bytes, BytesMut};
+use lance::broker::inspect::{GroupInspection, MemoryInspection, Observed};
+use lance::broker::members::Addresses;
+use lance::broker::{self, Broker, BrokerConfig, BrokerError, Caller, Clock, Output};
+use lnc_log::disk::MemoryDisk;
+use lnc_log::journal::{GroupId, JournalConfig};
+use lnc_metrics::Metrics;
+use lnc_protocol::Opcode;
+use lnc_raft::NodeId;
+use lnc_replication::ShardConfig;
+use lnc_replication::formation::{Cluster, Identity};
+use lnc_replication::transfer::TransferBody;
+use lnc_replication::wire::{MAX_FRAME_BODY, PeerMessage, WireError, put_messages, take_frame, take_message};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// A broker, as a process would hold it.
+pub(super) struct Process {
+    broker: Broker<MemoryDisk>,
+    member: NodeId,
+}
+
+/// What came of a turn.
+pub(super) struct Turned {
+    pub(super) outputs: Vec<Output>,
+    pub(super) mail: Vec<Mail>,
+    pub(super) observed: Observed,
+    /// The broker asks for another turn.
+    pub(super) again: bool,
+    /// The broker must be opened anew.
+    pub(super) reopen: bool,
+}
+
+/// Frames for a member, on their way to the node that it is.
+pub(super) struct Mail {
+    pub(super) wire: Wire,
+    pub(super) to: NodeId,
+    pub(super) bytes: BytesMut,
+}
+
+impl Process {
+    /// Recover from what the disk holds.
+    pub(super) fn open(
+        settings: &Settings,
+        identity: &Identity,
+        life: u32,
+        disk: MemoryDisk,
+    ) -> Result<Self, BrokerError> {
+        let mut broker = broker::open(
+            broker_config(settings, identity),
+            shard_config(settings, identity, life),
+            settings.segments.clone(),
+            disk,
+            Metrics::new(),
+        )?;
+        broker.observe(settings.state_every);
+        Ok(Self { broker, member: identity.node })
+    }
+
+    pub(super) fn request(&mut self, clock: Clock, caller: Caller, opcode: Opcode, body: Bytes) {
+        self.broker.request(clock, caller, opcode, body);
+    }
+
+    /// The messages of one frame. An error drops the rest of the frame.
+    pub(super) fn frame(&mut self, clock: Clock, from: NodeId, mut body: Bytes) -> Result<(), WireError> {
+        while !body.is_empty() {
+            let message = take_message(&mut body, self.member)?;
+            if message.from() == from {
+                self.broker.peer_message(clock, message);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn peer_changed(&mut self, clock: Clock, peer: NodeId, connected: bool) {
+        self.broker.peer_changed(clock, peer, connected);
+    }
+
+    /// Whether it is a voter of every group.
+    pub(super) fn votes(&self) -> bool {
+        self.broker.votes()
+    }
+
+    /// Who belongs to the cluster, as far as this node knows, with their incarnations.
+    pub(super) fn members(&self) -> BTreeMap<NodeId, u64> {
+        self.broker.membership().members
+    }
+
+    /// A node has shown itself with a fresh disk.
+    pub(super) fn applicant(&mut self, clock: Clock, node: u64, incarnation: u64) {
+        self.broker.applicant(clock, node, incarnation);
+    }
+
+    pub(super) fn tick(&mut self, clock: Clock) -> Result<(), BrokerError> {
+        self.broker.tick(clock)
+    }
+
+    pub(super) fn turn(&mut self, clock: Clock) -> Result<Turned, BrokerError> {
+        let mut outputs = Vec::new();
+        let mut messages = self.broker.turn(clock, &mut outputs)?;
+        let key = |message: &PeerMessage| (message.to(), message.channel());
+        messages.sort_by_key(key);
+        let mut mail = Vec::new();
+        for batch in messages.chunk_by(|a, b| key(a) == key(b)) {
+            let (to, channel) = key(&batch[0]);
+            let mut bytes = BytesMut::new();
+            put_messages(&mut bytes, batch);
+            mail.push(Mail { wire: Wire { from: self.member.node(), to: to.node(), channel }, to, bytes });
+        }
+        let (observed, again) = (self.broker.take_observed(), self.broker.wants_turn());
+        Ok(Turned { outputs, mail, observed, again, reopen: self.broker.wants_reopen() })
+    }
+
+    pub(super) fn drain(&mut self) {
+        self.broker.drain();
+    }
+
+    pub(super) fn is_drained(&self) -> bool {
+        self.broker.is_drained()
+    }
+
+    pub(super) fn is_ready(&self) -> Result<(), String> {
+        self.broker.readiness()
+    }
+
+    pub(super) fn inspect(&self, group: u32) -> Option<GroupInspection> {
+        self.broker.inspect(GroupId(group))
+    }
+
+    pub(super) fn memory(&self) -> MemoryInspection {
+        self.broker.memory()
+    }
+
+    pub(super) fn state(&self, group: u32) -> Bytes {
+        self.broker.encoded_state(GroupId(group))
+    }
+}
+
+/// Take one frame's body off what was received.
+pub(super) fn next_frame(received: &mut BytesMut) -> Result<Option<Bytes>, WireError> {
+    take_frame(received, MAX_FRAME_BODY)
+}
+
+/// What the frames in some bytes say, for a trace.
+pub(super) fn describe(bytes: &BytesMut, to: u64) -> String {
+    let mut bytes = bytes.clone();
+    let mut text = String::new();
+    while let Ok(Some(mut body)) = take_frame(&mut bytes, MAX_FRAME_BODY) {
+        while let Ok(message) = take_message(&mut body, NodeId(to)) {
+            let (group, message) = match message {
+                PeerMessage::Raft(group, message) => (group, message),
+                PeerMessage::Transfer(transfer) => {
+                    let _ = write!(text, "[group {} {}]", transfer.group.0, transfer_text(&transfer.body));
+                    continue;
+                }
+            };
+            let _ = write!(text, "[group {} term {} ", group.0, message.term);
+            let _ = match &message.body {
+                lnc_raft::Body::Append { prev_index, prev_term, commit, entries } => write!(
+                    text,
+                    "Append after {prev_index} of term {prev_term}, {} entries, commit {commit}]",
+                    entries.len()
+                ),
+                other => write!(text, "{other:?}]"),
+            };
+        }
+    }
+    text
+}
+
+fn transfer_text(body: &TransferBody) -> String {
+    match body {
+        TransferBody::Range { range, bytes } => {
+            format!("Range {:?}, {:?} bytes", range.part, bytes.as_ref().map(Bytes::len))
+        }
+        TransferBody::Entries { commit, entries, .. } => format!("Entries, {} of them, commit {commit}", entries.len()),
+        other => format!("{other:?}"),
+    }
+}
+
+fn broker_config(settings: &Settings, identity: &Identity) -> BrokerConfig {
+    let addresses = |node: u64| Addresses {
+        client: format!("node-{node}:1992"),
+        peer: format!("node-{node}:1993"),
+        http: format!("node-{node}:1994"),
+    };
+    let cluster = identity.cluster.as_ref();
+    BrokerConfig {
+        node: identity.node,
+        cluster_id: cluster.map_or(0, |cluster| cluster.id),
+        nodes: (1..=settings.nodes).map(|node| (node, addresses(node))).collect(),
+        members: cluster.map(|cluster| cluster.members.clone()).unwrap_or_default(),
+        founders: cluster.map(Cluster::founders).unwrap_or_default(),
+        transfer_bytes_per_second: settings.transfer_bytes_per_second,
+        data_groups: settings.data_groups,
+        memory_bytes: settings.memory_bytes,
+        tail_cache_bytes: settings.tail_cache_bytes,
+        max_batch_bytes: 64 << 10,
+        max_frame_bytes: 1 << 20,
+        max_topics: 50,
+        max_partitions_per_topic: 20,
+        checkpoint_bytes: settings.checkpoint_bytes,
+        segment_bytes: settings.segments.segment_bytes,
+    }
+}
+
+fn shard_config(settings: &Settings, identity: &Identity, life: u32) -> ShardConfig {
+    let node = identity.node.0;
+    ShardConfig {
+        node: identity.node,
+        founders: identity.cluster.as_ref().map(Cluster::founders).unwrap_or_default().into_keys().collect(),
+        groups: (0..=settings.data_groups).map(GroupId).collect(),
+        election_ticks: 10,
+        heartbeat_ticks: 2,
+        max_in_flight_bytes: 256 << 10,
+        max_append_bytes: 64 << 10,
+        entry_cache_bytes: settings.entry_cache_bytes,
+        journal_retain_bytes: settings.journal_retain_bytes,
+        seed: super::rng::mix(settings.seed ^ node << 32 ^ u64::from(life)),
+        journal: JournalConfig {
+            file_bytes: settings.journal_file_bytes,
+            max_in_flight: settings.flushes_in_flight,
+            ..JournalConfig::new(identity.incarnation)
+        },
+    }
+}

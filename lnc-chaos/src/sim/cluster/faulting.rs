@@ -1,0 +1,188 @@
+//! Faults strike, end, and heal.
+
+use super::super::faults::{FailingOperation, Fault};
+use super::super::network::Weather;
+use super::super::node::Life;
+use super::super::rng::Rng;
+use super::super::trace::Event;
+use super::{Cluster, What};
+use lnc_log::disk::Op;
+use lnc_log::disk::memory::FaultHook;
+use std::io;
+
+impl Cluster {
+    /// The fault of this place in the schedule strikes.
+    pub(super) fn strike(&mut self, index: usize) {
+        let fault = self.faults[index].fault.clone();
+        if self.finish.is_healed() {
+            return;
+        }
+        self.note(Event::Fault { what: fault.to_string() });
+        let kind = fault.kind();
+        if self.apply_fault(index as u64, fault) {
+            self.counts.fault(kind);
+        }
+    }
+
+    /// False if it had nothing to strike.
+    fn apply_fault(&mut self, number: u64, fault: Fault) -> bool {
+        let now_us = self.now_us;
+        match fault {
+            Fault::Kill { node, down_us, seed } => {
+                let up = self.node(node).is_up();
+                if up {
+                    self.kill(node, seed, down_us);
+                }
+                return up;
+            }
+            Fault::PowerLoss { node, down_us, seed } => self.lose_power(node, seed, down_us),
+            Fault::PowerLossOfAll { down_us, seed } => {
+                let mut rng = Rng::new(seed);
+                for node in 1..=self.settings.nodes {
+                    let (seed, stagger_us) = (rng.next(), rng.below(2_000_000));
+                    self.lose_power(node, seed, down_us + stagger_us);
+                }
+            }
+            Fault::PowerLossAtOperation { node, operations, down_us, seed } => {
+                let node = self.node(node);
+                node.excuses.stops = true;
+                node.at_stop = (down_us, seed);
+                node.disk.stop_after(node.disk.operations() + operations);
+                return node.is_up();
+            }
+            Fault::Restart { node, down_us } => {
+                self.drain(node, down_us);
+                return self.node(node).is_up();
+            }
+            Fault::Pause { node, for_us } => self.node(node).paused_until_us = now_us + for_us,
+            Fault::ClockJump { node, by_ms } => self.node(node).jump(by_ms),
+            Fault::ClockDrift { node, ppm } => self.node(node).drift(now_us, ppm),
+            Fault::Partition { cuts, for_us } => {
+                self.network.cut(number, cuts);
+                self.after(for_us, What::FaultOver { fault: number });
+            }
+            Fault::Break { from, to, channel, notice_us } => {
+                self.break_connection(super::Wire { from, to, channel }, notice_us, "broken");
+            }
+            Fault::Storm { weather, for_us } => {
+                self.network.weather = weather;
+                self.after(for_us, What::FaultOver { fault: number });
+            }
+            Fault::SlowDisk { node, latency_us, for_us } => {
+                let node = self.node(node);
+                (node.slow_us, node.slow_until_us) = (latency_us, now_us + for_us);
+            }
+            Fault::StalledDisk { node, for_us } => self.node(node).stalled_until_us = now_us + for_us,
+            Fault::FullDisk { node, room, for_us } => {
+                let node = self.node(node);
+                node.disk.set_capacity(Some(node.disk.used() + room));
+                (node.excuses.full, node.full_until_us) = (true, now_us + for_us);
+                self.after(for_us, What::FaultOver { fault: number });
+            }
+            Fault::DiskError { node, operation, after } => {
+                let node = self.node(node);
+                node.excuses.error = true;
+                node.disk.inject(Some(failing(operation, after)));
+            }
+            Fault::Wipe { node, down_us } => {
+                // The promise is about a minority: all that was acknowledged must be on the others.
+                let whole = self.nodes.iter_mut().all(|node| node.is_whole() && !node.excuses.damaged);
+                if whole {
+                    self.wipe(node, down_us);
+                }
+                return whole;
+            }
+            Fault::Damage { node, seed } => return self.damage(node, seed),
+        }
+        true
+    }
+
+    pub(super) fn fault_over(&mut self, fault: u64) {
+        let over = self.faults[fault as usize].fault.clone();
+        self.note(Event::Fault { what: format!("{} is over", over.kind()) });
+        match over {
+            Fault::Partition { .. } => {
+                self.network.heal(fault);
+                self.release_held();
+            }
+            Fault::Storm { .. } => self.network.weather = Weather::FAIR,
+            Fault::FullDisk { node, .. } => {
+                let now_us = self.now_us;
+                let node = self.node(node);
+                if node.full_until_us <= now_us {
+                    node.disk.set_capacity(None);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Flip bits in files of a node, unless enough nodes are damaged for a promise to be void.
+    fn damage(&mut self, id: u64, seed: u64) -> bool {
+        let damaged = self.nodes.iter().filter(|node| node.excuses.damaged && node.id != id).count() as u64;
+        if damaged >= (self.settings.nodes - 1) / 2 {
+            return false;
+        }
+        let mut rng = Rng::new(seed);
+        let node = self.node(id);
+        let paths: Vec<String> = node.disk.paths().into_iter().filter(|path| !path.ends_with("/LOCK")).collect();
+        if paths.is_empty() {
+            return false;
+        }
+        node.excuses.damaged = true;
+        for _ in 0..rng.between(1, 3) {
+            let path = &paths[rng.below(paths.len() as u64) as usize];
+            let len = node.disk.file(path).map_or(0, |bytes| bytes.len() as u64);
+            if len > 0 {
+                node.disk.corrupt(path, rng.below(len), 1 << rng.below(8));
+            }
+        }
+        true
+    }
+
+    /// All faults end: what is down starts, what is cut or slow or full is not any more.
+    pub(super) fn heal(&mut self) {
+        self.note(Event::Fault { what: "all faults end".to_owned() });
+        self.finish.healed(self.now_us);
+        let now_us = self.now_us;
+        self.network.heal_all();
+        self.release_held();
+        for id in 1..=self.settings.nodes {
+            let node = self.node(id);
+            (node.paused_until_us, node.stalled_until_us, node.slow_until_us) = (now_us, now_us, now_us);
+            node.disk.set_capacity(None);
+            node.disk.inject(None);
+            if matches!(node.life, Life::Up(_)) {
+                node.disk.stop_after(u64::MAX);
+                node.excuses.stops = false;
+                // What a stall held back is due again.
+                let life = node.lives;
+                for (operation, _) in self.node(id).disk.in_flight() {
+                    self.after(1_000, What::Disk { node: id, life, operation });
+                }
+                self.after(0, What::Turn { node: id, life });
+            } else {
+                let life = node.lives;
+                self.after(10_000 * id, What::Start { node: id, life });
+            }
+        }
+    }
+}
+
+/// Lets some operations of a kind work and fails the next.
+fn failing(operation: FailingOperation, after: u64) -> FaultHook {
+    let mut left = after + 1;
+    Box::new(move |_, op| {
+        let hit = match (operation, op) {
+            (FailingOperation::Write, Op::Write { .. }) | (FailingOperation::Read, Op::Read { .. }) => true,
+            (FailingOperation::Sync, Op::Write { durable: true, .. } | Op::Sync { .. } | Op::SyncDir { .. }) => true,
+            _ => false,
+        };
+        left = left.saturating_sub(u64::from(hit));
+        (hit && left == 0).then(|| {
+            // Once: the process that met it ends, and its disk is another handle after that.
+            left = u64::MAX;
+            io::Error::other("the simulated device failed")
+        })
+    })
+}

@@ -1,0 +1,186 @@
+//! The end of a run: faults are over, clients finish, every group has a leader, replicas agree, all can be read.
+
+use super::super::invariants::Violation;
+use super::super::trace::Event;
+use super::super::workload::{BEGIN, reader};
+use super::{Checked, Cluster, What};
+
+/// How long the cluster may take, from the moment at which clients stop, until everything has come to rest.
+const REST_US: u64 = 120_000_000;
+/// How long it may take after the last fault until every group has a leader.
+const LEADER_US: u64 = 30_000_000;
+/// Time between two looks.
+const LOOK_US: u64 = 500_000;
+
+enum Phase {
+    /// Clients work.
+    Work,
+    /// Clients finish what they have begun.
+    Stopping {
+        since_us: u64,
+    },
+    /// Everything is read from every node.
+    Reading {
+        first_reader: usize,
+        since_us: u64,
+    },
+    Done,
+}
+
+/// How near the end is.
+pub(super) struct Finish {
+    phase: Phase,
+    healed_us: Option<u64>,
+    led: bool,
+}
+
+impl Finish {
+    pub(super) fn new(_virtual_us: u64) -> Self {
+        Self { phase: Phase::Work, healed_us: None, led: false }
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self.phase, Phase::Done)
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        !matches!(self.phase, Phase::Work)
+    }
+
+    pub(super) fn is_healed(&self) -> bool {
+        self.healed_us.is_some()
+    }
+
+    pub(super) fn healed(&mut self, now_us: u64) {
+        self.healed_us = Some(now_us);
+    }
+}
+
+impl Cluster {
+    pub(super) fn stop(&mut self) {
+        self.finish.phase = Phase::Stopping { since_us: self.now_us };
+        self.after(0, What::Look);
+    }
+
+    /// See how far the end has come.
+    pub(super) fn look(&mut self) -> Checked {
+        match self.finish.phase {
+            Phase::Work | Phase::Done => return Ok(()),
+            Phase::Stopping { since_us } => self.look_for_rest(since_us)?,
+            Phase::Reading { first_reader, since_us } => {
+                if self.clients[first_reader..].iter().all(|client| client.is_idle()) {
+                    self.invariants.records.finish()?;
+                    self.history.check_topics()?;
+                    self.finish.phase = Phase::Done;
+                } else if self.now_us > since_us + REST_US {
+                    let what = format!("reading everything does not end;{}", self.describe());
+                    return Err(Violation::new("liveness-reads", what));
+                }
+            }
+        }
+        self.after(LOOK_US, What::Look);
+        Ok(())
+    }
+
+    fn look_for_rest(&mut self, since_us: u64) -> Checked {
+        let late = self.now_us > since_us + REST_US;
+        if !self.finish.led {
+            self.finish.led = self.unled().is_none();
+            let healed_us = self.finish.healed_us.unwrap_or(since_us);
+            if let Some(group) = self.unled().filter(|_| self.now_us > healed_us + LEADER_US) {
+                let seconds = LEADER_US / 1_000_000;
+                let what = format!("group {group} has no leader {seconds} s after the last fault;{}", self.describe());
+                return Err(Violation::new("liveness-leader", what));
+            }
+        }
+        let busy = self.clients.iter().position(|client| !client.is_idle());
+        if let Some(client) = busy {
+            if late {
+                let client = self.clients[client].describe();
+                let what = format!("{client} does not finish;{}", self.describe());
+                return Err(Violation::new("liveness-clients", what));
+            }
+            return Ok(());
+        }
+        match self.apart() {
+            None => self.begin_reading(),
+            Some(apart) if late => {
+                let what = format!("replicas do not come together: {apart};{}", self.describe());
+                return Err(Violation::new("liveness-convergence", what));
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    /// A group that no node leads with everything committed.
+    fn unled(&self) -> Option<u32> {
+        let led = |group: &u32| {
+            let views = self.nodes.iter().filter_map(|node| node.process()?.inspect(*group));
+            views.into_iter().any(|view| view.role == lnc_raft::Role::Leader && view.commit == view.last)
+        };
+        (0..=self.settings.data_groups).find(|group| !led(group))
+    }
+
+    /// In what way replicas differ.
+    fn apart(&mut self) -> Option<String> {
+        for group in 0..=self.settings.data_groups {
+            let mut first = None;
+            for node in &self.nodes {
+                let Some(process) = node.process() else { return Some(format!("node {} is down", node.id)) };
+                if let Err(reason) = process.is_ready() {
+                    return Some(format!("node {}: {reason}", node.id));
+                }
+                let view = process.inspect(group)?;
+                if view.applied != view.last {
+                    return Some(format!(
+                        "node {} has applied {} of {} in group {group}",
+                        node.id, view.applied, view.last
+                    ));
+                }
+                let here = (view.applied, process.state(group));
+                match &first {
+                    None => first = Some(here),
+                    Some(there) if *there != here => {
+                        return Some(format!(
+                            "node {} is at {} of group {group}, node 1 at {}, states {}",
+                            node.id,
+                            here.0,
+                            there.0,
+                            if here.1 == there.1 { "equal" } else { "different" }
+                        ));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        None
+    }
+
+    fn begin_reading(&mut self) {
+        self.note(Event::Fault { what: "the cluster is at rest; everything is read from every node".to_owned() });
+        let first_reader = self.clients.len();
+        for node in 1..=self.settings.nodes {
+            let client = self.clients.len();
+            self.clients.push(Box::new(reader::Reader::new(node, self.invariants.records.partitions())));
+            self.after(0, What::Timer { client, token: BEGIN });
+        }
+        self.finish.phase = Phase::Reading { first_reader, since_us: self.now_us };
+    }
+
+    /// The state of every node, for a report.
+    pub(in crate::sim) fn describe(&self) -> String {
+        let mut text = String::new();
+        for node in &self.nodes {
+            match node.process() {
+                None => text += &format!("\n  node {} is down", node.id),
+                Some(process) => {
+                    for group in 0..=self.settings.data_groups {
+                        text += &format!("\n  node {} group {group}: {:?}", node.id, process.inspect(group));
+                    }
+                }
+            }
+        }
+        text
+    }
+}

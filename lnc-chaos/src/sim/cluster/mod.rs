@@ -1,0 +1,218 @@
+//! The cluster in virtual time: a queue of events, the nodes, the network between them, the clients, and what must hold.
+//!
+//! ```text
+//! queue ─► Frame, Disk, Tick, Request … ─► a node's inbox ─► Turn ─► frames, disk operations, answers ─► queue
+//! ```
+//!
+//! A node does nothing but in its turns, and takes one only when something has happened. All that looks random comes from
+//! the seed.
+
+mod faulting;
+mod finish;
+mod nodes;
+mod serving;
+mod wires;
+
+use super::faults::Scheduled;
+use super::history::History;
+use super::invariants::{Invariants, Violation};
+use super::network::{Network, Wire};
+use super::node::Node;
+use super::report::Counts;
+use super::rng::Rng;
+use super::settings::Settings;
+use super::trace::Trace;
+use super::workload::{Client, Outcome};
+use bytes::{Bytes, BytesMut};
+use lance::broker::Caller;
+use lnc_protocol::Opcode;
+use lnc_protocol::message::Reply;
+use std::cell::RefCell;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::rc::Rc;
+
+/// Something that will happen.
+pub(super) enum What {
+    Tick { node: u64, life: u32 },
+    Turn { node: u64, life: u32 },
+    Disk { node: u64, life: u32, operation: u64 },
+    Frame { wire: Wire, generation: u32, bytes: BytesMut },
+    PeerLost { node: u64, life: u32, peer: u64 },
+    Broken { wire: Wire, generation: u32 },
+    Unanswered { wire: Wire, generation: u32 },
+    Connect { wire: Wire, life: u32 },
+    Request { node: u64, caller: Caller, opcode: Opcode, body: Bytes },
+    ForwardAnswer { node: u64, life: u32, number: u64, reply: Reply },
+    Outcome { call: u64, outcome: Outcome },
+    Timer { client: usize, token: u64 },
+    Fault { index: usize },
+    FaultOver { fault: u64 },
+    Start { node: u64, life: u32 },
+    Greet { node: u64, life: u32 },
+    Heal,
+    Stop,
+    Look,
+}
+
+struct Event {
+    at_us: u64,
+    number: u64,
+    what: What,
+}
+
+impl PartialEq for Event {
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Event {}
+
+impl PartialOrd for Event {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Event {
+    /// The earliest is the greatest, since the heap gives the greatest.
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.at_us, other.number).cmp(&(self.at_us, self.number))
+    }
+}
+
+/// A client's request on its way.
+struct Call {
+    client: usize,
+    token: u64,
+    opcode: Opcode,
+}
+
+/// See the module documentation.
+pub(super) struct Cluster {
+    pub(super) settings: Settings,
+    pub(super) now_us: u64,
+    queue: BinaryHeap<Event>,
+    events: u64,
+    pub(super) nodes: Vec<Node>,
+    network: Network,
+    faults: Vec<Scheduled>,
+    pub(super) trace: Rc<RefCell<Trace>>,
+    pub(super) invariants: Invariants,
+    pub(super) history: History,
+    clients: Vec<Box<dyn Client>>,
+    client_rng: Rng,
+    calls: BTreeMap<u64, Call>,
+    next_call: u64,
+    next_forward: u64,
+    pub(super) counts: Counts,
+    finish: finish::Finish,
+}
+
+/// What ends a run early.
+pub(super) type Checked = Result<(), Violation>;
+
+impl Cluster {
+    pub(super) fn new(
+        settings: Settings,
+        faults: Vec<Scheduled>,
+        clients: Vec<Box<dyn Client>>,
+        virtual_us: u64,
+        trace: Rc<RefCell<Trace>>,
+    ) -> Self {
+        let seed = settings.seed;
+        let mut cluster = Self {
+            now_us: 0,
+            queue: BinaryHeap::new(),
+            events: 0,
+            nodes: (1..=settings.nodes).map(|id| Node::new(id, seed)).collect(),
+            network: Network::new(settings.nodes, Rng::fork(seed, 0x2e7)),
+            faults,
+            trace,
+            invariants: Invariants::new(&settings),
+            history: History::default(),
+            clients,
+            client_rng: Rng::fork(seed, 0xc11e),
+            calls: BTreeMap::new(),
+            next_call: 0,
+            next_forward: 0,
+            counts: Counts::default(),
+            finish: finish::Finish::new(virtual_us),
+            settings,
+        };
+        for node in 1..=cluster.settings.nodes {
+            let life = cluster.nodes[node as usize - 1].lives;
+            cluster.at(0, What::Start { node, life });
+        }
+        for client in 0..cluster.clients.len() {
+            cluster.at(1_000_000, What::Timer { client, token: super::workload::BEGIN });
+        }
+        for index in 0..cluster.faults.len() {
+            cluster.at(cluster.faults[index].at_us, What::Fault { index });
+        }
+        cluster.at(virtual_us * 2 / 3, What::Heal);
+        cluster.at(virtual_us * 5 / 6, What::Stop);
+        cluster
+    }
+
+    /// Until everything is over, or something is wrong.
+    pub(super) fn run(&mut self) -> Checked {
+        while let Some(Event { at_us, what, .. }) = self.queue.pop() {
+            self.now_us = at_us;
+            self.happen(what)?;
+            if self.finish.is_done() {
+                return Ok(());
+            }
+        }
+        Err(Violation::new("liveness", "nothing is left to happen, but the run has not come to its end"))
+    }
+
+    pub(super) fn at(&mut self, at_us: u64, what: What) {
+        self.events += 1;
+        self.queue.push(Event { at_us: at_us.max(self.now_us), number: self.events, what });
+    }
+
+    pub(super) fn after(&mut self, delay_us: u64, what: What) {
+        self.at(self.now_us + delay_us, what);
+    }
+
+    pub(super) fn node(&mut self, id: u64) -> &mut Node {
+        &mut self.nodes[id as usize - 1]
+    }
+
+    /// Whether an event belongs to the life that the node is in.
+    fn lives(&self, id: u64, life: u32) -> bool {
+        let node = &self.nodes[id as usize - 1];
+        node.is_up() && node.lives == life
+    }
+
+    pub(super) fn note(&self, event: super::trace::Event) {
+        self.trace.borrow_mut().add(self.now_us, event);
+    }
+
+    fn happen(&mut self, what: What) -> Checked {
+        match what {
+            What::Tick { node, life } => self.tick(node, life),
+            What::Turn { node, life } => return self.turn(node, life),
+            What::Disk { node, life, operation } => self.disk_done(node, life, operation),
+            What::Frame { wire, generation, bytes } => self.frame_arrives(wire, generation, bytes),
+            What::PeerLost { node, life, peer } => self.peer_lost(node, life, peer),
+            What::Broken { wire, generation } => self.broken(wire, generation),
+            What::Unanswered { wire, generation } => self.unanswered(wire, generation),
+            What::Connect { wire, life } => self.connect(wire, life),
+            What::Request { node, caller, opcode, body } => self.request_arrives(node, caller, opcode, body),
+            What::ForwardAnswer { node, life, number, reply } => self.forward_answered(node, life, number, reply),
+            What::Outcome { call, outcome } => return self.outcome(call, outcome),
+            What::Timer { client, token } => return self.timer(client, token),
+            What::Fault { index } => self.strike(index),
+            What::FaultOver { fault } => self.fault_over(fault),
+            What::Start { node, life } => return self.start(node, life),
+            What::Greet { node, life } => self.greet(node, life),
+            What::Heal => self.heal(),
+            What::Stop => self.stop(),
+            What::Look => return self.look(),
+        }
+        Ok(())
+    }
+}

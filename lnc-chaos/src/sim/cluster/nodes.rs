@@ -1,0 +1,333 @@
+//! Nodes: what wakes them, their turns, how they start and end.
+
+use super::super::adapter::Turned;
+use super::super::invariants::Violation;
+use super::super::network::Wire;
+use super::super::node::{Excuses, Input, Life};
+use super::super::trace::Event;
+use super::{Checked, Cluster, What};
+use lance::broker::BrokerError;
+use lnc_raft::{NodeId, Role};
+use lnc_replication::formation::{Channel, Decision, Identity, decide};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How long a node that ended by itself stays down before it is started again.
+const SUPERVISOR_US: u64 = 500_000;
+/// How long a node that was told to stop may take to hand over.
+const DRAIN_US: u64 = 5_000_000;
+/// Time between two attempts of a fresh node to find its cluster.
+const GREET_US: u64 = 500_000;
+
+impl Cluster {
+    /// Something for a node's next turn.
+    pub(super) fn input(&mut self, id: u64, input: Input) {
+        if let Some(running) = self.node(id).running() {
+            running.inbox.push(input);
+            self.wake(id);
+        }
+    }
+
+    /// Let a node take a turn soon.
+    pub(super) fn wake(&mut self, id: u64) {
+        let (now_us, turn_us) = (self.now_us, self.settings.turn_us);
+        let node = self.node(id);
+        let (life, paused_until_us) = (node.lives, node.paused_until_us);
+        let Some(running) = node.running() else { return };
+        if !std::mem::replace(&mut running.turn_due, true) {
+            self.at((now_us + turn_us).max(paused_until_us), What::Turn { node: id, life });
+        }
+    }
+
+    pub(super) fn tick(&mut self, id: u64, life: u32) {
+        if !self.lives(id, life) {
+            return;
+        }
+        let now_us = self.now_us;
+        let node = self.node(id);
+        let next_us = (now_us + node.tick_us()).max(node.paused_until_us);
+        let paused = node.paused_until_us > now_us;
+        self.at(next_us, What::Tick { node: id, life });
+        if !paused {
+            self.note(Event::Tick { node: id });
+            if let Some(running) = self.node(id).running() {
+                running.tick_due = true;
+            }
+            self.wake(id);
+        }
+    }
+
+    pub(super) fn disk_done(&mut self, id: u64, life: u32, operation: u64) {
+        if !self.lives(id, life) {
+            return;
+        }
+        let stalled_until_us = self.node(id).stalled_until_us;
+        if stalled_until_us > self.now_us {
+            return self.at(stalled_until_us, What::Disk { node: id, life, operation });
+        }
+        if self.node(id).disk.release(operation) {
+            self.note(Event::Disk { node: id, operation });
+            self.wake(id);
+        }
+    }
+
+    /// A turn, as the driver of a real node takes it.
+    pub(super) fn turn(&mut self, id: u64, life: u32) -> Checked {
+        if !self.lives(id, life) {
+            return Ok(());
+        }
+        let paused_until_us = self.node(id).paused_until_us;
+        if paused_until_us > self.now_us {
+            self.at(paused_until_us, What::Turn { node: id, life });
+            return Ok(());
+        }
+        self.counts.turns += 1;
+        match self.take_turn(id) {
+            Ok(turned) => {
+                self.time_disk(id, life);
+                self.turned(id, turned)?;
+                self.finish_drain(id);
+                Ok(())
+            }
+            Err(error) => self.ended(id, &error),
+        }
+    }
+
+    fn take_turn(&mut self, id: u64) -> Result<Turned, BrokerError> {
+        let clock = self.nodes[id as usize - 1].clock(self.now_us);
+        let connected: Vec<NodeId> =
+            self.network.connected(id).map(|peer| self.nodes[peer as usize - 1].identity.node).collect();
+        let Some(running) = self.nodes[id as usize - 1].running() else {
+            unreachable!("only a node that is up takes a turn")
+        };
+        running.turn_due = false;
+        if std::mem::take(&mut running.tick_due) {
+            running.process.tick(clock)?;
+        }
+        let inbox = std::mem::take(&mut running.inbox);
+        for input in inbox {
+            match input {
+                Input::Frame { from, body } => {
+                    // What does not decode behind a checksum that matches is dropped by real nodes, with a warning.
+                    if running.process.frame(clock, from, body).is_err() {
+                        self.counts.frames_not_understood += 1;
+                    }
+                }
+                Input::PeerLost(peer) => running.process.peer_changed(clock, peer, false),
+                Input::Request { caller, opcode, body } => {
+                    running.unanswered.insert((caller.connection, caller.correlation), opcode);
+                    running.process.request(clock, caller, opcode, body);
+                }
+            }
+        }
+        for peer in connected {
+            running.process.peer_changed(clock, peer, true);
+        }
+        running.process.turn(clock)
+    }
+
+    fn turned(&mut self, id: u64, turned: Turned) -> Checked {
+        let Turned { outputs, mail, observed, again, reopen } = turned;
+        self.note(Event::Turn { node: id, outputs: outputs.len(), frames: mail.len() });
+        for (group, change) in observed.roles {
+            let leads = change.role == Role::Leader;
+            self.counts.elections += u64::from(leads);
+            let leader = change.leader.map_or(0, NodeId::node);
+            self.note(Event::Role { node: id, group: group.0, term: change.term, leads, leader });
+            if leads {
+                let last = self.nodes[id as usize - 1].process().and_then(|p| p.inspect(group.0)).map_or(0, |i| i.last);
+                self.invariants.leads(id, group.0, change.term, last)?;
+            }
+        }
+        for applied in observed.applied {
+            let (index, term) = (applied.entry.index, applied.entry.term);
+            let check = self.invariants.applied(id, &applied)?;
+            self.note(Event::Applied { node: id, group: applied.group.0, index, term, check });
+        }
+        for mail in mail {
+            self.send(mail);
+        }
+        for output in outputs {
+            self.output(id, output)?;
+        }
+        if let Some(process) = self.nodes[id as usize - 1].process() {
+            self.invariants.memory(id, &self.settings, process.memory())?;
+        }
+        if reopen {
+            // The real driver waits for the disk, and opens the broker anew in the same process.
+            self.counts.reopened += 1;
+            self.note(Event::Node { node: id, what: "opens its broker anew".to_owned() });
+            self.kill(id, u64::MAX, 0);
+        } else if again {
+            self.wake(id);
+        }
+        Ok(())
+    }
+
+    /// Say when the disk operations of this turn finish.
+    fn time_disk(&mut self, id: u64, life: u32) {
+        let now_us = self.now_us;
+        let pace_us = self.settings.disk_us;
+        let node = &mut self.nodes[id as usize - 1];
+        let submitted = node.disk.operations();
+        let Life::Up(running) = &mut node.life else { return };
+        let timed = std::mem::replace(&mut running.timed_operation, submitted);
+        if submitted == timed {
+            return;
+        }
+        self.counts.disk_operations += submitted - timed;
+        let fresh: Vec<u64> = node.disk.in_flight().into_iter().map(|(n, _)| n).filter(|n| *n > timed).collect();
+        // What failed at once has nobody to announce it.
+        let failed = (fresh.len() as u64) < submitted - timed;
+        for operation in fresh {
+            let at_us = self.nodes[id as usize - 1].disk_done_us(now_us, pace_us);
+            self.at(at_us, What::Disk { node: id, life, operation });
+        }
+        if failed {
+            self.wake(id);
+        }
+    }
+
+    fn finish_drain(&mut self, id: u64) {
+        let now_us = self.now_us;
+        let node = &mut self.nodes[id as usize - 1];
+        let Life::Up(running) = &node.life else { return };
+        let Some(until_us) = running.drain_until_us else { return };
+        let idle = running.process.is_drained() && running.unanswered.is_empty() && running.forwards.is_empty();
+        if idle || now_us >= until_us {
+            self.note(Event::Node {
+                node: id,
+                what: format!("stops, {}", if idle { "drained" } else { "out of time" }),
+            });
+            let down_us = self.node(id).at_stop.0;
+            self.kill(id, u64::MAX, down_us);
+        }
+    }
+
+    pub(super) fn drain(&mut self, id: u64, down_us: u64) {
+        let until_us = self.now_us + DRAIN_US;
+        self.node(id).at_stop.0 = down_us;
+        if let Some(running) = self.node(id).running() {
+            running.drain_until_us = Some(until_us);
+            running.process.drain();
+            self.wake(id);
+        }
+    }
+
+    /// A process ended by itself.
+    fn ended(&mut self, id: u64, error: &BrokerError) -> Checked {
+        self.note(Event::Node { node: id, what: format!("ends: {error}") });
+        let node = self.node(id);
+        let (down_us, seed) = node.at_stop;
+        let Excuses { stops, .. } = node.excuses;
+        if stops && node.disk.stopped() {
+            self.lose_power(id, seed, down_us);
+            return Ok(());
+        }
+        if !node.excuses.any() {
+            let what = format!("node {id} ended without a fault that explains it: {error}");
+            return Err(Violation::new("unexplained-end", what));
+        }
+        self.counts.ends += 1;
+        self.kill(id, seed, SUPERVISOR_US);
+        Ok(())
+    }
+
+    /// The process ends without a word; it is started again after `down_us`.
+    pub(super) fn kill(&mut self, id: u64, happened: u64, down_us: u64) {
+        self.note(Event::Node { node: id, what: "process gone".to_owned() });
+        self.drop_callers(id);
+        self.node(id).end_process(happened);
+        self.node_gone(id, true);
+        self.start_after(id, down_us);
+    }
+
+    pub(super) fn lose_power(&mut self, id: u64, seed: u64, down_us: u64) {
+        self.note(Event::Node { node: id, what: "power lost".to_owned() });
+        self.node(id).lose_power(seed);
+        self.node_gone(id, false);
+        self.start_after(id, down_us);
+    }
+
+    /// A node with a fresh disk looks for a cluster that it belongs to, and shows itself to those that it meets.
+    pub(super) fn greet(&mut self, id: u64, life: u32) {
+        if !matches!(self.node(id).life, Life::Waiting) || self.node(id).lives != life {
+            return;
+        }
+        let now_us = self.now_us;
+        let own = self.node(id).identity.clone();
+        let mut heard = BTreeMap::new();
+        for other in (1..=self.settings.nodes).filter(|other| *other != id) {
+            let wire = |from, to| Wire { from, to, channel: Channel::Control };
+            let reached = self.network.passes(wire(id, other)) && self.network.passes(wire(other, id));
+            let peer = self.node(other);
+            let greets = matches!(peer.life, Life::Up(_) | Life::Waiting) && peer.paused_until_us <= now_us;
+            if !reached || !greets {
+                continue;
+            }
+            heard.insert(NodeId(other), peer.greeting());
+            let clock = peer.clock(now_us);
+            if let Some(running) = peer.running() {
+                running.process.applicant(clock, id, own.incarnation);
+            }
+        }
+        let configured: BTreeSet<NodeId> = (1..=self.settings.nodes).map(NodeId).collect();
+        match decide(&own, &configured, self.settings.data_groups, &heard) {
+            Decision::Join(cluster) => {
+                let member = cluster.member(id, own.incarnation).unwrap_or(own.node);
+                self.note(Event::Node { node: id, what: format!("joins as {member}") });
+                let node = self.node(id);
+                node.identity = Identity { node: member, cluster: Some(cluster), ..own };
+                node.life = Life::Down { powered: true };
+                self.after(0, What::Start { node: id, life });
+            }
+            _ => self.after(GREET_US, What::Greet { node: id, life }),
+        }
+    }
+
+    /// The disk of a node is lost.
+    pub(super) fn wipe(&mut self, id: u64, down_us: u64) {
+        self.note(Event::Node { node: id, what: "disk wiped".to_owned() });
+        self.drop_callers(id);
+        self.node(id).wipe();
+        self.node_gone(id, true);
+        self.start_after(id, down_us);
+    }
+
+    fn start_after(&mut self, id: u64, down_us: u64) {
+        let life = self.node(id).lives;
+        self.after(down_us, What::Start { node: id, life });
+    }
+
+    pub(super) fn start(&mut self, id: u64, life: u32) -> Checked {
+        let now_us = self.now_us;
+        let settings = self.settings.clone();
+        let node = self.node(id);
+        if node.is_up() || node.lives != life {
+            return Ok(());
+        }
+        if node.identity.cluster.is_none() {
+            node.life = Life::Waiting;
+            self.greet(id, life);
+            return Ok(());
+        }
+        if let Err(error) = node.open(&settings, now_us) {
+            let excuses = node.excuses;
+            node.end_process(u64::MAX);
+            self.note(Event::Node { node: id, what: format!("does not start: {error}") });
+            if !excuses.any() {
+                let what = format!("node {id} does not start, and no fault explains it: {error}");
+                return Err(Violation::new("unexplained-end", what));
+            }
+            self.counts.failed_starts += 1;
+            self.start_after(id, SUPERVISOR_US);
+            return Ok(());
+        }
+        let life = node.lives;
+        self.counts.starts += 1;
+        self.note(Event::Node { node: id, what: format!("starts, life {life}") });
+        self.invariants.started(id);
+        self.dial(id);
+        self.after(0, What::Tick { node: id, life });
+        Ok(())
+    }
+}

@@ -1,0 +1,197 @@
+//! Requests: from clients to nodes, from node to node, and what comes back. Each request is answered exactly once.
+
+use super::super::invariants::Violation;
+use super::super::network::Wire;
+use super::super::node::{Forwarded, Input, Life};
+use super::super::rng::hash_bytes;
+use super::super::trace::Event;
+use super::super::workload::{Action, Env, Outcome};
+use super::{Call, Checked, Cluster, What};
+use bytes::{Bytes, BytesMut};
+use lance::broker::{Caller, Output};
+use lnc_protocol::message::Reply;
+use lnc_protocol::{ErrorCode, ErrorReply, Flags, Opcode};
+use lnc_replication::formation::Channel;
+
+/// Connections with numbers from here on are those of other nodes, by node.
+const FORWARDING: u64 = 1 << 32;
+/// How long a node waits for another that it has passed a request on to, as the gateway does.
+const FORWARD_TIMEOUT_US: u64 = 30_000_000;
+/// How long it takes to notice that nobody is there.
+const CONNECT_TIMEOUT_US: u64 = 1_000_000;
+
+impl Cluster {
+    pub(super) fn timer(&mut self, client: usize, token: u64) -> Checked {
+        self.with_client(client, |client, env| client.timer(env, token))
+    }
+
+    /// A request's outcome reaches its client, unless it has given up already.
+    pub(super) fn outcome(&mut self, call: u64, outcome: Outcome) -> Checked {
+        let Some(Call { client, token, opcode }) = self.calls.remove(&call) else { return Ok(()) };
+        let (what, code) = match &outcome {
+            Outcome::Done(_) => ("done", 0),
+            Outcome::Refused(error) => ("refused", error.code.code()),
+            Outcome::Lost => ("connection lost", 0),
+            Outcome::TimedOut => ("given up", 0),
+        };
+        self.note(Event::Outcome { call, what, code });
+        self.counts.outcome(opcode, &outcome);
+        self.with_client(client, |client, env| client.outcome(env, token, outcome))
+    }
+
+    fn with_client(
+        &mut self,
+        number: usize,
+        act: impl FnOnce(&mut dyn super::super::workload::Client, &mut Env<'_>) -> Checked,
+    ) -> Checked {
+        let mut actions = Vec::new();
+        let suspects: Vec<u64> =
+            self.nodes.iter().filter(|n| n.excuses.error || n.excuses.damaged).map(|n| n.id).collect();
+        let mut env = Env {
+            now_us: self.now_us,
+            nodes: self.settings.nodes,
+            stopping: self.finish.is_stopping(),
+            produce_every_us: self.settings.produce_every_us,
+            rng: &mut self.client_rng,
+            records: &mut self.invariants.records,
+            history: &mut self.history,
+            suspects: &suspects,
+            lives: &self.nodes.iter().map(|node| node.lives).collect::<Vec<_>>(),
+            actions: &mut actions,
+            client: number,
+        };
+        act(self.clients[number].as_mut(), &mut env)?;
+        for action in actions {
+            match action {
+                Action::Timer { after_us, token } => self.after(after_us, What::Timer { client: number, token }),
+                Action::Send { node, request, flags, timeout_us, token } => {
+                    let opcode = request.opcode();
+                    let mut body = BytesMut::new();
+                    request.encode_body(&mut body);
+                    self.next_call += 1;
+                    let call = self.next_call;
+                    self.calls.insert(call, Call { client: number, token, opcode });
+                    let caller = Caller { connection: number as u64, correlation: call, flags };
+                    let delay_us = self.network.rng.between(500, 3_000);
+                    self.after(delay_us, What::Request { node, caller, opcode, body: body.freeze() });
+                    self.after(timeout_us, What::Outcome { call, outcome: Outcome::TimedOut });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn request_arrives(&mut self, node: u64, caller: Caller, opcode: Opcode, body: Bytes) {
+        let call = caller.correlation;
+        let check = if body.len() > 64 { hash_bytes(&body[..64]) } else { hash_bytes(&body) };
+        self.note(Event::Request { node, call, what: opcode.name(), check });
+        match self.node(node).life {
+            Life::Up(_) => self.input(node, Input::Request { caller, opcode, body }),
+            // One that waits refuses clients, who then go elsewhere as they do when nobody listens.
+            Life::Down { .. } | Life::Waiting => {
+                let powered = !self.is_silent(node);
+                let after_us = if powered { self.network.delay() } else { CONNECT_TIMEOUT_US };
+                if caller.connection >= FORWARDING {
+                    let reply = refusal(ErrorCode::LeadershipLost, "the connection to the leader broke");
+                    self.answer_forward(caller, reply, after_us);
+                } else {
+                    self.after(after_us, What::Outcome { call, outcome: Outcome::Lost });
+                }
+            }
+        }
+    }
+
+    /// A node has an answer, or passes a request on.
+    pub(super) fn output(&mut self, id: u64, output: Output) -> Checked {
+        let (caller, opcode) = match &output {
+            Output::Reply { caller, opcode, .. } | Output::Forward { caller, opcode, .. } => (*caller, *opcode),
+        };
+        let key = (caller.connection, caller.correlation);
+        let asked = self.node(id).running().and_then(|running| running.unanswered.remove(&key));
+        if asked != Some(opcode) {
+            let what = format!("node {id} answers request {key:?} with {output:?}, but what waits there is {asked:?}");
+            return Err(Violation::new("one-answer", what));
+        }
+        match output {
+            Output::Reply { caller, reply, .. } => self.reply(caller, reply),
+            Output::Forward { caller, opcode, body, to } => self.forward(id, caller, opcode, body, to.node()),
+        }
+        Ok(())
+    }
+
+    fn reply(&mut self, caller: Caller, reply: Reply) {
+        let delay_us = self.network.rng.between(500, 3_000);
+        if caller.connection >= FORWARDING {
+            return self.answer_forward(caller, reply, delay_us);
+        }
+        let outcome = match reply.result {
+            Ok(response) => Outcome::Done(response),
+            Err(error) => Outcome::Refused(error),
+        };
+        self.after(delay_us, What::Outcome { call: caller.correlation, outcome });
+    }
+
+    fn forward(&mut self, from: u64, caller: Caller, opcode: Opcode, body: Bytes, to: u64) {
+        self.next_forward += 1;
+        let number = self.next_forward;
+        self.note(Event::Forward { from, to, number });
+        self.counts.forwards += 1;
+        let life = self.node(from).lives;
+        if let Some(running) = self.node(from).running() {
+            running.forwards.insert(number, Forwarded { caller, opcode, to });
+        }
+        let timed_out = refusal(ErrorCode::Timeout, "the leader has not answered; the outcome is not known");
+        self.after(FORWARD_TIMEOUT_US, What::ForwardAnswer { node: from, life, number, reply: timed_out });
+        // What does not pass waits until the node gives up: a partition is longer than a retransmission.
+        if self.network.passes(Wire { from, to, channel: Channel::Replication }) {
+            let caller = Caller { connection: FORWARDING + from, correlation: number, flags: Flags::FORWARDED };
+            let delay_us = self.network.delay();
+            self.after(delay_us, What::Request { node: to, caller, opcode, body });
+        }
+    }
+
+    /// The answer to a forwarded request travels back.
+    fn answer_forward(&mut self, caller: Caller, reply: Reply, after_us: u64) {
+        let node = caller.connection - FORWARDING;
+        let life = self.node(node).lives;
+        self.after(after_us, What::ForwardAnswer { node, life, number: caller.correlation, reply });
+    }
+
+    pub(super) fn forward_answered(&mut self, node: u64, life: u32, number: u64, reply: Reply) {
+        if !self.lives(node, life) {
+            return;
+        }
+        let Some(running) = self.node(node).running() else { return };
+        // A number is forgotten with its first answer: the time-out of one that came in time finds nothing.
+        if let Some(Forwarded { caller, opcode, to }) = running.forwards.remove(&number) {
+            debug_assert!(to != node && opcode != Opcode::Fetch);
+            self.reply(caller, reply);
+            self.wake(node);
+        }
+    }
+
+    /// A process is about to end: whoever waits for it learns that the connection broke.
+    pub(super) fn drop_callers(&mut self, id: u64) {
+        let Some(running) = self.node(id).running() else { return };
+        let mut callers: Vec<(u64, u64)> = running.unanswered.keys().copied().collect();
+        callers.extend(running.forwards.values().map(|f| (f.caller.connection, f.caller.correlation)));
+        for input in &running.inbox {
+            if let Input::Request { caller, .. } = input {
+                callers.push((caller.connection, caller.correlation));
+            }
+        }
+        for (connection, correlation) in callers {
+            let after_us = self.network.delay();
+            if connection >= FORWARDING {
+                let caller = Caller { connection, correlation, flags: Flags::FORWARDED };
+                self.answer_forward(caller, refusal(ErrorCode::LeadershipLost, "the connection broke"), after_us);
+            } else {
+                self.after(after_us, What::Outcome { call: correlation, outcome: Outcome::Lost });
+            }
+        }
+    }
+}
+
+fn refusal(code: ErrorCode, message: &str) -> Reply {
+    Reply { result: Err(ErrorReply::new(code, message)) }
+}

@@ -1,0 +1,206 @@
+//! Faults, and the schedule of them that a seed and a profile give. A schedule is made before the run, so that it can be
+//! printed, repeated, and repeated in part.
+
+use super::network::{Cut, Weather};
+use super::profile::{Feature, Profile};
+use super::rng::Rng;
+use lnc_replication::formation::Channel;
+use std::fmt;
+
+/// Which disk operation fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailingOperation {
+    /// A write.
+    Write,
+    /// A write that reports stable storage, or a sync.
+    Sync,
+    /// A read.
+    Read,
+}
+
+/// What goes wrong. Times are in virtual microseconds; what a fault does by chance follows from its `seed`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The process ends at once; the machine goes on.
+    Kill { node: u64, down_us: u64, seed: u64 },
+    /// The machine loses power, and with it what was not synced, in part.
+    PowerLoss { node: u64, down_us: u64, seed: u64 },
+    /// All machines lose power at the same moment.
+    PowerLossOfAll { down_us: u64, seed: u64 },
+    /// The machine loses power at a disk operation soon to come.
+    PowerLossAtOperation { node: u64, operations: u64, down_us: u64, seed: u64 },
+    /// The node is told to stop, hands over and ends; then it starts again.
+    Restart { node: u64, down_us: u64 },
+    /// The node does nothing for a while.
+    Pause { node: u64, for_us: u64 },
+    /// The node's wall clock jumps.
+    ClockJump { node: u64, by_ms: i64 },
+    /// The node's clocks run fast or slow from now on, in millionths.
+    ClockDrift { node: u64, ppm: i64 },
+    /// Bytes do not pass.
+    Partition { cuts: Vec<Cut>, for_us: u64 },
+    /// One connection breaks; its receiver notices later.
+    Break { from: u64, to: u64, channel: Channel, notice_us: u64 },
+    /// Bytes travel badly.
+    Storm { weather: Weather, for_us: u64 },
+    /// The disk takes its time over every operation.
+    SlowDisk { node: u64, latency_us: u64, for_us: u64 },
+    /// The disk does nothing for a while.
+    StalledDisk { node: u64, for_us: u64 },
+    /// The disk has room for this many bytes more.
+    FullDisk { node: u64, room: u64, for_us: u64 },
+    /// The next operation of a kind, after some that work, fails.
+    DiskError { node: u64, operation: FailingOperation, after: u64 },
+    /// The disk is lost; the node comes back with an empty one. Only where all others have everything.
+    Wipe { node: u64, down_us: u64 },
+    /// Bits flip in files of a node, at most of a minority.
+    Damage { node: u64, seed: u64 },
+}
+
+impl Fault {
+    /// The name by which faults are counted.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Kill { .. } => "kill",
+            Self::PowerLoss { .. } => "power-loss",
+            Self::PowerLossOfAll { .. } => "power-loss-of-all",
+            Self::PowerLossAtOperation { .. } => "power-loss-at-operation",
+            Self::Restart { .. } => "restart",
+            Self::Pause { .. } => "pause",
+            Self::ClockJump { .. } => "clock-jump",
+            Self::ClockDrift { .. } => "clock-drift",
+            Self::Partition { .. } => "partition",
+            Self::Break { .. } => "broken-connection",
+            Self::Storm { .. } => "storm",
+            Self::SlowDisk { .. } => "slow-disk",
+            Self::StalledDisk { .. } => "stalled-disk",
+            Self::FullDisk { .. } => "full-disk",
+            Self::DiskError { .. } => "disk-error",
+            Self::Wipe { .. } => "wipe",
+            Self::Damage { .. } => "damage",
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {self:?}", self.kind())
+    }
+}
+
+/// A fault and when it strikes, in virtual microseconds from the start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scheduled {
+    /// When.
+    pub at_us: u64,
+    /// What.
+    pub fault: Fault,
+}
+
+/// Time without faults at the start, in which the cluster forms and topics are made.
+const QUIET_US: u64 = 5_000_000;
+
+/// The faults of a seed and profile that strike within `span_us`, in order.
+pub fn schedule(seed: u64, profile: Profile, nodes: u64, span_us: u64) -> Vec<Scheduled> {
+    let mut rng = Rng::fork(seed, 0xfa17);
+    let features = profile.features(&mut rng);
+    let mut all = Vec::new();
+    for feature in features {
+        let mut rng = Rng::fork(rng.next(), feature as u64);
+        let every_us = feature.every_us();
+        let mut at_us = QUIET_US + rng.below(every_us);
+        while at_us < span_us {
+            let faults = draw(feature, &mut rng, nodes);
+            all.extend(faults.into_iter().map(|(after_us, fault)| Scheduled { at_us: at_us + after_us, fault }));
+            at_us += every_us / 2 + rng.below(every_us);
+        }
+    }
+    all.retain(|scheduled| scheduled.at_us < span_us);
+    all.sort_by_key(|scheduled| scheduled.at_us);
+    all
+}
+
+/// A length of time around the time that the cluster needs to notice and react.
+fn while_us(rng: &mut Rng) -> u64 {
+    match rng.below(4) {
+        0 => rng.between(10_000, 500_000),
+        1 | 2 => rng.between(500_000, 5_000_000),
+        _ => rng.between(5_000_000, 12_000_000),
+    }
+}
+
+fn draw(feature: Feature, rng: &mut Rng, nodes: u64) -> Vec<(u64, Fault)> {
+    let node = rng.between(1, nodes);
+    let fault = match feature {
+        Feature::Storms => Fault::Storm { weather: storm(rng), for_us: while_us(rng) },
+        Feature::Breaks => {
+            let to = 1 + (node + rng.below(nodes - 1)) % nodes;
+            let channel = rng.pick(&[Channel::Control, Channel::Replication]);
+            Fault::Break { from: node, to, channel, notice_us: rng.pick(&[0, 100_000, 3_000_000]) }
+        }
+        Feature::Partitions => Fault::Partition { cuts: partition(rng, nodes), for_us: while_us(rng) },
+        Feature::Kills => Fault::Kill { node, down_us: while_us(rng), seed: rng.next() },
+        Feature::Power => match rng.below(3) {
+            0 => Fault::PowerLoss { node, down_us: while_us(rng), seed: rng.next() },
+            _ => {
+                let operations = rng.between(1, 60);
+                Fault::PowerLossAtOperation { node, operations, down_us: while_us(rng), seed: rng.next() }
+            }
+        },
+        Feature::PowerOfAll => Fault::PowerLossOfAll { down_us: rng.between(10_000, 3_000_000), seed: rng.next() },
+        Feature::DiskStalls => match rng.below(2) {
+            0 => Fault::StalledDisk { node, for_us: while_us(rng) },
+            _ => Fault::SlowDisk { node, latency_us: rng.between(20_000, 600_000), for_us: while_us(rng) },
+        },
+        Feature::FullDisks => {
+            let room = rng.pick(&[0, 5_000, 100_000, 600_000]);
+            Fault::FullDisk { node, room, for_us: while_us(rng) }
+        }
+        Feature::DiskErrors => {
+            let kinds = [FailingOperation::Write, FailingOperation::Sync, FailingOperation::Read];
+            Fault::DiskError { node, operation: rng.pick(&kinds), after: rng.below(20) }
+        }
+        Feature::Pauses => Fault::Pause { node, for_us: while_us(rng) },
+        Feature::Clocks => match rng.below(2) {
+            0 => Fault::ClockJump { node, by_ms: rng.below(40_000) as i64 - 20_000 },
+            _ => Fault::ClockDrift { node, ppm: rng.below(200_000) as i64 - 100_000 },
+        },
+        Feature::Rolling => {
+            let gap_us = rng.between(1_000_000, 6_000_000);
+            let down_us = rng.between(10_000, gap_us);
+            let restart = |n| (n * gap_us, Fault::Restart { node: 1 + (node + n) % nodes, down_us });
+            return (0..nodes).map(restart).collect();
+        }
+        Feature::Wipes => Fault::Wipe { node, down_us: while_us(rng) },
+        Feature::Damage => Fault::Damage { node, seed: rng.next() },
+    };
+    vec![(0, fault)]
+}
+
+fn storm(rng: &mut Rng) -> Weather {
+    let slow = rng.pick(&[3_000, 20_000, 150_000, 700_000]);
+    let mut chance = |most: u64| if rng.chance(500) { rng.below(most + 1) } else { 0 };
+    Weather { delay_us: (500, slow), loss: chance(200), twice: chance(200), overtake: chance(300), corrupt: chance(30) }
+}
+
+fn partition(rng: &mut Rng, nodes: u64) -> Vec<Cut> {
+    let node = rng.between(1, nodes);
+    let other = 1 + (node + rng.below(nodes - 1)) % nodes;
+    let all = Cut { from: None, to: None, channel: None };
+    let channel = rng.pick(&[Channel::Control, Channel::Replication]);
+    match rng.below(7) {
+        // A node is alone.
+        0 | 1 => vec![Cut { from: Some(node), ..all }, Cut { to: Some(node), ..all }],
+        // It is heard but does not hear, or the other way round.
+        2 => vec![Cut { from: Some(node), ..all }],
+        3 => vec![Cut { to: Some(node), ..all }],
+        // Two nodes do not reach each other, or only one of them the other.
+        4 => vec![Cut { from: Some(node), to: Some(other), ..all }, Cut { from: Some(other), to: Some(node), ..all }],
+        5 => vec![Cut { from: Some(node), to: Some(other), ..all }],
+        // One channel fails while the other lives.
+        _ => vec![
+            Cut { from: Some(node), channel: Some(channel), ..all },
+            Cut { to: Some(node), channel: Some(channel), ..all },
+        ],
+    }
+}

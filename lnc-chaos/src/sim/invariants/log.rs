@@ -1,0 +1,71 @@
+//! The replicated log: one leader per term, the same entry at an index everywhere and for ever, complete leaders.
+
+use super::Violation;
+use crate::sim::rng::{hash_bytes, mix};
+use lnc_raft::Entry;
+use std::collections::BTreeMap;
+
+/// An entry that some node has applied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Known {
+    term: u64,
+    hash: u64,
+}
+
+/// What is known of the logs of all groups.
+#[derive(Default)]
+pub(super) struct Log {
+    /// By group: the entries from index 1 on.
+    committed: BTreeMap<u32, Vec<Known>>,
+    /// By group and term.
+    leaders: BTreeMap<(u32, u64), u64>,
+    /// By node and group: the last index applied in this life.
+    applied: BTreeMap<(u64, u32), u64>,
+}
+
+impl Log {
+    pub(super) fn started(&mut self, node: u64) {
+        self.applied.retain(|(other, _), _| *other != node);
+    }
+
+    pub(super) fn leads(&mut self, node: u64, group: u32, term: u64, last: u64) -> Result<(), Violation> {
+        let leader = *self.leaders.entry((group, term)).or_insert(node);
+        if leader != node {
+            let what = format!("group {group} term {term}: node {leader} and node {node} lead");
+            return Err(Violation::new("one-leader", what));
+        }
+        let committed = self.committed.get(&group).map_or(0, Vec::len) as u64;
+        if last < committed {
+            let what = format!("group {group} term {term}: leader {node} ends at {last}, but {committed} was applied");
+            return Err(Violation::new("leader-complete", what));
+        }
+        Ok(())
+    }
+
+    pub(super) fn applied(&mut self, node: u64, group: u32, entry: &Entry) -> Result<u64, Violation> {
+        let Entry { term, index, kind, ref payload } = *entry;
+        if let Some(former) = self.applied.insert((node, group), index).filter(|former| former + 1 != index) {
+            let what = format!("node {node} group {group} applies {index} after {former}");
+            return Err(Violation::new("applied-in-order", what));
+        }
+        let known = Known { term, hash: hash_bytes(payload) ^ mix(kind as u64) };
+        let entries = self.committed.entry(group).or_default();
+        match entries.get(index as usize - 1) {
+            Some(before) if *before != known => {
+                let what = format!(
+                    "node {node} applies entry {index} of term {term} in group {group} with hash {:016x}, but there was \
+                     one of term {} with hash {:016x}",
+                    known.hash, before.term, before.hash
+                );
+                return Err(Violation::new("log-matching", what));
+            }
+            Some(_) => {}
+            None if entries.len() as u64 + 1 == index => entries.push(known),
+            None => {
+                let what = format!("node {node} applies {index} of group {group}, nobody {}", entries.len() + 1);
+                return Err(Violation::new("applied-in-order", what));
+            }
+        }
+        Ok(known.hash)
+    }
+}

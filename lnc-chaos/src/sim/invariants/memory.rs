@@ -1,0 +1,25 @@
+//! Limits of memory.
+
+use super::Violation;
+use crate::sim::settings::Settings;
+use lance::broker::inspect::MemoryInspection;
+
+/// Bytes by which the cache may exceed its budget beside what is not written yet: it lets go of whole runs.
+const SLACK: usize = 64 << 10;
+
+pub(super) fn check(node: u64, settings: &Settings, found: MemoryInspection) -> Result<(), Violation> {
+    if found.in_flight > settings.memory_bytes {
+        let limit = settings.memory_bytes;
+        let what = format!("node {node} has {} bytes of requests under way, the limit is {limit}", found.in_flight);
+        return Err(Violation::new("memory", what));
+    }
+    // The cache keeps whatever lies behind the oldest bytes that are not written yet; a node takes no more records, from
+    // producers or a leader, once twice this much is not written.
+    let unwritten = settings.checkpoint_bytes as usize + settings.memory_bytes;
+    let most = settings.tail_cache_bytes + 4 * unwritten + SLACK;
+    if found.tail_cache > most {
+        let what = format!("the tail cache of node {node} holds {} bytes, more than {most}", found.tail_cache);
+        return Err(Violation::new("memory", what));
+    }
+    Ok(())
+}

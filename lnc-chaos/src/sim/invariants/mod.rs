@@ -1,0 +1,96 @@
+//! What must hold, each rule with its name. Rules are checked as things happen, and the rest when a run has come to rest.
+
+mod log;
+mod memory;
+pub(crate) mod records;
+mod state;
+
+use super::settings::Settings;
+use lance::broker::inspect::{Applied, MemoryInspection};
+
+/// A rule that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The rule's name.
+    pub invariant: &'static str,
+    /// What was found.
+    pub what: String,
+}
+
+impl Violation {
+    pub(crate) fn new(invariant: &'static str, what: impl Into<String>) -> Self {
+        debug_assert!(ALL.iter().any(|(name, _)| *name == invariant), "{invariant} is not in the list");
+        Self { invariant, what: what.into() }
+    }
+}
+
+/// Every rule: its name, and what it says.
+pub const ALL: &[(&str, &str)] = &[
+    ("one-leader", "a group has at most one leader in a term"),
+    ("leader-complete", "a leader has every entry that any node has applied"),
+    ("log-matching", "every node applies the same entry at an index, whenever it does, and never another later"),
+    ("applied-in-order", "a node applies the entries of a group one after the other"),
+    ("state-digest", "state machines are equal at an equal applied index"),
+    ("acked-kept", "an acknowledged record lies at its offset, and nothing is shorter than what was acknowledged"),
+    ("no-duplicate", "a batch of an idempotent producer is in its partition once, another as often as it was tried"),
+    ("producer-order", "records of a producer lie in the order in which they were sent"),
+    ("no-phantom", "every record read was sent, to that partition, and not refused"),
+    ("same-bytes", "an offset holds the same record at all times and on all nodes"),
+    ("no-hole", "offsets that are read follow one another"),
+    (
+        "high-watermark",
+        "nothing is served beyond the high watermark, it never goes back while a node runs, and all below it stays",
+    ),
+    ("log-start", "a log begins later only where a topic limits what it keeps"),
+    ("fresh-offsets", "the latest offset is not before what was acknowledged when the question was asked"),
+    ("sequence-accepted", "a producer that keeps the rules is not told that it broke them"),
+    ("unexpected-answer", "no error without a cause: topics that exist are known, what is stored can be read"),
+    ("producer-ids", "a producer id is given out once"),
+    ("topics", "topic operations could have happened one after the other"),
+    ("one-answer", "each request is answered exactly once"),
+    ("memory", "requests under way and the tail cache stay within their limits"),
+    ("unexplained-end", "a node ends, or does not start, only where a fault explains it"),
+    ("panic", "nothing panics"),
+    ("liveness", "the run comes to its end"),
+    ("liveness-leader", "without faults every group soon has a leader"),
+    ("liveness-clients", "without faults every client comes to the end of its work"),
+    ("liveness-convergence", "without faults and clients all replicas become equal"),
+    ("liveness-reads", "without faults everything can be read from every node"),
+];
+
+/// All rules that are checked while a run goes on.
+pub(crate) struct Invariants {
+    log: log::Log,
+    state: state::States,
+    pub(crate) records: records::Records,
+}
+
+impl Invariants {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        let _ = settings;
+        Self { log: log::Log::default(), state: state::States::default(), records: records::Records::default() }
+    }
+
+    /// A node's process has started.
+    pub(crate) fn started(&mut self, node: u64) {
+        self.log.started(node);
+    }
+
+    /// A node leads a group, with a log that ends at `last`.
+    pub(crate) fn leads(&mut self, node: u64, group: u32, term: u64, last: u64) -> Result<(), Violation> {
+        self.log.leads(node, group, term, last)
+    }
+
+    /// A node has applied an entry; gives the hash of what the entry holds.
+    pub(crate) fn applied(&mut self, node: u64, applied: &Applied) -> Result<u64, Violation> {
+        let hash = self.log.applied(node, applied.group.0, &applied.entry)?;
+        if let Some(state) = &applied.state {
+            self.state.reached(node, applied.group.0, applied.entry.index, state)?;
+        }
+        Ok(hash)
+    }
+
+    pub(crate) fn memory(&self, node: u64, settings: &Settings, found: MemoryInspection) -> Result<(), Violation> {
+        memory::check(node, settings, found)
+    }
+}

@@ -1,0 +1,413 @@
+//! Records: what was sent, what was acknowledged, what was read, and that all of it fits together.
+//!
+//! A record's value says which stream it belongs to and its number there, and the rest of the value follows from that, so
+//! a reader can check each record without keeping any. A stream is what one producer sends to one partition. Kept are a
+//! few bytes per record.
+
+use super::Violation;
+use crate::sim::rng::mix;
+use bytes::Bytes;
+use lnc_protocol::message::FetchedPartition;
+use lnc_protocol::{BatchHeader, ErrorCode, Limits, batch};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A partition of a topic that is never deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct PartitionId {
+    /// Its topic's place among [`Records::topics`].
+    pub(crate) topic: usize,
+    pub(crate) partition: u32,
+}
+
+/// A topic that is never deleted.
+#[derive(Clone, Debug)]
+pub(crate) struct KeptTopic {
+    pub(crate) name: String,
+    pub(crate) id: u64,
+    pub(crate) partitions: u32,
+    /// Its oldest records may go.
+    pub(crate) limited: bool,
+}
+
+/// Consecutive records of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) stream: u32,
+    pub(crate) first: u32,
+    pub(crate) count: u32,
+}
+
+impl Span {
+    fn numbers(self) -> std::ops::Range<usize> {
+        self.first as usize..(self.first + self.count) as usize
+    }
+}
+
+struct Stream {
+    partition: PartitionId,
+    idempotent: bool,
+    /// By record: attempts that may have put it into the log.
+    tried: Vec<u8>,
+    /// By record: places at which it was found.
+    found: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    /// The record: stream and number, shifted by one so that 0 is none.
+    record: u64,
+    /// What readers saw of its batch; 0 as long as nobody has read it.
+    batch: u64,
+}
+
+#[derive(Default)]
+struct Log {
+    slots: Vec<Slot>,
+    /// The first offset whose record is not known, and for each stream the last number below it.
+    frontier: usize,
+    last: BTreeMap<u32, u32>,
+    acked_end: u64,
+    max_high_watermark: u64,
+    max_start: u64,
+    /// By node: where the last reading of everything began and ended.
+    read: BTreeMap<u64, (u64, u64)>,
+}
+
+/// Who looks: what it sees of one node's process must not go back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct View {
+    pub(crate) client: usize,
+    pub(crate) node: u64,
+    /// Which start of it; `None` if that is not known.
+    pub(crate) life: Option<u32>,
+}
+
+/// See the module documentation.
+#[derive(Default)]
+pub(crate) struct Records {
+    topics: Vec<KeptTopic>,
+    streams: Vec<Stream>,
+    logs: BTreeMap<PartitionId, Log>,
+    views: BTreeMap<(View, PartitionId), (u64, u64)>,
+    producers: BTreeSet<i64>,
+}
+
+/// The value of a record.
+pub(crate) fn value(stream: u32, number: u32, out: &mut Vec<u8>) {
+    out.clear();
+    let record = u64::from(stream) << 32 | u64::from(number);
+    out.extend_from_slice(&record.to_le_bytes());
+    let mut word = mix(record);
+    let words = if word.is_multiple_of(64) { 120 } else { word % 20 };
+    for _ in 0..words {
+        word = mix(word);
+        out.extend_from_slice(&word.to_le_bytes());
+    }
+}
+
+fn violation<T>(invariant: &'static str, what: String) -> Result<T, Violation> {
+    Err(Violation::new(invariant, what))
+}
+
+impl Records {
+    /// A topic exists.
+    pub(crate) fn add_topic(&mut self, topic: KeptTopic) {
+        self.topics.push(topic);
+    }
+
+    pub(crate) fn topics(&self) -> &[KeptTopic] {
+        &self.topics
+    }
+
+    /// All partitions of the topics that exist.
+    pub(crate) fn partitions(&self) -> Vec<PartitionId> {
+        let topics = self.topics.iter().enumerate();
+        topics
+            .flat_map(|(topic, kept)| (0..kept.partitions).map(move |partition| PartitionId { topic, partition }))
+            .collect()
+    }
+
+    /// A producer begins to write to a partition.
+    pub(crate) fn open_stream(&mut self, partition: PartitionId, idempotent: bool) -> u32 {
+        self.streams.push(Stream { partition, idempotent, tried: Vec::new(), found: Vec::new() });
+        self.streams.len() as u32 - 1
+    }
+
+    /// A producer was given an id.
+    pub(crate) fn producer(&mut self, id: i64) -> Result<(), Violation> {
+        if self.producers.insert(id) {
+            return Ok(());
+        }
+        violation("producer-ids", format!("producer id {id} was given out twice"))
+    }
+
+    /// The next records of a stream.
+    pub(crate) fn next_span(&mut self, stream: u32, count: u32) -> Span {
+        let records = &mut self.streams[stream as usize];
+        let first = records.tried.len() as u32;
+        records.tried.resize((first + count) as usize, 0);
+        records.found.resize((first + count) as usize, 0);
+        Span { stream, first, count }
+    }
+
+    /// These records are sent, once more perhaps.
+    pub(crate) fn tried(&mut self, span: Span) {
+        for tried in &mut self.streams[span.stream as usize].tried[span.numbers()] {
+            *tried = tried.saturating_add(1);
+        }
+    }
+
+    /// One attempt surely did nothing.
+    pub(crate) fn refused(&mut self, span: Span) -> Result<(), Violation> {
+        for number in span.numbers() {
+            let stream = &mut self.streams[span.stream as usize];
+            stream.tried[number] = stream.tried[number].saturating_sub(u8::from(stream.tried[number] < u8::MAX));
+            self.check_count(span.stream, number as u32)?;
+        }
+        Ok(())
+    }
+
+    fn check_count(&self, stream: u32, number: u32) -> Result<(), Violation> {
+        let Stream { idempotent, tried, found, partition } = &self.streams[stream as usize];
+        let (tried, found) = (tried[number as usize], found[number as usize]);
+        if found > tried {
+            let what = format!(
+                "record {number} of stream {stream} in {partition:?} lies {found} times in the log, but was only tried {tried} times that were not refused"
+            );
+            return violation(if tried == 0 { "no-phantom" } else { "no-duplicate" }, what);
+        }
+        if *idempotent && found > 1 {
+            let what = format!(
+                "record {number} of stream {stream} in {partition:?} lies {found} times in the log, and its producer is idempotent"
+            );
+            return violation("no-duplicate", what);
+        }
+        Ok(())
+    }
+
+    /// A batch was acknowledged at an offset.
+    pub(crate) fn acked(&mut self, span: Span, base_offset: u64) -> Result<(), Violation> {
+        let partition = self.streams[span.stream as usize].partition;
+        for (number, offset) in (span.first..span.first + span.count).zip(base_offset..) {
+            self.place(partition, offset, span.stream, number, 0)
+                .map_err(|found| Violation::new("acked-kept", format!("acknowledged at {offset}: {}", found.what)))?;
+        }
+        let log = self.logs.entry(partition).or_default();
+        log.acked_end = log.acked_end.max(base_offset + u64::from(span.count));
+        Ok(())
+    }
+
+    /// The latest offset that was acknowledged, plus one.
+    pub(crate) fn acked_end(&self, partition: PartitionId) -> u64 {
+        self.logs.get(&partition).map_or(0, |log| log.acked_end)
+    }
+
+    /// A record was found at an offset. `batch` is 0 where only its producer was told so.
+    fn place(&mut self, at: PartitionId, offset: u64, stream: u32, number: u32, batch: u64) -> Result<(), Violation> {
+        let record = (u64::from(stream) << 32 | u64::from(number)) + 1;
+        let known = self.streams.get(stream as usize);
+        if known.is_none_or(|s| s.partition != at || number as usize >= s.tried.len()) {
+            let what = format!("{at:?} offset {offset}: record {number} of stream {stream} was never sent there");
+            return violation("no-phantom", what);
+        }
+        let log = self.logs.entry(at).or_default();
+        if log.slots.len() <= offset as usize {
+            log.slots.resize(offset as usize + 1, Slot::default());
+        }
+        let slot = &mut log.slots[offset as usize];
+        if slot.record != 0 && (slot.record != record || (batch != 0 && slot.batch != 0 && slot.batch != batch)) {
+            let was = slot.record - 1;
+            let what = format!(
+                "{at:?} offset {offset}: record {number} of stream {stream} in batch {batch:016x}, but there was record {} of \
+                 stream {} in batch {:016x}",
+                was as u32,
+                was >> 32,
+                slot.batch
+            );
+            return violation("same-bytes", what);
+        }
+        slot.batch = if batch == 0 { slot.batch } else { batch };
+        if std::mem::replace(&mut slot.record, record) == 0 {
+            self.streams[stream as usize].found[number as usize] += 1;
+            self.check_count(stream, number)?;
+            self.advance(at)?;
+        }
+        Ok(())
+    }
+
+    /// Check the order of what is known without a gap.
+    fn advance(&mut self, at: PartitionId) -> Result<(), Violation> {
+        let Some(log) = self.logs.get_mut(&at) else { return Ok(()) };
+        while let Some(Slot { record: record @ 1.., .. }) = log.slots.get(log.frontier).copied() {
+            let (stream, number) = (((record - 1) >> 32) as u32, (record - 1) as u32);
+            let before = log.last.insert(stream, number);
+            if self.streams[stream as usize].idempotent && before.is_some_and(|before| before >= number) {
+                let what =
+                    format!("{at:?} offset {}: record {number} of stream {stream} behind {before:?}", log.frontier);
+                return violation("producer-order", what);
+            }
+            log.frontier += 1;
+        }
+        Ok(())
+    }
+
+    /// Check what a node answered to a fetch from `offset`; gives the offset to go on from.
+    pub(crate) fn fetched(
+        &mut self,
+        view: View,
+        at: PartitionId,
+        offset: u64,
+        found: &FetchedPartition,
+    ) -> Result<u64, Violation> {
+        self.watermarks(view, at, found)?;
+        let mut next = offset;
+        let mut expected: Option<u64> = None;
+        for piece in found.records.pieces() {
+            for whole in batch::split(piece.clone()) {
+                let whole = match whole {
+                    Ok(whole) => whole,
+                    Err(error) => return violation("same-bytes", format!("{at:?} after {next}: {error}")),
+                };
+                let header = self.batch(view, at, &whole, found.high_watermark)?;
+                let fits = expected
+                    .map_or(header.base_offset <= offset && header.last_offset() >= offset, |expected| {
+                        expected == header.base_offset
+                    });
+                if !fits {
+                    let what = format!(
+                        "{view:?} {at:?}: a fetch from {offset} gives a batch at {}..={}, expected {expected:?}",
+                        header.base_offset,
+                        header.last_offset()
+                    );
+                    return violation("no-hole", what);
+                }
+                next = header.last_offset() + 1;
+                expected = Some(next);
+            }
+        }
+        Ok(next)
+    }
+
+    fn batch(
+        &mut self,
+        view: View,
+        at: PartitionId,
+        raw: &Bytes,
+        high_watermark: u64,
+    ) -> Result<BatchHeader, Violation> {
+        let broken = |error: &dyn std::fmt::Display| Violation::new("same-bytes", format!("{view:?} {at:?}: {error}"));
+        let records = batch::records(raw, &Limits::default()).map_err(|error| broken(&error))?;
+        let header = records.header().clone();
+        if header.last_offset() >= high_watermark {
+            let what = format!(
+                "{view:?} {at:?}: offset {} is served, the high watermark is {high_watermark}",
+                header.last_offset()
+            );
+            return violation("high-watermark", what);
+        }
+        let batch = u64::from(header.crc) << 32 | (header.partition_leader_epoch as u32 as u64) << 1 | 1;
+        let mut expected = Vec::new();
+        for record in records {
+            let record = record.map_err(|error| broken(&error))?;
+            let bytes = record.value.unwrap_or_default();
+            let Some(head) = bytes.first_chunk::<8>() else {
+                return violation(
+                    "no-phantom",
+                    format!("{at:?} offset {}: a value of {} bytes", record.offset, bytes.len()),
+                );
+            };
+            let id = u64::from_le_bytes(*head);
+            value((id >> 32) as u32, id as u32, &mut expected);
+            if expected != bytes {
+                return violation("no-phantom", format!("{at:?} offset {}: a value that nobody sent", record.offset));
+            }
+            self.place(at, record.offset, (id >> 32) as u32, id as u32, batch)?;
+        }
+        Ok(header)
+    }
+
+    fn watermarks(&mut self, view: View, at: PartitionId, found: &FetchedPartition) -> Result<(), Violation> {
+        let (end, start) = (found.high_watermark, found.log_start_offset);
+        if view.life.is_some() {
+            let seen = self.views.entry((view, at)).or_default();
+            if end < seen.0 || start < seen.1 {
+                let what = format!("{view:?} {at:?}: from {start} to {end}, before that from {} to {}", seen.1, seen.0);
+                return violation("high-watermark", what);
+            }
+            *seen = (end, start);
+        }
+        if start > 0 && !self.topics[at.topic].limited {
+            return violation("log-start", format!("{view:?} {at:?} starts at {start}, but nothing limits its topic"));
+        }
+        let log = self.logs.entry(at).or_default();
+        log.max_high_watermark = log.max_high_watermark.max(end);
+        log.max_start = log.max_start.max(start);
+        Ok(())
+    }
+
+    /// An error in place of records.
+    pub(crate) fn fetch_failed(
+        &self,
+        view: View,
+        at: PartitionId,
+        offset: u64,
+        found: &FetchedPartition,
+        excused: bool,
+    ) -> Result<(), Violation> {
+        match found.error {
+            ErrorCode::OffsetOutOfRange if offset < found.log_start_offset => Ok(()),
+            ErrorCode::OffsetOutOfRange => violation(
+                "acked-kept",
+                format!("{view:?} {at:?}: offset {offset} was read up to, now: {}", found.message),
+            ),
+            ErrorCode::StorageDamaged if excused => Ok(()),
+            code => {
+                violation("unexpected-answer", format!("{view:?} {at:?} offset {offset}: {code}: {}", found.message))
+            }
+        }
+    }
+
+    /// A node has said which offset comes next, to someone who asked when `acked_end` was acknowledged.
+    pub(crate) fn latest(&self, view: View, at: PartitionId, offset: u64, acked_end: u64) -> Result<(), Violation> {
+        if offset >= acked_end {
+            return Ok(());
+        }
+        let what = format!("{view:?} {at:?}: the latest offset is {offset}, but {acked_end} was acknowledged before");
+        violation("fresh-offsets", what)
+    }
+
+    /// A node was read from its log's start to its end.
+    pub(crate) fn read_all(&mut self, node: u64, at: PartitionId, start: u64, end: u64) {
+        self.logs.entry(at).or_default().read.insert(node, (start, end));
+    }
+
+    /// Everything has been read from every node: nothing may be missing.
+    pub(crate) fn finish(&self) -> Result<(), Violation> {
+        for (at, log) in &self.logs {
+            let mut ends = log.read.values();
+            let Some((start, end)) = ends.next().copied() else {
+                return violation("acked-kept", format!("{at:?} was not read at the end"));
+            };
+            if ends.any(|other| *other != (start, end)) {
+                return violation("same-bytes", format!("{at:?}: nodes begin and end differently: {:?}", log.read));
+            }
+            let least = log.acked_end.max(log.max_high_watermark);
+            if end < least || start < log.max_start {
+                let (acked, served) = (log.acked_end, log.max_high_watermark);
+                let what = format!("{at:?}: from {start} to {end}, but {acked} was acknowledged and {served} served");
+                return violation("acked-kept", what);
+            }
+            let rest = log.slots.get(start as usize..end as usize).unwrap_or_default();
+            if let Some(gap) = rest.iter().position(|slot| slot.batch == 0) {
+                return violation("no-hole", format!("{at:?} offset {} was never read", start as usize + gap));
+            }
+            if log.slots.len() as u64 > end {
+                return violation(
+                    "acked-kept",
+                    format!("{at:?} ends at {end}, but offset {} was known", log.slots.len()),
+                );
+            }
+        }
+        Ok(())
+    }
+}

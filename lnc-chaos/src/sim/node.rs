@@ -1,0 +1,250 @@
+//! One node: a machine with its disk and clocks, which outlive the process on it, and the process while it runs.
+
+use super::adapter::Process;
+use super::rng::Rng;
+use super::settings::{Settings, TICK_US};
+use bytes::Bytes;
+use lance::broker::{Caller, Clock};
+use lnc_log::disk::MemoryDisk;
+use lnc_log::disk::memory::{CrashChoice, Order};
+use lnc_protocol::Opcode;
+use lnc_raft::NodeId;
+use lnc_replication::formation::Identity;
+use std::collections::BTreeMap;
+
+/// Wall-clock time at the start of every run, in milliseconds since 1970.
+const EPOCH_MS: u64 = 1_700_000_000_000;
+
+/// Whether a node's process runs.
+pub(super) enum Life {
+    /// It does not. `powered` says whether the machine is on, and so refuses connections instead of saying nothing.
+    Down { powered: bool },
+    /// It runs on a fresh disk, and waits to become a member.
+    Waiting,
+    /// It does.
+    Up(Box<Running>),
+}
+
+/// What happened to a process since its last turn.
+pub(super) enum Input {
+    Frame { from: NodeId, body: Bytes },
+    PeerLost(NodeId),
+    Request { caller: Caller, opcode: Opcode, body: Bytes },
+}
+
+/// A request that another node serves for a client of this one.
+pub(super) struct Forwarded {
+    pub(super) caller: Caller,
+    pub(super) opcode: Opcode,
+    pub(super) to: u64,
+}
+
+/// A process that runs.
+pub(super) struct Running {
+    pub(super) process: Process,
+    pub(super) inbox: Vec<Input>,
+    pub(super) tick_due: bool,
+    pub(super) turn_due: bool,
+    /// It was told to stop, and may take until then to hand over.
+    pub(super) drain_until_us: Option<u64>,
+    /// Requests that the broker has not answered, by connection and correlation.
+    pub(super) unanswered: BTreeMap<(u64, u64), Opcode>,
+    /// Requests passed on to other nodes, by their number.
+    pub(super) forwards: BTreeMap<u64, Forwarded>,
+    /// The last disk operation whose completion has a time.
+    pub(super) timed_operation: u64,
+    started_us: u64,
+}
+
+/// Faults of the disk that explain what would otherwise be wrong. They count until the machine has been restarted from a
+/// disk on which nothing of them is left.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Excuses {
+    /// An operation was made to fail.
+    pub(super) error: bool,
+    /// The disk stops for good at an operation.
+    pub(super) stops: bool,
+    /// Space is or was short in this life.
+    pub(super) full: bool,
+    /// Bits were flipped.
+    pub(super) damaged: bool,
+    /// The disk was wiped, and the node has not got everything back yet.
+    pub(super) wiped: bool,
+}
+
+impl Excuses {
+    pub(super) fn any(self) -> bool {
+        self.error || self.stops || self.full || self.damaged
+    }
+}
+
+/// See the module documentation.
+pub(super) struct Node {
+    pub(super) id: u64,
+    pub(super) identity: Identity,
+    pub(super) disk: MemoryDisk,
+    pub(super) life: Life,
+    /// Counts the starts: what belongs to an earlier life is ignored.
+    pub(super) lives: u32,
+    pub(super) excuses: Excuses,
+    /// How long it stays down if it ends because the disk stops, and the seed of what that loses.
+    pub(super) at_stop: (u64, u64),
+    pub(super) paused_until_us: u64,
+    pub(super) stalled_until_us: u64,
+    pub(super) slow_until_us: u64,
+    pub(super) slow_us: u64,
+    pub(super) full_until_us: u64,
+    pub(super) rng: Rng,
+    wall_ahead_ms: i64,
+    drift_ppm: i64,
+    drift_since_us: u64,
+    mono_at_drift_us: u64,
+}
+
+impl Node {
+    pub(super) fn new(id: u64, seed: u64) -> Self {
+        let disk = MemoryDisk::new();
+        disk.set_order(Order::Held);
+        let identity = Identity { node: NodeId(id), incarnation: id, cluster: None };
+        Self {
+            id,
+            identity,
+            disk,
+            life: Life::Down { powered: true },
+            lives: 0,
+            excuses: Excuses::default(),
+            at_stop: (0, 0),
+            paused_until_us: 0,
+            stalled_until_us: 0,
+            slow_until_us: 0,
+            slow_us: 0,
+            full_until_us: 0,
+            rng: Rng::fork(seed, 0xd15c + id),
+            wall_ahead_ms: 0,
+            drift_ppm: 0,
+            drift_since_us: 0,
+            mono_at_drift_us: 0,
+        }
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        matches!(self.life, Life::Up(_))
+    }
+
+    pub(super) fn running(&mut self) -> Option<&mut Running> {
+        match &mut self.life {
+            Life::Up(running) => Some(running),
+            Life::Down { .. } | Life::Waiting => None,
+        }
+    }
+
+    pub(super) fn process(&self) -> Option<&Process> {
+        match &self.life {
+            Life::Up(running) => Some(&running.process),
+            Life::Down { .. } | Life::Waiting => None,
+        }
+    }
+
+    /// Start the process from what the disk holds.
+    pub(super) fn open(&mut self, settings: &Settings, now_us: u64) -> Result<(), String> {
+        self.lives += 1;
+        let process = Process::open(settings, &self.identity, self.lives, self.disk.clone());
+        let process = process.map_err(|error| error.to_string())?;
+        let started_us = self.mono_us(now_us);
+        self.life = Life::Up(Box::new(Running {
+            process,
+            inbox: Vec::new(),
+            tick_due: false,
+            turn_due: false,
+            drain_until_us: None,
+            unanswered: BTreeMap::new(),
+            forwards: BTreeMap::new(),
+            timed_operation: self.disk.operations(),
+            started_us,
+        }));
+        Ok(())
+    }
+
+    /// The disk is lost with the process; the machine gets an empty one.
+    pub(super) fn wipe(&mut self) {
+        self.life = Life::Down { powered: true };
+        self.disk = MemoryDisk::new();
+        self.disk.set_order(Order::Held);
+        let incarnation = super::rng::mix(self.identity.incarnation ^ u64::from(self.lives));
+        self.identity = Identity { node: NodeId(self.id), incarnation, cluster: None };
+        self.excuses = Excuses { wiped: true, ..Excuses::default() };
+    }
+
+    /// Whether it has everything that it should have: what it lost, it has got back.
+    pub(super) fn is_whole(&mut self) -> bool {
+        let back = self.process().is_some_and(|process| process.is_ready().is_ok() && process.votes());
+        if back {
+            self.excuses.wiped = false;
+        }
+        back
+    }
+
+    /// What it says of itself to those who connect: who it is, and whom it knows as members.
+    pub(super) fn greeting(&self) -> Identity {
+        let mut identity = self.identity.clone();
+        if let (Some(cluster), Some(process)) = (&mut identity.cluster, self.process()) {
+            cluster.members = process.members();
+        }
+        identity
+    }
+
+    /// The process ends; the kernel keeps what it has. Bit n of `happened`: the n-th operation in flight happened.
+    pub(super) fn end_process(&mut self, happened: u64) {
+        self.life = Life::Down { powered: true };
+        self.disk = self.disk.kill(happened);
+    }
+
+    /// The machine loses power, and what was not synced in a way that follows from `seed`.
+    pub(super) fn lose_power(&mut self, seed: u64) {
+        let choice = match seed % 5 {
+            0 => CrashChoice::Nothing,
+            1 => CrashChoice::Everything,
+            2 => CrashChoice::Subset(super::rng::mix(seed)),
+            _ => CrashChoice::Torn(seed),
+        };
+        self.life = Life::Down { powered: false };
+        self.disk = self.disk.crash(choice);
+        self.excuses.stops = false;
+    }
+
+    /// The node's clocks. The monotonic one starts with the process.
+    pub(super) fn clock(&self, now_us: u64) -> Clock {
+        let mono_us = self.mono_us(now_us);
+        let started_us = match &self.life {
+            Life::Up(running) => running.started_us,
+            Life::Down { .. } | Life::Waiting => mono_us,
+        };
+        let wall_ms = (EPOCH_MS + mono_us / 1000).saturating_add_signed(self.wall_ahead_ms);
+        Clock { wall_ms, mono_us: mono_us - started_us }
+    }
+
+    fn mono_us(&self, now_us: u64) -> u64 {
+        let passed = (now_us - self.drift_since_us) as i64;
+        self.mono_at_drift_us + (passed + passed * self.drift_ppm / 1_000_000) as u64
+    }
+
+    /// True time between two ticks.
+    pub(super) fn tick_us(&self) -> u64 {
+        (TICK_US as i64 * 1_000_000 / (1_000_000 + self.drift_ppm)) as u64
+    }
+
+    pub(super) fn drift(&mut self, now_us: u64, ppm: i64) {
+        self.mono_at_drift_us = self.mono_us(now_us);
+        (self.drift_since_us, self.drift_ppm) = (now_us, ppm);
+    }
+
+    pub(super) fn jump(&mut self, by_ms: i64) {
+        self.wall_ahead_ms += by_ms;
+    }
+
+    /// When an operation that is submitted now finishes.
+    pub(super) fn disk_done_us(&mut self, now_us: u64, (low, high): (u64, u64)) -> u64 {
+        let slow = if now_us < self.slow_until_us { self.rng.below(self.slow_us + 1) } else { 0 };
+        (now_us + self.rng.between(low, high) + slow).max(self.stalled_until_us)
+    }
+}

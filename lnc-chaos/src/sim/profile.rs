@@ -1,0 +1,127 @@
+//! Profiles: which kinds of fault a run has.
+
+use super::rng::Rng;
+
+/// A family of faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Feature {
+    Storms,
+    Breaks,
+    Partitions,
+    Kills,
+    Power,
+    PowerOfAll,
+    DiskStalls,
+    FullDisks,
+    DiskErrors,
+    Pauses,
+    Clocks,
+    Rolling,
+    Damage,
+    Wipes,
+}
+
+impl Feature {
+    /// The mean time between two faults of the family, in virtual microseconds.
+    pub(crate) fn every_us(self) -> u64 {
+        match self {
+            Self::Rolling => 30_000_000,
+            Self::PowerOfAll => 20_000_000,
+            Self::Damage | Self::Wipes => 15_000_000,
+            Self::Breaks | Self::Clocks => 3_000_000,
+            _ => 6_000_000,
+        }
+    }
+}
+
+macro_rules! profiles {
+    ($($name:ident = $text:literal, $about:literal;)*) => {
+        /// A kind of run.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Profile {
+            $(#[doc = $about] $name,)*
+        }
+
+        impl Profile {
+            /// Every profile.
+            pub const ALL: &'static [Profile] = &[$(Profile::$name,)*];
+
+            /// The name on the command line.
+            pub const fn name(self) -> &'static str {
+                match self { $(Profile::$name => $text,)* }
+            }
+
+            /// What it does, in a few words.
+            pub const fn about(self) -> &'static str {
+                match self { $(Profile::$name => $about,)* }
+            }
+        }
+    };
+}
+
+profiles! {
+    Calm = "calm", "no faults";
+    Network = "network", "delay, loss, reordering, duplication, corruption, broken and half-open connections";
+    Partitions = "partitions", "nodes alone, one-way and partial partitions, one channel without the other";
+    Crashes = "crashes", "kill -9";
+    Power = "power", "power loss of one node, at any disk operation, and of all at once";
+    DiskStall = "disk-stall", "disks that are slow or stand still for seconds";
+    DiskFull = "disk-full", "disks without space";
+    DiskError = "disk-error", "writes, syncs and reads that fail";
+    Clocks = "clocks", "clocks that drift and jump, nodes that pause";
+    Rolling = "rolling", "nodes restarted one after the other, gracefully";
+    Damage = "damage", "bits that flip on the disks of a minority";
+    Wipes = "wipes", "nodes that come back with empty disks, one at a time";
+    Everything = "everything", "a random mixture of all the others, drawn from the seed";
+}
+
+/// The profiles that a run without `--profile` goes through. Not `damage`: nodes cannot repair damage from their peers.
+pub const ROTATION: &[Profile] = &[
+    Profile::Calm,
+    Profile::Network,
+    Profile::Partitions,
+    Profile::Crashes,
+    Profile::Power,
+    Profile::DiskStall,
+    Profile::DiskFull,
+    Profile::DiskError,
+    Profile::Clocks,
+    Profile::Rolling,
+    Profile::Wipes,
+    Profile::Everything,
+];
+
+impl Profile {
+    /// The profile of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|profile| profile.name() == name)
+    }
+
+    pub(crate) fn features(self, rng: &mut Rng) -> Vec<Feature> {
+        use Feature::{
+            Breaks, Clocks, Damage, DiskErrors, DiskStalls, FullDisks, Kills, Partitions, Pauses, Power, PowerOfAll,
+            Rolling, Storms, Wipes,
+        };
+        match self {
+            Self::Calm => vec![],
+            Self::Network => vec![Storms, Breaks],
+            Self::Partitions => vec![Partitions],
+            Self::Crashes => vec![Kills],
+            Self::Power => vec![Power, PowerOfAll],
+            Self::DiskStall => vec![DiskStalls],
+            Self::DiskFull => vec![FullDisks],
+            Self::DiskError => vec![DiskErrors],
+            Self::Clocks => vec![Clocks, Pauses],
+            Self::Rolling => vec![Rolling],
+            Self::Damage => vec![Damage],
+            Self::Wipes => vec![Wipes, Kills],
+            Self::Everything => {
+                let all = [
+                    Storms, Breaks, Partitions, Kills, Power, PowerOfAll, DiskStalls, FullDisks, DiskErrors, Pauses,
+                    Clocks, Rolling, Wipes,
+                ];
+                all.into_iter().filter(|_| rng.chance(350)).collect()
+            }
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! What a run is made of, drawn from its seed: sizes small enough that every limit is met, and the pace of everything.
+
+use super::rng::Rng;
+use lnc_log::segment::SegmentConfig;
+
+/// One unit of a node's time, in virtual microseconds. Ten times production's: the network, the disks and the clients are
+/// as much slower than real ones, so that a run meets the same races with a tenth of the work per virtual second.
+pub(super) const TICK_US: u64 = 100_000;
+
+/// See the module documentation.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) seed: u64,
+    pub(super) nodes: u64,
+    pub(super) data_groups: u32,
+    pub(super) memory_bytes: usize,
+    pub(super) tail_cache_bytes: usize,
+    pub(super) checkpoint_bytes: u64,
+    pub(super) journal_file_bytes: u64,
+    pub(super) journal_retain_bytes: u64,
+    /// A node that has missed more fetches the state of its groups.
+    pub(super) transfer_bytes_per_second: u64,
+    pub(super) entry_cache_bytes: usize,
+    pub(super) flushes_in_flight: usize,
+    pub(super) segments: SegmentConfig,
+    /// A group's state is compared between nodes at every index that this divides.
+    pub(super) state_every: u64,
+    /// Time from something happening at a node to the turn that takes it in: what comes meanwhile shares that turn.
+    pub(super) turn_us: u64,
+    /// Shortest and longest time of a disk operation.
+    pub(super) disk_us: (u64, u64),
+    /// Mean time between two batches of a producer.
+    pub(super) produce_every_us: u64,
+}
+
+impl Settings {
+    pub(super) fn draw(seed: u64, nodes: u64) -> Self {
+        let mut rng = Rng::fork(seed, 0x5e77);
+        Self {
+            seed,
+            nodes,
+            data_groups: rng.between(1, 3) as u32,
+            memory_bytes: rng.pick(&[64 << 10, 256 << 10, 4 << 20]),
+            tail_cache_bytes: rng.pick(&[4 << 10, 32 << 10, 1 << 20]),
+            checkpoint_bytes: rng.pick(&[16 << 10, 64 << 10, 512 << 10]),
+            journal_file_bytes: rng.pick(&[64 << 10, 256 << 10, 1 << 20]),
+            journal_retain_bytes: rng.pick(&[0, 256 << 10, 64 << 20]),
+            transfer_bytes_per_second: rng.pick(&[100 << 10, 4 << 20]),
+            entry_cache_bytes: rng.pick(&[4 << 10, 64 << 10, 1 << 20]),
+            flushes_in_flight: rng.between(1, 4) as usize,
+            segments: SegmentConfig {
+                segment_bytes: rng.pick(&[10_000, 40_000, 200_000]),
+                index_interval_bytes: rng.pick(&[1_500, 20_000]),
+                write_block: rng.pick(&[4_096, 16_384]),
+                max_open_files: rng.pick(&[8, 64]),
+                max_cached_indexes: rng.pick(&[4, 32]),
+                max_lanes: rng.pick(&[2, 8]),
+                ..SegmentConfig::default()
+            },
+            state_every: 16,
+            turn_us: rng.pick(&[500, 2_000, 8_000]),
+            disk_us: rng.pick(&[(300, 2_000), (1_000, 8_000), (2_000, 30_000)]),
+            produce_every_us: rng.pick(&[60_000, 150_000, 400_000]),
+        }
+    }
+}

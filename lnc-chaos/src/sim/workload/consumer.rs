@@ -1,0 +1,122 @@
+//! The consumer: reads a partition from any replica, waits for more, sometimes goes back, asks where the log ends, or moves
+//! to another node or partition.
+
+use super::super::invariants::Violation;
+use super::super::invariants::records::PartitionId;
+use super::{BEGIN, Client, Env, Outcome};
+use lnc_protocol::message::{ListOffsetsPartition, ListOffsetsRequest, OffsetSpec, Response};
+use lnc_protocol::{ErrorCode, Request};
+
+enum Asked {
+    Records { offset: u64, life: u32 },
+    Latest { acked_end: u64, life: u32 },
+}
+
+/// See the module documentation.
+pub(super) struct Consumer {
+    node: u64,
+    at: Option<PartitionId>,
+    offset: u64,
+    asked: Option<Asked>,
+    attempts: u64,
+}
+
+impl Consumer {
+    pub(super) fn new() -> Self {
+        Self { node: 1, at: None, offset: 0, asked: None, attempts: 0 }
+    }
+
+    fn ask(&mut self, env: &mut Env<'_>) {
+        if self.at.is_none() || env.rng.chance(20) {
+            (self.at, self.offset) = (env.any_partition(), 0);
+        }
+        let Some(at) = self.at else { return };
+        if env.rng.chance(40) {
+            self.node = env.any_node();
+        }
+        if env.rng.chance(20) {
+            self.offset = env.rng.below(self.offset + 1);
+        }
+        self.attempts += 1;
+        let life = env.life(self.node);
+        if env.rng.chance(100) {
+            self.asked = Some(Asked::Latest { acked_end: env.records.acked_end(at), life });
+            let topic = &env.records.topics()[at.topic];
+            let spec = OffsetSpec::Latest;
+            let wanted =
+                ListOffsetsPartition { topic: topic.name.clone(), topic_id: topic.id, partition: at.partition, spec };
+            let request = Request::ListOffsets(ListOffsetsRequest { partitions: vec![wanted] });
+            return env.send(self.node, request, 8_000_000, self.attempts);
+        }
+        self.asked = Some(Asked::Records { offset: self.offset, life });
+        let (wait_ms, min_bytes) = env.rng.pick(&[(0, 1), (500, 4_000), (1_000, 16_000), (2_000, 1)]);
+        let request = env.fetch(at, self.offset, wait_ms, min_bytes);
+        env.send(self.node, request, 8_000_000, self.attempts);
+    }
+
+    fn answered(&mut self, env: &mut Env<'_>, asked: Asked, response: Response) -> Result<(), Violation> {
+        let Some(at) = self.at else { return Ok(()) };
+        match (asked, response) {
+            (Asked::Records { offset, life }, Response::Fetch(found)) if found.len() == 1 => {
+                let view = env.view(self.node, life);
+                let found = &found[0];
+                if found.error == ErrorCode::None {
+                    self.offset = env.records.fetched(view, at, offset, found)?;
+                    return Ok(());
+                }
+                let excused = env.suspects.contains(&self.node);
+                env.records.fetch_failed(view, at, offset, found, excused)?;
+                self.offset = self.offset.max(found.log_start_offset);
+                self.node = env.any_node();
+                Ok(())
+            }
+            (Asked::Latest { acked_end, life }, Response::ListOffsets(found)) if found.len() == 1 => {
+                let view = env.view(self.node, life);
+                if found[0].error != ErrorCode::None {
+                    let what = format!("{view:?} {at:?} to a question for an offset: {:?}", found[0]);
+                    return Err(Violation::new("unexpected-answer", what));
+                }
+                env.records.latest(view, at, found[0].offset, acked_end)
+            }
+            (_, other) => Err(Violation::new("unexpected-answer", format!("to a consumer: {other:?}"))),
+        }
+    }
+}
+
+impl Client for Consumer {
+    fn timer(&mut self, env: &mut Env<'_>, _token: u64) -> Result<(), Violation> {
+        if !env.stopping {
+            if self.asked.is_none() {
+                self.ask(env);
+            }
+            let after_us = env.around(250_000);
+            env.timer(after_us, BEGIN);
+        }
+        Ok(())
+    }
+
+    fn outcome(&mut self, env: &mut Env<'_>, token: u64, outcome: Outcome) -> Result<(), Violation> {
+        if token != self.attempts {
+            return Ok(());
+        }
+        let Some(asked) = self.asked.take() else { return Ok(()) };
+        match outcome {
+            Outcome::Done(response) => self.answered(env, asked, response),
+            Outcome::Refused(error) if !error.code.is_retriable() => {
+                Err(Violation::new("unexpected-answer", format!("to a consumer at node {}: {error}", self.node)))
+            }
+            Outcome::Refused(_) | Outcome::Lost | Outcome::TimedOut => {
+                self.node = env.any_node();
+                Ok(())
+            }
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.asked.is_none()
+    }
+
+    fn describe(&self) -> String {
+        format!("a consumer of {:?} at offset {} of node {}", self.at, self.offset, self.node)
+    }
+}

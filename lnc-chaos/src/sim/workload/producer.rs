@@ -1,0 +1,208 @@
+//! The idempotent producer: several batches of a partition under way, each repeated until it is acknowledged, through
+//! whichever node. Sometimes it starts anew and forgets everything.
+
+use super::super::invariants::Violation;
+use super::super::invariants::records::{PartitionId, Span};
+use super::super::report::leaves_open;
+use super::{BEGIN, Client, Env, Outcome, batch};
+use bytes::Bytes;
+use lnc_protocol::message::{Acks, Response};
+use lnc_protocol::{Codec, ErrorCode, ErrorReply, Request};
+use std::collections::VecDeque;
+
+const RESEND: u64 = 1;
+const FIRST_ATTEMPT: u64 = 2;
+const TIMEOUT_US: u64 = 5_000_000;
+
+struct Batch {
+    span: Span,
+    bytes: Bytes,
+    /// The request under way.
+    attempt: Option<u64>,
+    /// It was sent while an earlier one of its partition was open, and may arrive before it.
+    may_overtake: bool,
+    /// It stays until all before it are acknowledged too: the window is counted from the oldest that is open.
+    acked: bool,
+}
+
+enum Identity {
+    None,
+    Asked(u64),
+    Known { id: i64, epoch: i16, stream: u32, at: PartitionId },
+}
+
+/// See the module documentation.
+pub(super) struct Producer {
+    window: usize,
+    identity: Identity,
+    next_sequence: i32,
+    open: VecDeque<Batch>,
+    node: u64,
+    attempts: u64,
+    resend_due: bool,
+}
+
+impl Producer {
+    /// One that has at most `window` batches under way: fewer than a broker remembers.
+    pub(super) fn new(window: usize) -> Self {
+        Self {
+            window,
+            identity: Identity::None,
+            next_sequence: 0,
+            open: VecDeque::new(),
+            node: 1,
+            attempts: FIRST_ATTEMPT,
+            resend_due: false,
+        }
+    }
+
+    fn work(&mut self, env: &mut Env<'_>) {
+        match self.identity {
+            Identity::None if !env.stopping && !env.records.topics().is_empty() => {
+                self.attempts += 1;
+                self.identity = Identity::Asked(self.attempts);
+                let node = env.any_node();
+                env.send(node, Request::InitProducer, TIMEOUT_US, self.attempts);
+            }
+            Identity::Known { id, epoch, stream, .. } if !env.stopping && self.open.len() < self.window => {
+                let count = env.rng.between(1, 5) as u32;
+                let span = env.records.next_span(stream, count);
+                let codec = if env.rng.chance(50) { Codec::Lz4 } else { Codec::None };
+                let producer = Some((id, epoch, self.next_sequence));
+                let bytes = batch(span, producer, env.now_us as i64 / 1000, codec);
+                self.next_sequence += count as i32;
+                self.open.push_back(Batch { span, bytes, attempt: None, may_overtake: false, acked: false });
+            }
+            _ => {}
+        }
+        self.send(env);
+    }
+
+    /// Send what is not under way, in order.
+    fn send(&mut self, env: &mut Env<'_>) {
+        let Identity::Known { at, .. } = self.identity else { return };
+        for (position, waiting) in self.open.iter_mut().enumerate().filter(|(_, w)| w.attempt.is_none() && !w.acked) {
+            self.attempts += 1;
+            waiting.attempt = Some(self.attempts);
+            waiting.may_overtake = position > 0;
+            env.records.tried(waiting.span);
+            let request = env.produce(at, Acks::Quorum, waiting.bytes.clone());
+            env.send(self.node, request, TIMEOUT_US, self.attempts);
+        }
+    }
+
+    fn resend_later(&mut self, env: &mut Env<'_>, leader: Option<u64>) {
+        self.node = match leader {
+            Some(node) => node,
+            None => env.any_node(),
+        };
+        if !std::mem::replace(&mut self.resend_due, true) {
+            let after_us = env.around(200_000);
+            env.timer(after_us, RESEND);
+        }
+    }
+
+    /// Forget everything, as a process that is started again does.
+    fn restart(&mut self) {
+        self.identity = Identity::None;
+        self.open.clear();
+        self.next_sequence = 0;
+    }
+
+    fn initialised(&mut self, env: &mut Env<'_>, outcome: Outcome) -> Result<(), Violation> {
+        self.identity = Identity::None;
+        match outcome {
+            Outcome::Done(Response::InitProducer(given)) => {
+                env.records.producer(given.producer_id)?;
+                if let Some(at) = env.any_partition() {
+                    let stream = env.records.open_stream(at, true);
+                    self.identity = Identity::Known { id: given.producer_id, epoch: given.producer_epoch, stream, at };
+                }
+                Ok(())
+            }
+            Outcome::Refused(error) if error.code.is_retriable() => Ok(()),
+            Outcome::Lost | Outcome::TimedOut => Ok(()),
+            other => Err(Violation::new("unexpected-answer", format!("to a producer that asks for an id: {other:?}"))),
+        }
+    }
+
+    fn refused(&mut self, env: &mut Env<'_>, position: usize, error: &ErrorReply) -> Result<(), Violation> {
+        let Batch { span, may_overtake, .. } = self.open[position];
+        if !leaves_open(error.code) {
+            env.records.refused(span)?;
+        }
+        let overtook = matches!(error.code, ErrorCode::OutOfOrderSequence | ErrorCode::UnknownProducer);
+        if overtook && !may_overtake {
+            let what = format!("the oldest batch of a producer, {span:?}, is refused: {error}");
+            return Err(Violation::new("sequence-accepted", what));
+        }
+        if !overtook && !error.code.is_retriable() {
+            return Err(Violation::new("unexpected-answer", format!("to a producer with {span:?}: {error}")));
+        }
+        let leader = error.leader.as_ref().map(|hint| hint.node_id);
+        self.resend_later(env, leader);
+        Ok(())
+    }
+}
+
+impl Client for Producer {
+    fn timer(&mut self, env: &mut Env<'_>, token: u64) -> Result<(), Violation> {
+        if token == RESEND {
+            self.resend_due = false;
+            self.send(env);
+        } else {
+            if env.rng.chance(5) {
+                self.restart();
+            }
+            self.work(env);
+            let after_us = env.around(env.produce_every_us);
+            if !env.stopping {
+                env.timer(after_us, BEGIN);
+            }
+        }
+        Ok(())
+    }
+
+    fn outcome(&mut self, env: &mut Env<'_>, token: u64, outcome: Outcome) -> Result<(), Violation> {
+        if matches!(self.identity, Identity::Asked(asked) if asked == token) {
+            return self.initialised(env, outcome);
+        }
+        // The answer to a request of an earlier life is heard by nobody.
+        let Some(position) = self.open.iter().position(|waiting| waiting.attempt == Some(token)) else {
+            if let Outcome::Done(Response::InitProducer(given)) = outcome {
+                env.records.producer(given.producer_id)?;
+            }
+            return Ok(());
+        };
+        self.open[position].attempt = None;
+        match outcome {
+            Outcome::Done(Response::Produce(done)) => {
+                let span = self.open[position].span;
+                let Some(base_offset) = done.base_offset else {
+                    let what = format!("{span:?} is acknowledged by a quorum without its offset");
+                    return Err(Violation::new("acked-kept", what));
+                };
+                env.records.acked(span, base_offset)?;
+                self.open[position].acked = true;
+                while self.open.front().is_some_and(|oldest| oldest.acked) {
+                    self.open.pop_front();
+                }
+            }
+            Outcome::Refused(error) => self.refused(env, position, &error)?,
+            Outcome::Lost | Outcome::TimedOut => self.resend_later(env, None),
+            Outcome::Done(other) => {
+                return Err(Violation::new("unexpected-answer", format!("to a produce: {other:?}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_idle(&self) -> bool {
+        self.open.is_empty() && !matches!(self.identity, Identity::Asked(_))
+    }
+
+    fn describe(&self) -> String {
+        let oldest = self.open.front().map(|waiting| waiting.span);
+        format!("a producer with {} open batches, the oldest {oldest:?}, at node {}", self.open.len(), self.node)
+    }
+}
