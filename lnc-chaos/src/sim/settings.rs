@@ -7,6 +7,9 @@ use lnc_log::segment::SegmentConfig;
 /// as much slower than real ones, so that a run meets the same races with a tenth of the work per virtual second.
 pub(super) const TICK_US: u64 = 100_000;
 
+/// Entry bytes that a leader has under way to one follower, for each group.
+pub(super) const MAX_IN_FLIGHT_BYTES: usize = 256 << 10;
+
 /// See the module documentation.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
