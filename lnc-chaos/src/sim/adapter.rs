@@ -2,7 +2,7 @@
 //! leaves for peers leaves here as bytes, and comes back as bytes.
 
 use super::network::Wire;
-use super::settings::Settings;
+use super::settings::{MAX_IN_FLIGHT_BYTES, Settings};
 use bytes::{Bytes, BytesMut};
 use lance::broker::inspect::{GroupInspection, MemoryInspection, Observed};
 use lance::broker::members::Addresses;
@@ -217,7 +217,7 @@ fn shard_config(settings: &Settings, identity: &Identity, life: u32) -> ShardCon
         groups: (0..=settings.data_groups).map(GroupId).collect(),
         election_ticks: 10,
         heartbeat_ticks: 2,
-        max_in_flight_bytes: 256 << 10,
+        max_in_flight_bytes: MAX_IN_FLIGHT_BYTES,
         max_append_bytes: 64 << 10,
         entry_cache_bytes: settings.entry_cache_bytes,
         journal_retain_bytes: settings.journal_retain_bytes,

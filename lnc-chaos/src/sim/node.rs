@@ -87,6 +87,8 @@ pub(super) struct Node {
     /// Counts the starts: what belongs to an earlier life is ignored.
     pub(super) lives: u32,
     pub(super) excuses: Excuses,
+    /// When power was last lost: what it answered then may speak of a disk that stopped.
+    pub(super) power_lost_us: Option<u64>,
     /// How long it stays down if it ends because the disk stops, and the seed of what that loses.
     pub(super) at_stop: (u64, u64),
     pub(super) paused_until_us: u64,
@@ -113,6 +115,7 @@ impl Node {
             life: Life::Down { powered: true },
             lives: 0,
             excuses: Excuses::default(),
+            power_lost_us: None,
             at_stop: (0, 0),
             paused_until_us: 0,
             stalled_until_us: 0,
@@ -125,6 +128,14 @@ impl Node {
             drift_since_us: 0,
             mono_at_drift_us: 0,
         }
+    }
+
+    /// Whether its answers may say that storage is damaged.
+    pub(super) fn is_suspect(&self, now_us: u64) -> bool {
+        /// Longest time that an answer is under way.
+        const ON_ITS_WAY_US: u64 = 1_000_000;
+        let Excuses { error, stops, damaged, .. } = self.excuses;
+        error || stops || damaged || self.power_lost_us.is_some_and(|lost_us| now_us < lost_us + ON_ITS_WAY_US)
     }
 
     pub(super) fn is_up(&self) -> bool {

@@ -7,6 +7,9 @@ use lnc_log::segment::SegmentConfig;
 /// as much slower than real ones, so that a run meets the same races with a tenth of the work per virtual second.
 pub(super) const TICK_US: u64 = 100_000;
 
+/// Entry bytes that a leader has under way to one follower, for each group.
+pub(super) const MAX_IN_FLIGHT_BYTES: usize = 256 << 10;
+
 /// See the module documentation.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
@@ -49,7 +52,7 @@ impl Settings {
             entry_cache_bytes: rng.pick(&[4 << 10, 64 << 10, 1 << 20]),
             flushes_in_flight: rng.between(1, 4) as usize,
             segments: SegmentConfig {
-                segment_bytes: rng.pick(&[10_000, 40_000, 200_000]),
+                segment_bytes: rng.pick(&[30_000, 100_000, 400_000]),
                 index_interval_bytes: rng.pick(&[1_500, 20_000]),
                 write_block: rng.pick(&[4_096, 16_384]),
                 max_open_files: rng.pick(&[8, 64]),

@@ -243,7 +243,10 @@ impl Cluster {
 
     pub(super) fn lose_power(&mut self, id: u64, seed: u64, down_us: u64) {
         self.note(Event::Node { node: id, what: "power lost".to_owned() });
-        self.node(id).lose_power(seed);
+        let now_us = self.now_us;
+        let node = self.node(id);
+        node.lose_power(seed);
+        node.power_lost_us = Some(now_us);
         self.node_gone(id, false);
         self.start_after(id, down_us);
     }

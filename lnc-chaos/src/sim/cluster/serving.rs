@@ -45,8 +45,7 @@ impl Cluster {
         act: impl FnOnce(&mut dyn super::super::workload::Client, &mut Env<'_>) -> Checked,
     ) -> Checked {
         let mut actions = Vec::new();
-        let suspects: Vec<u64> =
-            self.nodes.iter().filter(|n| n.excuses.error || n.excuses.damaged).map(|n| n.id).collect();
+        let suspects: Vec<u64> = self.nodes.iter().filter(|n| n.is_suspect(self.now_us)).map(|n| n.id).collect();
         let mut env = Env {
             now_us: self.now_us,
             nodes: self.settings.nodes,
