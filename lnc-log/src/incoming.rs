@@ -2,13 +2,12 @@
 //! until they are complete, and put in place at the next start.
 //!
 //! ```text
-//! incoming/<group>/<topic id>-<partition>-<base offset>.part    batches, checked one by one before they were written
-//!                                                      .log     a whole file, on stable storage
+//! incoming/<group>/<topic id>-<partition>-<base offset>.log     batches, checked one by one before they were written
 //!                  COMPLETE                                     the owner's header and state; written last
 //! ```
 //!
-//! A transfer that was interrupted goes on where it was: whole files are kept, of a part as many whole batches as are
-//! there. Once `COMPLETE` is there, [`install`] moves the files into place and writes a checkpoint that names them. A
+//! A transfer that was interrupted goes on where it was, with as many whole batches of each file as are there; so does one
+//! that a newer state of the group has overtaken. Once `COMPLETE` is there, [`install`] moves the files into place and writes a checkpoint that names them. A
 //! crash anywhere in that leads to the same end: `COMPLETE` goes last, and a file that was moved is where it belongs.
 
 use crate::checkpoint::{Checkpoint, CheckpointError, write_now};
@@ -24,7 +23,7 @@ use std::io;
 const ROOT: &str = "incoming";
 const SEGMENTS: &str = "segments";
 const MAGIC: [u8; 4] = *b"LNCI";
-/// Bytes of a part that are read at a time when a transfer is taken up again.
+/// Bytes of a file that are read at a time when a transfer is taken up again.
 const SCAN_BYTES: usize = 1 << 20;
 
 /// A segment file that a transfer brings.
@@ -41,8 +40,8 @@ pub struct FileInfo {
 }
 
 impl FileInfo {
-    fn name(&self, extension: &str) -> String {
-        format!("{}-{}-{:020}.{extension}", self.key.topic_id, self.key.partition, self.base_offset)
+    fn name(&self) -> String {
+        format!("{}-{}-{:020}.log", self.key.topic_id, self.key.partition, self.base_offset)
     }
 
     fn segment_dir(&self) -> String {
@@ -125,7 +124,6 @@ enum Step {
     Write,
     Sync,
     Close,
-    Rename,
     SyncFiles,
     OpenComplete,
     CutComplete,
@@ -275,7 +273,12 @@ impl Incoming {
         let temporary = format!("{complete}.tmp");
         let (step, op) = match (step, outcome) {
             (Step::MakeDir, _) => (Step::SyncRoot, Op::SyncDir { path: ROOT.to_owned() }),
-            (Step::SyncRoot | Step::Rename, _) => return self.next_file(disk),
+            (Step::SyncRoot, _) => return self.next_file(disk),
+            (Step::Open, Outcome::Opened { len }) if len < self.have.len => {
+                // Less is there than was thought: it comes again.
+                self.have = Have { len: 0, end_offset: self.files[self.at].base_offset };
+                (Step::Cut, Op::SetLen { file: self.file, len: 0 })
+            }
             (Step::Open, Outcome::Opened { len }) if len != self.have.len => {
                 (Step::Cut, Op::SetLen { file: self.file, len: self.have.len })
             }
@@ -291,8 +294,7 @@ impl Incoming {
                 self.bytes_done += file.len;
                 self.at += 1;
                 self.have = Have { len: 0, end_offset: 0 };
-                let path = |extension| format!("{}/{}", dir(self.group), file.name(extension));
-                (Step::Rename, Op::Rename { from: path("part"), to: path("log") })
+                return self.next_file(disk);
             }
             (Step::SyncFiles, _) => {
                 self.file = Owner::Incoming.file(self.next + 1);
@@ -334,7 +336,7 @@ impl Incoming {
                 Some(have) if have.len <= file.len && have.end_offset <= file.end_offset => have,
                 _ => Have { len: 0, end_offset: file.base_offset },
             };
-            let path = format!("{}/{}", dir(self.group), file.name("part"));
+            let path = format!("{}/{}", dir(self.group), file.name());
             self.file = Owner::Incoming.file(self.next + 1);
             self.step = Step::Open;
             self.submit(disk, Op::Open { file: self.file, path, create: true, direct: false });
@@ -353,7 +355,7 @@ impl Incoming {
             Step::Write | Step::WriteComplete => "write a file in",
             Step::Sync | Step::SyncComplete => "sync a file in",
             Step::Close | Step::CloseComplete => "close a file in",
-            Step::Rename | Step::RenameComplete => "rename a file in",
+            Step::RenameComplete => "rename a file in",
             Step::SyncRoot | Step::SyncFiles | Step::SyncLast | Step::Idle | Step::Done => "sync",
         };
         IncomingError::Failed { operation, path: dir(self.group), source }
@@ -444,11 +446,6 @@ pub fn pending<D: Disk>(disk: &mut D) -> Result<(Vec<Pending>, Leftovers), Incom
             match parse_name(&name) {
                 Some((key, base_offset)) => {
                     let found = scan(disk, &path, base_offset)?;
-                    // A whole file is taken up as a part again: a newer state may need more of it.
-                    if let Some(stem) = name.strip_suffix(".log") {
-                        let to = format!("{}/{stem}.part", dir(group));
-                        disk.run(Op::Rename { from: path.clone(), to }).map_err(failed("rename", &path))?;
-                    }
                     have.insert((key, base_offset), found);
                 }
                 None => drop(disk.run(Op::Remove { path: path.clone() }).map_err(failed("remove", &path))?),
@@ -460,13 +457,13 @@ pub fn pending<D: Disk>(disk: &mut D) -> Result<(Vec<Pending>, Leftovers), Incom
 }
 
 fn parse_name(name: &str) -> Option<(PartitionKey, u64)> {
-    let stem = name.strip_suffix(".part").or_else(|| name.strip_suffix(".log"))?;
+    let stem = name.strip_suffix(".log")?;
     let mut numbers = stem.splitn(3, '-').map(|number| number.parse::<u64>().ok());
     let (topic_id, partition, base_offset) = (numbers.next()??, numbers.next()??, numbers.next()??);
     Some((PartitionKey { topic_id, partition: u32::try_from(partition).ok()? }, base_offset))
 }
 
-/// How many whole, sound batches a part holds.
+/// How many whole, sound batches a file holds.
 fn scan<D: Disk>(disk: &mut D, path: &str, base_offset: u64) -> Result<Have, IncomingError> {
     let content = read_file(disk, path)?;
     let mut have = Have { len: 0, end_offset: base_offset };
@@ -504,8 +501,8 @@ pub fn install<D: Disk>(
 /// Move a file to its segment; one that was moved before must be there.
 fn move_file<D: Disk>(disk: &mut D, group: GroupId, file: &FileInfo, there: &[String]) -> Result<(), IncomingError> {
     let (to, parent) = (file.segment_path(), file.segment_dir());
-    let from = ["log", "part"].map(|extension| file.name(extension)).into_iter().find(|name| there.contains(name));
-    if let Some(name) = from {
+    let name = file.name();
+    if there.contains(&name) {
         let from = format!("{}/{name}", dir(group));
         disk.run(Op::CreateDir { path: parent.clone() }).map_err(failed("create", &parent))?;
         disk.run(Op::Rename { from: from.clone(), to: to.clone() }).map_err(failed("rename", &from))?;
