@@ -6,6 +6,7 @@
 use super::rng::Rng;
 use bytes::BytesMut;
 use lnc_replication::formation::Channel;
+use lnc_raft::NodeId;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
@@ -97,6 +98,8 @@ pub(super) struct Connection {
 /// See the module documentation.
 pub(super) struct Network {
     connections: BTreeMap<Wire, Connection>,
+    /// Who was at either end when a connection was made last.
+    pub(super) ends: BTreeMap<Wire, (NodeId, NodeId)>,
     /// Cuts in force, by the number of their fault.
     cuts: BTreeMap<u64, Vec<Cut>>,
     pub(super) weather: Weather,
@@ -113,7 +116,7 @@ impl Network {
                 }
             }
         }
-        Self { connections, cuts: BTreeMap::new(), weather: Weather::FAIR, rng }
+        Self { connections, ends: BTreeMap::new(), cuts: BTreeMap::new(), weather: Weather::FAIR, rng }
     }
 
     pub(super) fn wires(&self) -> Vec<Wire> {

@@ -27,6 +27,7 @@ use bytes::{Bytes, BytesMut};
 use lance::broker::Caller;
 use lnc_protocol::Opcode;
 use lnc_protocol::message::Reply;
+use lnc_raft::NodeId;
 use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -38,7 +39,7 @@ pub(super) enum What {
     Turn { node: u64, life: u32 },
     Disk { node: u64, life: u32, operation: u64 },
     Frame { wire: Wire, generation: u32, bytes: BytesMut },
-    PeerLost { node: u64, life: u32, peer: u64 },
+    PeerLost { node: u64, life: u32, peer: NodeId },
     Broken { wire: Wire, generation: u32 },
     Unanswered { wire: Wire, generation: u32 },
     Connect { wire: Wire, life: u32 },

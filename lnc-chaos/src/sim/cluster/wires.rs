@@ -7,6 +7,7 @@ use super::super::node::{Input, Life};
 use super::super::trace::Event;
 use super::{Cluster, What};
 use bytes::BytesMut;
+use lnc_raft::NodeId;
 use lnc_replication::formation::{Channel, admit};
 
 /// Shortest and longest pause before a connection is tried again, in microseconds.
@@ -132,8 +133,10 @@ impl Cluster {
         }
         self.note(Event::Connection { wire, what });
         if wire.channel == Channel::Control {
-            self.tell_lost(wire.from, wire.to, 0);
-            self.tell_lost(wire.to, wire.from, notice_us);
+            if let Some((from, to)) = self.network.ends.get(&wire).copied() {
+                self.tell_lost(wire.from, to, 0);
+                self.tell_lost(wire.to, from, notice_us);
+            }
         }
         let life = self.node(wire.from).lives;
         self.reconnect(wire, life);
@@ -144,7 +147,7 @@ impl Cluster {
         self.after(pause_us, What::Connect { wire, life });
     }
 
-    fn tell_lost(&mut self, node: u64, peer: u64, after_us: u64) {
+    fn tell_lost(&mut self, node: u64, peer: NodeId, after_us: u64) {
         let life = self.node(node).lives;
         if self.node(node).is_up() {
             self.after(after_us, What::PeerLost { node, life, peer });
@@ -157,10 +160,9 @@ impl Cluster {
         }
     }
 
-    pub(super) fn peer_lost(&mut self, node: u64, life: u32, peer: u64) {
+    pub(super) fn peer_lost(&mut self, node: u64, life: u32, peer: NodeId) {
         if self.lives(node, life) {
-            self.note(Event::PeerLost { node, peer });
-            let peer = self.nodes[peer as usize - 1].identity.node;
+            self.note(Event::PeerLost { node, peer: peer.node() });
             self.input(node, Input::PeerLost(peer));
         }
     }
@@ -181,6 +183,7 @@ impl Cluster {
         if admit(&own, &theirs).is_err() || admit(&theirs, &own).is_err() {
             return self.reconnect(wire, life);
         }
+        self.network.ends.insert(wire, (own.node, theirs.node));
         let connection = self.network.connection(wire);
         connection.up = true;
         connection.generation += 1;
@@ -196,7 +199,9 @@ impl Cluster {
                 // Of a machine that says nothing more, a receiver learns by asking whether it is there.
                 let delay_us = self.network.delay();
                 let after_us = if noticed { delay_us } else { UNANSWERED_US + delay_us };
-                self.tell_lost(wire.to, node, after_us);
+                if let Some((gone, _)) = self.network.ends.get(&wire).copied() {
+                    self.tell_lost(wire.to, gone, after_us);
+                }
             }
             if wire.to == node && noticed {
                 let generation = self.network.connection(wire).generation;
