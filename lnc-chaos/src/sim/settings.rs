@@ -50,7 +50,7 @@ impl Settings {
             entry_cache_bytes: rng.pick(&[4 << 10, 64 << 10, 1 << 20]),
             flushes_in_flight: rng.between(1, 4) as usize,
             segments: SegmentConfig {
-                segment_bytes: rng.pick(&[10_000, 40_000, 200_000]),
+                segment_bytes: rng.pick(&[30_000, 100_000, 400_000]),
                 index_interval_bytes: rng.pick(&[1_500, 20_000]),
                 write_block: rng.pick(&[4_096, 16_384]),
                 max_open_files: rng.pick(&[8, 64]),
