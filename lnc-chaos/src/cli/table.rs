@@ -14,10 +14,17 @@ pub(super) fn print(counts: &Counts, elapsed: Duration, jobs: u64) {
     row("events", format!("{}, {:.0} per s", counts.events, counts.events as f64 / wall));
     row("operations", format!("{} done, {} refused, {} unknown", counts.done, counts.refused, counts.unknown));
     row("of those", format!("{} batches acknowledged", counts.produced));
-    row("between nodes", format!("{} frames, {} corrupt, {} requests forwarded", counts.frames, counts.corrupt_frames, counts.forwards));
+    row(
+        "between nodes",
+        format!("{} frames, {} corrupt, {} requests forwarded", counts.frames, counts.corrupt_frames, counts.forwards),
+    );
     row("disk operations", counts.disk_operations.to_string());
     row("elections", counts.elections.to_string());
-    row("starts", format!("{}, {} failed; {} nodes ended by themselves", counts.starts, counts.failed_starts, counts.ends));
+    row(
+        "starts",
+        format!("{}, {} failed; {} nodes ended by themselves", counts.starts, counts.failed_starts, counts.ends),
+    );
+    row("topics not judged", counts.topics_unchecked.to_string());
     for (kind, count) in &counts.faults {
         row(kind, count.to_string());
     }

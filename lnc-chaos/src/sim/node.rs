@@ -37,7 +37,7 @@ pub(super) struct Forwarded {
 
 /// A process that runs.
 pub(super) struct Running {
-    pub(super) process: Process,
+    pub(super) broker: Process,
     pub(super) inbox: Vec<Input>,
     pub(super) tick_due: bool,
     pub(super) turn_due: bool,
@@ -140,9 +140,9 @@ impl Node {
         }
     }
 
-    pub(super) fn process(&self) -> Option<&Process> {
+    pub(super) fn broker(&self) -> Option<&Process> {
         match &self.life {
-            Life::Up(running) => Some(&running.process),
+            Life::Up(running) => Some(&running.broker),
             Life::Down { .. } => None,
         }
     }
@@ -150,11 +150,11 @@ impl Node {
     /// Start the process from what the disk holds.
     pub(super) fn open(&mut self, settings: &Settings, now_us: u64) -> Result<(), String> {
         self.lives += 1;
-        let process = Process::open(settings, self.id, self.lives, self.disk.clone());
-        let process = process.map_err(|error| error.to_string())?;
+        let broker = Process::open(settings, self.id, self.lives, self.disk.clone());
+        let broker = broker.map_err(|error| error.to_string())?;
         let started_us = self.mono_us(now_us);
         self.life = Life::Up(Box::new(Running {
-            process,
+            broker,
             inbox: Vec::new(),
             tick_due: false,
             turn_due: false,

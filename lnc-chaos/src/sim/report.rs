@@ -45,6 +45,8 @@ pub struct Counts {
     pub failed_starts: u64,
     /// Processes that ended by themselves.
     pub ends: u64,
+    /// Topic names whose operations were too entangled to judge.
+    pub topics_unchecked: u64,
     /// Faults by kind.
     pub faults: BTreeMap<&'static str, u64>,
 }
@@ -78,17 +80,46 @@ impl Counts {
         }
         let sums = |counts: &Self| {
             [
-                counts.runs, counts.virtual_us, counts.events, counts.turns, counts.frames, counts.corrupt_frames,
-                counts.frames_not_understood, counts.disk_operations, counts.done, counts.refused, counts.unknown,
-                counts.produced, counts.forwards, counts.elections, counts.starts, counts.failed_starts, counts.ends,
+                counts.runs,
+                counts.virtual_us,
+                counts.events,
+                counts.turns,
+                counts.frames,
+                counts.corrupt_frames,
+                counts.frames_not_understood,
+                counts.disk_operations,
+                counts.done,
+                counts.refused,
+                counts.unknown,
+                counts.produced,
+                counts.forwards,
+                counts.elections,
+                counts.starts,
+                counts.failed_starts,
+                counts.ends,
+                counts.topics_unchecked,
             ]
         };
         let theirs = sums(other);
         let own = [
-            &mut self.runs, &mut self.virtual_us, &mut self.events, &mut self.turns, &mut self.frames,
-            &mut self.corrupt_frames, &mut self.frames_not_understood, &mut self.disk_operations, &mut self.done,
-            &mut self.refused, &mut self.unknown, &mut self.produced, &mut self.forwards, &mut self.elections,
-            &mut self.starts, &mut self.failed_starts, &mut self.ends,
+            &mut self.runs,
+            &mut self.virtual_us,
+            &mut self.events,
+            &mut self.turns,
+            &mut self.frames,
+            &mut self.corrupt_frames,
+            &mut self.frames_not_understood,
+            &mut self.disk_operations,
+            &mut self.done,
+            &mut self.refused,
+            &mut self.unknown,
+            &mut self.produced,
+            &mut self.forwards,
+            &mut self.elections,
+            &mut self.starts,
+            &mut self.failed_starts,
+            &mut self.ends,
+            &mut self.topics_unchecked,
         ];
         for (sum, count) in own.into_iter().zip(theirs) {
             *sum += count;

@@ -4,6 +4,7 @@ mod log;
 mod memory;
 pub(crate) mod records;
 mod state;
+pub(crate) mod topics;
 
 use super::settings::Settings;
 use lance::broker::inspect::{Applied, MemoryInspection};
@@ -37,7 +38,10 @@ pub const ALL: &[(&str, &str)] = &[
     ("no-phantom", "every record read was sent, to that partition, and not refused"),
     ("same-bytes", "an offset holds the same record at all times and on all nodes"),
     ("no-hole", "offsets that are read follow one another"),
-    ("high-watermark", "nothing is served beyond the high watermark, it never goes back while a node runs, and all below it stays"),
+    (
+        "high-watermark",
+        "nothing is served beyond the high watermark, it never goes back while a node runs, and all below it stays",
+    ),
     ("log-start", "a log begins later only where a topic limits what it keeps"),
     ("fresh-offsets", "the latest offset is not before what was acknowledged when the question was asked"),
     ("sequence-accepted", "a producer that keeps the rules is not told that it broke them"),
@@ -56,6 +60,7 @@ pub const ALL: &[(&str, &str)] = &[
 ];
 
 /// All rules that are checked while a run goes on.
+#[derive(Default)]
 pub(crate) struct Invariants {
     log: log::Log,
     state: state::States,
@@ -63,11 +68,6 @@ pub(crate) struct Invariants {
 }
 
 impl Invariants {
-    pub(crate) fn new(settings: &Settings) -> Self {
-        let _ = settings;
-        Self { log: log::Log::default(), state: state::States::default(), records: records::Records::default() }
-    }
-
     /// A node's process has started.
     pub(crate) fn started(&mut self, node: u64) {
         self.log.started(node);

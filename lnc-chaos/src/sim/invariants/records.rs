@@ -122,7 +122,9 @@ impl Records {
     /// All partitions of the topics that exist.
     pub(crate) fn partitions(&self) -> Vec<PartitionId> {
         let topics = self.topics.iter().enumerate();
-        topics.flat_map(|(topic, kept)| (0..kept.partitions).map(move |partition| PartitionId { topic, partition })).collect()
+        topics
+            .flat_map(|(topic, kept)| (0..kept.partitions).map(move |partition| PartitionId { topic, partition }))
+            .collect()
     }
 
     /// A producer begins to write to a partition.
@@ -169,11 +171,15 @@ impl Records {
         let Stream { idempotent, tried, found, partition } = &self.streams[stream as usize];
         let (tried, found) = (tried[number as usize], found[number as usize]);
         if found > tried {
-            let what = format!("record {number} of stream {stream} in {partition:?} lies {found} times in the log, but was only tried {tried} times that were not refused");
+            let what = format!(
+                "record {number} of stream {stream} in {partition:?} lies {found} times in the log, but was only tried {tried} times that were not refused"
+            );
             return violation(if tried == 0 { "no-phantom" } else { "no-duplicate" }, what);
         }
         if *idempotent && found > 1 {
-            let what = format!("record {number} of stream {stream} in {partition:?} lies {found} times in the log, and its producer is idempotent");
+            let what = format!(
+                "record {number} of stream {stream} in {partition:?} lies {found} times in the log, and its producer is idempotent"
+            );
             return violation("no-duplicate", what);
         }
         Ok(())
@@ -236,7 +242,8 @@ impl Records {
             let (stream, number) = (((record - 1) >> 32) as u32, (record - 1) as u32);
             let before = log.last.insert(stream, number);
             if self.streams[stream as usize].idempotent && before.is_some_and(|before| before >= number) {
-                let what = format!("{at:?} offset {}: record {number} of stream {stream} behind {before:?}", log.frontier);
+                let what =
+                    format!("{at:?} offset {}: record {number} of stream {stream} behind {before:?}", log.frontier);
                 return violation("producer-order", what);
             }
             log.frontier += 1;
@@ -262,9 +269,10 @@ impl Records {
                     Err(error) => return violation("same-bytes", format!("{at:?} after {next}: {error}")),
                 };
                 let header = self.batch(view, at, &whole, found.high_watermark)?;
-                let fits = expected.map_or(header.base_offset <= offset && header.last_offset() >= offset, |expected| {
-                    expected == header.base_offset
-                });
+                let fits = expected
+                    .map_or(header.base_offset <= offset && header.last_offset() >= offset, |expected| {
+                        expected == header.base_offset
+                    });
                 if !fits {
                     let what = format!(
                         "{view:?} {at:?}: a fetch from {offset} gives a batch at {}..={}, expected {expected:?}",
@@ -280,12 +288,21 @@ impl Records {
         Ok(next)
     }
 
-    fn batch(&mut self, view: View, at: PartitionId, raw: &Bytes, high_watermark: u64) -> Result<BatchHeader, Violation> {
+    fn batch(
+        &mut self,
+        view: View,
+        at: PartitionId,
+        raw: &Bytes,
+        high_watermark: u64,
+    ) -> Result<BatchHeader, Violation> {
         let broken = |error: &dyn std::fmt::Display| Violation::new("same-bytes", format!("{view:?} {at:?}: {error}"));
         let records = batch::records(raw, &Limits::default()).map_err(|error| broken(&error))?;
-        let header = records.header().clone();
+        let header = *records.header();
         if header.last_offset() >= high_watermark {
-            let what = format!("{view:?} {at:?}: offset {} is served, the high watermark is {high_watermark}", header.last_offset());
+            let what = format!(
+                "{view:?} {at:?}: offset {} is served, the high watermark is {high_watermark}",
+                header.last_offset()
+            );
             return violation("high-watermark", what);
         }
         let batch = u64::from(header.crc) << 32 | (header.partition_leader_epoch as u32 as u64) << 1 | 1;
@@ -294,7 +311,10 @@ impl Records {
             let record = record.map_err(|error| broken(&error))?;
             let bytes = record.value.unwrap_or_default();
             let Some(head) = bytes.first_chunk::<8>() else {
-                return violation("no-phantom", format!("{at:?} offset {}: a value of {} bytes", record.offset, bytes.len()));
+                return violation(
+                    "no-phantom",
+                    format!("{at:?} offset {}: a value of {} bytes", record.offset, bytes.len()),
+                );
             };
             let id = u64::from_le_bytes(*head);
             value((id >> 32) as u32, id as u32, &mut expected);
@@ -336,11 +356,14 @@ impl Records {
     ) -> Result<(), Violation> {
         match found.error {
             ErrorCode::OffsetOutOfRange if offset < found.log_start_offset => Ok(()),
-            ErrorCode::OffsetOutOfRange => {
-                violation("acked-kept", format!("{view:?} {at:?}: offset {offset} was read up to, now: {}", found.message))
-            }
+            ErrorCode::OffsetOutOfRange => violation(
+                "acked-kept",
+                format!("{view:?} {at:?}: offset {offset} was read up to, now: {}", found.message),
+            ),
             ErrorCode::StorageDamaged if excused => Ok(()),
-            code => violation("unexpected-answer", format!("{view:?} {at:?} offset {offset}: {code}: {}", found.message)),
+            code => {
+                violation("unexpected-answer", format!("{view:?} {at:?} offset {offset}: {code}: {}", found.message))
+            }
         }
     }
 
@@ -381,9 +404,117 @@ impl Records {
                 return violation("no-hole", format!("{at:?} offset {} was never read", start as usize + gap));
             }
             if log.slots.len() as u64 > end {
-                return violation("acked-kept", format!("{at:?} ends at {end}, but offset {} was known", log.slots.len()));
+                return violation(
+                    "acked-kept",
+                    format!("{at:?} ends at {end}, but offset {} was known", log.slots.len()),
+                );
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: PartitionId = PartitionId { topic: 0, partition: 0 };
+    const VIEW: View = View { client: 1, node: 1, life: Some(1) };
+
+    fn records() -> (Records, Span) {
+        let mut records = Records::default();
+        records.add_topic(KeptTopic { name: "t".to_owned(), id: 1, partitions: 1, limited: false });
+        let stream = records.open_stream(AT, true);
+        let span = records.next_span(stream, 2);
+        records.tried(span);
+        (records, span)
+    }
+
+    /// What a node would answer: these records from offset 0 on, one batch each.
+    fn answer(numbers: &[(u32, u32)], high_watermark: u64) -> FetchedPartition {
+        let batches = numbers.iter().enumerate().map(|(offset, (stream, number))| {
+            let mut bytes = Vec::new();
+            value(*stream, *number, &mut bytes);
+            let mut builder = lnc_protocol::BatchBuilder::new(lnc_protocol::Codec::None);
+            builder.append(0, None, Some(&bytes), &[]).unwrap();
+            let batch = builder.build();
+            [&batch::stamped_prefix(&batch, offset as u64, 1)[..], &batch[batch::PREFIX_LEN..]].concat().into()
+        });
+        FetchedPartition {
+            topic: "t".to_owned(),
+            partition: 0,
+            error: ErrorCode::None,
+            message: String::new(),
+            log_start_offset: 0,
+            high_watermark,
+            records: batches.collect::<Vec<Bytes>>().into_iter().collect(),
+        }
+    }
+
+    fn rule<T: std::fmt::Debug>(result: Result<T, Violation>) -> &'static str {
+        result.expect_err("a broken rule").invariant
+    }
+
+    #[test]
+    fn what_keeps_the_rules_passes() {
+        let (mut records, span) = records();
+        records.acked(span, 0).unwrap();
+        assert_eq!(records.fetched(VIEW, AT, 0, &answer(&[(0, 0), (0, 1)], 2)), Ok(2));
+        records.read_all(1, AT, 0, 2);
+        assert_eq!(records.finish(), Ok(()));
+    }
+
+    #[test]
+    fn a_lost_acknowledgement_is_found() {
+        let (mut records, span) = records();
+        records.acked(span, 0).unwrap();
+        records.fetched(VIEW, AT, 0, &answer(&[(0, 0)], 1)).unwrap();
+        records.read_all(1, AT, 0, 1);
+        assert_eq!(rule(records.finish()), "acked-kept");
+        assert_eq!(rule(records.latest(VIEW, AT, 1, records.acked_end(AT))), "fresh-offsets");
+    }
+
+    #[test]
+    fn duplicates_strangers_and_disorder_are_found() {
+        let found = |numbers: &[(u32, u32)]| {
+            let (mut records, _) = records();
+            rule(records.fetched(VIEW, AT, 0, &answer(numbers, 9)))
+        };
+        assert_eq!(found(&[(0, 0), (0, 0)]), "no-duplicate");
+        assert_eq!(found(&[(0, 1), (0, 0)]), "producer-order");
+        assert_eq!(found(&[(0, 2)]), "no-phantom");
+        assert_eq!(found(&[(7, 0)]), "no-phantom");
+    }
+
+    #[test]
+    fn what_was_refused_must_not_appear() {
+        let (mut records, span) = records();
+        records.refused(span).unwrap();
+        assert_eq!(rule(records.fetched(VIEW, AT, 0, &answer(&[(0, 0)], 1))), "no-phantom");
+    }
+
+    #[test]
+    fn an_offset_that_changes_is_found() {
+        let (mut records, span) = records();
+        records.acked(span, 0).unwrap();
+        assert_eq!(rule(records.fetched(VIEW, AT, 0, &answer(&[(0, 1)], 2))), "same-bytes");
+    }
+
+    #[test]
+    fn watermarks_that_go_back_or_are_passed_are_found() {
+        let (mut records, _) = records();
+        assert_eq!(rule(records.fetched(VIEW, AT, 0, &answer(&[(0, 0), (0, 1)], 1))), "high-watermark");
+        let (mut records, _) = self::records();
+        records.fetched(VIEW, AT, 0, &answer(&[(0, 0), (0, 1)], 2)).unwrap();
+        assert_eq!(rule(records.fetched(VIEW, AT, 0, &answer(&[(0, 0)], 1))), "high-watermark");
+        let restarted = View { life: Some(2), ..VIEW };
+        assert_eq!(records.fetched(restarted, AT, 0, &answer(&[(0, 0)], 1)), Ok(1));
+    }
+
+    #[test]
+    fn a_log_that_begins_later_without_a_reason_is_found() {
+        let (mut records, _) = records();
+        let found = FetchedPartition { log_start_offset: 1, ..answer(&[], 1) };
+        assert_eq!(rule(records.fetched(VIEW, AT, 1, &found)), "log-start");
     }
 }

@@ -116,8 +116,7 @@ impl Producer {
                 env.records.producer(given.producer_id)?;
                 if let Some(at) = env.any_partition() {
                     let stream = env.records.open_stream(at, true);
-                    self.identity =
-                        Identity::Known { id: given.producer_id, epoch: given.producer_epoch, stream, at };
+                    self.identity = Identity::Known { id: given.producer_id, epoch: given.producer_epoch, stream, at };
                 }
                 Ok(())
             }
