@@ -40,6 +40,11 @@ pub(crate) const MANIFESTS: &[Manifest] = &[
         others: &["bytes", "clap", "hdrhistogram", "indicatif", "rustix", "serde", "serde_json", "thiserror", "tokio"],
     },
     Manifest {
+        name: "lnc-chaos",
+        own: &["lance", "lnc-log", "lnc-metrics", "lnc-protocol", "lnc-raft", "lnc-replication"],
+        others: &["bytes", "clap", "indicatif", "serde", "serde_json"],
+    },
+    Manifest {
         name: "lance",
         own: &["lnc-client", "lnc-log", "lnc-metrics", "lnc-protocol", "lnc-raft", "lnc-replication"],
         others: &[
@@ -84,6 +89,7 @@ const DETERMINISTIC: &[&str] = &[
     "lnc-log/src/segment/",
     "lnc-replication/src/",
     "lance/src/broker/",
+    "lnc-chaos/src/sim/",
 ];
 
 /// The driver of the peer channels, the one part of its crate that owns sockets and timers.
@@ -126,10 +132,11 @@ pub(crate) const WORDS: &[Words] = &[
     },
     Words {
         reason: "only the backends and the data directory's keeper touch files; the others named here read what the \
-                 user gave them: a configuration, lines to produce, the processes to measure",
+                 user gave them: a configuration, lines to produce, the processes to measure, or write the trace of a simulated run",
         parts: &[
             "lance/src/",
             "lnc-bench/src/",
+            "lnc-chaos/src/",
             "lnc-client/src/",
             "lnc-log/src/",
             "lnc-metrics/src/",
@@ -140,6 +147,7 @@ pub(crate) const WORDS: &[Words] = &[
             "lance/src/config/source.rs",
             "lance/src/dev.rs",
             "lnc-bench/src/cpu.rs",
+            "lnc-chaos/src/cli/simulate.rs",
             "lnc-log/src/data_dir.rs",
             "lnc-log/src/disk/files.rs",
             "lnc-log/src/disk/threads.rs",

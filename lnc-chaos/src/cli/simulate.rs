@@ -7,7 +7,7 @@ use crate::sim::minimise::minimise;
 use crate::sim::profile::{Profile, ROTATION};
 use crate::sim::report::{Counts, Report};
 use crate::sim::trace::{Sink, line};
-use crate::sim::{Plan, run};
+use crate::sim::{Plan, run, run_with};
 use std::collections::hash_map::RandomState;
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
@@ -163,7 +163,7 @@ impl Batch<'_> {
             }
             let plan = plan(self.arguments, self.first, n);
             CURRENT.set(Some(command(self.arguments, &plan)));
-            let report = run(&plan, None);
+            let report = run(&plan);
             CURRENT.set(None);
             let mut total = self.total.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             total.0.add(&report.counts);
@@ -208,7 +208,7 @@ fn reproduction(arguments: &Arguments, report: Option<&Report>) -> String {
 fn tell(arguments: &Arguments, report: &Report) -> std::io::Result<()> {
     let Some(failure) = &report.failure else { return Ok(()) };
     let plan = Plan { profile: report.profile, ..plan(arguments, report.seed, 0) };
-    let default = PathBuf::from(format!("lnc-chaos-{}-{}.trace", plan.profile.name(), plan.seed));
+    let default = std::env::temp_dir().join(format!("lnc-chaos-{}-{}.trace", plan.profile.name(), plan.seed));
     let path = arguments.trace.clone().unwrap_or(default);
     write_trace(&plan, &path)?;
     if arguments.json {
@@ -251,7 +251,7 @@ fn write_trace(plan: &Plan, path: &Path) -> std::io::Result<()> {
         // A writer that has failed hears nothing more; its error is what counts.
         let sink: Sink = Box::new(move |at_us, event| drop(lines.send(line(at_us, event))));
         CURRENT.set(Some("the same command".to_owned()));
-        run(plan, Some(sink));
+        run_with(plan, Some(sink));
         CURRENT.set(None);
         written.join().unwrap_or_else(|_| Err(std::io::Error::other("the writer ended")))
     })

@@ -25,6 +25,7 @@ pub(super) fn print(counts: &Counts, elapsed: Duration, jobs: u64) {
         "starts",
         format!("{}, {} failed; {} nodes ended by themselves", counts.starts, counts.failed_starts, counts.ends),
     );
+    row("topics not judged", counts.topics_unchecked.to_string());
     for (kind, count) in &counts.faults {
         row(kind, count.to_string());
     }

@@ -9,7 +9,7 @@ use std::fmt;
 
 /// Which disk operation fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailingOperation {
+pub(crate) enum FailingOperation {
     /// A write.
     Write,
     /// A write that reports stable storage, or a sync.
@@ -20,7 +20,7 @@ pub enum FailingOperation {
 
 /// What goes wrong. Times are in virtual microseconds; what a fault does by chance follows from its `seed`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// The process ends at once; the machine goes on.
     Kill { node: u64, down_us: u64, seed: u64 },
     /// The machine loses power, and with it what was not synced, in part.
@@ -59,7 +59,7 @@ pub enum Fault {
 
 impl Fault {
     /// The name by which faults are counted.
-    pub fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Kill { .. } => "kill",
             Self::PowerLoss { .. } => "power-loss",
@@ -92,16 +92,16 @@ impl fmt::Display for Fault {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scheduled {
     /// When.
-    pub at_us: u64,
+    pub(crate) at_us: u64,
     /// What.
-    pub fault: Fault,
+    pub(crate) fault: Fault,
 }
 
 /// Time without faults at the start, in which the cluster forms and topics are made.
 const QUIET_US: u64 = 5_000_000;
 
 /// The faults of a seed and profile that strike within `span_us`, in order.
-pub fn schedule(seed: u64, profile: Profile, nodes: u64, span_us: u64) -> Vec<Scheduled> {
+pub(crate) fn schedule(seed: u64, profile: Profile, nodes: u64, span_us: u64) -> Vec<Scheduled> {
     let mut rng = Rng::fork(seed, 0xfa17);
     let features = profile.features(&mut rng);
     let mut all = Vec::new();

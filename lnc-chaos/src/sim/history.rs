@@ -1,7 +1,6 @@
 //! The history of topic operations: what was asked, when, and what came of it. Records are checked as they come and are
 //! not kept; these few are, since whether they fit together can only be told of all at once.
 
-use super::invariants::Violation;
 use lnc_protocol::ErrorCode;
 use std::collections::BTreeMap;
 
@@ -25,65 +24,38 @@ pub(crate) enum TopicOutput {
     Deleted,
     /// It was refused, for good.
     Refused(ErrorCode),
-    /// It was refused before anything was done.
-    NotDone,
 }
 
-/// One operation.
+/// One operation that may have had an effect.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TopicOperation {
-    pub(crate) client: usize,
     pub(crate) input: TopicInput,
     pub(crate) call_us: u64,
     /// When and what; `None` if nobody knows what came of it.
     pub(crate) output: Option<(u64, TopicOutput)>,
 }
 
-/// See the module documentation.
+impl TopicOperation {
+    /// By when it had taken effect, if it did.
+    pub(crate) fn return_us(&self) -> u64 {
+        self.output.map_or(u64::MAX, |(at_us, _)| at_us)
+    }
+}
+
+/// The operations, by topic name.
 #[derive(Default)]
 pub(crate) struct History {
     topics: BTreeMap<String, Vec<TopicOperation>>,
 }
 
 impl History {
-    /// Note an operation whose outcome is known, or will never be.
-    pub(crate) fn topic(&mut self, name: &str, operation: TopicOperation) {
+    /// Note an operation that is over.
+    pub(crate) fn add(&mut self, name: &str, operation: TopicOperation) {
         self.topics.entry(name.to_owned()).or_default().push(operation);
     }
 
-    /// Whether the operations on each topic could have happened one after the other. Topic ids make the usual search
-    /// unnecessary for a part of the question: what a name means at a time follows from the order of its ids.
-    pub(crate) fn check_topics(&self) -> Result<(), Violation> {
-        self.topics.iter().try_for_each(|(name, operations)| check_ids(name, operations))
+    /// The operations of each topic name.
+    pub(crate) fn topics(&self) -> impl Iterator<Item = (&str, &[TopicOperation])> {
+        self.topics.iter().map(|(name, operations)| (name.as_str(), operations.as_slice()))
     }
-}
-
-/// Two answers that do not overlap name ids in the order of their times, and an id has one number of partitions.
-fn check_ids(name: &str, operations: &[TopicOperation]) -> Result<(), Violation> {
-    let mut partitions_of = BTreeMap::new();
-    let mut seen: Vec<(u64, u64, u64)> = Vec::new();
-    for operation in operations {
-        let Some((returned_us, TopicOutput::Exists { id, partitions })) = operation.output else { continue };
-        let before = *partitions_of.entry(id).or_insert(partitions);
-        if before != partitions {
-            let what = format!("topic {name:?} with id {id} has {before} and {partitions} partitions: {operation:?}");
-            return Err(Violation::new("topics", what));
-        }
-        seen.push((returned_us, id, operation.call_us));
-    }
-    seen.sort_unstable();
-    let mut newest: Vec<(u64, u64)> = Vec::with_capacity(seen.len());
-    for (returned_us, id, call_us) in seen {
-        let at = newest.partition_point(|(returned, _)| *returned < call_us);
-        if let Some((earlier_us, older)) = at.checked_sub(1).map(|at| newest[at]).filter(|(_, newer)| *newer > id) {
-            let what = format!(
-                "topic {name:?}: id {older} was answered at {earlier_us} µs, but an operation called at {call_us} µs \
-                 was answered with the older id {id}"
-            );
-            return Err(Violation::new("topics", what));
-        }
-        let highest = newest.last().map_or(id, |(_, newest)| id.max(*newest));
-        newest.push((returned_us, highest));
-    }
-    Ok(())
 }

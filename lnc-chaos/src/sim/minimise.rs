@@ -7,7 +7,7 @@ use super::{Plan, run};
 /// whether it failed.
 pub fn minimise(plan: &Plan, invariant: &str, mut tried: impl FnMut(usize, bool)) -> Vec<Scheduled> {
     let mut fails = |schedule: &[Scheduled]| {
-        let report = run(&Plan { schedule: Some(schedule.to_vec()), ..plan.clone() }, None);
+        let report = run(&Plan { schedule: Some(schedule.to_vec()), ..plan.clone() });
         let failed = report.failure.is_some_and(|failure| failure.violation.invariant == invariant);
         tried(schedule.len(), failed);
         failed

@@ -3,17 +3,17 @@
 
 mod adapter;
 mod cluster;
-pub mod faults;
+pub(crate) mod faults;
 mod history;
 pub mod invariants;
 pub mod minimise;
-pub mod network;
+mod network;
 mod node;
 pub mod profile;
 pub mod report;
 mod rng;
 mod settings;
-pub mod trace;
+pub(crate) mod trace;
 mod workload;
 
 use self::cluster::Cluster;
@@ -50,8 +50,13 @@ impl Plan {
     }
 }
 
+/// Make a run.
+pub fn run(plan: &Plan) -> Report {
+    run_with(plan, None)
+}
+
 /// Make a run. Every event goes to `sink`, if there is one.
-pub fn run(plan: &Plan, sink: Option<Sink>) -> Report {
+pub(crate) fn run_with(plan: &Plan, sink: Option<Sink>) -> Report {
     let schedule = plan.schedule();
     let settings = Settings::draw(plan.seed, plan.nodes);
     let trace = Rc::new(RefCell::new(Trace::new(sink)));

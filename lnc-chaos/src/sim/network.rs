@@ -15,13 +15,13 @@ pub(super) const UNANSWERED_US: u64 = 2_000_000;
 
 /// One direction of one channel between two nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Wire {
+pub(crate) struct Wire {
     /// The node that sends.
-    pub from: u64,
+    pub(crate) from: u64,
     /// The node that receives.
-    pub to: u64,
+    pub(crate) to: u64,
     /// The channel.
-    pub channel: Channel,
+    pub(crate) channel: Channel,
 }
 
 impl Wire {
@@ -40,13 +40,13 @@ impl fmt::Display for Wire {
 
 /// Bytes that do not pass: those that match every field that is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cut {
+pub(crate) struct Cut {
     /// The sender.
-    pub from: Option<u64>,
+    pub(crate) from: Option<u64>,
     /// The receiver.
-    pub to: Option<u64>,
+    pub(crate) to: Option<u64>,
     /// The channel.
-    pub channel: Option<Channel>,
+    pub(crate) channel: Option<Channel>,
 }
 
 impl Cut {
@@ -59,22 +59,22 @@ impl Cut {
 
 /// How bytes travel; chances in permille.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Weather {
+pub(crate) struct Weather {
     /// Shortest and longest time under way, in microseconds.
-    pub delay_us: (u64, u64),
+    pub(crate) delay_us: (u64, u64),
     /// A frame is lost though its connection stands.
-    pub loss: u64,
+    pub(crate) loss: u64,
     /// A frame arrives twice.
-    pub twice: u64,
+    pub(crate) twice: u64,
     /// A frame does not wait for those before it.
-    pub overtake: u64,
+    pub(crate) overtake: u64,
     /// A bit of a frame flips.
-    pub corrupt: u64,
+    pub(crate) corrupt: u64,
 }
 
 impl Weather {
     /// Nothing goes wrong.
-    pub const FAIR: Self = Self { delay_us: (500, 3_000), loss: 0, twice: 0, overtake: 0, corrupt: 0 };
+    pub(crate) const FAIR: Self = Self { delay_us: (500, 3_000), loss: 0, twice: 0, overtake: 0, corrupt: 0 };
 }
 
 /// One connection.

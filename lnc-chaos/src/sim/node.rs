@@ -41,7 +41,7 @@ pub(super) struct Forwarded {
 
 /// A process that runs.
 pub(super) struct Running {
-    pub(super) process: Process,
+    pub(super) broker: Process,
     pub(super) inbox: Vec<Input>,
     pub(super) tick_due: bool,
     pub(super) turn_due: bool,
@@ -149,9 +149,9 @@ impl Node {
         }
     }
 
-    pub(super) fn process(&self) -> Option<&Process> {
+    pub(super) fn broker(&self) -> Option<&Process> {
         match &self.life {
-            Life::Up(running) => Some(&running.process),
+            Life::Up(running) => Some(&running.broker),
             Life::Down { .. } | Life::Waiting => None,
         }
     }
@@ -159,11 +159,11 @@ impl Node {
     /// Start the process from what the disk holds.
     pub(super) fn open(&mut self, settings: &Settings, now_us: u64) -> Result<(), String> {
         self.lives += 1;
-        let process = Process::open(settings, &self.identity, self.lives, self.disk.clone());
-        let process = process.map_err(|error| error.to_string())?;
+        let broker = Process::open(settings, &self.identity, self.lives, self.disk.clone());
+        let broker = broker.map_err(|error| error.to_string())?;
         let started_us = self.mono_us(now_us);
         self.life = Life::Up(Box::new(Running {
-            process,
+            broker,
             inbox: Vec::new(),
             tick_due: false,
             turn_due: false,
@@ -188,7 +188,7 @@ impl Node {
 
     /// Whether it has everything that it should have: what it lost, it has got back.
     pub(super) fn is_whole(&mut self) -> bool {
-        let back = self.process().is_some_and(|process| process.is_ready().is_ok() && process.votes());
+        let back = self.broker().is_some_and(|process| process.is_ready().is_ok() && process.votes());
         if back {
             self.excuses.wiped = false;
         }
@@ -198,7 +198,7 @@ impl Node {
     /// What it says of itself to those who connect: who it is, and whom it knows as members.
     pub(super) fn greeting(&self) -> Identity {
         let mut identity = self.identity.clone();
-        if let (Some(cluster), Some(process)) = (&mut identity.cluster, self.process()) {
+        if let (Some(cluster), Some(process)) = (&mut identity.cluster, self.broker()) {
             cluster.members = process.members();
         }
         identity

@@ -47,6 +47,8 @@ pub struct Counts {
     pub ends: u64,
     /// Brokers opened anew, to take over state that came from a peer.
     pub reopened: u64,
+    /// Topic names whose operations were too entangled to judge.
+    pub topics_unchecked: u64,
     /// Faults by kind.
     pub faults: BTreeMap<&'static str, u64>,
 }
@@ -98,6 +100,7 @@ impl Counts {
                 counts.failed_starts,
                 counts.ends,
                 counts.reopened,
+                counts.topics_unchecked,
             ]
         };
         let theirs = sums(other);
@@ -120,6 +123,7 @@ impl Counts {
             &mut self.failed_starts,
             &mut self.ends,
             &mut self.reopened,
+            &mut self.topics_unchecked,
         ];
         for (sum, count) in own.into_iter().zip(theirs) {
             *sum += count;

@@ -12,7 +12,7 @@ pub(super) const MAX_IN_FLIGHT_BYTES: usize = 256 << 10;
 
 /// See the module documentation.
 #[derive(Clone, Debug)]
-pub(super) struct Settings {
+pub(crate) struct Settings {
     pub(super) seed: u64,
     pub(super) nodes: u64,
     pub(super) data_groups: u32,

@@ -9,7 +9,7 @@ const KEPT: usize = 60;
 
 /// What happened.
 #[derive(Clone, Debug)]
-pub enum Event {
+pub(crate) enum Event {
     /// A node's unit of time.
     Tick { node: u64 },
     /// A node took a turn.
@@ -95,7 +95,7 @@ impl fmt::Display for Event {
 }
 
 /// Takes every event as it happens: virtual time in microseconds, and the event.
-pub type Sink = Box<dyn FnMut(u64, &Event)>;
+pub(crate) type Sink = Box<dyn FnMut(u64, &Event)>;
 
 /// See the module documentation.
 #[derive(Default)]
@@ -149,6 +149,6 @@ impl Trace {
 }
 
 /// An event as a line of a trace file.
-pub fn line(at_us: u64, event: &Event) -> String {
+pub(crate) fn line(at_us: u64, event: &Event) -> String {
     format!("{:>11.6} {event}", at_us as f64 / 1e6)
 }

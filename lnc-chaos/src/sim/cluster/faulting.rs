@@ -173,11 +173,12 @@ impl Cluster {
 fn failing(operation: FailingOperation, after: u64) -> FaultHook {
     let mut left = after + 1;
     Box::new(move |_, op| {
-        let hit = match (operation, op) {
-            (FailingOperation::Write, Op::Write { .. }) | (FailingOperation::Read, Op::Read { .. }) => true,
-            (FailingOperation::Sync, Op::Write { durable: true, .. } | Op::Sync { .. } | Op::SyncDir { .. }) => true,
-            _ => false,
-        };
+        let hit = matches!(
+            (operation, op),
+            (FailingOperation::Write, Op::Write { .. })
+                | (FailingOperation::Read, Op::Read { .. })
+                | (FailingOperation::Sync, Op::Write { durable: true, .. } | Op::Sync { .. } | Op::SyncDir { .. })
+        );
         left = left.saturating_sub(u64::from(hit));
         (hit && left == 0).then(|| {
             // Once: the process that met it ends, and its disk is another handle after that.

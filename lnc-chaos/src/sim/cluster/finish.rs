@@ -1,6 +1,6 @@
 //! The end of a run: faults are over, clients finish, every group has a leader, replicas agree, all can be read.
 
-use super::super::invariants::Violation;
+use super::super::invariants::{Violation, topics};
 use super::super::trace::Event;
 use super::super::workload::{BEGIN, reader};
 use super::{Checked, Cluster, What};
@@ -35,7 +35,7 @@ pub(super) struct Finish {
 }
 
 impl Finish {
-    pub(super) fn new(_virtual_us: u64) -> Self {
+    pub(super) fn new() -> Self {
         Self { phase: Phase::Work, healed_us: None, led: false }
     }
 
@@ -70,7 +70,9 @@ impl Cluster {
             Phase::Reading { first_reader, since_us } => {
                 if self.clients[first_reader..].iter().all(|client| client.is_idle()) {
                     self.invariants.records.finish()?;
-                    self.history.check_topics()?;
+                    for (name, operations) in self.history.topics() {
+                        self.counts.topics_unchecked += u64::from(!topics::check(name, operations)?);
+                    }
                     self.finish.phase = Phase::Done;
                 } else if self.now_us > since_us + REST_US {
                     let what = format!("reading everything does not end;{}", self.describe());
@@ -116,7 +118,7 @@ impl Cluster {
     /// A group that no node leads with everything committed.
     fn unled(&self) -> Option<u32> {
         let led = |group: &u32| {
-            let views = self.nodes.iter().filter_map(|node| node.process()?.inspect(*group));
+            let views = self.nodes.iter().filter_map(|node| node.broker()?.inspect(*group));
             views.into_iter().any(|view| view.role == lnc_raft::Role::Leader && view.commit == view.last)
         };
         (0..=self.settings.data_groups).find(|group| !led(group))
@@ -127,18 +129,18 @@ impl Cluster {
         for group in 0..=self.settings.data_groups {
             let mut first = None;
             for node in &self.nodes {
-                let Some(process) = node.process() else { return Some(format!("node {} is down", node.id)) };
-                if let Err(reason) = process.is_ready() {
+                let Some(broker) = node.broker() else { return Some(format!("node {} is down", node.id)) };
+                if let Err(reason) = broker.is_ready() {
                     return Some(format!("node {}: {reason}", node.id));
                 }
-                let view = process.inspect(group)?;
+                let view = broker.inspect(group)?;
                 if view.applied != view.last {
                     return Some(format!(
                         "node {} has applied {} of {} in group {group}",
                         node.id, view.applied, view.last
                     ));
                 }
-                let here = (view.applied, process.state(group));
+                let here = (view.applied, broker.state(group));
                 match &first {
                     None => first = Some(here),
                     Some(there) if *there != here => {
@@ -172,11 +174,11 @@ impl Cluster {
     pub(in crate::sim) fn describe(&self) -> String {
         let mut text = String::new();
         for node in &self.nodes {
-            match node.process() {
+            match node.broker() {
                 None => text += &format!("\n  node {} is down", node.id),
-                Some(process) => {
+                Some(broker) => {
                     for group in 0..=self.settings.data_groups {
-                        text += &format!("\n  node {} group {group}: {:?}", node.id, process.inspect(group));
+                        text += &format!("\n  node {} group {group}: {:?}", node.id, broker.inspect(group));
                     }
                 }
             }

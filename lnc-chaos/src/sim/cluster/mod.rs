@@ -131,7 +131,7 @@ impl Cluster {
             network: Network::new(settings.nodes, Rng::fork(seed, 0x2e7)),
             faults,
             trace,
-            invariants: Invariants::new(&settings),
+            invariants: Invariants::default(),
             history: History::default(),
             clients,
             client_rng: Rng::fork(seed, 0xc11e),
@@ -139,7 +139,7 @@ impl Cluster {
             next_call: 0,
             next_forward: 0,
             counts: Counts::default(),
-            finish: finish::Finish::new(virtual_us),
+            finish: finish::Finish::new(),
             settings,
         };
         for node in 1..=cluster.settings.nodes {

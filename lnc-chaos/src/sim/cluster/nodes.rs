@@ -101,28 +101,28 @@ impl Cluster {
         };
         running.turn_due = false;
         if std::mem::take(&mut running.tick_due) {
-            running.process.tick(clock)?;
+            running.broker.tick(clock)?;
         }
         let inbox = std::mem::take(&mut running.inbox);
         for input in inbox {
             match input {
                 Input::Frame { from, body } => {
                     // What does not decode behind a checksum that matches is dropped by real nodes, with a warning.
-                    if running.process.frame(clock, from, body).is_err() {
+                    if running.broker.frame(clock, from, body).is_err() {
                         self.counts.frames_not_understood += 1;
                     }
                 }
-                Input::PeerLost(peer) => running.process.peer_changed(clock, peer, false),
+                Input::PeerLost(peer) => running.broker.peer_changed(clock, peer, false),
                 Input::Request { caller, opcode, body } => {
                     running.unanswered.insert((caller.connection, caller.correlation), opcode);
-                    running.process.request(clock, caller, opcode, body);
+                    running.broker.request(clock, caller, opcode, body);
                 }
             }
         }
         for peer in connected {
-            running.process.peer_changed(clock, peer, true);
+            running.broker.peer_changed(clock, peer, true);
         }
-        running.process.turn(clock)
+        running.broker.turn(clock)
     }
 
     fn turned(&mut self, id: u64, turned: Turned) -> Checked {
@@ -134,7 +134,7 @@ impl Cluster {
             let leader = change.leader.map_or(0, NodeId::node);
             self.note(Event::Role { node: id, group: group.0, term: change.term, leads, leader });
             if leads {
-                let last = self.nodes[id as usize - 1].process().and_then(|p| p.inspect(group.0)).map_or(0, |i| i.last);
+                let last = self.nodes[id as usize - 1].broker().and_then(|p| p.inspect(group.0)).map_or(0, |i| i.last);
                 self.invariants.leads(id, group.0, change.term, last)?;
             }
         }
@@ -149,8 +149,8 @@ impl Cluster {
         for output in outputs {
             self.output(id, output)?;
         }
-        if let Some(process) = self.nodes[id as usize - 1].process() {
-            self.invariants.memory(id, &self.settings, process.memory())?;
+        if let Some(broker) = self.nodes[id as usize - 1].broker() {
+            self.invariants.memory(id, &self.settings, broker.memory())?;
         }
         if reopen {
             // The real driver waits for the disk, and opens the broker anew in the same process.
@@ -192,7 +192,7 @@ impl Cluster {
         let node = &mut self.nodes[id as usize - 1];
         let Life::Up(running) = &node.life else { return };
         let Some(until_us) = running.drain_until_us else { return };
-        let idle = running.process.is_drained() && running.unanswered.is_empty() && running.forwards.is_empty();
+        let idle = running.broker.is_drained() && running.unanswered.is_empty() && running.forwards.is_empty();
         if idle || now_us >= until_us {
             self.note(Event::Node {
                 node: id,
@@ -208,7 +208,7 @@ impl Cluster {
         self.node(id).at_stop.0 = down_us;
         if let Some(running) = self.node(id).running() {
             running.drain_until_us = Some(until_us);
-            running.process.drain();
+            running.broker.drain();
             self.wake(id);
         }
     }
@@ -270,7 +270,7 @@ impl Cluster {
             heard.insert(NodeId(other), peer.greeting());
             let clock = peer.clock(now_us);
             if let Some(running) = peer.running() {
-                running.process.applicant(clock, id, own.incarnation);
+                running.broker.applicant(clock, id, own.incarnation);
             }
         }
         let configured: BTreeSet<NodeId> = (1..=self.settings.nodes).map(NodeId).collect();

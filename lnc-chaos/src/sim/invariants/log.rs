@@ -69,3 +69,32 @@ impl Log {
         Ok(known.hash)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lnc_raft::EntryKind;
+
+    fn entry(term: u64, index: u64, payload: &'static [u8]) -> Entry {
+        Entry { term, index, kind: EntryKind::Normal, payload: payload.into() }
+    }
+
+    fn rule<T: std::fmt::Debug>(result: Result<T, Violation>) -> &'static str {
+        result.expect_err("a broken rule").invariant
+    }
+
+    #[test]
+    fn every_rule_of_the_log_is_enforced() {
+        let mut log = Log::default();
+        log.leads(1, 0, 3, 0).unwrap();
+        log.leads(1, 0, 3, 0).unwrap();
+        log.applied(1, 0, &entry(3, 1, b"a")).unwrap();
+        log.applied(2, 0, &entry(3, 1, b"a")).unwrap();
+        assert_eq!(rule(log.leads(2, 0, 3, 1)), "one-leader");
+        assert_eq!(rule(log.leads(2, 0, 4, 0)), "leader-complete");
+        assert_eq!(rule(log.applied(3, 0, &entry(3, 1, b"b"))), "log-matching");
+        assert_eq!(rule(log.applied(1, 0, &entry(3, 3, b"c"))), "applied-in-order");
+        log.started(2);
+        log.applied(2, 0, &entry(3, 1, b"a")).unwrap();
+    }
+}

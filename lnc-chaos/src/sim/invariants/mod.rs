@@ -4,6 +4,7 @@ mod log;
 mod memory;
 pub(crate) mod records;
 mod state;
+pub(crate) mod topics;
 
 use super::settings::Settings;
 use lance::broker::inspect::{Applied, MemoryInspection};
@@ -59,6 +60,7 @@ pub const ALL: &[(&str, &str)] = &[
 ];
 
 /// All rules that are checked while a run goes on.
+#[derive(Default)]
 pub(crate) struct Invariants {
     log: log::Log,
     state: state::States,
@@ -66,11 +68,6 @@ pub(crate) struct Invariants {
 }
 
 impl Invariants {
-    pub(crate) fn new(settings: &Settings) -> Self {
-        let _ = settings;
-        Self { log: log::Log::default(), state: state::States::default(), records: records::Records::default() }
-    }
-
     /// A node's process has started.
     pub(crate) fn started(&mut self, node: u64) {
         self.log.started(node);

@@ -297,7 +297,7 @@ impl Records {
     ) -> Result<BatchHeader, Violation> {
         let broken = |error: &dyn std::fmt::Display| Violation::new("same-bytes", format!("{view:?} {at:?}: {error}"));
         let records = batch::records(raw, &Limits::default()).map_err(|error| broken(&error))?;
-        let header = records.header().clone();
+        let header = *records.header();
         if header.last_offset() >= high_watermark {
             let what = format!(
                 "{view:?} {at:?}: offset {} is served, the high watermark is {high_watermark}",
@@ -411,5 +411,110 @@ impl Records {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: PartitionId = PartitionId { topic: 0, partition: 0 };
+    const VIEW: View = View { client: 1, node: 1, life: Some(1) };
+
+    fn records() -> (Records, Span) {
+        let mut records = Records::default();
+        records.add_topic(KeptTopic { name: "t".to_owned(), id: 1, partitions: 1, limited: false });
+        let stream = records.open_stream(AT, true);
+        let span = records.next_span(stream, 2);
+        records.tried(span);
+        (records, span)
+    }
+
+    /// What a node would answer: these records from offset 0 on, one batch each.
+    fn answer(numbers: &[(u32, u32)], high_watermark: u64) -> FetchedPartition {
+        let batches = numbers.iter().enumerate().map(|(offset, (stream, number))| {
+            let mut bytes = Vec::new();
+            value(*stream, *number, &mut bytes);
+            let mut builder = lnc_protocol::BatchBuilder::new(lnc_protocol::Codec::None);
+            builder.append(0, None, Some(&bytes), &[]).unwrap();
+            let batch = builder.build();
+            [&batch::stamped_prefix(&batch, offset as u64, 1)[..], &batch[batch::PREFIX_LEN..]].concat().into()
+        });
+        FetchedPartition {
+            topic: "t".to_owned(),
+            partition: 0,
+            error: ErrorCode::None,
+            message: String::new(),
+            log_start_offset: 0,
+            high_watermark,
+            records: batches.collect::<Vec<Bytes>>().into_iter().collect(),
+        }
+    }
+
+    fn rule<T: std::fmt::Debug>(result: Result<T, Violation>) -> &'static str {
+        result.expect_err("a broken rule").invariant
+    }
+
+    #[test]
+    fn what_keeps_the_rules_passes() {
+        let (mut records, span) = records();
+        records.acked(span, 0).unwrap();
+        assert_eq!(records.fetched(VIEW, AT, 0, &answer(&[(0, 0), (0, 1)], 2)), Ok(2));
+        records.read_all(1, AT, 0, 2);
+        assert_eq!(records.finish(), Ok(()));
+    }
+
+    #[test]
+    fn a_lost_acknowledgement_is_found() {
+        let (mut records, span) = records();
+        records.acked(span, 0).unwrap();
+        records.fetched(VIEW, AT, 0, &answer(&[(0, 0)], 1)).unwrap();
+        records.read_all(1, AT, 0, 1);
+        assert_eq!(rule(records.finish()), "acked-kept");
+        assert_eq!(rule(records.latest(VIEW, AT, 1, records.acked_end(AT))), "fresh-offsets");
+    }
+
+    #[test]
+    fn duplicates_strangers_and_disorder_are_found() {
+        let found = |numbers: &[(u32, u32)]| {
+            let (mut records, _) = records();
+            rule(records.fetched(VIEW, AT, 0, &answer(numbers, 9)))
+        };
+        assert_eq!(found(&[(0, 0), (0, 0)]), "no-duplicate");
+        assert_eq!(found(&[(0, 1), (0, 0)]), "producer-order");
+        assert_eq!(found(&[(0, 2)]), "no-phantom");
+        assert_eq!(found(&[(7, 0)]), "no-phantom");
+    }
+
+    #[test]
+    fn what_was_refused_must_not_appear() {
+        let (mut records, span) = records();
+        records.refused(span).unwrap();
+        assert_eq!(rule(records.fetched(VIEW, AT, 0, &answer(&[(0, 0)], 1))), "no-phantom");
+    }
+
+    #[test]
+    fn an_offset_that_changes_is_found() {
+        let (mut records, span) = records();
+        records.acked(span, 0).unwrap();
+        assert_eq!(rule(records.fetched(VIEW, AT, 0, &answer(&[(0, 1)], 2))), "same-bytes");
+    }
+
+    #[test]
+    fn watermarks_that_go_back_or_are_passed_are_found() {
+        let (mut records, _) = records();
+        assert_eq!(rule(records.fetched(VIEW, AT, 0, &answer(&[(0, 0), (0, 1)], 1))), "high-watermark");
+        let (mut records, _) = self::records();
+        records.fetched(VIEW, AT, 0, &answer(&[(0, 0), (0, 1)], 2)).unwrap();
+        assert_eq!(rule(records.fetched(VIEW, AT, 0, &answer(&[(0, 0)], 1))), "high-watermark");
+        let restarted = View { life: Some(2), ..VIEW };
+        assert_eq!(records.fetched(restarted, AT, 0, &answer(&[(0, 0)], 1)), Ok(1));
+    }
+
+    #[test]
+    fn a_log_that_begins_later_without_a_reason_is_found() {
+        let (mut records, _) = records();
+        let found = FetchedPartition { log_start_offset: 1, ..answer(&[], 1) };
+        assert_eq!(rule(records.fetched(VIEW, AT, 1, &found)), "log-start");
     }
 }

@@ -24,3 +24,16 @@ impl States {
         Err(Violation::new("state-digest", what))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_that_differ_at_an_index_are_found() {
+        let mut states = States::default();
+        states.reached(1, 0, 16, b"same").unwrap();
+        states.reached(2, 0, 16, b"same").unwrap();
+        assert_eq!(states.reached(3, 0, 16, b"other").expect_err("a difference").invariant, "state-digest");
+    }
+}

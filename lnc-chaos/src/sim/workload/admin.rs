@@ -118,7 +118,6 @@ impl Admin {
             (TopicInput::Delete, Outcome::Done(Response::DeleteTopic)) => Ok(Some(TopicOutput::Deleted)),
             (_, Outcome::Lost | Outcome::TimedOut) => Ok(None),
             (_, Outcome::Refused(ErrorReply { code, .. })) if leaves_open(code) => Ok(None),
-            (_, Outcome::Refused(ErrorReply { code, .. })) if code.is_retriable() => Ok(Some(TopicOutput::NotDone)),
             (TopicInput::Create { .. }, Outcome::Refused(ErrorReply { code, .. }))
                 if matches!(code, ErrorCode::TopicExists | ErrorCode::UnknownTopic) =>
             {
@@ -151,8 +150,11 @@ impl Client for Admin {
             return Ok(());
         }
         let Some((name, input, call_us)) = self.asked.take() else { return Ok(()) };
+        if matches!(&outcome, Outcome::Refused(error) if error.code.is_retriable() && !leaves_open(error.code)) {
+            return Ok(());
+        }
         let output = self.output(input, outcome)?.map(|output| (env.now_us, output));
-        env.history.topic(name, TopicOperation { client: env.client, input, call_us, output });
+        env.history.add(name, TopicOperation { input, call_us, output });
         Ok(())
     }
 
