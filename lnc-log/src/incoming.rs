@@ -16,7 +16,7 @@ use crate::journal::GroupId;
 use crate::segment::PartitionKey;
 use bytes::{Buf, Bytes};
 use lnc_protocol::batch::{self, BatchHeader};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 /// The directory of all transfers, relative to the data directory.
@@ -167,7 +167,7 @@ impl Incoming {
     ) -> Self {
         let mut incoming = Self {
             group,
-            complete: encode_complete(header, state),
+            complete: encode_complete(header, state, &files),
             files,
             at: 0,
             have: Have { len: 0, end_offset: 0 },
@@ -362,11 +362,19 @@ impl Incoming {
     }
 }
 
-fn encode_complete(header: &[u8], state: &[u8]) -> Bytes {
-    let mut out = Vec::with_capacity(24 + header.len() + state.len());
+/// `magic 4 | header length 4 | state length 8 | files 4 | per file: topic id 8, partition 4, base offset 8 | header |
+/// state | CRC-32 of all before 4`.
+fn encode_complete(header: &[u8], state: &[u8], files: &[FileInfo]) -> Bytes {
+    let mut out = Vec::with_capacity(24 + header.len() + state.len() + 20 * files.len());
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&(header.len() as u32).to_le_bytes());
     out.extend_from_slice(&(state.len() as u64).to_le_bytes());
+    out.extend_from_slice(&(files.len() as u32).to_le_bytes());
+    for file in files {
+        out.extend_from_slice(&file.key.topic_id.to_le_bytes());
+        out.extend_from_slice(&file.key.partition.to_le_bytes());
+        out.extend_from_slice(&file.base_offset.to_le_bytes());
+    }
     out.extend_from_slice(header);
     out.extend_from_slice(state);
     let crc = crc32fast::hash(&out);
@@ -374,18 +382,23 @@ fn encode_complete(header: &[u8], state: &[u8]) -> Bytes {
     out.into()
 }
 
-fn decode_complete(bytes: Bytes) -> Option<(Bytes, Bytes)> {
+fn decode_complete(group: GroupId, bytes: Bytes) -> Option<Pending> {
     let (body, crc) = bytes.split_last_chunk::<4>()?;
     if crc32fast::hash(body) != u32::from_le_bytes(*crc) || body.len() < 16 || body[..4] != MAGIC {
         return None;
     }
     let mut rest = bytes.slice(4..body.len());
     let (header_len, state_len) = (rest.get_u32_le() as usize, usize::try_from(rest.get_u64_le()).ok()?);
+    let mut brought = BTreeSet::new();
+    for _ in 0..rest.try_get_u32_le().ok()? {
+        let (topic_id, partition) = (rest.try_get_u64_le().ok()?, rest.try_get_u32_le().ok()?);
+        brought.insert((PartitionKey { topic_id, partition }, rest.try_get_u64_le().ok()?));
+    }
     if header_len.checked_add(state_len)? != rest.len() {
         return None;
     }
     let header = rest.split_to(header_len);
-    Some((header, rest))
+    Some(Pending { group, header, state: rest, brought })
 }
 
 /// A transfer that waits to be put in place.
@@ -397,6 +410,8 @@ pub struct Pending {
     pub header: Bytes,
     /// The state.
     pub state: Bytes,
+    /// The segments that came; others that the state names were here already.
+    pub brought: BTreeSet<(PartitionKey, u64)>,
 }
 
 fn list<D: Disk>(disk: &mut D, path: &str) -> Result<Vec<String>, IncomingError> {
@@ -433,8 +448,8 @@ pub fn pending<D: Disk>(disk: &mut D) -> Result<(Vec<Pending>, Leftovers), Incom
         let names = list(disk, &dir(group))?;
         if names.iter().any(|name| name == "COMPLETE") {
             let content = read_file(disk, &format!("{}/COMPLETE", dir(group)))?;
-            match decode_complete(content) {
-                Some((header, state)) => complete.push(Pending { group, header, state }),
+            match decode_complete(group, content) {
+                Some(found) => complete.push(found),
                 // Damaged after it was written: the transfer begins anew.
                 None => discard(disk, group)?,
             }
@@ -478,46 +493,76 @@ fn scan<D: Disk>(disk: &mut D, path: &str, base_offset: u64) -> Result<Have, Inc
     Ok(have)
 }
 
+/// Whether every file of a complete transfer can be put in place: it came, or was here before and still is.
+pub fn is_available<D: Disk>(disk: &mut D, transfer: &Pending, files: &[FileInfo]) -> Result<bool, IncomingError> {
+    for file in files {
+        let came = transfer.brought.contains(&(file.key, file.base_offset))
+            && file_len(disk, &format!("{}/{}", dir(transfer.group), file.name()))? >= file.len;
+        if !came && file_len(disk, &file.segment_path())? < file.len {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Take a complete transfer up again as one that is not: [`pending`] then finds what there is of it.
+pub fn take_up<D: Disk>(disk: &mut D, group: GroupId) -> Result<(), IncomingError> {
+    let path = format!("{}/COMPLETE", dir(group));
+    disk.run(Op::Remove { path: path.clone() }).map_err(failed("remove", &path))?;
+    disk.run(Op::SyncDir { path: dir(group) }).map_err(failed("sync", &path))?;
+    Ok(())
+}
+
+/// The length of a file; 0 if there is none.
+fn file_len<D: Disk>(disk: &mut D, path: &str) -> Result<u64, IncomingError> {
+    let file = Owner::Incoming.file(0);
+    match disk.run(Op::Open { file, path: path.to_owned(), create: false, direct: false }) {
+        Ok(Outcome::Opened { len }) => {
+            disk.run(Op::Close { file }).map_err(failed("close", path))?;
+            Ok(len)
+        }
+        Ok(_) => Ok(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(failed("open", path)(error)),
+    }
+}
+
 /// Put complete transfers in place: move their files, write the checkpoint that names them, and only then forget them.
 /// Blocks; for the start of a node, before the segments are recovered.
 pub fn install<D: Disk>(
     disk: &mut D,
-    transfers: &[(GroupId, Vec<FileInfo>)],
+    transfers: &[(Pending, Vec<FileInfo>)],
     checkpoint: Checkpoint,
 ) -> Result<(), IncomingError> {
-    for (group, files) in transfers {
-        let there = list(disk, &dir(*group))?;
+    for (transfer, files) in transfers {
+        let there = list(disk, &dir(transfer.group))?;
         for file in files {
-            move_file(disk, *group, file, &there)?;
+            // What an earlier attempt has left of a file that was here already is not what came.
+            let came = transfer.brought.contains(&(file.key, file.base_offset)) && there.contains(&file.name());
+            move_file(disk, transfer.group, file, came)?;
         }
     }
     disk.run(Op::CreateDir { path: SEGMENTS.to_owned() }).map_err(failed("create", SEGMENTS))?;
     disk.run(Op::SyncDir { path: SEGMENTS.to_owned() }).map_err(failed("sync", SEGMENTS))?;
     disk.run(Op::SyncDir { path: String::new() }).map_err(failed("sync", "the data directory"))?;
     write_now(disk, checkpoint)?;
-    transfers.iter().try_for_each(|(group, _)| discard(disk, *group))
+    transfers.iter().try_for_each(|(transfer, _)| discard(disk, transfer.group))
 }
 
 /// Move a file to its segment; one that was moved before must be there.
-fn move_file<D: Disk>(disk: &mut D, group: GroupId, file: &FileInfo, there: &[String]) -> Result<(), IncomingError> {
+fn move_file<D: Disk>(disk: &mut D, group: GroupId, file: &FileInfo, came: bool) -> Result<(), IncomingError> {
     let (to, parent) = (file.segment_path(), file.segment_dir());
-    let name = file.name();
-    if there.contains(&name) {
-        let from = format!("{}/{name}", dir(group));
+    if came {
+        let from = format!("{}/{}", dir(group), file.name());
         disk.run(Op::CreateDir { path: parent.clone() }).map_err(failed("create", &parent))?;
         disk.run(Op::Rename { from: from.clone(), to: to.clone() }).map_err(failed("rename", &from))?;
     }
-    let id = Owner::Incoming.file(0);
-    let op = Op::Open { file: id, path: to.clone(), create: false, direct: false };
-    let len = match disk.run(op) {
-        Ok(Outcome::Opened { len }) => len,
-        Ok(_) => 0,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-        Err(error) => return Err(failed("open", &to)(error)),
-    };
-    if len < file.len {
+    if file_len(disk, &to)? < file.len {
         return Err(IncomingError::Missing { path: to, len: file.len });
     }
+    let id = Owner::Incoming.file(0);
+    let op = Op::Open { file: id, path: to.clone(), create: false, direct: false };
+    disk.run(op).map_err(failed("open", &to))?;
     disk.run(Op::Sync { file: id }).map_err(failed("sync", &to))?;
     disk.run(Op::Close { file: id }).map_err(failed("close", &to))?;
     disk.run(Op::SyncDir { path: parent.clone() }).map_err(failed("sync", &parent))?;

@@ -182,8 +182,8 @@ pub fn open<D: Disk>(
     mut disk: D,
     metrics: Arc<Metrics>,
 ) -> Result<Broker<D>, BrokerError> {
-    let (pending, leftovers) = incoming::pending(&mut disk)?;
     let newest = load_latest(&mut disk)?;
+    let (pending, leftovers) = pending_transfers(&mut disk)?;
     let checkpoint = take_over(&mut disk, newest, pending)?;
     let mut transfers = Transfers::new(leftovers);
     let mut loaded = Loaded { next_number: 1, ..Loaded::default() };
@@ -263,6 +263,27 @@ pub fn open<D: Disk>(
     })
 }
 
+/// The transfers that can be taken over, and what there is of others. Files that were here already when a transfer began
+/// may be gone since, with the power or by retention: then it is no longer complete.
+fn pending_transfers<D: Disk>(disk: &mut D) -> Result<(Vec<incoming::Pending>, incoming::Leftovers), BrokerError> {
+    loop {
+        let (pending, leftovers) = incoming::pending(disk)?;
+        let mut lacking = None;
+        for transfer in &pending {
+            let group = transfer.group;
+            let files = segment_files(group, transfer.state.clone());
+            let files = files.map_err(|error| BrokerError::State { group: group.0, error })?;
+            if !incoming::is_available(disk, transfer, &files)? {
+                lacking = Some(group);
+            }
+        }
+        match lacking {
+            Some(group) => incoming::take_up(disk, group)?,
+            None => return Ok((pending, leftovers)),
+        }
+    }
+}
+
 /// Put state that has come from peers in the place of this node's own.
 fn take_over<D: Disk>(
     disk: &mut D,
@@ -271,7 +292,8 @@ fn take_over<D: Disk>(
 ) -> Result<Option<Checkpoint>, BrokerError> {
     let mut checkpoint = newest.unwrap_or(Checkpoint { number: 0, journal_file: 0, groups: Vec::new() });
     let mut transfers = Vec::new();
-    for incoming::Pending { group, header, state } in pending {
+    for transfer in pending {
+        let incoming::Pending { group, header, state, .. } = transfer.clone();
         let unreadable = |what| BrokerError::State { group: group.0, error: CommandError(what) };
         let (applied_index, applied_term, configuration) =
             decode_header(header).ok_or(unreadable("the header of a transfer"))?;
@@ -285,7 +307,7 @@ fn take_over<D: Disk>(
         }
         let files =
             segment_files(group, state.clone()).map_err(|error| BrokerError::State { group: group.0, error })?;
-        transfers.push((group, files));
+        transfers.push((transfer, files));
         // A later term or vote is in the journal; the vote in this term may be in the checkpoint alone.
         let term = before.as_ref().map_or(0, |own| own.term).max(applied_term);
         let vote = before.and_then(|own| own.vote.filter(|_| own.term == term));

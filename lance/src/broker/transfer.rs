@@ -21,7 +21,7 @@ use lnc_log::segment::ReadDone;
 use lnc_raft::{Index, NodeId};
 use lnc_replication::Found;
 use lnc_replication::transfer::{MAX_RANGE, Offer, Part, Range, Transfer, TransferBody};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Questions that wait to be answered; who asks more asks again later.
 const MAX_ASKS: usize = 256;
@@ -380,7 +380,10 @@ impl<D: Disk> Broker<D> {
                 return self.ask_another(group);
             }
         };
-        let wanted: Vec<FileInfo> = files.into_iter().filter(|file| !self.has_file(file)).collect();
+        // What this node's own checkpoint names is on its disk for good, and the same on every node.
+        let own = self.transfers.offers.get(&group).map(|(_, state)| segment_files(group, state.clone()));
+        let own: BTreeSet<FileInfo> = own.and_then(Result::ok).unwrap_or_default().into_iter().collect();
+        let wanted: Vec<FileInfo> = files.into_iter().filter(|file| !own.contains(file)).collect();
         self.transfers.started += 1;
         let first = self.transfers.started << 32;
         let header = encode_header(&offer);
@@ -391,16 +394,6 @@ impl<D: Disk> Broker<D> {
         }
     }
 
-    /// Whether a whole segment is here already.
-    fn has_file(&self, file: &FileInfo) -> bool {
-        let same = |segment: &lnc_log::segment::SegmentState| {
-            segment.sealed
-                && (segment.base_offset, segment.end_offset, segment.len)
-                    == (file.base_offset, file.end_offset, file.len)
-        };
-        let written = self.segments.written_offset(file.key) >= file.end_offset;
-        written && self.segments.state(file.key).is_some_and(|state| state.segments.iter().any(same))
-    }
 
     /// A disk operation of a transfer has finished.
     pub(super) fn incoming_completion(&mut self, completion: Completion) {
