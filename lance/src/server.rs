@@ -257,7 +257,9 @@ impl Server {
             return;
         }
         let mut identity = self.peers.identity();
-        if let Some(cluster) = &mut identity.cluster {
+        // What was heard from peers may be newer than what this node has applied.
+        if let Some(cluster) = identity.cluster.as_mut().filter(|cluster| cluster.version <= membership.version) {
+            cluster.version = membership.version;
             cluster.members.clone_from(&membership.members);
         }
         let own = identity.node.node();
@@ -361,6 +363,7 @@ fn identity_of(stored: &lnc_log::data_dir::Identity) -> Identity {
     let cluster = stored.cluster.as_ref().map(|c| Cluster {
         id: c.cluster_id,
         data_groups: c.data_groups,
+        version: c.version,
         members: members(&c.members),
     });
     let member = cluster.as_ref().and_then(|cluster| cluster.member(stored.node_id, stored.incarnation));
@@ -393,8 +396,8 @@ async fn form(
         let state = match decide(&own, &configured, config.cluster.data_groups, &heard) {
             Decision::Join(cluster) => {
                 let members = cluster.members.iter().map(|(node, incarnation)| (node.0, *incarnation)).collect();
-                let data_groups = cluster.data_groups;
-                data_dir.set_cluster(ClusterIdentity { cluster_id: cluster.id, data_groups, members })?;
+                let Cluster { id: cluster_id, data_groups, version, .. } = cluster;
+                data_dir.set_cluster(ClusterIdentity { cluster_id, data_groups, version, members })?;
                 let joined = identity_of(data_dir.create_identity(config.node.id, own.incarnation)?);
                 let others = config.cluster.nodes.iter().filter(|node| node.id != config.node.id);
                 peers.set_members(joined.clone(), others.map(|node| (node.id, node.peer.to_string())).collect());
@@ -477,6 +480,7 @@ fn broker_config(config: &Config, identity: &Identity) -> BrokerConfig {
         cluster_id: cluster.map_or(0, |cluster| cluster.id),
         nodes: config.cluster.nodes.iter().map(|node| (node.id, addresses(node))).collect(),
         members: cluster.map(|cluster| cluster.members.clone()).unwrap_or_default(),
+        members_version: cluster.map_or(0, |cluster| cluster.version),
         founders: cluster.map(Cluster::founders).unwrap_or_default(),
         data_groups: data_groups(config, identity),
         memory_bytes: config.limits.memory_bytes as usize,

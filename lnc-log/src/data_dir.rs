@@ -44,6 +44,8 @@ pub struct ClusterIdentity {
     pub cluster_id: u128,
     /// Raft groups that hold partitions; fixed when the cluster was founded.
     pub data_groups: u32,
+    /// How new the list of members is: it counts the changes of the cluster's membership.
+    pub version: u64,
     /// Node id and incarnation of the members that this node started from.
     pub members: Vec<(u64, u64)>,
 }
@@ -334,7 +336,8 @@ fn sync_dir(path: &Path) -> Result<(), DataDirError> {
 fn encode_identity(identity: &Identity) -> String {
     let mut text = format!("{IDENTITY_PREFIX}\nnode_id {}\nincarnation {}\n", identity.node_id, identity.incarnation);
     if let Some(cluster) = &identity.cluster {
-        text += &format!("cluster_id {:032x}\ndata_groups {}\n", cluster.cluster_id, cluster.data_groups);
+        text += &format!("cluster_id {:032x}\n", cluster.cluster_id);
+        text += &format!("data_groups {}\nversion {}\n", cluster.data_groups, cluster.version);
         for (node_id, incarnation) in &cluster.members {
             text += &format!("member {node_id} {incarnation}\n");
         }
@@ -372,8 +375,9 @@ fn parse_identity(body: &str) -> Option<Identity> {
         Some(line) => {
             let cluster_id = u128::from_str_radix(line.strip_prefix("cluster_id ")?, 16).ok()?;
             let data_groups = lines.next()?.strip_prefix("data_groups ")?.parse().ok()?;
+            let version = lines.next()?.strip_prefix("version ")?.parse().ok()?;
             let members = lines.map(parse_member).collect::<Option<Vec<_>>>()?;
-            Some(ClusterIdentity { cluster_id, data_groups, members })
+            Some(ClusterIdentity { cluster_id, data_groups, version, members })
         }
     };
     Some(Identity { node_id, incarnation, cluster })
@@ -389,7 +393,7 @@ mod tests {
     use super::*;
 
     fn cluster() -> ClusterIdentity {
-        ClusterIdentity { cluster_id: 0xfeed << 64 | 7, data_groups: 3, members: vec![(1, 10), (2, 20), (3, u64::MAX)] }
+        ClusterIdentity { cluster_id: 0xfeed << 64 | 7, data_groups: 3, version: 5, members: vec![(1, 10), (2, 20), (3, u64::MAX)] }
     }
 
     #[test]
@@ -409,7 +413,7 @@ mod tests {
         assert_eq!(data.identity().unwrap().cluster, Some(cluster()));
         // A second life does not overwrite the first.
         assert_eq!(data.create_identity(3, 78).unwrap().incarnation, 77);
-        let other = ClusterIdentity { cluster_id: 1, data_groups: 3, members: vec![] };
+        let other = ClusterIdentity { cluster_id: 1, data_groups: 3, version: 5, members: vec![] };
         assert!(matches!(data.set_cluster(other), Err(DataDirError::OtherCluster { .. })));
         let error = data.identity_of(4).unwrap_err().to_string();
         assert!(error.contains("belongs to node 3") && error.contains("configured as node 4"), "{error}");

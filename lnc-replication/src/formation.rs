@@ -28,6 +28,8 @@ pub struct Cluster {
     pub id: u128,
     /// Raft groups that hold partitions; fixed when the cluster was founded.
     pub data_groups: u32,
+    /// How new the list of members is: it counts the changes that the cluster has decided.
+    pub version: u64,
     /// Every member's incarnation, as far as its owner knows.
     pub members: BTreeMap<NodeId, u64>,
 }
@@ -124,6 +126,7 @@ impl Greeting {
                 out.put_u8(1);
                 out.put_u128_le(cluster.id);
                 out.put_u32_le(cluster.data_groups);
+                out.put_u64_le(cluster.version);
                 out.put_u16_le(cluster.members.len() as u16);
                 for (node, incarnation) in &cluster.members {
                     out.put_u64_le(node.0);
@@ -160,6 +163,7 @@ impl Greeting {
             1 => {
                 let id = body.try_get_u128_le().map_err(short("cluster id"))?;
                 let data_groups = body.try_get_u32_le().map_err(short("data groups"))?;
+                let version = body.try_get_u64_le().map_err(short("version of the members"))?;
                 let count = body.try_get_u16_le().map_err(short("members"))? as usize;
                 if count > MAX_MEMBERS {
                     return Err(GreetingError::Malformed("members"));
@@ -169,7 +173,7 @@ impl Greeting {
                     let node = NodeId(body.try_get_u64_le().map_err(short("member"))?);
                     members.insert(node, body.try_get_u64_le().map_err(short("member"))?);
                 }
-                Some(Cluster { id, data_groups, members })
+                Some(Cluster { id, data_groups, version, members })
             }
             _ => return Err(GreetingError::Malformed("cluster")),
         };
@@ -179,6 +183,21 @@ impl Greeting {
         }
         let refusal = (len > 0).then(|| String::from_utf8_lossy(&body[..len]).into_owned());
         Ok(Self { channel, identity: Identity { node, incarnation, cluster }, refusal })
+    }
+}
+
+impl Identity {
+    /// Take over a newer list of members from a peer of the same cluster. A node that was away while others lost their
+    /// disks would not know them, and so never hear of it from the log. Says whether there was news.
+    pub fn learn(&mut self, theirs: &Identity) -> bool {
+        let (node, incarnation) = (self.node.node(), self.incarnation);
+        let (Some(own), Some(heard)) = (&mut self.cluster, &theirs.cluster) else { return false };
+        // A list that this node is not on says that it was removed; that is for the log to say.
+        let news = heard.id == own.id && heard.version > own.version && heard.member(node, incarnation).is_some();
+        if news {
+            (own.version, own.members) = (heard.version, heard.members.clone());
+        }
+        news
     }
 }
 
@@ -268,7 +287,7 @@ pub fn decide(
     let mut members: BTreeMap<NodeId, u64> =
         configured.iter().filter_map(|node| heard.get(node).map(|identity| (*node, identity.incarnation))).collect();
     members.insert(own.node, own.incarnation);
-    Decision::Join(Cluster { id: cluster_id(&members), data_groups, members })
+    Decision::Join(Cluster { id: cluster_id(&members), data_groups, version: 0, members })
 }
 
 /// The id that follows from the members.
@@ -348,6 +367,25 @@ mod tests {
         assert!(refusal.contains("awaits re-admission"), "{refusal}");
         let stranger = decide(&fresh(4, 44), &configured(), 3, &heard(std::slice::from_ref(&member)));
         assert_eq!(stranger, Decision::AwaitAdmission { cluster: formed().id, known: false });
+    }
+
+    #[test]
+    fn a_node_that_was_away_learns_who_came_anew() {
+        let mut newer = formed();
+        newer.version = 3;
+        newer.members.remove(&NodeId(2));
+        newer.members.insert(NodeId::new(2, 1), 99);
+        let theirs = Identity { node: NodeId::new(2, 1), incarnation: 99, cluster: Some(newer.clone()) };
+        let mut own = Identity { cluster: Some(formed()), ..fresh(1, 11) };
+        assert!(admit(&own, &theirs).is_err());
+        assert!(own.learn(&theirs) && !own.learn(&theirs));
+        assert_eq!(admit(&own, &theirs), Ok(()));
+        // An older list is no news, and neither is one without this node.
+        let old = Identity { cluster: Some(formed()), ..fresh(3, 33) };
+        assert!(!own.learn(&old));
+        newer.version = 9;
+        newer.members.remove(&NodeId(1));
+        assert!(!own.learn(&Identity { cluster: Some(newer), ..theirs }));
     }
 
     #[test]

@@ -211,6 +211,12 @@ impl Peers {
         }
     }
 
+    fn learn(&self, theirs: &Identity) {
+        if self.identity.borrow_mut().learn(theirs) {
+            tracing::info!(from = %theirs.node, "learned of newer members");
+        }
+    }
+
     fn is_member(&self, node: NodeId) -> bool {
         self.identity.borrow().cluster.as_ref().is_some_and(|cluster| cluster.members.contains_key(&node))
     }
@@ -239,6 +245,7 @@ impl Peers {
             return Err(io::Error::other(format!("at {address} is node {member}, not {peer}")));
         }
         (self.events)(PeerEvent::Heard(reply.identity.clone()));
+        self.learn(&reply.identity);
         if let Some(reason) = reply.refusal {
             (self.events)(PeerEvent::Refused { peer: member, reason: reason.clone() });
             return Err(io::Error::other(reason));
@@ -287,6 +294,7 @@ impl Peers {
         configure(&stream)?;
         let mut buf = BytesMut::new();
         let hello = timeout(GREETING_TIMEOUT, read_greeting(&mut stream, &mut buf)).await??;
+        self.learn(&hello.identity);
         let own = self.identity.borrow().clone();
         let refusal = admit(&own, &hello.identity).err();
         send_greeting(&mut stream, hello.channel, &own, refusal.clone()).await?;

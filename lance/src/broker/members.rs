@@ -46,6 +46,8 @@ pub struct Members {
     former: BTreeMap<NodeId, Member>,
     /// The next generation of each node that was ever a member: none is used twice.
     generations: BTreeMap<u64, u32>,
+    /// Counts the changes, so that of two lists of members it can be told which is newer.
+    version: u64,
 }
 
 /// Why a change of membership was refused.
@@ -97,6 +99,7 @@ impl Members {
         if self.is_founded() {
             return;
         }
+        self.version += 1;
         for member in founders {
             self.generations.insert(member.id.node(), member.id.generation() + 1);
             self.current.insert(member.id.node(), member);
@@ -119,6 +122,7 @@ impl Members {
         }
         self.check_room()?;
         let id = self.next_id(node);
+        self.version += 1;
         self.current.insert(node, Member { id, incarnation: 0, addresses, replaces });
         Ok(())
     }
@@ -129,6 +133,7 @@ impl Members {
         let Some(member) = self.current.get_mut(&node) else { return Err(MemberError::Unknown { node }) };
         if member.incarnation == 0 {
             member.incarnation = incarnation;
+            self.version += 1;
         } else if member.incarnation != incarnation {
             self.expect_anew(node, incarnation)?;
         }
@@ -148,6 +153,7 @@ impl Members {
     fn expect_anew(&mut self, node: u64, incarnation: u64) -> Result<(), MemberError> {
         self.check_room()?;
         let id = self.next_id(node);
+        self.version += 1;
         if let Some(old) = self.current.remove(&node) {
             let member = Member { id, incarnation, addresses: old.addresses.clone(), replaces: old.replaces };
             self.current.insert(node, member);
@@ -166,6 +172,7 @@ impl Members {
         if !self.current.values().any(|member| stays(&member)) {
             return Err(MemberError::Last { node });
         }
+        self.version += 1;
         if let Some(member) = self.current.remove(&node) {
             self.former.insert(member.id, member);
         }
@@ -177,7 +184,12 @@ impl Members {
 
     /// No group names this former member any more.
     pub fn forget(&mut self, id: NodeId) {
-        self.former.remove(&id);
+        self.version += u64::from(self.former.remove(&id).is_some());
+    }
+
+    /// How many changes there were.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     fn check_room(&self) -> Result<(), MemberError> {
@@ -214,6 +226,7 @@ impl Members {
 
     /// The state for a checkpoint.
     pub fn encode(&self, out: &mut BytesMut) {
+        out.put_u64_le(self.version);
         out.put_u32_le(self.generations.len() as u32);
         for (node, next) in &self.generations {
             out.put_u64_le(*node);
@@ -227,7 +240,7 @@ impl Members {
 
     /// The state from a checkpoint.
     pub fn decode(from: &mut Bytes) -> Result<Self, CommandError> {
-        let mut members = Self::default();
+        let mut members = Self { version: get_u64(from)?, ..Self::default() };
         for _ in 0..get_u32(from)? {
             members.generations.insert(get_u64(from)?, get_u32(from)?);
         }

@@ -35,6 +35,8 @@ pub(super) struct Applicant {
 /// What the driver must know of the members.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Membership {
+    /// Of two lists of members, the one with the higher number is newer.
+    pub version: u64,
     /// Everyone who may take part in consensus, former members that are not gone yet included, with their incarnations.
     pub members: BTreeMap<NodeId, u64>,
     /// How the nodes are reached, this one included, by number.
@@ -53,7 +55,7 @@ impl<D: Disk> Broker<D> {
         let members = self.catalog.members();
         if !members.is_founded() {
             let nodes = self.config.nodes.clone();
-            return Membership { members: self.config.members.clone(), nodes };
+            return Membership { version: self.config.members_version, members: self.config.members.clone(), nodes };
         }
         let come = members.current().chain(members.former()).filter(|member| member.incarnation != 0);
         let node = |member: &Member| {
@@ -61,6 +63,7 @@ impl<D: Disk> Broker<D> {
             self.addresses(number).map(|addresses| (number, addresses.clone()))
         };
         Membership {
+            version: members.version(),
             members: come.map(|member| (member.id, member.incarnation)).collect(),
             nodes: members.current().filter_map(node).collect(),
         }

@@ -104,6 +104,8 @@ pub struct BrokerConfig {
     pub nodes: BTreeMap<u64, Addresses>,
     /// The members that this node knows from its data directory, with their incarnations.
     pub members: BTreeMap<NodeId, u64>,
+    /// How new that list is.
+    pub members_version: u64,
     /// The founders of the cluster with their incarnations; empty for a node that came later.
     pub founders: BTreeMap<NodeId, u64>,
     /// Data groups over which new topics are placed.

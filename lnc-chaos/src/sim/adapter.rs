@@ -86,9 +86,10 @@ impl Process {
         self.broker.votes()
     }
 
-    /// Who belongs to the cluster, as far as this node knows, with their incarnations.
-    pub(super) fn members(&self) -> BTreeMap<NodeId, u64> {
-        self.broker.membership().members
+    /// Who belongs to the cluster, as far as this node has applied, with their incarnations; and how new that is.
+    pub(super) fn members(&self) -> (u64, BTreeMap<NodeId, u64>) {
+        let membership = self.broker.membership();
+        (membership.version, membership.members)
     }
 
     /// A node has shown itself with a fresh disk.
@@ -195,6 +196,7 @@ fn broker_config(settings: &Settings, identity: &Identity) -> BrokerConfig {
         cluster_id: cluster.map_or(0, |cluster| cluster.id),
         nodes: (1..=settings.nodes).map(|node| (node, addresses(node))).collect(),
         members: cluster.map(|cluster| cluster.members.clone()).unwrap_or_default(),
+        members_version: cluster.map_or(0, |cluster| cluster.version),
         founders: cluster.map(Cluster::founders).unwrap_or_default(),
         transfer_bytes_per_second: settings.transfer_bytes_per_second,
         data_groups: settings.data_groups,

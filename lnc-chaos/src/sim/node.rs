@@ -198,8 +198,12 @@ impl Node {
     /// What it says of itself to those who connect: who it is, and whom it knows as members.
     pub(super) fn greeting(&self) -> Identity {
         let mut identity = self.identity.clone();
-        if let (Some(cluster), Some(process)) = (&mut identity.cluster, self.broker()) {
-            cluster.members = process.members();
+        if let (Some(cluster), Some(broker)) = (&mut identity.cluster, self.broker()) {
+            let (version, members) = broker.members();
+            // What was heard from peers may be newer than what this node has applied.
+            if cluster.version <= version {
+                (cluster.version, cluster.members) = (version, members);
+            }
         }
         identity
     }

@@ -222,6 +222,7 @@ fn broker_config(id: u64, settings: &Settings) -> BrokerConfig {
         cluster_id: 7,
         nodes: (1..=settings.nodes).map(|node| (node, addresses(node))).collect(),
         members: founders.clone(),
+        members_version: 0,
         founders,
         data_groups: settings.data_groups,
         memory_bytes: settings.memory_bytes,

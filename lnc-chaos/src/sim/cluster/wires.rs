@@ -179,7 +179,12 @@ impl Cluster {
         if !reachable || !greets {
             return self.reconnect(wire, life);
         }
-        let (own, theirs) = (self.node(wire.from).greeting(), self.node(wire.to).greeting());
+        let (mut own, mut theirs) = (self.node(wire.from).greeting(), self.node(wire.to).greeting());
+        if own.learn(&theirs) {
+            self.node(wire.from).identity.learn(&theirs);
+        } else if theirs.learn(&own) {
+            self.node(wire.to).identity.learn(&own);
+        }
         if admit(&own, &theirs).is_err() || admit(&theirs, &own).is_err() {
             return self.reconnect(wire, life);
         }
