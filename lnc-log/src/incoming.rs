@@ -145,6 +145,8 @@ pub struct Incoming {
     /// The file that is being fetched.
     at: usize,
     have: Have,
+    /// What of it is known to be written.
+    written: Have,
     leftovers: BTreeMap<(PartitionKey, u64), Have>,
     file: FileId,
     step: Step,
@@ -171,6 +173,7 @@ impl Incoming {
             files,
             at: 0,
             have: Have { len: 0, end_offset: 0 },
+            written: Have { len: 0, end_offset: 0 },
             leftovers: leftovers.0.get(&group).cloned().unwrap_or_default(),
             file: FileId(0),
             step: Step::MakeDir,
@@ -204,8 +207,8 @@ impl Incoming {
         for file in &self.files[..self.at.min(self.files.len())] {
             have.insert((file.key, file.base_offset), Have { len: file.len, end_offset: file.end_offset });
         }
-        if let Some(file) = self.files.get(self.at).filter(|_| self.have.len > 0) {
-            have.insert((file.key, file.base_offset), self.have);
+        if let Some(file) = self.files.get(self.at) {
+            have.insert((file.key, file.base_offset), self.written);
         }
         leftovers.0.insert(self.group, have);
     }
@@ -277,12 +280,14 @@ impl Incoming {
             (Step::Open, Outcome::Opened { len }) if len < self.have.len => {
                 // Less is there than was thought: it comes again.
                 self.have = Have { len: 0, end_offset: self.files[self.at].base_offset };
+                self.written = self.have;
                 (Step::Cut, Op::SetLen { file: self.file, len: 0 })
             }
             (Step::Open, Outcome::Opened { len }) if len != self.have.len => {
                 (Step::Cut, Op::SetLen { file: self.file, len: self.have.len })
             }
             (Step::Open | Step::Cut | Step::Write, _) => {
+                self.written = self.have;
                 if self.have.len < self.files[self.at].len {
                     return Ok(false);
                 }
@@ -336,6 +341,7 @@ impl Incoming {
                 Some(have) if have.len <= file.len && have.end_offset <= file.end_offset => have,
                 _ => Have { len: 0, end_offset: file.base_offset },
             };
+            self.written = self.have;
             let path = format!("{}/{}", dir(self.group), file.name());
             self.file = Owner::Incoming.file(self.next + 1);
             self.step = Step::Open;
@@ -496,13 +502,18 @@ fn scan<D: Disk>(disk: &mut D, path: &str, base_offset: u64) -> Result<Have, Inc
 /// Whether every file of a complete transfer can be put in place: it came, or was here before and still is.
 pub fn is_available<D: Disk>(disk: &mut D, transfer: &Pending, files: &[FileInfo]) -> Result<bool, IncomingError> {
     for file in files {
-        let came = transfer.brought.contains(&(file.key, file.base_offset))
-            && file_len(disk, &format!("{}/{}", dir(transfer.group), file.name()))? >= file.len;
-        if !came && file_len(disk, &file.segment_path())? < file.len {
+        if !has_come(disk, transfer, file)? && file_len(disk, &file.segment_path())? < file.len {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// Whether a file came with a transfer and was not moved yet. What an earlier attempt has left of a file that was here
+/// already is not what came.
+fn has_come<D: Disk>(disk: &mut D, transfer: &Pending, file: &FileInfo) -> Result<bool, IncomingError> {
+    let path = format!("{}/{}", dir(transfer.group), file.name());
+    Ok(transfer.brought.contains(&(file.key, file.base_offset)) && file_len(disk, &path)? >= file.len)
 }
 
 /// Take a complete transfer up again as one that is not: [`pending`] then finds what there is of it.
@@ -535,10 +546,8 @@ pub fn install<D: Disk>(
     checkpoint: Checkpoint,
 ) -> Result<(), IncomingError> {
     for (transfer, files) in transfers {
-        let there = list(disk, &dir(transfer.group))?;
         for file in files {
-            // What an earlier attempt has left of a file that was here already is not what came.
-            let came = transfer.brought.contains(&(file.key, file.base_offset)) && there.contains(&file.name());
+            let came = has_come(disk, transfer, file)?;
             move_file(disk, transfer.group, file, came)?;
         }
     }
