@@ -1,4 +1,5 @@
-//! Promises of a cluster, tested on real processes: `lance server` on loopback, killed, hung, wiped and filled up.
+//! Promises of a cluster, tested on real processes: `lance server` on loopback, killed, hung, wiped, filled up
+//! and without power.
 //!
 //! Tests with a cluster run one at a time: three nodes and their load are enough for a small machine.
 
@@ -13,6 +14,7 @@ mod hostile;
 mod idempotence;
 mod lagging;
 mod metrics;
+mod power_loss;
 mod retention;
 mod slow_readers;
 mod soak;
