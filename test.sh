@@ -9,15 +9,21 @@ cd "$root" || exit 1
 
 usage() {
     cat <<TEXT
-Usage: ./test.sh [--long] [--keep]
+Usage: ./test.sh [--long] [--fuzz[=SECONDS]] [--keep]
 
-Checks format, lints and documentation, runs all tests, then a cluster of three nodes of the release build: produces a
-text and reads it back, undisturbed, while the leader is killed (kill -9) and restarted, without each of the nodes, and
-after all nodes were killed at once; last, a short measurement of throughput. Needs bash 5, awk, coreutils, util-linux,
-a C compiler, and Rust with rustfmt and clippy. Uses free ports of 127.0.0.1 and a temporary directory; leaves neither
-processes nor files but the build in target/.
+Checks format, lints and documentation, runs all tests, among them one in which disks lose power, then a cluster of
+three nodes of the release build: produces a text and reads it back, undisturbed, while the leader is killed (kill -9)
+and restarted, without each of the nodes, and after all nodes were killed at once; last, a short measurement of
+throughput. Needs bash 5, awk, coreutils, util-linux, a C compiler, and Rust with rustfmt and clippy. Uses free ports of
+127.0.0.1 and a temporary directory; leaves neither processes nor files but the build in target/.
 
-  --long  five times the text, a longer measurement, and 20 times the cases of the property tests
+Power is lost on file systems of its own, for which it needs root, loop devices, e2fsprogs and xfsprogs; the last two
+are installed with apt-get if they are missing. Where that does not work, the step is skipped and counted as such.
+
+  --long  five times the text, a longer measurement, 20 times the cases of the property tests, and four times as many
+          losses of power
+  --fuzz  fuzz every decoder of bytes from outside as well, each for this many seconds (30); needs cargo-fuzz and a
+          nightly toolchain
   --keep  keep the logs and the data of the run
   --help  show this text
 
@@ -38,10 +44,17 @@ done
 text_mb=20
 bench_seconds=5
 long=
+fuzz_seconds=
 keep=
 for argument; do
     case $argument in
         --long) long=yes text_mb=100 bench_seconds=20 ;;
+        --fuzz) fuzz_seconds=30 ;;
+        --fuzz=*[!0-9]* | --fuzz=)
+            printf 'test.sh: %s: not a number of seconds\n' "$argument" >&2
+            exit 2
+            ;;
+        --fuzz=*) fuzz_seconds=${argument#*=} ;;
         --keep) keep=yes ;;
         -h | --help)
             usage
@@ -184,6 +197,29 @@ run_tests() {
     ' "$work/tests.log"
     # What failed, at the end, where it is seen.
     sed -n '/^failures:$/,/^test result: /p' "$work/tests.log"
+    return "$code"
+}
+
+# In a mount namespace of its own: whatever ends the test also ends its mounts, and with them its loop devices.
+power_loss() {
+    local home=$work/power-loss missing=() code=0
+    ((EUID == 0)) || skip "mounting file systems needs root"
+    command -v mkfs.ext4 || missing+=(e2fsprogs)
+    command -v xfs_io || missing+=(xfsprogs)
+    if ((${#missing[@]} > 0)); then
+        command -v apt-get || skip "not installed: ${missing[*]}"
+        export DEBIAN_FRONTEND=noninteractive
+        apt-get -q update || true
+        apt-get -q install -y --no-install-recommends "${missing[@]}" || skip "cannot install ${missing[*]}"
+    fi
+    mkdir -p "$home/mounted"
+    truncate -s 16M "$home/image"
+    mkfs.ext4 -q "$home/image"
+    unshare --mount mount -o loop "$home/image" "$home/mounted" || skip "cannot mount a file system from a loop device"
+    [[ -z $long ]] || export LANCE_TEST_FAULTS=24
+    TMPDIR=$home RUST_BACKTRACE=0 unshare --mount cargo test -p lance --test cluster --locked -- \
+        --ignored --nocapture --test-threads 1 power_loss:: 2>&1 | tee "$home/log" || code=$?
+    sed -n 's/^.*\(backend [a-z]*, .*\)$/> \1/p; s/^\([0-9]* acknowledged .*\)$/> \1/p' "$home/log"
     return "$code"
 }
 
@@ -434,6 +470,7 @@ step "lints" lints_of_rust
 step "documentation" documentation
 step "build of the tests" build_tests
 step "tests" run_tests
+step "power loss" power_loss
 before=$failed
 step "build of the release" build_release
 if ((failed == before)); then

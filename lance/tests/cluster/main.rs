@@ -1,4 +1,5 @@
-//! Promises of a cluster, tested on real processes: `lance server` on loopback, killed, hung, wiped and filled up.
+//! Promises of a cluster, tested on real processes: `lance server` on loopback, killed, hung, wiped, filled up
+//! and without power.
 //!
 //! Tests with a cluster run one at a time: three nodes and their load are enough for a small machine.
 
@@ -14,6 +15,7 @@ mod idempotence;
 mod lagging;
 mod members;
 mod metrics;
+mod power_loss;
 mod retention;
 mod slow_readers;
 mod soak;

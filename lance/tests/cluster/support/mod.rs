@@ -1,8 +1,9 @@
-//! What the tests share: nodes as processes, clusters of three, the wire by hand, and waiting with a deadline.
+//! What the tests share: nodes as processes, clusters of three, the wire by hand, disks that lose power, and waiting with a deadline.
 
 pub(crate) mod cluster;
 pub(crate) mod node;
 pub(crate) mod stream;
+pub(crate) mod volume;
 pub(crate) mod wire;
 
 use std::time::{Duration, Instant};

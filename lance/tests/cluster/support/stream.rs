@@ -16,11 +16,16 @@ pub(crate) struct Stream {
 impl Stream {
     /// Starts to write, with this many records under way at once.
     pub(crate) fn start(endpoints: String, topic: &'static str, window: usize) -> Self {
+        Self::start_with(endpoints, topic.to_owned(), window, |number| number.to_string())
+    }
+
+    /// [`Stream::start`] with records of another kind: `value` gives that of each number.
+    pub(crate) fn start_with(endpoints: String, topic: String, window: usize, value: fn(u64) -> String) -> Self {
         let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, count) = (stop.clone(), acknowledged.clone());
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(write(endpoints, topic, window, &stopped, &count))
+            runtime.block_on(write(endpoints, &topic, window, value, &stopped, &count))
         });
         Self { stop, acknowledged, thread }
     }
@@ -44,7 +49,14 @@ impl Stream {
     }
 }
 
-async fn write(endpoints: String, topic: &str, window: usize, stop: &AtomicBool, count: &AtomicU64) -> Duration {
+async fn write(
+    endpoints: String,
+    topic: &str,
+    window: usize,
+    value: fn(u64) -> String,
+    stop: &AtomicBool,
+    count: &AtomicU64,
+) -> Duration {
     let client = Client::builder().endpoints(endpoints.split(',')).build().await.unwrap();
     let producer = client.producer(topic).linger(Duration::ZERO).build().await.unwrap();
     let mut under_way: VecDeque<(Instant, DeliveryFuture)> = VecDeque::new();
@@ -52,7 +64,7 @@ async fn write(endpoints: String, topic: &str, window: usize, stop: &AtomicBool,
     loop {
         let stopping = stop.load(Ordering::Relaxed);
         while !stopping && under_way.len() < window {
-            let delivery = producer.enqueue(Record::new(format!("{written}"))).await.expect("no record is refused");
+            let delivery = producer.enqueue(Record::new(value(written))).await.expect("no record is refused");
             under_way.push_back((Instant::now(), delivery));
             written += 1;
         }
