@@ -288,7 +288,7 @@ impl<D: Disk> Broker<D> {
                 }
                 Part::Records { key, offset } => {
                     let ticket = self.ticket();
-                    match self.segments.read(&mut self.disk, key, offset, range.max_bytes as usize, ticket) {
+                    match self.segments.read_stored(&mut self.disk, key, offset, range.max_bytes as usize, ticket) {
                         Ok(()) => drop(self.transfers.reads.insert(ticket, (to, group, range))),
                         Err(_) => self.send_range(to, group, range, None),
                     }

@@ -187,6 +187,7 @@ fn tell_of_panics() {
         let Some(command) = CURRENT.take() else { return former(panic) };
         if cfg!(panic = "abort") {
             eprintln!("rule broken: panic\n{panic}\nto repeat it: {command}");
+            eprintln!("for its trace and --minimise, use a build that unwinds: cargo run -p lnc-chaos -- sim …");
             std::process::exit(1);
         }
         CURRENT.set(Some(command));

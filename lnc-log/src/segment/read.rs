@@ -91,8 +91,35 @@ impl SegmentStore {
         max_bytes: usize,
         ticket: u64,
     ) -> Result<(), SegmentError> {
+        let log_start_offset = self.live(key)?.log_start_offset();
+        self.read_above(disk, key, offset, log_start_offset, max_bytes, ticket)
+    }
+
+    /// As [`SegmentStore::read`], for a replica that needs the files as they are: also what lies in the first segment
+    /// before the log start offset.
+    pub fn read_stored(
+        &mut self,
+        disk: &mut impl Disk,
+        key: PartitionKey,
+        offset: u64,
+        max_bytes: usize,
+        ticket: u64,
+    ) -> Result<(), SegmentError> {
+        let first = self.live(key)?.live().first().map_or(0, |segment| segment.state.base_offset);
+        self.read_above(disk, key, offset, first, max_bytes, ticket)
+    }
+
+    fn read_above(
+        &mut self,
+        disk: &mut impl Disk,
+        key: PartitionKey,
+        offset: u64,
+        log_start_offset: u64,
+        max_bytes: usize,
+        ticket: u64,
+    ) -> Result<(), SegmentError> {
         let partition = self.live(key)?;
-        let (log_start_offset, written_offset) = (partition.log_start_offset(), partition.written_offset());
+        let written_offset = partition.written_offset();
         let segments = partition.live();
         let after = segments.partition_point(|segment| segment.state.base_offset <= offset);
         if after == 0 || !(log_start_offset..written_offset).contains(&offset) {

@@ -112,16 +112,20 @@ impl Cluster {
             return Err(Violation::new("one-answer", what));
         }
         match output {
-            Output::Reply { caller, reply, .. } => self.reply(caller, reply),
+            Output::Reply { caller, reply, .. } => self.reply(id, caller, reply),
             Output::Forward { caller, opcode, body, to } => self.forward(id, caller, opcode, body, to.node()),
         }
         Ok(())
     }
 
-    fn reply(&mut self, caller: Caller, reply: Reply) {
+    fn reply(&mut self, from: u64, caller: Caller, reply: Reply) {
         let delay_us = self.network.rng.between(500, 3_000);
-        if caller.connection >= FORWARDING {
-            return self.answer_forward(caller, reply, delay_us);
+        if let Some(to) = caller.connection.checked_sub(FORWARDING) {
+            // As with the request: the node that waits gives up before the answer comes through.
+            if self.network.passes(Wire { from, to, channel: Channel::Replication }) {
+                self.answer_forward(caller, reply, delay_us);
+            }
+            return;
         }
         let outcome = match reply.result {
             Ok(response) => Outcome::Done(response),
@@ -164,7 +168,7 @@ impl Cluster {
         // A number is forgotten with its first answer: the time-out of one that came in time finds nothing.
         if let Some(Forwarded { caller, opcode, to }) = running.forwards.remove(&number) {
             debug_assert!(to != node && opcode != Opcode::Fetch);
-            self.reply(caller, reply);
+            self.reply(node, caller, reply);
             self.wake(node);
         }
     }

@@ -33,6 +33,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("applied-in-order", "a node applies the entries of a group one after the other"),
     ("state-digest", "state machines are equal at an equal applied index"),
     ("acked-kept", "an acknowledged record lies at its offset, and nothing is shorter than what was acknowledged"),
+    ("offset-denied", "an offset up to which records were read is not said to be beyond the end"),
     ("no-duplicate", "a batch of an idempotent producer is in its partition once, another as often as it was tried"),
     ("producer-order", "records of a producer lie in the order in which they were sent"),
     ("no-phantom", "every record read was sent, to that partition, and not refused"),

@@ -357,7 +357,7 @@ impl Records {
         match found.error {
             ErrorCode::OffsetOutOfRange if offset < found.log_start_offset => Ok(()),
             ErrorCode::OffsetOutOfRange => violation(
-                "acked-kept",
+                "offset-denied",
                 format!("{view:?} {at:?}: offset {offset} was read up to, now: {}", found.message),
             ),
             ErrorCode::StorageDamaged if excused => Ok(()),
