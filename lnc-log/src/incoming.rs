@@ -207,7 +207,7 @@ impl Incoming {
         for file in &self.files[..self.at.min(self.files.len())] {
             have.insert((file.key, file.base_offset), Have { len: file.len, end_offset: file.end_offset });
         }
-        if let Some(file) = self.files.get(self.at) {
+        if let Some(file) = self.files.get(self.at).filter(|_| self.written.len > 0) {
             have.insert((file.key, file.base_offset), self.written);
         }
         leftovers.0.insert(self.group, have);
