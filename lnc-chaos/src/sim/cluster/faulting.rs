@@ -54,7 +54,10 @@ impl Cluster {
                 self.drain(node, down_us);
                 return self.node(node).is_up();
             }
-            Fault::Pause { node, for_us } => self.node(node).paused_until_us = now_us + for_us,
+            Fault::Pause { node, for_us } => {
+                let node = self.node(node);
+                node.paused_until_us = node.paused_until_us.max(now_us + for_us);
+            }
             Fault::ClockJump { node, by_ms } => self.node(node).jump(by_ms),
             Fault::ClockDrift { node, ppm } => self.node(node).drift(now_us, ppm),
             Fault::Partition { cuts, for_us } => {
@@ -72,7 +75,10 @@ impl Cluster {
                 let node = self.node(node);
                 (node.slow_us, node.slow_until_us) = (latency_us, now_us + for_us);
             }
-            Fault::StalledDisk { node, for_us } => self.node(node).stalled_until_us = now_us + for_us,
+            Fault::StalledDisk { node, for_us } => {
+                let node = self.node(node);
+                node.stalled_until_us = node.stalled_until_us.max(now_us + for_us);
+            }
             Fault::FullDisk { node, room, for_us } => {
                 let node = self.node(node);
                 node.disk.set_capacity(Some(node.disk.used() + room));

@@ -103,8 +103,11 @@ impl Cluster {
         if std::mem::take(&mut running.tick_due) {
             running.broker.tick(clock)?;
         }
+        // What peers said comes before what clients ask, as in a real node.
         let inbox = std::mem::take(&mut running.inbox);
-        for input in inbox {
+        let (asked, said): (Vec<Input>, Vec<Input>) =
+            inbox.into_iter().partition(|input| matches!(input, Input::Request { .. }));
+        for input in said {
             match input {
                 Input::Frame { from, body } => {
                     // What does not decode behind a checksum that matches is dropped by real nodes, with a warning.
@@ -113,14 +116,17 @@ impl Cluster {
                     }
                 }
                 Input::PeerLost(peer) => running.broker.peer_changed(clock, peer, false),
-                Input::Request { caller, opcode, body } => {
-                    running.unanswered.insert((caller.connection, caller.correlation), opcode);
-                    running.broker.request(clock, caller, opcode, body);
-                }
+                Input::Request { .. } => unreachable!("requests were set apart"),
             }
         }
         for peer in connected {
             running.broker.peer_changed(clock, peer, true);
+        }
+        for input in asked {
+            if let Input::Request { caller, opcode, body } = input {
+                running.unanswered.insert((caller.connection, caller.correlation), opcode);
+                running.broker.request(clock, caller, opcode, body);
+            }
         }
         running.broker.turn(clock)
     }
@@ -140,7 +146,9 @@ impl Cluster {
         }
         for applied in observed.applied {
             let (index, term) = (applied.entry.index, applied.entry.term);
-            let check = self.invariants.applied(id, &applied)?;
+            let own =
+                self.nodes[id as usize - 1].broker().and_then(|b| b.inspect(applied.group.0)).map_or(0, |i| i.term);
+            let check = self.invariants.applied(id, own, &applied)?;
             self.note(Event::Applied { node: id, group: applied.group.0, index, term, check });
         }
         for mail in mail {

@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 struct Known {
     term: u64,
     hash: u64,
+    /// The term of the node that applied it first: it was committed in this term or an earlier one.
+    by: u64,
 }
 
 /// What is known of the logs of all groups.
@@ -34,24 +36,28 @@ impl Log {
             let what = format!("group {group} term {term}: node {leader} and node {node} lead");
             return Err(Violation::new("one-leader", what));
         }
-        let committed = self.committed.get(&group).map_or(0, Vec::len) as u64;
+        // A leader of an earlier term that hears of its votes late need not have what later terms committed.
+        let entries = self.committed.get(&group).map(Vec::as_slice).unwrap_or_default();
+        let committed = entries.partition_point(|known| known.by < term) as u64;
         if last < committed {
-            let what = format!("group {group} term {term}: leader {node} ends at {last}, but {committed} was applied");
+            let what = format!(
+                "group {group} term {term}: leader {node} ends at {last}, but {committed} was applied in an earlier term"
+            );
             return Err(Violation::new("leader-complete", what));
         }
         Ok(())
     }
 
-    pub(super) fn applied(&mut self, node: u64, group: u32, entry: &Entry) -> Result<u64, Violation> {
+    pub(super) fn applied(&mut self, node: u64, group: u32, entry: &Entry, by: u64) -> Result<u64, Violation> {
         let Entry { term, index, kind, ref payload } = *entry;
         if let Some(former) = self.applied.insert((node, group), index).filter(|former| former + 1 != index) {
             let what = format!("node {node} group {group} applies {index} after {former}");
             return Err(Violation::new("applied-in-order", what));
         }
-        let known = Known { term, hash: hash_bytes(payload) ^ mix(kind as u64) };
+        let known = Known { term, hash: hash_bytes(payload) ^ mix(kind as u64), by };
         let entries = self.committed.entry(group).or_default();
         match entries.get(index as usize - 1) {
-            Some(before) if *before != known => {
+            Some(before) if (before.term, before.hash) != (known.term, known.hash) => {
                 let what = format!(
                     "node {node} applies entry {index} of term {term} in group {group} with hash {:016x}, but there was \
                      one of term {} with hash {:016x}",
@@ -60,7 +66,11 @@ impl Log {
                 return Err(Violation::new("log-matching", what));
             }
             Some(_) => {}
-            None if entries.len() as u64 + 1 == index => entries.push(known),
+            // A node's term may be behind that of one that applied an earlier entry: that one is the bound for both.
+            None if entries.len() as u64 + 1 == index => {
+                let by = entries.last().map_or(by, |before| by.max(before.by));
+                entries.push(Known { by, ..known });
+            }
             None => {
                 let what = format!("node {node} applies {index} of group {group}, nobody {}", entries.len() + 1);
                 return Err(Violation::new("applied-in-order", what));
@@ -88,13 +98,14 @@ mod tests {
         let mut log = Log::default();
         log.leads(1, 0, 3, 0).unwrap();
         log.leads(1, 0, 3, 0).unwrap();
-        log.applied(1, 0, &entry(3, 1, b"a")).unwrap();
-        log.applied(2, 0, &entry(3, 1, b"a")).unwrap();
+        log.applied(1, 0, &entry(3, 1, b"a"), 3).unwrap();
+        log.applied(2, 0, &entry(3, 1, b"a"), 3).unwrap();
         assert_eq!(rule(log.leads(2, 0, 3, 1)), "one-leader");
         assert_eq!(rule(log.leads(2, 0, 4, 0)), "leader-complete");
-        assert_eq!(rule(log.applied(3, 0, &entry(3, 1, b"b"))), "log-matching");
-        assert_eq!(rule(log.applied(1, 0, &entry(3, 3, b"c"))), "applied-in-order");
+        log.leads(3, 0, 2, 0).unwrap();
+        assert_eq!(rule(log.applied(3, 0, &entry(3, 1, b"b"), 3)), "log-matching");
+        assert_eq!(rule(log.applied(1, 0, &entry(3, 3, b"c"), 3)), "applied-in-order");
         log.started(2);
-        log.applied(2, 0, &entry(3, 1, b"a")).unwrap();
+        log.applied(2, 0, &entry(3, 1, b"a"), 3).unwrap();
     }
 }

@@ -28,7 +28,7 @@ impl Violation {
 /// Every rule: its name, and what it says.
 pub const ALL: &[(&str, &str)] = &[
     ("one-leader", "a group has at most one leader in a term"),
-    ("leader-complete", "a leader has every entry that any node has applied"),
+    ("leader-complete", "a leader has every entry that was applied in an earlier term"),
     ("log-matching", "every node applies the same entry at an index, whenever it does, and never another later"),
     ("applied-in-order", "a node applies the entries of a group one after the other"),
     ("state-digest", "state machines are equal at an equal applied index"),
@@ -79,9 +79,9 @@ impl Invariants {
         self.log.leads(node, group, term, last)
     }
 
-    /// A node has applied an entry; gives the hash of what the entry holds.
-    pub(crate) fn applied(&mut self, node: u64, applied: &Applied) -> Result<u64, Violation> {
-        let hash = self.log.applied(node, applied.group.0, &applied.entry)?;
+    /// A node in this term has applied an entry; gives the hash of what the entry holds.
+    pub(crate) fn applied(&mut self, node: u64, term: u64, applied: &Applied) -> Result<u64, Violation> {
+        let hash = self.log.applied(node, applied.group.0, &applied.entry, term)?;
         if let Some(state) = &applied.state {
             self.state.reached(node, applied.group.0, applied.entry.index, state)?;
         }
