@@ -404,7 +404,7 @@ all_killed() {
 # Waits until each node leads what it should. A fresh cluster spreads its leaders a few seconds after its start.
 leaders_spread() {
     local deadline=$((SECONDS + 30)) leads
-    until leads=$("$lance" cluster status | awk '$2 == "ready" { printf "%s:%s ", $1, $3 }') &&
+    until leads=$("$lance" cluster status | awk '$3 == "ready" { printf "%s:%s ", $1, $4 }') &&
         [[ $leads == "1:0,3 2:1 3:2 " ]]; do
         ((SECONDS < deadline)) || {
             printf 'the leaders are not spread over the nodes: %s\n' "$leads"

@@ -393,7 +393,12 @@ mod tests {
     use super::*;
 
     fn cluster() -> ClusterIdentity {
-        ClusterIdentity { cluster_id: 0xfeed << 64 | 7, data_groups: 3, version: 5, members: vec![(1, 10), (2, 20), (3, u64::MAX)] }
+        ClusterIdentity {
+            cluster_id: 0xfeed << 64 | 7,
+            data_groups: 3,
+            version: 5,
+            members: vec![(1, 10), (2, 20), (3, u64::MAX)],
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use lnc_mutation::{Mutation, mutated};
 
 use crate::configuration::Configuration;
 use crate::message::{Body, EntryKind, HardState, Index, NodeId, Term};
@@ -236,8 +237,8 @@ impl Raft {
 
     pub(crate) fn handle_pre_vote(&mut self, from: NodeId, term: Term, last_index: Index, last_term: Term, round: u64) {
         // The sender would campaign in `term + 1`, which is new to this node exactly if `term` is not behind.
-        let granted =
-            term >= self.hard_state.term && !self.hears_leader() && self.log.is_covered_by(last_index, last_term);
+        let covered = self.log.is_covered_by(last_index, last_term) || mutated(Mutation::VoteForAnyLog);
+        let granted = term >= self.hard_state.term && !self.hears_leader() && covered;
         self.send(from, Body::PreVoteReply { round, granted });
     }
 
@@ -263,7 +264,8 @@ impl Raft {
             Some(node) => node == from,
             None => self.leader.is_none(),
         };
-        let granted = free && self.log.is_covered_by(last_index, last_term);
+        let covered = self.log.is_covered_by(last_index, last_term) || mutated(Mutation::VoteForAnyLog);
+        let granted = free && covered;
         if granted {
             self.set_hard_state(HardState { term: self.hard_state.term, vote: Some(from) });
             self.role = Role::Follower;

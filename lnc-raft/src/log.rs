@@ -12,6 +12,8 @@
 
 use std::collections::VecDeque;
 
+use lnc_mutation::{Mutation, mutated};
+
 use crate::config::Restored;
 use crate::message::{Entry, Index, Term};
 
@@ -202,6 +204,9 @@ impl Log {
 
     /// Entries not yet handed out for applying that are both committed and durable here.
     pub(crate) fn take_committed(&mut self) -> Vec<Entry> {
+        if mutated(Mutation::ApplyUncommitted) {
+            self.commit = self.durable.max(self.commit);
+        }
         let upto = self.commit.min(self.durable);
         let entries = self.range(self.applied + 1, upto);
         self.applied = self.applied.max(upto);
@@ -210,7 +215,8 @@ impl Log {
     }
 
     pub(crate) fn has_committed(&self) -> bool {
-        self.applied < self.commit.min(self.durable)
+        let commit = if mutated(Mutation::ApplyUncommitted) { self.durable } else { self.commit };
+        self.applied < commit.min(self.durable)
     }
 
     /// Clones `from..=to`, which are in memory; none if `from > to`.

@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use lnc_mutation::{Mutation, mutated};
+
 use crate::message::{Body, Index, NodeId};
 use crate::raft::{ProposeError, Raft, Role};
 use crate::ready::ReadState;
@@ -130,6 +132,7 @@ impl Raft {
     /// Answers the reads whose round a quorum has answered.
     pub(crate) fn confirm_reads(&mut self) {
         let confirmed = self.reached_by_quorum(self.reads.round, |peer| peer.acked_round);
+        let confirmed = if mutated(Mutation::ReadUnconfirmed) { u64::MAX } else { confirmed };
         while self.reads.rounds.front().is_some_and(|round| round.round <= confirmed) {
             let Some(round) = self.reads.rounds.pop_front() else { break };
             self.reads.in_rounds -= round.reads.len();

@@ -1,6 +1,7 @@
 //! How entries travel: the leader's appends and heartbeats, the followers' answers, and what that commits.
 
 use bytes::Bytes;
+use lnc_mutation::{Mutation, mutated};
 
 use crate::message::{AppendReply, Body, Entry, EntryKind, Index, NodeId, Term};
 use crate::progress::PeerState;
@@ -22,8 +23,10 @@ impl Raft {
     /// quorum, may still be replaced by a leader that does not have it.
     pub(crate) fn maybe_commit(&mut self) {
         // The leader's own copy counts when it is on its disk, like anybody's.
-        let index = self.reached_by_quorum(self.log.durable(), |peer| peer.match_index);
-        if self.log.term_at(index) != Some(self.hard_state.term) {
+        let own = if mutated(Mutation::CountLeaderEarly) { self.log.last_index() } else { self.log.durable() };
+        let index = self.reached_by_quorum(own, |peer| peer.match_index);
+        let this_term = self.log.term_at(index) == Some(self.hard_state.term);
+        if !this_term && !mutated(Mutation::CommitPriorTerm) {
             return;
         }
         let before = self.log.commit();
@@ -342,7 +345,10 @@ impl Raft {
     pub(crate) fn handle_heartbeat(&mut self, from: NodeId, commit: Index, leader_commit: Index, round: u64) {
         self.heard_leader();
         self.leader_commit = self.leader_commit.max(Some(leader_commit));
-        self.log.advance_commit(commit.min(self.leader_match));
+        self.log.advance_commit(match mutated(Mutation::UnclampedCommit) {
+            true => leader_commit.min(self.log.last_index()),
+            false => commit.min(self.leader_match),
+        });
         if commit > self.leader_match.max(self.log.commit()) {
             // The leader has this node's acknowledgement and will not send what proves it again: this node has
             // restarted since.

@@ -7,6 +7,7 @@
 //! come to the same one without a vote. From then on the cluster itself decides who is a member.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use lnc_mutation::{Mutation, mutated};
 use lnc_raft::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -43,7 +44,8 @@ impl Cluster {
 
     /// The member that a node is with this incarnation.
     pub fn member(&self, node: u64, incarnation: u64) -> Option<NodeId> {
-        let found = self.members.iter().find(|(id, known)| id.node() == node && **known == incarnation);
+        let is_it = |known: u64| known == incarnation || mutated(Mutation::WipedVotes);
+        let found = self.members.iter().find(|(id, known)| id.node() == node && is_it(**known));
         found.map(|(id, _)| *id)
     }
 

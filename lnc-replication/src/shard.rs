@@ -16,6 +16,7 @@ use lnc_log::disk::{Completion, Disk};
 use lnc_log::journal::{
     GroupId, Journal, JournalConfig, JournalError, JournalStart, Recovered, RecoveredEntry, RecoveredGroup,
 };
+use lnc_mutation::{Mutation, mutated};
 use lnc_raft::{
     Config, ConfigError, Configuration, EntriesWanted, Entry, EntryKind, HardState, Index, Message, NodeId,
     ProposeError, Raft, Ready, Restored, RoleChange, Status, Term,
@@ -211,7 +212,7 @@ impl Shard {
         let (journal, Recovered { mut groups, torn_tail, damage }) =
             Journal::open_above(disk, config.journal.clone(), journal_start, &covered)?;
         for damage in damage {
-            tracing::error!(?damage, "the journal is damaged; what was lost there is fetched from the other nodes");
+            tracing::error!(%damage, "the journal is damaged; what was lost there is fetched from the other nodes");
         }
         if let Some(cut) = torn_tail {
             tracing::warn!(?cut, "the journal ended in an unfinished flush, as a crash leaves it; it was cut");
@@ -538,7 +539,7 @@ impl Shard {
             state_needed,
             ..
         } = group.raft.take_ready();
-        if let Some(state) = hard_state {
+        if let Some(state) = hard_state.filter(|_| !mutated(Mutation::ForgetVote)) {
             self.journal.append_hard_state(id, state.term, state.vote.map(|v| v.0));
         }
         if let Some(first) = entries.first().filter(|first| first.index < group.locations.end()) {
@@ -556,7 +557,11 @@ impl Shard {
             *end = (*end).max(entry.index);
             self.staged.entries.insert(id, (entry.term, entry.index));
         }
-        self.staged.messages.extend(messages_after_durable.into_iter().map(|m| (id, m)));
+        let acknowledgements = messages_after_durable.into_iter().map(|m| (id, m));
+        match mutated(Mutation::AcknowledgeEarly) {
+            true => out.messages.extend(acknowledgements),
+            false => self.staged.messages.extend(acknowledgements),
+        }
         out.messages.extend(messages.into_iter().map(|m| (id, m)));
         out.committed.extend(committed.into_iter().map(|e| (id, e)));
         out.roles.extend(role_change.map(|change| (id, change)));

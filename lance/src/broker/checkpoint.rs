@@ -19,6 +19,7 @@ use lnc_log::incoming::{self, FileInfo};
 use lnc_log::journal::{GroupId, JournalStart};
 use lnc_log::segment::{PartitionKey, PartitionState, SegmentConfig, SegmentState, SegmentStore};
 use lnc_metrics::Metrics;
+use lnc_mutation::{Mutation, mutated};
 use lnc_protocol::Opcode;
 use lnc_raft::{Configuration, HardState, NodeId};
 use lnc_replication::{GroupStart, Outputs, Shard, ShardConfig};
@@ -130,6 +131,9 @@ impl<D: Disk> Broker<D> {
             self.checkpoint.next_number += 1;
             let Captured { groups, journal_file } = &captured;
             let checkpoint = Checkpoint { number, journal_file: *journal_file, groups: groups.clone() };
+            if mutated(Mutation::KeepFewerFiles) {
+                self.shard.release_journal(&mut self.disk, *journal_file);
+            }
             self.checkpoint.writer.start(&mut self.disk, checkpoint);
             self.checkpoint.phase = Phase::Writing { number, captured };
         }

@@ -7,6 +7,7 @@
 use super::command::{CommandError, get_key, get_optional, get_u32, get_u64, put_optional};
 use bytes::{BufMut, Bytes, BytesMut};
 use lnc_log::segment::PartitionKey;
+use lnc_mutation::{Mutation, mutated};
 use lnc_protocol::batch::BatchHeader;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -135,6 +136,7 @@ impl PartitionGroup {
         let partition = self.partitions.get_mut(&key).ok_or(Refusal::UnknownPartition)?;
         let base_offset = partition.log_end_offset;
         if header.producer_id != NO_PRODUCER
+            && !mutated(Mutation::AcceptDuplicates)
             && let Some(original) = partition.sequence(header, base_offset, now_ms)?
         {
             return Ok(Appended::Duplicate(original));
@@ -237,8 +239,9 @@ impl Partition {
         out.put_u64_le(self.log_start_offset);
         out.put_u64_le(self.log_end_offset);
         put_optional(out, self.segment_bytes);
-        out.put_u32_le(self.producers.len() as u32);
-        for (id, producer) in &self.producers {
+        let kept = if mutated(Mutation::ForgetDuplicates) { 0 } else { self.producers.len() };
+        out.put_u32_le(kept as u32);
+        for (id, producer) in self.producers.iter().take(kept) {
             out.put_u64_le(*id as u64);
             out.put_u32_le(producer.epoch as u32);
             out.put_u32_le(producer.next_sequence as u32);

@@ -394,7 +394,6 @@ impl<D: Disk> Broker<D> {
         }
     }
 
-
     /// A disk operation of a transfer has finished.
     pub(super) fn incoming_completion(&mut self, completion: Completion) {
         let started = completion.token.number() >> 32;

@@ -17,16 +17,17 @@ pub(crate) const MANIFESTS: &[Manifest] = &[
         own: &[],
         others: &["bytes", "crc32c", "crc32fast", "lz4_flex", "thiserror", "twox-hash", "zstd"],
     },
-    Manifest { name: "lnc-raft", own: &[], others: &["bytes", "thiserror"] },
+    Manifest { name: "lnc-mutation", own: &[], others: &[] },
+    Manifest { name: "lnc-raft", own: &["lnc-mutation"], others: &["bytes", "thiserror"] },
     Manifest { name: "lnc-metrics", own: &[], others: &["prometheus"] },
     Manifest {
         name: "lnc-log",
-        own: &["lnc-protocol"],
+        own: &["lnc-mutation", "lnc-protocol"],
         others: &["bytes", "crc32fast", "io-uring", "rustix", "thiserror", "tracing"],
     },
     Manifest {
         name: "lnc-replication",
-        own: &["lnc-log", "lnc-metrics", "lnc-raft"],
+        own: &["lnc-log", "lnc-metrics", "lnc-mutation", "lnc-raft"],
         others: &["bytes", "crc32fast", "socket2", "thiserror", "tokio", "tracing"],
     },
     Manifest {
@@ -41,12 +42,12 @@ pub(crate) const MANIFESTS: &[Manifest] = &[
     },
     Manifest {
         name: "lnc-chaos",
-        own: &["lance", "lnc-log", "lnc-metrics", "lnc-protocol", "lnc-raft", "lnc-replication"],
+        own: &["lance", "lnc-log", "lnc-metrics", "lnc-mutation", "lnc-protocol", "lnc-raft", "lnc-replication"],
         others: &["bytes", "clap", "indicatif", "serde", "serde_json"],
     },
     Manifest {
         name: "lance",
-        own: &["lnc-client", "lnc-log", "lnc-metrics", "lnc-protocol", "lnc-raft", "lnc-replication"],
+        own: &["lnc-client", "lnc-log", "lnc-metrics", "lnc-mutation", "lnc-protocol", "lnc-raft", "lnc-replication"],
         others: &[
             "axum",
             "bytes",

@@ -1,6 +1,8 @@
 //! The command line: what to run, how it goes, what came of it. The one part of the crate that reads clocks, draws a seed
 //! and writes files.
 
+#[cfg(feature = "mutations")]
+mod mutations;
 mod progress;
 mod simulate;
 mod table;
@@ -20,6 +22,9 @@ struct Arguments {
 enum Command {
     /// Run simulated clusters of real nodes through faults, and check that every promise is kept
     Sim(simulate::Arguments),
+    /// Build each known mistake into the nodes, and check that the simulator finds it
+    #[cfg(feature = "mutations")]
+    Mutations(mutations::Arguments),
 }
 
 /// Run the command that the arguments name. The exit code is 1 if a promise was broken.
@@ -27,6 +32,8 @@ pub fn main() -> ExitCode {
     let Arguments { command } = Arguments::parse();
     match command {
         Command::Sim(arguments) => simulate::simulate(&arguments),
+        #[cfg(feature = "mutations")]
+        Command::Mutations(arguments) => mutations::hunt(&arguments),
     }
 }
 

@@ -54,6 +54,10 @@ pub(super) struct Arguments {
     /// Threads, each with its own seeds
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=256))]
     jobs: u64,
+    /// Make this mistake of lnc-mutation
+    #[cfg(feature = "mutations")]
+    #[arg(long, value_parser = super::mutations::mutation)]
+    mutation: Option<lnc_mutation::Mutation>,
     /// List profiles and rules, and do nothing
     #[arg(long)]
     list: bool,
@@ -81,6 +85,7 @@ pub(super) fn simulate(arguments: &Arguments) -> ExitCode {
         println!("seed {first}");
     }
     tell_of_panics();
+    prepare(arguments);
     let batch = Batch {
         arguments,
         first,
@@ -152,6 +157,7 @@ struct Batch<'a> {
 impl Batch<'_> {
     /// One thread's share: seed after seed until there are enough, time is up, or one fails.
     fn work(&self) {
+        prepare(self.arguments);
         loop {
             let n = self.next.fetch_add(1, Ordering::Relaxed);
             let over = match self.arguments.r#for {
@@ -173,6 +179,14 @@ impl Batch<'_> {
             }
         }
     }
+}
+
+/// What a thread does before its first run.
+fn prepare(arguments: &Arguments) {
+    #[cfg(feature = "mutations")]
+    lnc_mutation::choose(arguments.mutation);
+    #[cfg(not(feature = "mutations"))]
+    let Arguments { .. } = arguments;
 }
 
 thread_local! {

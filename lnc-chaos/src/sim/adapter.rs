@@ -220,7 +220,7 @@ fn shard_config(settings: &Settings, identity: &Identity, life: u32) -> ShardCon
         election_ticks: 10,
         heartbeat_ticks: 2,
         max_in_flight_bytes: MAX_IN_FLIGHT_BYTES,
-        max_append_bytes: 64 << 10,
+        max_append_bytes: settings.max_append_bytes,
         entry_cache_bytes: settings.entry_cache_bytes,
         journal_retain_bytes: settings.journal_retain_bytes,
         seed: super::rng::mix(settings.seed ^ node << 32 ^ u64::from(life)),

@@ -5,8 +5,8 @@
 
 use super::rng::Rng;
 use bytes::BytesMut;
-use lnc_replication::formation::Channel;
 use lnc_raft::NodeId;
+use lnc_replication::formation::Channel;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 

@@ -186,13 +186,12 @@ impl Node {
         self.excuses = Excuses { wiped: true, ..Excuses::default() };
     }
 
-    /// Whether it has everything that it should have: what it lost, it has got back.
+    /// Whether its disk has everything that it ever said to be there: what it lost, it has got back.
     pub(super) fn is_whole(&mut self) -> bool {
-        let back = self.broker().is_some_and(|process| process.is_ready().is_ok() && process.votes());
-        if back {
+        if self.broker().is_some_and(|broker| broker.is_ready().is_ok() && broker.votes()) {
             self.excuses.wiped = false;
         }
-        back
+        !self.excuses.wiped
     }
 
     /// What it says of itself to those who connect: who it is, and whom it knows as members.

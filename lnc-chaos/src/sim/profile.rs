@@ -65,13 +65,14 @@ profiles! {
     Partitions = "partitions", "nodes alone, one-way and partial partitions, one channel without the other";
     Crashes = "crashes", "kill -9";
     Power = "power", "power loss of one node, at any disk operation, and of all at once";
+    Outages = "outages", "power loss while connections and other disks fail";
     DiskStall = "disk-stall", "disks that are slow or stand still for seconds";
     DiskFull = "disk-full", "disks without space";
     DiskError = "disk-error", "writes, syncs and reads that fail";
     Clocks = "clocks", "clocks that drift and jump, nodes that pause";
     Rolling = "rolling", "nodes restarted one after the other, gracefully";
     Damage = "damage", "bits that flip on the disks of a minority";
-    Wipes = "wipes", "nodes that come back with empty disks, one at a time";
+    Wipes = "wipes", "nodes that come back with empty disks, one at a time, while others fail";
     Everything = "everything", "a random mixture of all the others, drawn from the seed";
 }
 
@@ -82,6 +83,7 @@ pub const ROTATION: &[Profile] = &[
     Profile::Partitions,
     Profile::Crashes,
     Profile::Power,
+    Profile::Outages,
     Profile::DiskStall,
     Profile::DiskFull,
     Profile::DiskError,
@@ -108,13 +110,14 @@ impl Profile {
             Self::Partitions => vec![Partitions],
             Self::Crashes => vec![Kills],
             Self::Power => vec![Power, PowerOfAll],
+            Self::Outages => vec![Power, PowerOfAll, Partitions, DiskStalls, Kills],
             Self::DiskStall => vec![DiskStalls],
             Self::DiskFull => vec![FullDisks],
             Self::DiskError => vec![DiskErrors],
             Self::Clocks => vec![Clocks, Pauses],
             Self::Rolling => vec![Rolling],
             Self::Damage => vec![Damage],
-            Self::Wipes => vec![Wipes, Kills],
+            Self::Wipes => vec![Wipes, Kills, Partitions],
             Self::Everything => {
                 let all = [
                     Storms, Breaks, Partitions, Kills, Power, PowerOfAll, DiskStalls, FullDisks, DiskErrors, Pauses,

@@ -25,6 +25,7 @@ pub(crate) struct Settings {
     pub(super) transfer_bytes_per_second: u64,
     pub(super) entry_cache_bytes: usize,
     pub(super) flushes_in_flight: usize,
+    pub(super) max_append_bytes: usize,
     pub(super) segments: SegmentConfig,
     /// A group's state is compared between nodes at every index that this divides.
     pub(super) state_every: u64,
@@ -51,6 +52,7 @@ impl Settings {
             transfer_bytes_per_second: rng.pick(&[100 << 10, 4 << 20]),
             entry_cache_bytes: rng.pick(&[4 << 10, 64 << 10, 1 << 20]),
             flushes_in_flight: rng.between(1, 4) as usize,
+            max_append_bytes: rng.pick(&[1, 1 << 10, 64 << 10]),
             segments: SegmentConfig {
                 segment_bytes: rng.pick(&[30_000, 100_000, 400_000]),
                 index_interval_bytes: rng.pick(&[1_500, 20_000]),

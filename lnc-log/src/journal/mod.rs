@@ -24,6 +24,7 @@ use format::Header;
 use identity::{Recent, Summary};
 use read::Reads;
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::io;
 
 mod error;
@@ -151,6 +152,13 @@ pub struct Damage {
     pub flushes: u64,
     /// What was found.
     pub found: String,
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, position, flushes, found } = self;
+        write!(f, "{} at byte {position}: {found}; flushes lost: {flushes}", file_path(*file))
+    }
 }
 
 /// A flush under construction. An empty buffer means that nothing is staged.

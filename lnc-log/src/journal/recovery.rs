@@ -10,6 +10,7 @@ use super::{
 };
 use crate::disk::{AlignedBuf, BLOCK, Disk, FileId, Op, Outcome};
 use bytes::Bytes;
+use lnc_mutation::{Mutation, mutated};
 use std::collections::BTreeMap;
 use std::io;
 
@@ -123,6 +124,9 @@ pub(super) fn recover<D: Disk>(
         };
         if matches!(error, JournalError::MissingFile { .. }) {
             return Err(error);
+        }
+        if mutated(Mutation::CutDamage) {
+            break (at, position, Some(found), survey);
         }
         // Damage: go on behind it, if the flushes there tell what it held.
         let resumed = resume(disk, config, &mut sources, at, &survey, &mut chain, covered, &mut recovered)?;

@@ -91,7 +91,7 @@ impl Cluster {
                 node.disk.inject(Some(failing(operation, after)));
             }
             Fault::Wipe { node, down_us } => {
-                // The promise is about a minority: all that was acknowledged must be on the others.
+                // The promise is about a minority: what was acknowledged must be on the others, reachable or not.
                 let whole = self.nodes.iter_mut().all(|node| node.is_whole() && !node.excuses.damaged);
                 if whole {
                     self.wipe(node, down_us);

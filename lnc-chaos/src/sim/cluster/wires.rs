@@ -132,11 +132,11 @@ impl Cluster {
             return;
         }
         self.note(Event::Connection { wire, what });
-        if wire.channel == Channel::Control {
-            if let Some((from, to)) = self.network.ends.get(&wire).copied() {
-                self.tell_lost(wire.from, to, 0);
-                self.tell_lost(wire.to, from, notice_us);
-            }
+        if wire.channel == Channel::Control
+            && let Some((from, to)) = self.network.ends.get(&wire).copied()
+        {
+            self.tell_lost(wire.from, to, 0);
+            self.tell_lost(wire.to, from, notice_us);
         }
         let life = self.node(wire.from).lives;
         self.reconnect(wire, life);

@@ -1,0 +1,105 @@
+//! `lnc-chaos mutations`: proof that the simulator can fail. Each mistake of `lnc-mutation` is made in turn, in runs of a
+//! profile that has the faults it needs, until a rule is broken.
+
+use crate::sim::profile::Profile;
+use crate::sim::report::Report;
+use crate::sim::{Plan, run};
+use lnc_mutation::{Mutation, choose};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// How far to look.
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// The first seed of each mutation
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Seeds after which a mutation counts as not found
+    #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u64).range(1..))]
+    seeds: u64,
+    /// Only the mutation of this name
+    #[arg(long, value_parser = mutation)]
+    only: Option<Mutation>,
+    /// Threads, each with its own seeds
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=256))]
+    jobs: u64,
+}
+
+pub(super) fn mutation(name: &str) -> Result<Mutation, String> {
+    Mutation::ALL.iter().copied().find(|mutation| mutation.name() == name).ok_or_else(|| {
+        let names: Vec<&str> = Mutation::ALL.iter().map(|mutation| mutation.name()).collect();
+        format!("no mutation has this name; there are {}", names.join(", "))
+    })
+}
+
+/// The profile with the faults that a mistake needs to do harm.
+fn profile(mutation: Mutation) -> Profile {
+    match mutation {
+        Mutation::AcknowledgeEarly | Mutation::NoDirectorySync | Mutation::KeepFewerFiles => Profile::Power,
+        Mutation::ForgetVote | Mutation::VoteForAnyLog => Profile::Crashes,
+        Mutation::CountLeaderEarly | Mutation::CommitPriorTerm => Profile::Outages,
+        Mutation::UnclampedCommit | Mutation::ApplyUncommitted => Profile::Partitions,
+        Mutation::ReadUnconfirmed => Profile::Everything,
+        Mutation::ForgetDuplicates | Mutation::AcceptDuplicates => Profile::Everything,
+        Mutation::CutDamage => Profile::Damage,
+        Mutation::WipedVotes => Profile::Wipes,
+    }
+}
+
+/// Look for every mutation; 1 if one was not found.
+pub(super) fn hunt(arguments: &Arguments) -> ExitCode {
+    // What an assertion finds is found; its message comes with the result.
+    std::panic::set_hook(Box::new(|_| {}));
+    println!("| mutation | what it does | profile | found by | runs |\n|---|---|---|---|---|");
+    let begun = Instant::now();
+    let chosen = |mutation: &&Mutation| arguments.only.is_none_or(|only| only == **mutation);
+    let mut missed = 0;
+    for mutation in Mutation::ALL.iter().filter(chosen).copied() {
+        let found = first_failure(arguments, mutation);
+        missed += u64::from(found.is_none());
+        let (rule, runs) = match &found {
+            Some((n, report)) => {
+                (report.failure.as_ref().map_or("", |failure| failure.violation.invariant), (n + 1).to_string())
+            }
+            None => ("**nothing**", format!("over {}", arguments.seeds)),
+        };
+        let (name, about, profile) = (mutation.name(), mutation.about(), profile(mutation).name());
+        println!("| `{name}` | {about} | {profile} | {rule} | {runs} |");
+    }
+    println!("\n{missed} not found, in {:.1} s", begun.elapsed().as_secs_f64());
+    if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The first seed with a broken rule: its place, and what came of it. The same for any number of threads.
+fn first_failure(arguments: &Arguments, mutation: Mutation) -> Option<(u64, Report)> {
+    let next = AtomicU64::new(0);
+    let end = AtomicU64::new(arguments.seeds);
+    let found = Mutex::new(None);
+    let look = || {
+        choose(Some(mutation));
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            if n >= end.load(Ordering::Relaxed) {
+                return;
+            }
+            let seed = arguments.seed.wrapping_add(n);
+            let plan = Plan { seed, profile: profile(mutation), nodes: 3, virtual_us: 120_000_000, schedule: None };
+            let report = run(&plan);
+            if report.failure.is_some() {
+                end.fetch_min(n, Ordering::Relaxed);
+                let mut found = found.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                if found.as_ref().is_none_or(|(first, _)| n < *first) {
+                    *found = Some((n, report));
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..arguments.jobs {
+            scope.spawn(look);
+        }
+    });
+    found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
