@@ -165,6 +165,7 @@ skip() {
 format_of_rust() {
     cargo fmt --version || skip "rustfmt is not installed: rustup component add rustfmt"
     cargo fmt --all --check
+    cargo fmt --manifest-path fuzz/Cargo.toml --check
 }
 
 lints_of_scripts() {
