@@ -235,7 +235,7 @@ fuzz_target() {
     # A hang, a leak and an allocation without bound are faults as well.
     options=(-timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=256 -max_len=16384 -print_final_stats=1)
     cargo +nightly fuzz run --target-dir "$target_dir/fuzz" "$target" "$work/fuzz/$target" "fuzz/seeds/$target" -- \
-        -max_total_time="$fuzz_seconds" "${options[@]}" || {
+        -max_total_time="$fuzz_seconds" "${options[@]}" 2>&1 | sed 's/^#[0-9]* *DONE /> &/' || {
         found=(fuzz/artifacts/"$target"/*)
         printf '> what found the fault is kept: %s\n' "${found[*]}"
         return 1
