@@ -75,6 +75,8 @@ bench_floor=20000
 # Longest time for one step, in seconds. A cold build on two slow cores stays below.
 step_limit=2400
 
+target_dir=${CARGO_TARGET_DIR:-$root/target}
+
 passed=0 failed=0 skipped=0
 # Exit code by which a step says that it cannot run here; its last line of output is the reason.
 skip_code=77
@@ -163,6 +165,7 @@ skip() {
 format_of_rust() {
     cargo fmt --version || skip "rustfmt is not installed: rustup component add rustfmt"
     cargo fmt --all --check
+    cargo fmt --manifest-path fuzz/Cargo.toml --check
 }
 
 lints_of_scripts() {
@@ -223,13 +226,37 @@ power_loss() {
     return "$code"
 }
 
+# Each target from its committed seeds. What it learns is not kept; an input that finds a fault is.
+fuzz_target() {
+    local target=$1 options found=()
+    command -v cargo-fuzz || skip "cargo-fuzz is not installed: cargo install cargo-fuzz"
+    cargo +nightly --version || skip "there is no nightly toolchain: rustup toolchain install nightly"
+    mkdir -p "$work/fuzz/$target"
+    # A hang, a leak and an allocation without bound are faults as well.
+    options=(-timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=256 -max_len=16384 -print_final_stats=1)
+    cargo +nightly fuzz run --target-dir "$target_dir/fuzz" "$target" "$work/fuzz/$target" "fuzz/seeds/$target" -- \
+        -max_total_time="$fuzz_seconds" "${options[@]}" 2>&1 | sed 's/^#[0-9]* *DONE /> &/' || {
+        found=(fuzz/artifacts/"$target"/*)
+        printf '> what found the fault is kept: %s\n' "${found[*]}"
+        return 1
+    }
+}
+
+fuzz_all() {
+    local target
+    step "seeds of the fuzz targets" cargo test -q --locked --manifest-path fuzz/Cargo.toml --target-dir "$target_dir/fuzz"
+    for target in fuzz/targets/*.rs; do
+        target=${target##*/}
+        step "fuzzing of ${target%.rs}" fuzz_target "${target%.rs}"
+    done
+}
+
 build_release() { cargo build --release --locked -p lance -p lnc-bench; }
 
 # --- The cluster -----------------------------------------------------------------------------------------------------
 
-target=${CARGO_TARGET_DIR:-$root/target}
-lance=$target/release/lance
-bench=$target/release/lnc-bench
+lance=$target_dir/release/lance
+bench=$target_dir/release/lnc-bench
 
 # A port from which a cluster's nine ports are free, below those that the system gives to outgoing connections.
 free_base_port() {
@@ -471,6 +498,7 @@ step "documentation" documentation
 step "build of the tests" build_tests
 step "tests" run_tests
 step "power loss" power_loss
+[[ -z $fuzz_seconds ]] || fuzz_all
 before=$failed
 step "build of the release" build_release
 if ((failed == before)); then

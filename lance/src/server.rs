@@ -358,13 +358,13 @@ fn open_broker(
 
 /// Who the node of a data directory is.
 fn identity_of(stored: &lnc_log::data_dir::Identity) -> Identity {
-    let members =
-        |members: &[(u64, u64)]| members.iter().map(|(id, incarnation)| (NodeId(*id), *incarnation)).collect();
+    let named = |nodes: &[(u64, u64)]| nodes.iter().map(|(id, incarnation)| (NodeId(*id), *incarnation)).collect();
     let cluster = stored.cluster.as_ref().map(|c| Cluster {
         id: c.cluster_id,
+        founders: named(&c.founders),
         data_groups: c.data_groups,
         version: c.version,
-        members: members(&c.members),
+        members: named(&c.members),
     });
     let member = cluster.as_ref().and_then(|cluster| cluster.member(stored.node_id, stored.incarnation));
     Identity { node: member.unwrap_or(NodeId(stored.node_id)), incarnation: stored.incarnation, cluster }
@@ -395,9 +395,15 @@ async fn form(
         }
         let state = match decide(&own, &configured, config.cluster.data_groups, &heard) {
             Decision::Join(cluster) => {
-                let members = cluster.members.iter().map(|(node, incarnation)| (node.0, *incarnation)).collect();
-                let Cluster { id: cluster_id, data_groups, version, .. } = cluster;
-                data_dir.set_cluster(ClusterIdentity { cluster_id, data_groups, version, members })?;
+                let named =
+                    |nodes: BTreeMap<NodeId, u64>| nodes.iter().map(|(node, number)| (node.0, *number)).collect();
+                data_dir.set_cluster(ClusterIdentity {
+                    cluster_id: cluster.id,
+                    data_groups: cluster.data_groups,
+                    founders: named(cluster.founders),
+                    version: cluster.version,
+                    members: named(cluster.members),
+                })?;
                 let joined = identity_of(data_dir.create_identity(config.node.id, own.incarnation)?);
                 let others = config.cluster.nodes.iter().filter(|node| node.id != config.node.id);
                 peers.set_members(joined.clone(), others.map(|node| (node.id, node.peer.to_string())).collect());
@@ -438,7 +444,7 @@ fn data_groups(config: &Config, identity: &Identity) -> u32 {
 
 fn shard_config(config: &Config, identity: &Identity, seed: u64) -> ShardConfig {
     let ticks = |ms: u64| (ms / config.raft.tick_ms).max(1) as u32;
-    let founders = identity.cluster.as_ref().map(Cluster::founders).unwrap_or_default();
+    let founders = identity.cluster.as_ref().map(|cluster| cluster.founders.clone()).unwrap_or_default();
     ShardConfig {
         node: identity.node,
         founders: founders.into_keys().collect(),
@@ -481,7 +487,7 @@ fn broker_config(config: &Config, identity: &Identity) -> BrokerConfig {
         nodes: config.cluster.nodes.iter().map(|node| (node.id, addresses(node))).collect(),
         members: cluster.map(|cluster| cluster.members.clone()).unwrap_or_default(),
         members_version: cluster.map_or(0, |cluster| cluster.version),
-        founders: cluster.map(Cluster::founders).unwrap_or_default(),
+        founders: cluster.map(|cluster| cluster.founders.clone()).unwrap_or_default(),
         data_groups: data_groups(config, identity),
         memory_bytes: config.limits.memory_bytes as usize,
         tail_cache_bytes: config.limits.tail_cache_bytes as usize,

@@ -44,6 +44,8 @@ pub struct ClusterIdentity {
     pub cluster_id: u128,
     /// Raft groups that hold partitions; fixed when the cluster was founded.
     pub data_groups: u32,
+    /// Node id and incarnation of the nodes that founded the cluster.
+    pub founders: Vec<(u64, u64)>,
     /// How new the list of members is: it counts the changes of the cluster's membership.
     pub version: u64,
     /// Node id and incarnation of the members that this node started from.
@@ -338,8 +340,10 @@ fn encode_identity(identity: &Identity) -> String {
     if let Some(cluster) = &identity.cluster {
         text += &format!("cluster_id {:032x}\n", cluster.cluster_id);
         text += &format!("data_groups {}\nversion {}\n", cluster.data_groups, cluster.version);
-        for (node_id, incarnation) in &cluster.members {
-            text += &format!("member {node_id} {incarnation}\n");
+        for (name, nodes) in [("founder", &cluster.founders), ("member", &cluster.members)] {
+            for (node_id, incarnation) in nodes {
+                text += &format!("{name} {node_id} {incarnation}\n");
+            }
         }
     }
     let crc = crc32fast::hash(text.as_bytes());
@@ -376,16 +380,21 @@ fn parse_identity(body: &str) -> Option<Identity> {
             let cluster_id = u128::from_str_radix(line.strip_prefix("cluster_id ")?, 16).ok()?;
             let data_groups = lines.next()?.strip_prefix("data_groups ")?.parse().ok()?;
             let version = lines.next()?.strip_prefix("version ")?.parse().ok()?;
-            let members = lines.map(parse_member).collect::<Option<Vec<_>>>()?;
-            Some(ClusterIdentity { cluster_id, data_groups, version, members })
+            let (mut founders, mut members) = (Vec::new(), Vec::new());
+            for line in lines {
+                let (kind, node) = line.split_once(' ')?;
+                let (node_id, incarnation) = node.split_once(' ')?;
+                let list = match kind {
+                    "founder" => &mut founders,
+                    "member" => &mut members,
+                    _ => return None,
+                };
+                list.push((node_id.parse().ok()?, incarnation.parse().ok()?));
+            }
+            Some(ClusterIdentity { cluster_id, data_groups, founders, version, members })
         }
     };
     Some(Identity { node_id, incarnation, cluster })
-}
-
-fn parse_member(line: &str) -> Option<(u64, u64)> {
-    let (node_id, incarnation) = line.strip_prefix("member ")?.split_once(' ')?;
-    Some((node_id.parse().ok()?, incarnation.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -396,6 +405,7 @@ mod tests {
         ClusterIdentity {
             cluster_id: 0xfeed << 64 | 7,
             data_groups: 3,
+            founders: vec![(1, 10), (2, 20), (3, 30)],
             version: 5,
             members: vec![(1, 10), (2, 20), (3, u64::MAX)],
         }
@@ -418,7 +428,7 @@ mod tests {
         assert_eq!(data.identity().unwrap().cluster, Some(cluster()));
         // A second life does not overwrite the first.
         assert_eq!(data.create_identity(3, 78).unwrap().incarnation, 77);
-        let other = ClusterIdentity { cluster_id: 1, data_groups: 3, version: 5, members: vec![] };
+        let other = ClusterIdentity { cluster_id: 1, ..cluster() };
         assert!(matches!(data.set_cluster(other), Err(DataDirError::OtherCluster { .. })));
         let error = data.identity_of(4).unwrap_err().to_string();
         assert!(error.contains("belongs to node 3") && error.contains("configured as node 4"), "{error}");

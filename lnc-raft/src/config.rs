@@ -8,8 +8,8 @@ use crate::message::{Entry, EntryKind, HardState, Index, MAX_INDEX, MAX_TERM, No
 pub struct Config {
     /// This node.
     pub id: NodeId,
-    /// The configuration before the first entry, the same on all founders; empty for a node that joined later, and learns
-    /// it from the log. This node need not be in it.
+    /// The configuration before the first entry: the founders, on every node the same for good. This node need not be one
+    /// of them.
     pub founding: Configuration,
     /// Ticks without a leader's message before an election; each wait is drawn from `n..2n`. Shorter fails over
     /// faster, and mistakes a pause for a death more often.

@@ -27,6 +27,9 @@ const MAX_MEMBERS: usize = 64;
 pub struct Cluster {
     /// Follows from the founders.
     pub id: u128,
+    /// Every founder's incarnation: the configuration of every Raft group before its first entry, the same on every node
+    /// for good, also on one that came when all of them were gone.
+    pub founders: BTreeMap<NodeId, u64>,
     /// Raft groups that hold partitions; fixed when the cluster was founded.
     pub data_groups: u32,
     /// How new the list of members is: it counts the changes that the cluster has decided.
@@ -36,10 +39,9 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The founders, if the members are still those: the configuration of every Raft group before its first entry. Empty
-    /// for who came later, and learns the configuration from the log.
-    pub fn founders(&self) -> BTreeMap<NodeId, u64> {
-        if cluster_id(&self.members) == self.id { self.members.clone() } else { BTreeMap::new() }
+    /// A cluster that has just been founded.
+    pub fn found(founders: BTreeMap<NodeId, u64>, data_groups: u32) -> Self {
+        Self { id: cluster_id(&founders), members: founders.clone(), founders, data_groups, version: 0 }
     }
 
     /// The member that a node is with this incarnation.
@@ -128,12 +130,9 @@ impl Greeting {
                 out.put_u8(1);
                 out.put_u128_le(cluster.id);
                 out.put_u32_le(cluster.data_groups);
+                put_members(out, &cluster.founders);
                 out.put_u64_le(cluster.version);
-                out.put_u16_le(cluster.members.len() as u16);
-                for (node, incarnation) in &cluster.members {
-                    out.put_u64_le(node.0);
-                    out.put_u64_le(*incarnation);
-                }
+                put_members(out, &cluster.members);
             }
         }
         let refusal = self.refusal.as_deref().unwrap_or_default();
@@ -165,17 +164,11 @@ impl Greeting {
             1 => {
                 let id = body.try_get_u128_le().map_err(short("cluster id"))?;
                 let data_groups = body.try_get_u32_le().map_err(short("data groups"))?;
+                let founders = get_members(&mut body).filter(|founders| cluster_id(founders) == id);
+                let founders = founders.ok_or(GreetingError::Malformed("founders"))?;
                 let version = body.try_get_u64_le().map_err(short("version of the members"))?;
-                let count = body.try_get_u16_le().map_err(short("members"))? as usize;
-                if count > MAX_MEMBERS {
-                    return Err(GreetingError::Malformed("members"));
-                }
-                let mut members = BTreeMap::new();
-                for _ in 0..count {
-                    let node = NodeId(body.try_get_u64_le().map_err(short("member"))?);
-                    members.insert(node, body.try_get_u64_le().map_err(short("member"))?);
-                }
-                Some(Cluster { id, data_groups, version, members })
+                let members = get_members(&mut body).ok_or(GreetingError::Malformed("members"))?;
+                Some(Cluster { id, founders, data_groups, version, members })
             }
             _ => return Err(GreetingError::Malformed("cluster")),
         };
@@ -186,6 +179,20 @@ impl Greeting {
         let refusal = (len > 0).then(|| String::from_utf8_lossy(&body[..len]).into_owned());
         Ok(Self { channel, identity: Identity { node, incarnation, cluster }, refusal })
     }
+}
+
+fn put_members(out: &mut BytesMut, members: &BTreeMap<NodeId, u64>) {
+    out.put_u16_le(members.len() as u16);
+    for (node, incarnation) in members {
+        out.put_u64_le(node.0);
+        out.put_u64_le(*incarnation);
+    }
+}
+
+fn get_members(body: &mut Bytes) -> Option<BTreeMap<NodeId, u64>> {
+    let count = body.try_get_u16_le().ok()? as usize;
+    let mut member = || Some((NodeId(body.try_get_u64_le().ok()?), body.try_get_u64_le().ok()?));
+    (count <= MAX_MEMBERS).then(|| (0..count).map(|_| member()).collect())?
 }
 
 impl Identity {
@@ -289,7 +296,7 @@ pub fn decide(
     let mut members: BTreeMap<NodeId, u64> =
         configured.iter().filter_map(|node| heard.get(node).map(|identity| (*node, identity.incarnation))).collect();
     members.insert(own.node, own.incarnation);
-    Decision::Join(Cluster { id: cluster_id(&members), data_groups, version: 0, members })
+    Decision::Join(Cluster::found(members, data_groups))
 }
 
 /// The id that follows from the members.
@@ -381,6 +388,7 @@ mod tests {
         let mut own = Identity { cluster: Some(formed()), ..fresh(1, 11) };
         assert!(admit(&own, &theirs).is_err());
         assert!(own.learn(&theirs) && !own.learn(&theirs));
+        assert_eq!(own.cluster.as_ref().unwrap().founders, formed().founders, "they remain, whoever is a member");
         assert_eq!(admit(&own, &theirs), Ok(()));
         // An older list is no news, and neither is one without this node.
         let old = Identity { cluster: Some(formed()), ..fresh(3, 33) };
@@ -393,7 +401,7 @@ mod tests {
     #[test]
     fn an_admitted_node_joins_under_its_generation_and_is_no_founder() {
         let mut cluster = formed();
-        assert_eq!(cluster.founders(), cluster.members);
+        assert_eq!(cluster.founders, cluster.members);
         let again = NodeId::new(2, 1);
         cluster.members.insert(again, 99);
         let informed = Identity { cluster: Some(cluster.clone()), ..fresh(1, 11) };
@@ -401,7 +409,7 @@ mod tests {
         let heard = heard(&[informed.clone(), late]);
         let Decision::Join(joined) = decide(&fresh(2, 99), &configured(), 3, &heard) else { panic!("it is admitted") };
         assert_eq!(joined.member(2, 99), Some(again));
-        assert!(joined.founders().is_empty());
+        assert_eq!(joined.founders, formed().founders, "who founded the cluster is known to those who came later");
         let member = Identity { node: again, incarnation: 99, cluster: Some(joined) };
         assert_eq!(admit(&informed, &member), Ok(()));
         let former = Identity { cluster: Some(formed()), ..fresh(2, 22) };
@@ -441,10 +449,15 @@ mod tests {
         let mut out = BytesMut::new();
         greeting.encode(&mut out);
         let bytes = out.freeze();
-        assert_eq!(Greeting::decode(bytes.clone()), Ok(greeting));
+        assert_eq!(Greeting::decode(bytes.clone()), Ok(greeting.clone()));
         for len in 0..bytes.len() {
             assert!(Greeting::decode(bytes.slice(..len)).is_err());
         }
+        let mut other = greeting;
+        other.identity.cluster.as_mut().unwrap().founders.remove(&NodeId(3));
+        let mut out = BytesMut::new();
+        other.encode(&mut out);
+        assert_eq!(Greeting::decode(out.freeze()), Err(GreetingError::Malformed("founders")), "they make up the id");
         assert!(matches!(Greeting::decode(Bytes::from_static(b"GET / HTTP/1.1\r\n")), Err(GreetingError::BadMagic(_))));
     }
 }

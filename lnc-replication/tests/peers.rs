@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 fn identity(node: NodeId) -> Identity {
     let members = BTreeMap::from([(OWN, 11), (PEER, 22)]);
     let incarnation = members[&node];
-    Identity { node, incarnation, cluster: Some(Cluster { id: 7, data_groups: 3, version: 0, members }) }
+    Identity { node, incarnation, cluster: Some(Cluster::found(members, 3)) }
 }
 
 /// A peer that greets whoever connects, and from then on does what its test says.

@@ -195,8 +195,10 @@ impl Catalog {
                 options: get_options(from)?,
                 created_ms: get_u64(from)?,
             };
-            catalog.names.insert(topic.id, topic.name.clone());
-            catalog.by_name.insert(topic.name.clone(), topic);
+            let known = catalog.names.insert(topic.id, topic.name.clone());
+            if known.is_some() || catalog.by_name.insert(topic.name.clone(), topic).is_some() {
+                return Err(CommandError("a topic that is there twice"));
+            }
         }
         catalog.members = Members::decode(from)?;
         Ok(catalog)
@@ -233,6 +235,21 @@ mod tests {
         let mut out = BytesMut::new();
         catalog.encode(&mut out);
         assert_eq!(Catalog::decode(&mut out.freeze()), Ok(catalog));
+    }
+
+    #[test]
+    fn a_state_that_names_a_topic_twice_is_refused() {
+        let mut catalog = Catalog::default();
+        catalog.create("a", 1, 3, &TopicOptions::default(), 5).unwrap();
+        let mut out = BytesMut::new();
+        catalog.encode(&mut out);
+        let topic = out.split_off(20);
+        out[16] = 2;
+        for other_id in [0, 1] {
+            let mut twice = [&out[..], &topic, &topic].concat();
+            twice[20 + topic.len()] ^= other_id;
+            assert!(Catalog::decode(&mut twice.into()).is_err());
+        }
     }
 
     #[test]

@@ -136,7 +136,7 @@ impl<D: Disk> Broker<D> {
 
     /// The catalog of a new cluster does not know its founders yet.
     pub(super) fn found_members(&mut self) {
-        if self.catalog.members().is_founded() || self.config.founders.is_empty() {
+        if self.catalog.members().is_founded() {
             return;
         }
         let member = |(id, incarnation): (&NodeId, &u64)| Member {

@@ -106,7 +106,7 @@ pub struct BrokerConfig {
     pub members: BTreeMap<NodeId, u64>,
     /// How new that list is.
     pub members_version: u64,
-    /// The founders of the cluster with their incarnations; empty for a node that came later.
+    /// The founders of the cluster with their incarnations.
     pub founders: BTreeMap<NodeId, u64>,
     /// Data groups over which new topics are placed.
     pub data_groups: u32,

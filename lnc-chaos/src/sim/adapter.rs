@@ -13,7 +13,7 @@ use lnc_metrics::Metrics;
 use lnc_protocol::Opcode;
 use lnc_raft::NodeId;
 use lnc_replication::ShardConfig;
-use lnc_replication::formation::{Cluster, Identity};
+use lnc_replication::formation::Identity;
 use lnc_replication::transfer::TransferBody;
 use lnc_replication::wire::{MAX_FRAME_BODY, PeerMessage, WireError, put_messages, take_frame, take_message};
 use std::collections::BTreeMap;
@@ -197,7 +197,7 @@ fn broker_config(settings: &Settings, identity: &Identity) -> BrokerConfig {
         nodes: (1..=settings.nodes).map(|node| (node, addresses(node))).collect(),
         members: cluster.map(|cluster| cluster.members.clone()).unwrap_or_default(),
         members_version: cluster.map_or(0, |cluster| cluster.version),
-        founders: cluster.map(Cluster::founders).unwrap_or_default(),
+        founders: cluster.map(|cluster| cluster.founders.clone()).unwrap_or_default(),
         transfer_bytes_per_second: settings.transfer_bytes_per_second,
         data_groups: settings.data_groups,
         memory_bytes: settings.memory_bytes,
@@ -213,9 +213,10 @@ fn broker_config(settings: &Settings, identity: &Identity) -> BrokerConfig {
 
 fn shard_config(settings: &Settings, identity: &Identity, life: u32) -> ShardConfig {
     let node = identity.node.0;
+    let founders = identity.cluster.iter().flat_map(|cluster| cluster.founders.keys());
     ShardConfig {
         node: identity.node,
-        founders: identity.cluster.as_ref().map(Cluster::founders).unwrap_or_default().into_keys().collect(),
+        founders: founders.copied().collect(),
         groups: (0..=settings.data_groups).map(GroupId).collect(),
         election_ticks: 10,
         heartbeat_ticks: 2,

@@ -26,6 +26,8 @@ pub(super) const ENTRY_RECORD: usize = RECORD_HEAD + 17;
 
 const MAGIC: [u8; 4] = *b"LNCJ";
 const VERSION: u16 = 2;
+/// No epoch, flush, file or record is counted this far. Bytes that claim it are no flush, and no number overflows.
+const NUMBER_LIMIT: u64 = 1 << 62;
 const ENTRY: u8 = 1;
 const HARD_STATE: u8 = 2;
 const CHECKPOINT: u8 = 3;
@@ -54,7 +56,7 @@ pub(super) struct Header {
 /// Why some bytes are no header of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HeaderFault {
-    /// No magic: unused space, or something else's bytes.
+    /// No magic, or numbers that no journal counts to: unused space, or something else's bytes.
     Absent,
     /// The magic is there, the checksum does not match.
     Checksum { stored: u32, computed: u32 },
@@ -122,6 +124,9 @@ impl Header {
         if header.identity != identity {
             return Err(HeaderFault::Foreign { identity: header.identity });
         }
+        if [header.epoch, header.number, header.durable, header.file].iter().any(|number| *number >= NUMBER_LIMIT) {
+            return Err(HeaderFault::Absent);
+        }
         Ok(header)
     }
 }
@@ -175,6 +180,10 @@ impl Record {
         if stored != computed {
             return Err(format!("record CRC {computed:#010x}, stored {stored:#010x}"));
         }
+        let sequence = u64_at(bytes, 8);
+        if sequence >= NUMBER_LIMIT {
+            return Err(format!("record number {sequence}"));
+        }
         let (kind, body) = (bytes[20], &bytes[RECORD_HEAD..len]);
         let body = match (kind, body.len()) {
             (ENTRY, 17..) => {
@@ -192,7 +201,7 @@ impl Record {
             (IDENTITIES, _) => Body::Identities { summaries: RECORD_HEAD..len },
             _ => return Err(format!("record kind {kind} with a body of {} bytes", body.len())),
         };
-        Ok(Self { len, sequence: u64_at(bytes, 8), group: GroupId(u32_at(bytes, 16)), body })
+        Ok(Self { len, sequence, group: GroupId(u32_at(bytes, 16)), body })
     }
 }
 
@@ -259,6 +268,21 @@ mod tests {
             bad[bit / 8] ^= 1 << (bit % 8);
             assert!(Header::decode(&bad, 7).is_err(), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn numbers_that_would_overflow_are_refused() {
+        let header = Header { identity: 7, epoch: 2, number: 30, durable: 29, file: 4, body_len: 500, records: 3 };
+        let with: [fn(&mut Header); 4] =
+            [|h| h.epoch = u64::MAX, |h| h.number = u64::MAX, |h| h.durable = u64::MAX, |h| h.file = u64::MAX];
+        for change in with {
+            let mut bad = header;
+            change(&mut bad);
+            assert_eq!(Header::decode(&bad.encode(), 7), Err(HeaderFault::Absent), "{bad:?}");
+        }
+        let mut buf = AlignedBuf::default();
+        encode_hard_state(&mut buf, u64::MAX, GroupId(3), 4, None);
+        assert!(Record::decode(&buf).is_err());
     }
 
     #[test]

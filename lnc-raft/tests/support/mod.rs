@@ -56,8 +56,8 @@ impl Disk {
 
     pub(crate) fn compact(&mut self, index: Index) {
         if let Some(term) = self.term_at(index) {
-            let covered = self.entries.iter().filter(|entry| entry.index > self.applied && entry.index <= index);
-            if let Some(last) = covered.filter(|entry| entry.kind == EntryKind::Configuration).next_back() {
+            let mut covered = self.entries.iter().filter(|entry| entry.index > self.applied && entry.index <= index);
+            if let Some(last) = covered.rfind(|entry| entry.kind == EntryKind::Configuration) {
                 self.configuration = Configuration::decode(&last.payload).ok();
             }
             self.entries.drain(..(index - self.boundary.0) as usize);

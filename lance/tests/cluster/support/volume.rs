@@ -12,8 +12,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// Bytes of a node's file system.
-const SIZE: u64 = 512 << 20;
+/// Bytes of a node's file system. Its files are sparse: what is not used takes no room.
+const SIZE: u64 = 2 << 30;
 
 /// Bytes of the file system that holds it: room for its own books and its journal.
 const DEVICE_SIZE: u64 = SIZE + (128 << 20);
