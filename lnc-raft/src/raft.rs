@@ -329,7 +329,6 @@ impl Raft {
             last: self.log.last_index(),
             first_index: self.log.first_index(),
             first_in_memory: self.log.first_in_memory(),
-            caught_up: self.caught_up(),
             leader_commit: self.known_commit(),
             peers: self
                 .peers
@@ -402,10 +401,6 @@ impl Raft {
     /// The first index whose payload is in memory; one past the last index if none is.
     pub fn first_in_memory(&self) -> Index {
         self.log.first_in_memory()
-    }
-
-    fn caught_up(&self) -> bool {
-        self.known_commit().is_some_and(|index| index <= self.log.commit())
     }
 
     fn known_commit(&self) -> Option<Index> {
@@ -603,9 +598,6 @@ pub struct Status {
     pub first_index: Index,
     /// The first index whose payload is in memory; `last + 1` if none is.
     pub first_in_memory: Index,
-    /// A leader: it has committed an entry of its own term, so it knows everything that was ever committed. Another: it
-    /// has committed all that this term's leader has told it of.
-    pub caught_up: bool,
     /// The commit index of the leader as far as this node has heard, whether it has the entries or not; None while it has
     /// not heard from the leader of its term, or has not committed in its own.
     pub leader_commit: Option<Index>,

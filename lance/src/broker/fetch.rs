@@ -1,5 +1,6 @@
 //! Fetch: committed batches to readers, from the tail cache or the segments, now or when there are some.
 
+use super::catalog::META;
 use super::{Broker, Caller};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
@@ -19,6 +20,8 @@ const FRAME_OVERHEAD: usize = 64 << 10;
 struct Parked {
     caller: Caller,
     request: FetchRequest,
+    /// Groups of which everything that was committed when the request came has been applied here.
+    confirmed: BTreeSet<GroupId>,
     since_us: u64,
     deadline_us: u64,
     /// Results of segment reads, by position in the request. They stay until the answer leaves: another partition may
@@ -54,19 +57,36 @@ enum Slot {
 
 impl<D: Disk> Broker<D> {
     pub(super) fn fetch(&mut self, caller: Caller, request: FetchRequest, body: Bytes) {
-        if request.partitions.iter().all(|p| self.catalog.knows(&p.topic, p.topic_id)) {
-            self.fetch_known(caller, request);
+        let asked = self.groups_of_fetch(&request);
+        if asked.is_empty() {
+            self.fetch_confirmed(caller, request, BTreeSet::new());
         } else {
-            self.after_catalog(caller, Opcode::Fetch, Request::Fetch(request), body);
+            self.await_leaders(caller, Opcode::Fetch, Request::Fetch(request), body, asked);
         }
     }
 
-    /// Fetch once the catalog is known to be fresh enough to deny a topic.
-    pub(super) fn fetch_known(&mut self, caller: Caller, request: FetchRequest) {
+    /// The groups that must confirm what they have committed before a request can be answered: those that would deny a
+    /// topic or an offset. A leader that does not know yet that it was deposed knows neither of what came after it. On a
+    /// follower an offset beyond the end is one to wait for.
+    pub(super) fn groups_of_fetch(&self, request: &FetchRequest) -> BTreeSet<GroupId> {
+        let group_of = |wanted: &FetchPartition| {
+            if !self.catalog.knows(&wanted.topic, wanted.topic_id) {
+                return Some(META);
+            }
+            let (key, group) = self.catalog.resolve(&wanted.topic, wanted.topic_id, wanted.partition).ok()?;
+            let end = self.groups.get(&group)?.state.get(key)?.log_end_offset;
+            (wanted.offset > end && self.shard.is_leader(group)).then_some(group)
+        };
+        request.partitions.iter().filter_map(group_of).collect()
+    }
+
+    /// Fetch once it is known of these groups what was committed.
+    pub(super) fn fetch_confirmed(&mut self, caller: Caller, request: FetchRequest, confirmed: BTreeSet<GroupId>) {
         let since_us = self.now_us();
         let deadline_us = since_us + u64::from(request.max_wait_ms.min(MAX_WAIT_MS)) * 1000;
         let id = self.ticket();
-        let parked = Parked { caller, request, since_us, deadline_us, cold: BTreeMap::new(), cold_waiting: 0 };
+        let cold = BTreeMap::new();
+        let parked = Parked { caller, request, confirmed, since_us, deadline_us, cold, cold_waiting: 0 };
         self.serve_fetch(id, parked);
     }
 
@@ -77,7 +97,7 @@ impl<D: Disk> Broker<D> {
         let mut reads = Vec::new();
         for (position, wanted) in parked.request.partitions.iter().enumerate() {
             let cold = parked.cold.get(&position);
-            match self.fetch_slot(wanted, cold, room, results.is_empty()) {
+            match self.fetch_slot(wanted, &parked.confirmed, cold, room, results.is_empty()) {
                 Slot::Done(found) => {
                     room = room.saturating_sub(found.records.len());
                     results.push(found);
@@ -156,6 +176,7 @@ impl<D: Disk> Broker<D> {
     fn fetch_slot(
         &mut self,
         wanted: &FetchPartition,
+        confirmed: &BTreeSet<GroupId>,
         cold: Option<&Result<Vec<Bytes>, SegmentError>>,
         room: usize,
         first: bool,
@@ -183,9 +204,7 @@ impl<D: Disk> Broker<D> {
         };
         (found.log_start_offset, found.high_watermark) = (state.log_start_offset, state.log_end_offset);
         let (start, end) = (found.log_start_offset, found.high_watermark);
-        // A follower may only be behind; a leader that has committed in its term knows that there is no such offset.
-        let settled = || self.is_settled(group);
-        if offset < start || (offset > end && settled()) {
+        if offset < start || (offset > end && confirmed.contains(&group)) {
             found.error = ErrorCode::OffsetOutOfRange;
             found.message = format!(
                 "topic {name:?} partition {partition} has offsets {start} to {end}, offset {offset} is not among them"
@@ -215,13 +234,6 @@ impl<D: Disk> Broker<D> {
             }
             None => Slot::Cold { key, offset, max_bytes },
         }
-    }
-
-    /// Whether this node leads the group and has applied everything that was ever acknowledged in it.
-    fn is_settled(&self, group: GroupId) -> bool {
-        let applied = self.applied_index(group);
-        let status = self.shard.status(group).filter(|_| self.shard.is_leader(group));
-        status.is_some_and(|status| status.caught_up && applied >= status.commit)
     }
 
     /// Look again at every fetch for which something has changed.

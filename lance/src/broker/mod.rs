@@ -808,7 +808,10 @@ impl<D: Disk> Broker<D> {
                         self.read(caller, opcode, request, body);
                     }
                     Request::Produce(produce) => self.produce_known(caller, produce, body),
-                    Request::Fetch(fetch) => self.fetch_known(caller, fetch),
+                    Request::Fetch(fetch) if !self.groups_of_fetch(&fetch).iter().all(|g| until.contains_key(g)) => {
+                        self.fetch(caller, fetch, body);
+                    }
+                    Request::Fetch(fetch) => self.fetch_confirmed(caller, fetch, until.into_keys().collect()),
                     request => self.serve_read(caller, opcode, request),
                 }
             }

@@ -20,14 +20,9 @@ impl<D: Disk> Broker<D> {
         if self.catalog.knows(&request.topic, request.topic_id) {
             self.produce_known(caller, request, body);
         } else {
-            self.after_catalog(caller, Opcode::Produce, Request::Produce(request), body);
+            // It may have been created a moment ago, perhaps in the place of another of its name: ask before denying it.
+            self.await_leaders(caller, Opcode::Produce, Request::Produce(request), body, [META].into());
         }
-    }
-
-    /// A topic that this replica does not know may have been created a moment ago, perhaps in the place of another of
-    /// its name: ask before denying it.
-    pub(super) fn after_catalog(&mut self, caller: Caller, opcode: Opcode, request: Request, body: Bytes) {
-        self.await_leaders(caller, opcode, request, body, [META].into());
     }
 
     /// Produce once the catalog is known to be fresh enough to deny the topic.

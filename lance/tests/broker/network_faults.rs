@@ -1,7 +1,7 @@
 //! Partitions of the network: nothing false is said, and once they end everything goes on.
 
 use crate::harness::records::pairs;
-use crate::harness::{Call, Cluster, Cut, Outcome, Producer, SECOND, Settings, offsets_request};
+use crate::harness::{Call, Cluster, Cut, Outcome, Producer, SECOND, Settings, fetch_request, offsets_request};
 use lnc_log::journal::GroupId;
 use lnc_protocol::message::{OffsetSpec, ProduceRequest};
 use lnc_protocol::{ErrorCode, Request, Response};
@@ -85,6 +85,24 @@ fn an_isolated_node_does_not_say_which_offset_is_the_latest() {
         }
         heal_and_check(&mut cluster, &request);
     }
+}
+
+#[test]
+fn a_leader_that_was_deposed_unawares_denies_no_offset() {
+    let (mut cluster, leader, request) = start();
+    cluster.network.isolate(leader);
+    let call = cluster.send(leader, &fetch_request("t", &[(0, 2)], 0, 1));
+    cluster.settle();
+    assert!(cluster.view(leader, DATA).leads && !cluster.is_answered(call), "nobody says that it still leads");
+    assert_eq!(cluster.produce_elsewhere(leader, &request), Some(1));
+    match cluster.wait(call) {
+        Outcome::Refused(error) => assert!(error.code.is_retriable(), "{error}"),
+        other => panic!("it cannot know: {other:?}"),
+    }
+    heal_and_check(&mut cluster, &request);
+    let after = cluster.leader_of(DATA);
+    assert_eq!(cluster.fetch(after, "t", 0, 2).error, ErrorCode::None);
+    assert_eq!(cluster.fetch(after, "t", 0, 3).error, ErrorCode::OffsetOutOfRange);
 }
 
 impl Cluster {
