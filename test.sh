@@ -11,8 +11,9 @@ usage() {
     cat <<TEXT
 Usage: ./test.sh [--long] [--fuzz[=SECONDS]] [--keep]
 
-Checks format, lints and documentation, runs all tests, among them one in which disks lose power, then a cluster of
-three nodes of the release build: produces a text and reads it back, undisturbed, while the leader is killed (kill -9)
+Checks format, lints and documentation, runs all tests, among them one in which disks lose power; simulates clusters
+under faults, with fresh seeds, and proves that known mistakes are found there; then a cluster of three nodes of the
+release build: produces a text and reads it back, undisturbed, while the leader is killed (kill -9)
 and restarted, without each of the nodes, and after all nodes were killed at once; last, a short measurement of
 throughput. Needs bash 5, awk, coreutils, util-linux, a C compiler, and Rust with rustfmt and clippy. Uses free ports of
 127.0.0.1 and a temporary directory; leaves neither processes nor files but the build in target/.
@@ -20,8 +21,8 @@ throughput. Needs bash 5, awk, coreutils, util-linux, a C compiler, and Rust wit
 Power is lost on file systems of its own, for which it needs root, loop devices, e2fsprogs and xfsprogs; the last two
 are installed with apt-get if they are missing. Where that does not work, the step is skipped and counted as such.
 
-  --long  five times the text, a longer measurement, 20 times the cases of the property tests, and four times as many
-          losses of power
+  --long  five times the text, a longer measurement, 20 times the cases of the property tests, four times as many
+          losses of power, and 20 minutes of simulation instead of one
   --fuzz  fuzz every decoder of bytes from outside as well, each for this many seconds (30); needs cargo-fuzz and a
           nightly toolchain
   --keep  keep the logs and the data of the run
@@ -43,12 +44,13 @@ done
 
 text_mb=20
 bench_seconds=5
+simulate_for=60s
 long=
 fuzz_seconds=
 keep=
 for argument; do
     case $argument in
-        --long) long=yes text_mb=100 bench_seconds=20 ;;
+        --long) long=yes text_mb=100 bench_seconds=20 simulate_for=20m ;;
         --fuzz) fuzz_seconds=30 ;;
         --fuzz=*[!0-9]* | --fuzz=)
             printf 'test.sh: %s: not a number of seconds\n' "$argument" >&2
@@ -249,6 +251,32 @@ fuzz_all() {
         target=${target##*/}
         step "fuzzing of ${target%.rs}" fuzz_target "${target%.rs}"
     done
+}
+
+# --- The simulator ---------------------------------------------------------------------------------------------------
+
+# With the mutations in it, of which none is made unless it is asked for.
+build_simulator() { cargo build --profile simulate --locked -p lnc-chaos --features mutations; }
+
+# simulate ARGUMENT…: what it prints is shown in short.
+simulate() {
+    local code=0
+    "$target_dir/simulate/lnc-chaos" sim --jobs "$(nproc)" "$@" | tee "$work/simulate.log" || code=$?
+    sed -n -E 's/^((seed |seeds |simulated|pace|operations) *.*)$/> \1/p' "$work/simulate.log"
+    awk 'begun && NF == 2 { faults += $2; kinds++ } /^topics not judged/ { begun = 1 }
+        END { printf "> %d faults of %d kinds\n", faults, kinds }' "$work/simulate.log"
+    return "$code"
+}
+
+# Each must be found by the rule and after the number of runs that docs/TESTING.md says.
+mutations() {
+    local log=$work/mutations.log
+    "$target_dir/simulate/lnc-chaos" mutations --jobs "$(nproc)" | tee "$log"
+    sed -n 's/^\([0-9]* not found.*\)$/> \1/p' "$log"
+    diff <(sed -n '/^| mutation/,/^$/p' docs/TESTING.md) <(sed -n '/^| mutation/,/^$/p' "$log") || {
+        printf 'docs/TESTING.md has another table: replace it with the one above, if that is as good\n'
+        return 1
+    }
 }
 
 build_release() { cargo build --release --locked -p lance -p lnc-bench; }
@@ -499,6 +527,16 @@ step "build of the tests" build_tests
 step "tests" run_tests
 step "power loss" power_loss
 [[ -z $fuzz_seconds ]] || fuzz_all
+before=$failed
+step "build of the simulator" build_simulator
+if ((failed == before)); then
+    step "simulation of what went wrong before" simulate --regressions lnc-chaos/regressions.txt
+    step "simulation with fresh seeds" simulate --for "$simulate_for"
+    step "mutations that the simulator must find" mutations
+else
+    printf '== NOT RUN, since there is no simulator: three steps\n'
+    skipped=$((skipped + 3))
+fi
 before=$failed
 step "build of the release" build_release
 if ((failed == before)); then

@@ -39,9 +39,9 @@ fn profile(mutation: Mutation) -> Profile {
     match mutation {
         Mutation::AcknowledgeEarly | Mutation::NoDirectorySync | Mutation::KeepFewerFiles => Profile::Power,
         Mutation::ForgetVote | Mutation::VoteForAnyLog => Profile::Crashes,
-        Mutation::CountLeaderEarly | Mutation::CommitPriorTerm => Profile::Outages,
+        Mutation::CountLeaderEarly => Profile::Outages,
+        Mutation::CommitPriorTerm | Mutation::ReadUnconfirmed => Profile::Coups,
         Mutation::UnclampedCommit | Mutation::ApplyUncommitted => Profile::Partitions,
-        Mutation::ReadUnconfirmed => Profile::Everything,
         Mutation::ForgetDuplicates | Mutation::AcceptDuplicates => Profile::Everything,
         Mutation::CutDamage => Profile::Damage,
         Mutation::WipedVotes => Profile::Wipes,

@@ -36,9 +36,12 @@ pub(super) struct Arguments {
     /// The profile; without it, seeds go through all that --list marks
     #[arg(long, value_parser = profile)]
     profile: Option<Profile>,
-    /// Number of nodes
-    #[arg(long, default_value_t = 3, value_parser = nodes)]
-    nodes: u64,
+    /// Number of nodes, 3 or 5; without it, every fourth seed has 5
+    #[arg(long, value_parser = nodes)]
+    nodes: Option<u64>,
+    /// Run what this file lists instead: a profile, a seed and a number of nodes in each line
+    #[arg(long, conflicts_with_all = ["seed", "seeds", "for", "profile", "nodes"])]
+    regressions: Option<PathBuf>,
     /// Virtual time in which clients work and faults strike, for each seed
     #[arg(long, default_value = "120s", value_parser = parse_duration)]
     r#virtual: Duration,
@@ -74,14 +77,40 @@ fn nodes(text: &str) -> Result<u64, String> {
     text.parse().ok().filter(|nodes| [3, 5].contains(nodes)).ok_or_else(|| "3 or 5 nodes can be simulated".to_owned())
 }
 
-/// Run the seeds; 1 if a rule was broken, 2 if a file could not be written.
+/// The runs that a file lists. What follows `#` in a line is for people.
+fn listed(path: &Path, virtual_us: u64) -> Result<Vec<Plan>, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let lines = text.lines().enumerate().map(|(n, line)| (n, line.split('#').next().unwrap_or_default()));
+    let parse = |(n, line): (usize, &str)| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let plan = match words[..] {
+            [name, seed, count] => profile(name).and_then(|profile| {
+                let seed = seed.parse().map_err(|_| format!("{seed:?} is not a seed"))?;
+                Ok(Plan { seed, profile, nodes: nodes(count)?, virtual_us, schedule: None })
+            }),
+            _ => Err("expected a profile, a seed and a number of nodes".to_owned()),
+        };
+        plan.map_err(|error| format!("{} line {}: {error}", path.display(), n + 1))
+    };
+    lines.filter(|(_, line)| !line.trim().is_empty()).map(parse).collect()
+}
+
+/// Run the seeds; 1 if a rule was broken, 2 if a file could not be read or written.
 pub(super) fn simulate(arguments: &Arguments) -> ExitCode {
     if arguments.list {
         list();
         return ExitCode::SUCCESS;
     }
+    let virtual_us = arguments.r#virtual.as_micros() as u64;
+    let listed = match arguments.regressions.as_deref().map(|path| listed(path, virtual_us)).transpose() {
+        Ok(listed) => listed,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(2);
+        }
+    };
     let first = arguments.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish() >> 32);
-    if !arguments.json {
+    if !arguments.json && listed.is_none() {
         println!("seed {first}");
     }
     tell_of_panics();
@@ -92,7 +121,11 @@ pub(super) fn simulate(arguments: &Arguments) -> ExitCode {
         next: AtomicU64::new(0),
         failed: AtomicBool::new(false),
         total: Mutex::new((Counts::default(), None)),
-        progress: Progress::start(arguments.r#for.is_none().then_some(arguments.seeds)),
+        progress: Progress::start(match &listed {
+            Some(plans) => Some(plans.len() as u64),
+            None => arguments.r#for.is_none().then_some(arguments.seeds),
+        }),
+        listed,
         begun: Instant::now(),
     };
     std::thread::scope(|scope| {
@@ -139,14 +172,17 @@ fn plan(arguments: &Arguments, first: u64, n: u64) -> Plan {
     let seed = first.wrapping_add(n);
     // By the seed, so that the same seed is the same run wherever it stands in a batch.
     let profile = arguments.profile.unwrap_or(ROTATION[(seed % ROTATION.len() as u64) as usize]);
-    let virtual_us = arguments.r#virtual.as_micros() as u64;
-    Plan { seed, profile, nodes: arguments.nodes, virtual_us, schedule: None }
+    let five = seed / ROTATION.len() as u64 % 4 == 3;
+    let nodes = arguments.nodes.unwrap_or(if five { 5 } else { 3 });
+    Plan { seed, profile, nodes, virtual_us: arguments.r#virtual.as_micros() as u64, schedule: None }
 }
 
 /// Many seeds, and what has come of them so far.
 struct Batch<'a> {
     arguments: &'a Arguments,
     first: u64,
+    /// What to run instead of seeds.
+    listed: Option<Vec<Plan>>,
     next: AtomicU64,
     failed: AtomicBool,
     total: Mutex<(Counts, Option<Report>)>,
@@ -160,14 +196,18 @@ impl Batch<'_> {
         prepare(self.arguments);
         loop {
             let n = self.next.fetch_add(1, Ordering::Relaxed);
-            let over = match self.arguments.r#for {
-                Some(limit) => self.begun.elapsed() >= limit,
-                None => n >= self.arguments.seeds,
+            let over = match (&self.listed, self.arguments.r#for) {
+                (Some(plans), _) => n >= plans.len() as u64,
+                (None, Some(limit)) => self.begun.elapsed() >= limit,
+                (None, None) => n >= self.arguments.seeds,
             };
             if over || self.failed.load(Ordering::Relaxed) {
                 return;
             }
-            let plan = plan(self.arguments, self.first, n);
+            let plan = match &self.listed {
+                Some(plans) => plans[n as usize].clone(),
+                None => plan(self.arguments, self.first, n),
+            };
             CURRENT.set(Some(command(self.arguments, &plan)));
             let report = run(&plan);
             CURRENT.set(None);
@@ -215,14 +255,18 @@ fn command(arguments: &Arguments, plan: &Plan) -> String {
 }
 
 fn reproduction(arguments: &Arguments, report: Option<&Report>) -> String {
-    let plan = report.map(|report| Plan { profile: report.profile, ..plan(arguments, report.seed, 0) });
-    plan.map_or(String::new(), |plan| command(arguments, &plan))
+    report.map_or(String::new(), |report| command(arguments, &plan_of(arguments, report)))
+}
+
+/// The run that a report is about.
+fn plan_of(arguments: &Arguments, report: &Report) -> Plan {
+    Plan { profile: report.profile, nodes: report.nodes, ..plan(arguments, report.seed, 0) }
 }
 
 /// Say what was wrong, and write the whole trace.
 fn tell(arguments: &Arguments, report: &Report) -> std::io::Result<()> {
     let Some(failure) = &report.failure else { return Ok(()) };
-    let plan = Plan { profile: report.profile, ..plan(arguments, report.seed, 0) };
+    let plan = plan_of(arguments, report);
     let default = std::env::temp_dir().join(format!("lnc-chaos-{}-{}.trace", plan.profile.name(), plan.seed));
     let path = arguments.trace.clone().unwrap_or(default);
     write_trace(&plan, &path)?;

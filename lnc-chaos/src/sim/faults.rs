@@ -39,6 +39,9 @@ pub(crate) enum Fault {
     ClockDrift { node: u64, ppm: i64 },
     /// Bytes do not pass.
     Partition { cuts: Vec<Cut>, for_us: u64 },
+    /// Whoever is elected in this group is cut off from the other nodes a moment later, until the next one is. So every
+    /// leader leaves a log behind that the next one may not have (Raft paper, figure 8).
+    Coup { group: u32, for_us: u64, seed: u64 },
     /// One connection breaks; its receiver notices later.
     Break { from: u64, to: u64, channel: Channel, notice_us: u64 },
     /// Bytes travel badly.
@@ -70,6 +73,7 @@ impl Fault {
             Self::ClockJump { .. } => "clock-jump",
             Self::ClockDrift { .. } => "clock-drift",
             Self::Partition { .. } => "partition",
+            Self::Coup { .. } => "coup",
             Self::Break { .. } => "broken-connection",
             Self::Storm { .. } => "storm",
             Self::SlowDisk { .. } => "slow-disk",
@@ -139,6 +143,16 @@ fn draw(feature: Feature, rng: &mut Rng, nodes: u64) -> Vec<(u64, Fault)> {
             Fault::Break { from: node, to, channel, notice_us: rng.pick(&[0, 100_000, 3_000_000]) }
         }
         Feature::Partitions => Fault::Partition { cuts: partition(rng, nodes), for_us: while_us(rng) },
+        Feature::Coups => {
+            let for_us = rng.between(5_000_000, 20_000_000);
+            Fault::Coup { group: rng.below(3) as u32, for_us, seed: rng.next() }
+        }
+        // It wakes up as the leader that it was, and nobody can tell it otherwise but its clients are there.
+        Feature::Seclusions => {
+            let (asleep_us, alone_us) = (while_us(rng), rng.between(0, 2_000_000));
+            let alone = Fault::Partition { cuts: isolation(node), for_us: asleep_us + alone_us };
+            return vec![(0, Fault::Pause { node, for_us: asleep_us }), (0, alone)];
+        }
         Feature::Kills => Fault::Kill { node, down_us: while_us(rng), seed: rng.next() },
         Feature::Power => match rng.below(3) {
             0 => Fault::PowerLoss { node, down_us: while_us(rng), seed: rng.next() },
@@ -183,14 +197,19 @@ fn storm(rng: &mut Rng) -> Weather {
     Weather { delay_us: (500, slow), loss: chance(200), twice: chance(200), overtake: chance(300), corrupt: chance(30) }
 }
 
+/// A node alone.
+pub(crate) fn isolation(node: u64) -> Vec<Cut> {
+    let all = Cut { from: None, to: None, channel: None };
+    vec![Cut { from: Some(node), ..all }, Cut { to: Some(node), ..all }]
+}
+
 fn partition(rng: &mut Rng, nodes: u64) -> Vec<Cut> {
     let node = rng.between(1, nodes);
     let other = 1 + (node + rng.below(nodes - 1)) % nodes;
     let all = Cut { from: None, to: None, channel: None };
     let channel = rng.pick(&[Channel::Control, Channel::Replication]);
     match rng.below(7) {
-        // A node is alone.
-        0 | 1 => vec![Cut { from: Some(node), ..all }, Cut { to: Some(node), ..all }],
+        0 | 1 => isolation(node),
         // It is heard but does not hear, or the other way round.
         2 => vec![Cut { from: Some(node), ..all }],
         3 => vec![Cut { to: Some(node), ..all }],

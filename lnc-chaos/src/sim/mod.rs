@@ -72,5 +72,5 @@ pub(crate) fn run_with(plan: &Plan, sink: Option<Sink>) -> Report {
     let mut counts = std::mem::take(&mut cluster.counts);
     (counts.runs, counts.virtual_us, counts.events) = (1, cluster.now_us, trace.events());
     let failure = result.err().map(|violation| Failure { violation, at_us: cluster.now_us, newest: trace.newest() });
-    Report { seed: plan.seed, profile: plan.profile, schedule, counts, hash: trace.hash(), failure }
+    Report { seed: plan.seed, profile: plan.profile, nodes: plan.nodes, schedule, counts, hash: trace.hash(), failure }
 }

@@ -8,6 +8,8 @@ pub(crate) enum Feature {
     Storms,
     Breaks,
     Partitions,
+    Coups,
+    Seclusions,
     Kills,
     Power,
     PowerOfAll,
@@ -26,6 +28,7 @@ impl Feature {
     pub(crate) fn every_us(self) -> u64 {
         match self {
             Self::Rolling => 30_000_000,
+            Self::Coups => 25_000_000,
             Self::PowerOfAll => 20_000_000,
             Self::Damage | Self::Wipes => 15_000_000,
             Self::Breaks | Self::Clocks => 3_000_000,
@@ -63,6 +66,7 @@ profiles! {
     Calm = "calm", "no faults";
     Network = "network", "delay, loss, reordering, duplication, corruption, broken and half-open connections";
     Partitions = "partitions", "nodes alone, one-way and partial partitions, one channel without the other";
+    Coups = "coups", "whoever is elected is cut off, again and again; nodes that hang and wake up alone";
     Crashes = "crashes", "kill -9";
     Power = "power", "power loss of one node, at any disk operation, and of all at once";
     Outages = "outages", "power loss while connections and other disks fail";
@@ -81,6 +85,7 @@ pub const ROTATION: &[Profile] = &[
     Profile::Calm,
     Profile::Network,
     Profile::Partitions,
+    Profile::Coups,
     Profile::Crashes,
     Profile::Power,
     Profile::Outages,
@@ -101,13 +106,14 @@ impl Profile {
 
     pub(crate) fn features(self, rng: &mut Rng) -> Vec<Feature> {
         use Feature::{
-            Breaks, Clocks, Damage, DiskErrors, DiskStalls, FullDisks, Kills, Partitions, Pauses, Power, PowerOfAll,
-            Rolling, Storms, Wipes,
+            Breaks, Clocks, Coups, Damage, DiskErrors, DiskStalls, FullDisks, Kills, Partitions, Pauses, Power, PowerOfAll,
+            Rolling, Seclusions, Storms, Wipes,
         };
         match self {
             Self::Calm => vec![],
             Self::Network => vec![Storms, Breaks],
             Self::Partitions => vec![Partitions],
+            Self::Coups => vec![Coups, Seclusions],
             Self::Crashes => vec![Kills],
             Self::Power => vec![Power, PowerOfAll],
             Self::Outages => vec![Power, PowerOfAll, Partitions, DiskStalls, Kills],
@@ -121,7 +127,7 @@ impl Profile {
             Self::Everything => {
                 let all = [
                     Storms, Breaks, Partitions, Kills, Power, PowerOfAll, DiskStalls, FullDisks, DiskErrors, Pauses,
-                    Clocks, Rolling, Wipes,
+                    Clocks, Rolling, Wipes, Coups, Seclusions,
                 ];
                 all.into_iter().filter(|_| rng.chance(350)).collect()
             }

@@ -149,6 +149,8 @@ pub struct Report {
     pub seed: u64,
     /// Its profile.
     pub profile: Profile,
+    /// Its number of nodes.
+    pub nodes: u64,
     /// Its faults.
     pub schedule: Vec<Scheduled>,
     /// Its figures.

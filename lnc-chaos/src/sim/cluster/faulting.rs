@@ -1,6 +1,6 @@
 //! Faults strike, end, and heal.
 
-use super::super::faults::{FailingOperation, Fault};
+use super::super::faults::{FailingOperation, Fault, isolation};
 use super::super::network::Weather;
 use super::super::node::Life;
 use super::super::rng::Rng;
@@ -9,6 +9,16 @@ use super::{Cluster, What};
 use lnc_log::disk::Op;
 use lnc_log::disk::memory::FaultHook;
 use std::io;
+
+/// Every leader of a group is cut off.
+pub(super) struct Coup {
+    /// Of the fault.
+    number: u64,
+    group: u32,
+    rng: Rng,
+    /// Counts the elections, so that only the latest leader is cut off.
+    turn: u64,
+}
 
 impl Cluster {
     /// The fault of this place in the schedule strikes.
@@ -64,6 +74,10 @@ impl Cluster {
                 self.network.cut(number, cuts);
                 self.after(for_us, What::FaultOver { fault: number });
             }
+            Fault::Coup { group, for_us, seed } => {
+                self.coups.push(Coup { number, group, rng: Rng::new(seed), turn: 0 });
+                self.after(for_us, What::FaultOver { fault: number });
+            }
             Fault::Break { from, to, channel, notice_us } => {
                 self.break_connection(super::Wire { from, to, channel }, notice_us, "broken");
             }
@@ -103,11 +117,33 @@ impl Cluster {
         true
     }
 
+    /// A node has been elected: is there a coup against the leaders of its group?
+    pub(super) fn elected(&mut self, node: u64, group: u32) {
+        let Some(coup) = self.coups.iter_mut().find(|coup| coup.group == group) else { return };
+        coup.turn += 1;
+        let (fault, turn, after_us) = (coup.number, coup.turn, coup.rng.between(0, 20_000));
+        self.after(after_us, What::Deposed { fault, turn, node });
+    }
+
+    /// The latest leader of a group is cut off, and the one before it is not any more.
+    pub(super) fn depose(&mut self, fault: u64, turn: u64, node: u64) {
+        if self.coups.iter().any(|coup| coup.number == fault && coup.turn == turn) {
+            self.network.heal(fault);
+            self.network.cut(fault, isolation(node));
+            self.release_held();
+        }
+    }
+
     pub(super) fn fault_over(&mut self, fault: u64) {
         let over = self.faults[fault as usize].fault.clone();
         self.note(Event::Fault { what: format!("{} is over", over.kind()) });
         match over {
             Fault::Partition { .. } => {
+                self.network.heal(fault);
+                self.release_held();
+            }
+            Fault::Coup { .. } => {
+                self.coups.retain(|coup| coup.number != fault);
                 self.network.heal(fault);
                 self.release_held();
             }
@@ -151,6 +187,7 @@ impl Cluster {
         self.note(Event::Fault { what: "all faults end".to_owned() });
         self.finish.healed(self.now_us);
         let now_us = self.now_us;
+        self.coups.clear();
         self.network.heal_all();
         self.release_held();
         for id in 1..=self.settings.nodes {

@@ -142,6 +142,7 @@ impl Cluster {
             if leads {
                 let last = self.nodes[id as usize - 1].broker().and_then(|p| p.inspect(group.0)).map_or(0, |i| i.last);
                 self.invariants.leads(id, group.0, change.term, last)?;
+                self.elected(id, group.0);
             }
         }
         for applied in observed.applied {
