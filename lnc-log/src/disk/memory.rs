@@ -459,8 +459,8 @@ impl State {
             }
             Op::Sync { .. } => self.inode(target, 0, 0)?.sync(covers),
             Op::Close { file } => {
-                self.open.remove(&file).ok_or_else(|| invalid("the file is not open"))?;
-                self.collect_garbage();
+                let closed = self.open.remove(&file).ok_or_else(|| invalid("the file is not open"))?;
+                self.drop_unreferenced(closed.inode);
             }
             op => self.execute_name(op, covers)?,
         }
@@ -477,8 +477,9 @@ impl State {
                 self.rename_or_link(NameChange::Rename { from, to, inode });
             }
             Op::Remove { path } if self.names.files.contains_key(&path) => {
+                let inode = self.names.files[&path];
                 self.rename_or_link(NameChange::Unlink { path });
-                self.collect_garbage();
+                self.drop_unreferenced(inode);
             }
             Op::CreateDir { path } => {
                 for end in path.match_indices('/').map(|(at, _)| at).chain([path.len()]) {
@@ -497,14 +498,26 @@ impl State {
                 if !self.names.has_dir(&path) {
                     return Err(io::ErrorKind::NotFound.into());
                 }
+                let mut released = Vec::new();
                 for (sequence, change) in std::mem::take(&mut self.pending_names) {
                     if sequence <= covers && change.dir() == path {
+                        let durable = &self.durable_names.files;
+                        match &change {
+                            NameChange::Link { path, inode } => {
+                                released.extend([Some(*inode), durable.get(path).copied()]);
+                            }
+                            NameChange::Rename { to, inode, .. } => {
+                                released.extend([Some(*inode), durable.get(to).copied()]);
+                            }
+                            NameChange::Unlink { path } => released.push(durable.get(path).copied()),
+                            NameChange::MakeDir { .. } | NameChange::RemoveDir { .. } => {}
+                        }
                         self.durable_names.apply(&change);
                     } else {
                         self.pending_names.push((sequence, change));
                     }
                 }
-                self.collect_garbage();
+                released.into_iter().flatten().for_each(|inode| self.drop_unreferenced(inode));
             }
             _ => {}
         }
@@ -557,22 +570,19 @@ impl State {
         names
     }
 
-    /// Drop files that no name, present, durable or possible after a crash, and no open file refers to.
-    fn collect_garbage(&mut self) {
-        let pending: Vec<u64> = self
-            .pending_names
-            .iter()
-            .filter_map(|(_, change)| match change {
-                NameChange::Link { inode, .. } | NameChange::Rename { inode, .. } => Some(*inode),
-                _ => None,
-            })
-            .collect();
-        let (names, durable, open) = (&self.names.files, &self.durable_names.files, &self.open);
-        self.inodes.retain(|inode, _| {
-            pending.contains(inode)
-                || names.values().chain(durable.values()).any(|n| n == inode)
-                || open.values().any(|file| file.inode == *inode)
+    /// Drop a file if no name, present, durable or possible after a crash, and no open file refers to it.
+    fn drop_unreferenced(&mut self, dropped: u64) {
+        let is_it = |inode: &u64| *inode == dropped;
+        let pending = self.pending_names.iter().any(|(_, change)| match change {
+            NameChange::Link { inode, .. } | NameChange::Rename { inode, .. } => is_it(inode),
+            _ => false,
         });
+        let referenced = pending
+            || self.open.values().any(|file| is_it(&file.inode))
+            || self.names.files.values().chain(self.durable_names.files.values()).any(is_it);
+        if !referenced {
+            self.inodes.remove(&dropped);
+        }
     }
 
     fn reap(&mut self, completions: &mut Vec<Completion>) {
