@@ -4,8 +4,8 @@ use super::files::{Acquired, LogFile, Waiter};
 use super::partition::{Partition, Step, UnsyncedNames};
 use super::read::ReadDone;
 use super::store::{Pending, SegmentStore};
-use super::{PartitionKey, ROOT, SegmentError, index, io_error};
-use crate::disk::{Disk, FileId, Op, Outcome};
+use super::{PartitionKey, ROOT, SegmentError, block_ceil, block_floor, index, io_error};
+use crate::disk::{BLOCK, Disk, FileId, Op, Outcome};
 use std::io;
 
 impl SegmentStore {
@@ -42,7 +42,11 @@ impl SegmentStore {
 
     fn run_step(&mut self, disk: &mut impl Disk, key: PartitionKey, mut step: Step) {
         let op = match &mut step {
-            Step::Write { base, .. } | Step::Cut { base } | Step::Sync { base, .. } => {
+            Step::Write { base, .. }
+            | Step::Cut { base }
+            | Step::Sync { base, .. }
+            | Step::ReadDamaged { base }
+            | Step::WriteRepaired { base } => {
                 let log = (key, *base);
                 self.set_lane(key, step);
                 return self.acquire(disk, log, Waiter::Lane);
@@ -135,13 +139,26 @@ impl SegmentStore {
 
     fn run_on_file(&mut self, disk: &mut impl Disk, key: PartitionKey, file: FileId) {
         let mut buf = self.take_buffer();
-        let Some(partition) = self.partitions.get(&key) else { return };
-        let op = match partition.lane {
-            Some(Step::Write { base, bytes }) => {
+        let Some(partition) = self.partitions.get_mut(&key) else { return };
+        let op = match (partition.lane, &mut partition.repair) {
+            (Some(Step::ReadDamaged { .. }), Some(repair)) => {
+                let position = block_floor(repair.place.position);
+                Op::Read { file, position, len: (block_ceil(repair.end()) - position) as usize }
+            }
+            (Some(Step::WriteRepaired { .. }), Some(repair)) => {
+                let (place, position) = (repair.place, block_floor(repair.place.position));
+                let mut buf = std::mem::take(&mut repair.blocks);
+                let at = (place.position - position) as usize;
+                buf.resize(buf.len().max(at + repair.bytes.len()));
+                buf[at..at + repair.bytes.len()].copy_from_slice(&repair.bytes);
+                buf.pad_to_block();
+                Op::Write { file, position, buf, durable: true }
+            }
+            (Some(Step::Write { base, bytes }), _) => {
                 let position = partition.fill(base, bytes, &mut buf);
                 Op::Write { file, position, buf, durable: false }
             }
-            Some(Step::Cut { base }) => {
+            (Some(Step::Cut { base }), _) => {
                 let len = partition.segment(base).map_or(0, |segment| segment.state.len);
                 Op::SetLen { file, len }
             }
@@ -158,7 +175,12 @@ impl SegmentStore {
         result: io::Result<Outcome>,
     ) -> Result<(), SegmentError> {
         let Some(step) = self.partitions.get(&key).and_then(|partition| partition.lane) else { return Ok(()) };
-        if let Step::Write { base, .. } | Step::Cut { base } | Step::Sync { base, .. } = step {
+        if let Step::Write { base, .. }
+        | Step::Cut { base }
+        | Step::Sync { base, .. }
+        | Step::ReadDamaged { base }
+        | Step::WriteRepaired { base } = step
+        {
             self.files.release((key, base));
         }
         if let Step::WriteIndex { file, .. } = step {
@@ -166,7 +188,10 @@ impl SegmentStore {
         }
         match result {
             Ok(outcome) => {
-                self.recycle(outcome);
+                match (step, outcome, self.partitions.get_mut(&key).and_then(|partition| partition.repair.as_mut())) {
+                    (Step::ReadDamaged { .. }, Outcome::Read(blocks), Some(repair)) => repair.blocks = blocks,
+                    (_, outcome, _) => self.recycle(outcome),
+                }
                 self.stalled.remove(&key);
                 match self.apply(key, step) {
                     Some(next) => self.run_step(disk, key, next),
@@ -205,6 +230,16 @@ impl SegmentStore {
                 self.cache_index((key, base), index);
             }
             Step::Sync { base, upto } => partition.segment_mut(base)?.synced = upto,
+            Step::ReadDamaged { base } => return Some(Step::WriteRepaired { base }),
+            Step::WriteRepaired { base } => {
+                let repair = partition.repair.take()?;
+                partition.repaired(&repair);
+                self.repaired.push(repair.place);
+                // The last block was written whole, beyond the end of a segment that is cut.
+                let segment = partition.segment(base)?;
+                let padded = segment.cut && !segment.state.len.is_multiple_of(BLOCK as u64);
+                return (padded && block_ceil(repair.end()) > segment.state.len).then_some(Step::Cut { base });
+            }
             Step::SyncNames => partition.unsynced.files = false,
             Step::SyncParent => partition.unsynced.dir = false,
             Step::SyncRoot => {
@@ -237,10 +272,21 @@ impl SegmentStore {
             Step::OpenIndex { base, .. } => ("open", key.index_path(base)),
             Step::WriteIndex { base, .. } => ("write", key.index_path(base)),
             Step::Sync { base, .. } => ("sync", key.log_path(base)),
+            Step::ReadDamaged { base } => ("read", key.log_path(base)),
+            Step::WriteRepaired { base } => ("repair", key.log_path(base)),
             Step::SyncNames => ("sync", key.dir()),
             Step::SyncParent => ("sync", ROOT.to_owned()),
             Step::SyncRoot => ("sync", "the data directory".to_owned()),
         };
+        if let Step::ReadDamaged { .. } = step {
+            // What cannot be read stays damaged. Reads say so, and whoever repairs tries again.
+            tracing::warn!(%file, error = %source, "cannot read what is to be repaired");
+            if let Some(partition) = self.partitions.get_mut(&key) {
+                partition.repair = None;
+            }
+            self.free_lane(disk, key, true);
+            return Ok(());
+        }
         if !full || action == "sync" {
             return Err(io_error(action, file, source));
         }

@@ -21,6 +21,8 @@
 //! - Where a segment rolls depends on the sequence of appends and trims alone, never on when bytes were written.
 //! - A file named by a checkpoint holds at least the bytes that the checkpoint says, until a later checkpoint that no
 //!   longer names it is durable.
+//! - A file that lost bytes, or is gone, is made as long as it should be: what is missing is found as damage, and can be
+//!   repaired ([`SegmentStore::repair`]).
 //! - Bytes are served only after their CRC-32C, the continuity of their offsets and their leader epoch were checked.
 //!   The first 16 bytes of a batch lie outside its CRC: offsets must follow on one another, the length is implied by
 //!   the CRC, and the epoch must be the one that [`SegmentState::epochs`] tells.
@@ -40,7 +42,7 @@ mod state;
 mod store;
 
 pub use index::IndexEntry;
-pub use read::ReadDone;
+pub use read::{DamagedBatch, ReadDone};
 pub use state::{EpochStart, PartitionState, SegmentState, StateError};
 pub use store::{CheckpointId, SegmentStore, TimestampBound};
 

@@ -2,7 +2,7 @@
 
 use super::index::{self, IndexEntry};
 use super::state::{EpochStart, PartitionState, SegmentState};
-use super::{PREFIX_LEN, PartitionKey, SegmentConfig, SegmentError, StoredBatch, block_floor};
+use super::{DamagedBatch, PREFIX_LEN, PartitionKey, SegmentConfig, SegmentError, StoredBatch, block_floor};
 use crate::disk::{AlignedBuf, BLOCK, FileId};
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -168,6 +168,18 @@ impl Queue {
         }
     }
 
+    /// Replace what came from a file, where `bytes` belong at `position` of it. The queue begins at `start`.
+    fn patch(&mut self, start: u64, position: u64, bytes: &[u8]) {
+        let Some(Piece { content: Content::Tail(tail), .. }) = self.pieces.front_mut() else { return };
+        let start = start - self.skip as u64;
+        let from = position.max(start);
+        let until = (position + bytes.len() as u64).min(start + tail.len() as u64);
+        if from < until {
+            tail[(from - start) as usize..(until - start) as usize]
+                .copy_from_slice(&bytes[(from - position) as usize..(until - position) as usize]);
+        }
+    }
+
     /// Drop the first `count` bytes.
     fn pop(&mut self, mut count: u64) {
         self.bytes -= count;
@@ -224,6 +236,10 @@ pub(super) enum Step {
     WriteIndex { base: u64, file: FileId },
     /// Sync the log; `upto` is what is in the file.
     Sync { base: u64, upto: u64 },
+    /// Read the blocks that a repair changes.
+    ReadDamaged { base: u64 },
+    /// Write them with the batches that belong there.
+    WriteRepaired { base: u64 },
     /// Make the names in the partition's directory durable.
     SyncNames,
     /// Make the partition's directory durable in its parent.
@@ -260,8 +276,25 @@ pub(super) struct Partition {
     pub(super) target: Option<(u64, u64)>,
     /// Sealed segments whose index was rebuilt and waits to be written.
     pub(super) rebuilt: Vec<u64>,
+    /// What is to be written over damage, next.
+    pub(super) repair: Option<Repair>,
     /// The partition does not exist any more, since this checkpoint.
     pub(super) removed: Option<u64>,
+}
+
+/// Batches that belong at a place in a segment.
+#[derive(Debug)]
+pub(super) struct Repair {
+    pub(super) place: DamagedBatch,
+    pub(super) bytes: Bytes,
+    /// The blocks that hold them, as they were found.
+    pub(super) blocks: AlignedBuf,
+}
+
+impl Repair {
+    pub(super) fn end(&self) -> u64 {
+        self.place.position + self.bytes.len() as u64
+    }
 }
 
 impl Partition {
@@ -279,6 +312,7 @@ impl Partition {
             lane: None,
             target: None,
             rebuilt: Vec::new(),
+            repair: None,
             removed: None,
         }
     }
@@ -422,6 +456,7 @@ impl Partition {
             self.queue.pop(first.state.len - first.flushed);
             self.segments.remove(0);
             self.rebuilt.retain(|rebuilt| *rebuilt != base);
+            self.repair.take_if(|repair| repair.place.base == base);
             purged.push((base, checkpoint));
         }
         purged
@@ -443,8 +478,21 @@ impl Partition {
         self.target.is_some()
     }
 
+    /// The batches of a repair take their place also where their bytes wait in memory: the end of a recovered segment.
+    pub(super) fn repaired(&mut self, repair: &Repair) {
+        let waiting = |segment: &&Segment| segment.flushed < segment.state.len;
+        let Some(first) = self.segments.iter().find(waiting).filter(|s| s.state.base_offset == repair.place.base)
+        else {
+            return;
+        };
+        self.queue.patch(first.flushed, repair.place.position, &repair.bytes);
+    }
+
     /// The next step towards the checkpoint in progress, else towards fewer bytes in memory. A function of the state.
     pub(super) fn plan(&self, write_block: usize) -> Option<Step> {
+        if let Some(repair) = self.repair.as_ref().filter(|_| self.removed.is_none()) {
+            return Some(Step::ReadDamaged { base: repair.place.base });
+        }
         let unfinished = self.segments.iter().rposition(Segment::is_finished).map_or(0, |at| at + 1);
         let suffix = &self.segments[unfinished..];
         match self.target {

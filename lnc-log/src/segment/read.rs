@@ -26,6 +26,21 @@ pub struct ReadDone {
     pub key: PartitionKey,
     /// Whole, checked batches, the first of which holds what was asked for. An error concerns this read only.
     pub result: Result<Vec<Bytes>, SegmentError>,
+    /// Where a damaged batch begins, if that is the error.
+    pub damage: Option<DamagedBatch>,
+}
+
+/// The place of a batch that is not what was written, for [`SegmentStore::repair`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DamagedBatch {
+    /// The partition.
+    pub key: PartitionKey,
+    /// Base offset of the segment.
+    pub base: u64,
+    /// Byte position in the segment's file.
+    pub position: u64,
+    /// Offset of its first record.
+    pub offset: u64,
 }
 
 /// What the first returned batch must have.
@@ -54,6 +69,8 @@ pub(super) struct ReadTask {
     max_bytes: usize,
     file: FileId,
     phase: Phase,
+    /// Where the walk met something else than a batch.
+    damage: Option<Place>,
 }
 
 #[derive(Debug)]
@@ -78,6 +95,8 @@ enum Next {
     Other(Op, Phase),
     /// Over.
     Done(Result<Vec<Bytes>, SegmentError>),
+    /// Over: what should be a batch at this place is none.
+    Damaged(Place, SegmentError),
 }
 
 impl SegmentStore {
@@ -172,7 +191,7 @@ impl SegmentStore {
         self.reads_begun += 1;
         let id = self.reads_begun;
         let phase = Phase::Open { stretch };
-        self.reads.insert(id, ReadTask { ticket, key, base, target, max_bytes, file: FileId(0), phase });
+        self.reads.insert(id, ReadTask { ticket, key, base, target, max_bytes, file: FileId(0), phase, damage: None });
         self.acquire(disk, (key, base), Waiter::Read(id));
         Ok(())
     }
@@ -223,7 +242,16 @@ impl SegmentStore {
 
     fn read_next(&mut self, disk: &mut impl Disk, id: u64, next: Next) -> Option<ReadDone> {
         let task = self.reads.get_mut(&id)?;
+        let next = match next {
+            Next::Damaged(place, error) => {
+                // Only what the file should hold is damage: that it cannot be read now is not.
+                task.damage = Some(place).filter(|_| matches!(error, SegmentError::Damaged { .. }));
+                Next::Done(Err(error))
+            }
+            next => next,
+        };
         let op = match next {
+            Next::Damaged(..) => return None,
             Next::Done(result) => {
                 let task = self.reads.remove(&id)?;
                 self.files.release((task.key, task.base));
@@ -255,14 +283,15 @@ impl SegmentStore {
         task: ReadTask,
         result: Result<Vec<Bytes>, SegmentError>,
     ) -> ReadDone {
-        let ReadTask { ticket, key, base, .. } = task;
+        let ReadTask { ticket, key, base, damage, .. } = task;
+        let damage = damage.map(|Place { position, offset }| DamagedBatch { key, base, position, offset });
         if let Some(segment) = self.partitions.get_mut(&key).and_then(|partition| partition.segment_mut(base)) {
             segment.readers -= 1;
         }
         self.purge(key);
         self.drop_removed(key);
         self.pump(disk);
-        ReadDone { ticket, key, result }
+        ReadDone { ticket, key, result, damage }
     }
 
     fn segment_of(&self, id: u64) -> Option<(&ReadTask, &SegmentState, u64)> {
@@ -320,7 +349,7 @@ impl SegmentStore {
         let Some((task, state, limit)) = self.segment_of(id) else { return no_segment() };
         let mut walk = match Walk::new(task, state, limit, at, until, result) {
             Ok(walk) => walk,
-            Err(error) => return Next::Done(Err(error)),
+            Err(error) => return Next::Damaged(at, error),
         };
         let need = loop {
             let place = walk.at;
@@ -333,7 +362,7 @@ impl SegmentStore {
                 Ok(Found::Incomplete { need }) => break need,
                 Ok(Found::End) if walk.at.position < limit => break SCAN_CHUNK,
                 Ok(Found::End) => break 0,
-                Err(error) => return Next::Done(Err(error)),
+                Err(error) => return Next::Damaged(walk.at, error),
             }
         };
         let at = walk.at;
@@ -357,7 +386,7 @@ impl SegmentStore {
         let Some((task, state, limit)) = self.segment_of(id) else { return no_segment() };
         let mut walk = match Walk::new(task, state, limit, at, until, result) {
             Ok(walk) => walk,
-            Err(error) => return Next::Done(Err(error)),
+            Err(error) => return Next::Damaged(at, error),
         };
         let mut batches: Vec<Bytes> = Vec::new();
         let mut bytes = 0;
@@ -387,7 +416,9 @@ impl SegmentStore {
                 }
                 Ok(Found::End) if batches.is_empty() => return Next::Done(Err(self.nothing_found(task, &walk))),
                 Ok(_) => return Next::Done(Ok(batches)),
-                Err(error) => return Next::Done(Err(error)),
+                // What comes before the damage is as good as ever.
+                Err(_) if !batches.is_empty() => return Next::Done(Ok(batches)),
+                Err(error) => return Next::Damaged(walk.at, error),
             }
         }
     }

@@ -6,7 +6,6 @@ use super::store::SegmentStore;
 use super::{PartitionKey, ROOT, SegmentConfig, SegmentError, block_ceil, block_floor, index_name, io_error, log_name};
 use crate::disk::{Disk, FileId, Op, Outcome};
 use std::collections::BTreeSet;
-use std::io;
 
 impl SegmentStore {
     /// Recover the partitions of a checkpoint, each with the segment size that overrides the configured one. Files are
@@ -71,9 +70,17 @@ fn recover_files(
     for segment in &state.segments {
         let path = key.log_path(segment.base_offset);
         let file = store.files.fresh();
-        let found = open(disk, file, &path, segment.len)?;
-        if found > segment.len {
-            run(disk, "cut", &path, Op::SetLen { file, len: segment.len })?;
+        let found = open(disk, file, &path)?;
+        if found != segment.len {
+            run(disk, "set the length of", &path, Op::SetLen { file, len: segment.len })?;
+        }
+        if found < segment.len {
+            tracing::error!(
+                %path,
+                expected = segment.len,
+                found,
+                "a segment is shorter than what was written to it: its end is damaged"
+            );
         }
         if !segment.sealed {
             tail = read_tail(disk, file, &path, segment)?;
@@ -83,19 +90,11 @@ fn recover_files(
     Ok(tail)
 }
 
-/// Open a log file that must be there and hold at least `len` bytes.
-fn open(disk: &mut impl Disk, file: FileId, path: &str, len: u64) -> Result<u64, SegmentError> {
-    let damaged = |found: String| SegmentError::Damaged {
-        file: path.to_owned(),
-        position: 0,
-        expected: format!("a file of at least {len} bytes"),
-        found,
-    };
-    match disk.run(Op::Open { file, path: path.to_owned(), create: false, direct: true }) {
-        Ok(Outcome::Opened { len: found }) if found >= len => Ok(found),
-        Ok(Outcome::Opened { len: found }) => Err(damaged(format!("{found} bytes"))),
-        Ok(_) => Err(damaged("something else".to_owned())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(damaged("no file".to_owned())),
+/// Open a log file; gives its length. One that is gone comes back empty.
+fn open(disk: &mut impl Disk, file: FileId, path: &str) -> Result<u64, SegmentError> {
+    match disk.run(Op::Open { file, path: path.to_owned(), create: true, direct: true }) {
+        Ok(Outcome::Opened { len }) => Ok(len),
+        Ok(_) => Ok(0),
         Err(error) => Err(io_error("open", path, error)),
     }
 }

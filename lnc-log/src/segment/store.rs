@@ -2,11 +2,13 @@
 
 use super::files::{Files, LogFile};
 use super::index;
-use super::partition::Partition;
-use super::read::{ReadDone, ReadTask};
+use super::partition::{Partition, Repair};
+use super::read::{DamagedBatch, ReadDone, ReadTask};
 use super::state::PartitionState;
 use super::{PartitionKey, SegmentConfig, SegmentError, StoredBatch};
 use crate::disk::{AlignedBuf, BLOCK, Completion, Disk, FileId, Op, Outcome, Owner};
+use bytes::Bytes;
+use lnc_protocol::batch::{self, BatchHeader};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Write buffers kept for reuse.
@@ -87,6 +89,8 @@ pub struct SegmentStore {
     /// Sealed segments whose index is in memory, oldest first.
     cached: VecDeque<LogFile>,
     buffers: Vec<AlignedBuf>,
+    /// Repairs that are done, until somebody asks.
+    pub(super) repaired: Vec<DamagedBatch>,
     pub(super) root_synced: bool,
 }
 
@@ -119,6 +123,7 @@ impl SegmentStore {
             reads_begun: 0,
             cached: VecDeque::new(),
             buffers: Vec::new(),
+            repaired: Vec::new(),
             root_synced: false,
         }
     }
@@ -267,6 +272,51 @@ impl SegmentStore {
                 before: next.map_or(state.end_offset, |next| next.offset),
             }
         }))
+    }
+
+    /// Overwrite a damaged batch, and what follows it in its segment, with batches of a replica, whose segments have the
+    /// same bytes. False if they do not belong there; nothing is written then. Once they are on stable storage the place
+    /// is among [`SegmentStore::take_repaired`]; there may be more damage after them. A place whose bytes cannot even be
+    /// read is given up silently.
+    pub fn repair(&mut self, disk: &mut impl Disk, place: DamagedBatch, batches: &Bytes) -> bool {
+        let Some(partition) = self.partitions.get_mut(&place.key).filter(|partition| partition.removed.is_none())
+        else {
+            return false;
+        };
+        let Some(segment) = partition.segment(place.base) else { return false };
+        let mut at = (place.position, place.offset);
+        let limit = segment.readable.0;
+        while let Some(rest) = batches.get((at.0 - place.position) as usize..).filter(|rest| !rest.is_empty()) {
+            let Ok(len) = BatchHeader::parse(rest).map(|header| header.total_len()) else { return false };
+            let Some(Ok(header)) = rest.get(..len).map(batch::check) else { return false };
+            let expected = segment.state.epoch_at(at.1);
+            if header.base_offset != at.1 || expected != Some(header.partition_leader_epoch) {
+                return false;
+            }
+            if at.0 + len as u64 > limit {
+                break;
+            }
+            at = (at.0 + len as u64, header.last_offset() + 1);
+        }
+        // The last batch ends where the segment does, or more follow.
+        if at.0 == place.position || (at.0 == limit) != (at.1 == segment.readable.1) {
+            return false;
+        }
+        let bytes = batches.slice(..(at.0 - place.position) as usize);
+        partition.repair = Some(Repair { place, bytes, blocks: AlignedBuf::default() });
+        self.ready.insert(place.key);
+        self.pump(disk);
+        true
+    }
+
+    /// The repairs that have been done since the last call.
+    pub fn take_repaired(&mut self) -> Vec<DamagedBatch> {
+        std::mem::take(&mut self.repaired)
+    }
+
+    /// Where the segments of a partition begin; the first one may begin before the log start offset.
+    pub fn segment_bases(&self, key: PartitionKey) -> impl Iterator<Item = u64> {
+        self.live(key).into_iter().flat_map(|partition| partition.live().iter().map(|s| s.state.base_offset))
     }
 
     /// Let go of everything below `log_start_offset`: whole segments leave at once, their files once a checkpoint that

@@ -3,7 +3,8 @@
 use crate::support::{Harness, KEY, concat, small, stored};
 use lnc_log::disk::memory::CrashChoice;
 use lnc_log::disk::{Disk, MemoryDisk, Op, Owner};
-use lnc_log::segment::{PartitionKey, PartitionState, SegmentConfig, SegmentError, StoredBatch};
+use lnc_log::segment::{DamagedBatch, PartitionKey, PartitionState, SegmentConfig, SegmentError, StoredBatch};
+use lnc_protocol::BatchHeader;
 
 type States = Vec<(PartitionKey, PartitionState)>;
 
@@ -88,23 +89,103 @@ fn damage_found_while_rebuilding_an_index_is_reported() {
     assert!(matches!(&error, SegmentError::Damaged { file, position: 1..700, .. } if file == log), "{error}");
 }
 
+/// Read everything, and write what a healthy replica has over all damage. Gives the number of repairs.
+fn mend(replica: &mut Harness, batches: &[StoredBatch]) -> usize {
+    let mut repairs = 0;
+    let mut offset = 0;
+    while offset < replica.store.written_offset(KEY) {
+        let done = replica.read_done(offset, 700);
+        match (done.result, done.damage) {
+            (Ok(read), None) => offset = BatchHeader::parse(read.last().unwrap()).unwrap().last_offset() + 1,
+            (Err(SegmentError::Damaged { position, .. }), Some(place)) => {
+                assert!(place.position <= position && place.offset <= offset);
+                let missing: Vec<_> = batches.iter().filter(|b| b.base_offset >= place.offset).cloned().collect();
+                assert!(replica.store.repair(&mut replica.disk, place, &concat(&missing).into()));
+                replica.settle().unwrap();
+                assert_eq!(replica.store.take_repaired(), [place]);
+                repairs += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(replica.read_all(KEY, 1 << 20) == concat(batches));
+    repairs
+}
+
+/// As if nothing had happened: further batches and a checkpoint make the files of a replica without damage.
+fn assert_goes_on(mut replica: Harness, batches: &[StoredBatch]) {
+    let mut more = batches.to_vec();
+    more.extend(replica.append(&[40, 80], 3));
+    replica.checkpoint();
+    assert!(replica.read_all(KEY, 1 << 20) == concat(&more));
+    let (mut healthy, ..) = filled();
+    healthy.append(&[40, 80], 3);
+    healthy.checkpoint();
+    let logs = |replica: &Harness| -> Vec<_> {
+        replica.files().into_iter().filter(|(path, _)| path.ends_with(".log")).collect()
+    };
+    assert!(logs(&replica) == logs(&healthy), "the files differ");
+}
+
 #[test]
-fn a_short_or_missing_file_stops_the_start() {
-    for n in 0..2 {
-        let (replica, states, _) = filled();
-        let segment = &states[0].1.segments[n];
+fn every_byte_of_a_segment_is_repaired_from_a_replica() {
+    let (_, states, batches) = filled();
+    for segment in &states[0].1.segments {
         let path = format!("segments/7-1/{:020}.log", segment.base_offset);
-        let mut disk = replica.disk.clone();
-        let file = Owner::Setup.file(1);
-        disk.run(Op::Open { file, path: path.clone(), create: false, direct: false }).unwrap();
-        disk.run(Op::SetLen { file, len: segment.len - 1 }).unwrap();
-        let mut disk = disk.crash(CrashChoice::Everything);
-        let Err(error) = Harness::recover(small(), disk.clone(), &states) else { panic!("segment {n}: started") };
-        assert!(error.to_string().contains(&path), "{error}");
-        let mut disk = disk.crash(CrashChoice::Everything);
-        disk.run(Op::Remove { path: path.clone() }).unwrap();
-        let Err(error) = Harness::recover(small(), disk, &states) else { panic!("segment {n}: started") };
-        assert!(error.to_string().contains(&path) && error.to_string().contains("no file"), "{error}");
+        for position in (0..segment.len).step_by(7) {
+            let (replica, ..) = filled();
+            assert!(replica.disk.corrupt(&path, position, 0x10));
+            // After a start the end of the last segment is in memory too, as it was found.
+            let mut replica = Harness::recover(config(), replica.disk, &states).unwrap();
+            assert_eq!(mend(&mut replica, &batches), 1);
+            assert_goes_on(replica, &batches);
+        }
+    }
+}
+
+#[test]
+fn what_does_not_belong_at_a_damaged_place_is_refused() {
+    let (mut replica, _, batches) = filled();
+    let path = "segments/7-1/00000000000000000000.log";
+    assert!(replica.disk.corrupt(path, 300, 1));
+    let before = replica.files();
+    let place = replica.read_done(0, 1 << 20).damage.or_else(|| replica.read_done(3, 1 << 20).damage).unwrap();
+    let from = |n: usize| concat(&batches[n..]);
+    let at = batches.iter().position(|batch| batch.base_offset == place.offset).unwrap();
+    let mut flipped = from(at);
+    flipped[80] ^= 1;
+    let mut epoch = from(at);
+    epoch[15] ^= 1;
+    for bytes in [Vec::new(), from(at + 1), flipped, epoch, from(at)[..100].to_vec()] {
+        assert!(!replica.store.repair(&mut replica.disk, place, &bytes.into()));
+    }
+    let elsewhere = PartitionKey { topic_id: 99, ..KEY };
+    assert!(!replica.store.repair(&mut replica.disk, DamagedBatch { key: elsewhere, ..place }, &from(at).into()));
+    replica.settle().unwrap();
+    assert!(replica.files() == before, "nothing was written");
+    mend(&mut replica, &batches);
+}
+
+#[test]
+fn a_short_or_missing_file_comes_back_as_damage_and_is_repaired() {
+    for n in 0..2 {
+        for len in [None, Some(0), Some(500)] {
+            let (replica, states, batches) = filled();
+            let segment = &states[0].1.segments[n];
+            let path = format!("segments/7-1/{:020}.log", segment.base_offset);
+            let mut disk = replica.disk.clone();
+            let file = Owner::Setup.file(1);
+            disk.run(Op::Open { file, path: path.clone(), create: false, direct: false }).unwrap();
+            match len {
+                Some(len) => disk.run(Op::SetLen { file, len }).map(drop).unwrap(),
+                None => disk.run(Op::Remove { path: path.clone() }).map(drop).unwrap(),
+            }
+            let mut replica = Harness::recover(config(), disk.crash(CrashChoice::Everything), &states).unwrap();
+            let error = replica.read(segment.end_offset - 1, 1).unwrap_err();
+            assert!(matches!(&error, SegmentError::Damaged { file, .. } if *file == path), "{error}");
+            mend(&mut replica, &batches);
+            assert_goes_on(replica, &batches);
+        }
     }
 }
 

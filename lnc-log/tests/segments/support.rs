@@ -140,6 +140,13 @@ impl Harness {
         self.finish_read()
     }
 
+    /// A read of at most `max_bytes` with all that is known of it.
+    pub(crate) fn read_done(&mut self, offset: u64, max_bytes: usize) -> ReadDone {
+        self.tickets += 1;
+        self.store.read(&mut self.disk, KEY, offset, max_bytes, self.tickets).unwrap();
+        self.settle().unwrap().remove(0)
+    }
+
     fn finish_read(&mut self) -> Result<Vec<Bytes>, SegmentError> {
         let mut done = self.settle().unwrap();
         assert_eq!(done.len(), 1, "one read, one result");
