@@ -1,18 +1,23 @@
 //! Checkpoints: a file with the state of every group at an applied index, from which recovery starts.
 //!
 //! A checkpoint is written beside its final name, synced, renamed, and counts once its directory is synced; then all
-//! but its predecessor are removed. A crash at any point leaves the old one or the new one, both whole. A newest file
-//! that fails its checks is an error, never a reason to fall back: the journal below it may be gone already.
+//! but its predecessor are removed. A crash at any point leaves the old one or the new one, both whole.
+//!
+//! The file holds everything twice: it is the only place of terms and votes whose journal files are gone, and a node that
+//! has forgotten them must not take part. One damaged copy is as good as none missing, as long as somebody writes a new
+//! checkpoint soon. If both are damaged that is an error, never a reason to fall back to the predecessor: the journal
+//! below this one may be gone already.
 //!
 //! ```text
-//! file     header (64) | groups …
+//! file     copy, zeros up to the next block | the same again
+//! copy     header (64) | groups …
 //! header   magic 4 | version 2 | 0 2 | number 8 | journal file 8 | body length 8 | group count 4 | CRC-32 of the body 4 |
 //!          0 20 | CRC-32 of the 60 bytes before 4
 //! group    group 4 | term 8 | voted 1 | vote 8 | applied index 8 | applied term 8 | configuration length 4 |
 //!          state length 8 | configuration | state
 //! ```
 
-use crate::disk::{AlignedBuf, Completion, Disk, FileId, Op, Outcome, Owner};
+use crate::disk::{AlignedBuf, BLOCK, Completion, Disk, FileId, Op, Outcome, Owner};
 use crate::journal::GroupId;
 use bytes::{Buf, Bytes};
 use lnc_mutation::{Mutation, mutated};
@@ -20,7 +25,7 @@ use std::io;
 
 const DIR: &str = "checkpoint";
 const MAGIC: [u8; 4] = *b"LNCC";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 const HEADER: usize = 64;
 /// Length in bytes of a group without its configuration and state.
 const GROUP_HEAD: usize = 49;
@@ -92,7 +97,7 @@ pub enum CheckpointError {
         /// The cause.
         source: io::Error,
     },
-    /// The newest checkpoint is not what was written. The node's state must come from its peers.
+    /// The newest checkpoint is not what was written.
     #[error("{path} is damaged at position {position}: expected {expected}, found {found}")]
     Damaged {
         /// The file.
@@ -103,6 +108,17 @@ pub enum CheckpointError {
         expected: String,
         /// What is there.
         found: String,
+    },
+    /// Neither copy of the newest checkpoint is what was written.
+    #[error(
+        "both copies of the newest checkpoint are damaged, and with it the node's votes may be lost: empty the data \
+         directory, and the cluster admits the node as a new member ({first}; {second})"
+    )]
+    Lost {
+        /// What is wrong with the first copy.
+        first: Box<CheckpointError>,
+        /// What is wrong with the second one.
+        second: Box<CheckpointError>,
     },
     /// The newest checkpoint was written by another version of LANCE.
     #[error("{path} has format version {found}, which this version cannot read")]
@@ -328,15 +344,41 @@ fn encode(checkpoint: &Checkpoint) -> AlignedBuf {
     buf[36..40].copy_from_slice(&body_crc.to_le_bytes());
     let crc = crc32fast::hash(&buf[..60]);
     buf[60..64].copy_from_slice(&crc.to_le_bytes());
+    buf.pad_to_block();
+    let copy = buf.len();
+    buf.resize(2 * copy);
+    buf.copy_within(..copy, copy);
     buf
 }
 
+/// A checkpoint, and what is wrong with one of its copies.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What was written.
+    pub checkpoint: Checkpoint,
+    /// A copy that is damaged. A new checkpoint has two good ones again.
+    pub damage: Option<CheckpointError>,
+}
+
 /// Decode a file whose name says that it is checkpoint `number`.
-fn decode(number: u64, file: Bytes) -> Result<Checkpoint, CheckpointError> {
+fn decode(number: u64, file: Bytes) -> Result<Loaded, CheckpointError> {
+    // The length of the file follows from that of a copy, so a file that was cut has none that is whole.
+    let copy = (file.len() / 2).next_multiple_of(BLOCK).min(file.len());
+    let (first, second) = (file.slice(..copy), file.slice(copy..));
+    match (decode_copy(number, 0, first), decode_copy(number, copy, second)) {
+        (Ok(checkpoint), second) => Ok(Loaded { checkpoint, damage: second.err() }),
+        (Err(first @ CheckpointError::UnsupportedVersion { .. }), Err(_)) => Err(first),
+        (Err(first), Ok(checkpoint)) => Ok(Loaded { checkpoint, damage: Some(first) }),
+        (Err(first), Err(second)) => Err(CheckpointError::Lost { first: first.into(), second: second.into() }),
+    }
+}
+
+/// Decode the copy that begins at `start`.
+fn decode_copy(number: u64, start: usize, file: Bytes) -> Result<Checkpoint, CheckpointError> {
     let path = file_path(number);
     let damaged = |position: usize, expected: String, found: String| CheckpointError::Damaged {
         path: file_path(number),
-        position: position as u64,
+        position: (start + position) as u64,
         expected,
         found,
     };
@@ -365,26 +407,29 @@ fn decode(number: u64, file: Bytes) -> Result<Checkpoint, CheckpointError> {
     if stored_number != number {
         return Err(damaged(8, format!("number {number}"), stored_number.to_string()));
     }
-    if body_len != body.len() as u64 {
-        return Err(damaged(file.len(), format!("{body_len} bytes after the header"), body.len().to_string()));
+    let padding = usize::try_from(body_len).ok().filter(|len| *len <= body.len()).map(|len| body.split_off(len));
+    match padding {
+        Some(padding) if (HEADER + body.len()).next_multiple_of(BLOCK) == file.len() => {
+            if let Some(at) = padding.iter().position(|byte| *byte != 0) {
+                return Err(damaged(HEADER + body.len() + at, "zeros".to_owned(), format!("{:#04x}", padding[at])));
+            }
+        }
+        _ => return Err(damaged(file.len(), format!("{body_len} bytes after the header"), body.len().to_string())),
     }
+    let end = HEADER + body.len();
     let computed = crc32fast::hash(&body);
     if computed != body_crc {
         return Err(damaged(HEADER, format!("body CRC {body_crc:#010x}"), format!("{computed:#010x}")));
     }
     let mut groups = Vec::new();
     for _ in 0..count {
-        let position = file.len() - body.len();
+        let position = end - body.len();
         let group = decode_group(&mut body)
             .ok_or_else(|| damaged(position, format!("{count} groups"), format!("{} whole ones", groups.len())))?;
         groups.push(group);
     }
     if !body.is_empty() {
-        return Err(damaged(
-            file.len() - body.len(),
-            "the end of the file".to_owned(),
-            format!("{} bytes", body.len()),
-        ));
+        return Err(damaged(end - body.len(), "the end of the groups".to_owned(), format!("{} bytes", body.len())));
     }
     Ok(Checkpoint { number, journal_file, groups })
 }
@@ -411,7 +456,7 @@ fn decode_group(body: &mut Bytes) -> Option<GroupCheckpoint> {
 
 /// Load the newest checkpoint, and remove what unfinished ones left. Leaves it on stable storage, and nothing in
 /// flight. `None` when there never was one.
-pub fn load_latest<D: Disk>(disk: &mut D) -> Result<Option<Checkpoint>, CheckpointError> {
+pub fn load_latest<D: Disk>(disk: &mut D) -> Result<Option<Loaded>, CheckpointError> {
     let failed = |operation, path: &str| {
         let path = path.to_owned();
         move |source| CheckpointError::Failed { operation, path, source }

@@ -90,6 +90,9 @@ catalogue! {
     journal_flushes_total: Counter, [], [], "Flushes of the journal that are on stable storage.";
     journal_bytes: Gauge, [], [], "Disk space that the journal's files take.";
     segment_bytes: Gauge, [], [], "Disk space that segment files take.";
+    scrub_bytes_total: Counter, [], [], "Bytes of segments that the scrub has read and found whole.";
+    damage_found_total: Counter, [], [], "Damaged places that were found in segments.";
+    damage_repaired_total: Counter, [], [], "Damaged places that were repaired from another replica.";
     checkpoints_total: Counter, [], [], "Checkpoints that were completed.";
     checkpoint_seconds: Histogram, [], [CHECKPOINT], "Time of one checkpoint, from its start to its place on disk.";
 

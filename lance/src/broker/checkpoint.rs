@@ -9,6 +9,7 @@ use super::command::{CommandError, get_key, get_optional, get_u32};
 use super::fetch::Fetches;
 use super::offsets::Scans;
 use super::partitions::PartitionGroup;
+use super::scrub::Scrub;
 use super::tail_cache::TailCache;
 use super::transfer::{Transfers, decode_header};
 use super::{Broker, BrokerConfig, BrokerError, DataGroup};
@@ -187,6 +188,12 @@ pub fn open<D: Disk>(
     metrics: Arc<Metrics>,
 ) -> Result<Broker<D>, BrokerError> {
     let newest = load_latest(&mut disk)?;
+    let damaged = newest.as_ref().and_then(|newest| newest.damage.as_ref());
+    if let Some(error) = damaged {
+        tracing::error!(%error, "a copy of the newest checkpoint is damaged; the other one is whole, and a new checkpoint follows");
+    }
+    let copy_lost = damaged.is_some();
+    let newest = newest.map(|newest| newest.checkpoint);
     let (pending, leftovers) = pending_transfers(&mut disk)?;
     let checkpoint = take_over(&mut disk, newest, pending)?;
     let mut transfers = Transfers::new(leftovers);
@@ -238,7 +245,7 @@ pub fn open<D: Disk>(
             next_number: loaded.next_number,
             started_us: 0,
             applied_bytes: 0,
-            removed_something: false,
+            removed_something: copy_lost,
         },
         next_ticket: 0,
         in_flight_bytes: 0,
@@ -248,6 +255,7 @@ pub fn open<D: Disk>(
         peers_connected: BTreeSet::new(),
         misplaced_since_us: BTreeMap::new(),
         transfers,
+        scrub: Scrub::default(),
         applicants: BTreeMap::new(),
         clock: super::Clock::default(),
         shard_outputs: Outputs::default(),

@@ -21,6 +21,7 @@ mod offsets;
 pub mod partitions;
 mod produce;
 mod proposals;
+mod scrub;
 pub mod tail_cache;
 mod transfer;
 
@@ -126,6 +127,10 @@ pub struct BrokerConfig {
     pub checkpoint_bytes: u64,
     /// Bytes per second that are given to nodes that fetch the state of a group.
     pub transfer_bytes_per_second: u64,
+    /// Bytes of segments that the scrub reads per second; 0: it does not.
+    pub scrub_bytes_per_second: u64,
+    /// Shortest time between the beginnings of two passes of the scrub, in microseconds.
+    pub scrub_interval_us: u64,
     /// Segment size of topics that do not set one; fixed for a partition when it is made.
     pub segment_bytes: u64,
 }
@@ -224,6 +229,7 @@ pub struct Broker<D: Disk> {
     /// Since when each data group that another node should lead is led here, for rebalancing.
     misplaced_since_us: BTreeMap<GroupId, u64>,
     transfers: transfer::Transfers,
+    scrub: scrub::Scrub,
     /// Nodes that wait to be admitted, by number.
     applicants: BTreeMap<u64, membership::Applicant>,
     clock: Clock,
@@ -352,6 +358,7 @@ impl<D: Disk> Broker<D> {
         self.expire_topic_changes();
         self.measure_freshness();
         self.tick_transfers();
+        self.tick_scrub();
         if self.draining {
             self.hand_over();
         }

@@ -268,7 +268,7 @@ impl<D: Disk> Broker<D> {
         }
     }
 
-    fn answer_peer(&mut self, to: NodeId, group: GroupId, body: TransferBody) {
+    pub(super) fn answer_peer(&mut self, to: NodeId, group: GroupId, body: TransferBody) {
         self.transfers.outbox.push(Transfer { from: self.config.node, to, group, body });
     }
 
@@ -304,6 +304,7 @@ impl<D: Disk> Broker<D> {
 
     /// A read has finished: records for a peer, unless a client asked for them.
     pub(super) fn read_done(&mut self, read: ReadDone) {
+        let Some(read) = self.scrub_read(read) else { return };
         if !self.transfers.is_asked_by(read.ticket) {
             return self.cold_read_done(read);
         }
@@ -336,6 +337,7 @@ impl<D: Disk> Broker<D> {
     }
 
     fn range_came(&mut self, from: NodeId, group: GroupId, range: Range, came: Option<Bytes>) {
+        self.repair_came(from, group, range, came.as_ref());
         let Some(fetching) = self.transfers.fetching.get_mut(&group) else { return };
         if fetching.from != from {
             return;

@@ -182,6 +182,10 @@ settings! {
         /// Bytes per second that this node gives to others that fetch the state of a group. More makes them whole
         /// sooner, less leaves more of disk and network to clients.
         transfer_bytes_per_second: u64 [Size] = "64MiB" in "64KiB" ..= "1TiB";
+        /// Bytes per second that the scrub reads to find damage before anybody needs what is damaged; 0 turns it off.
+        scrub_bytes_per_second: u64 [Size] = "8MiB" in "0" ..= "1TiB";
+        /// Shortest time from the beginning of one pass of the scrub over everything to that of the next.
+        scrub_interval: std::time::Duration [Span] = "1d" in "1s" ..= "365d";
     }
     /// Limits. What goes past one gets an error that says so.
     limits: Limits {

@@ -1,4 +1,4 @@
-//! Damage on disk is found, told, and never served.
+//! Damage on disk is found, told, never served, and repaired from the other nodes.
 
 use super::support::cluster::Cluster;
 use super::support::node::Node;
@@ -38,7 +38,7 @@ fn damage(path: &Path, position: usize) {
 }
 
 #[test]
-fn a_damaged_segment_is_reported_and_other_replicas_serve() {
+fn a_damaged_segment_is_reported_and_repaired_from_the_other_nodes() {
     // Without the tail cache, every fetch reads segments.
     let mut cluster = Cluster::start_with(&["limits.tail_cache_bytes=0", "journal.checkpoint_bytes=1MiB"]);
     let group = cluster.create_topic("t", 1, &["--segment-bytes", "1MiB"])[0];
@@ -63,6 +63,11 @@ fn a_damaged_segment_is_reported_and_other_replicas_serve() {
         let (bytes, _) = fetch_all(&mut cluster.wire(id), "t", 0).unwrap();
         assert!(bytes.len() > expected.len());
     }
+    let good = fs::read(&files(cluster.node(cluster.others(victim)[0]), "segments", ".log")[1]).unwrap();
+    eventually("the segment is repaired", || (fs::read(&segments[1]).unwrap() == good).then_some(()));
+    assert!(cluster.node(victim).log().contains("damage is repaired"));
+    let (bytes, _) = fetch_all(&mut wire, "t", 0).unwrap();
+    assert!(bytes.len() > expected.len());
     let found = cluster.ok_at(victim, &["consume", "t", "--until-end"], b"");
     assert_same("read by a client of the damaged node", &found, &expected);
 }

@@ -199,6 +199,8 @@ fn broker_config(settings: &Settings, identity: &Identity) -> BrokerConfig {
         members_version: cluster.map_or(0, |cluster| cluster.version),
         founders: cluster.map(|cluster| cluster.founders.clone()).unwrap_or_default(),
         transfer_bytes_per_second: settings.transfer_bytes_per_second,
+        scrub_bytes_per_second: settings.scrub_bytes_per_second,
+        scrub_interval_us: 10_000_000,
         data_groups: settings.data_groups,
         memory_bytes: settings.memory_bytes,
         tail_cache_bytes: settings.tail_cache_bytes,

@@ -73,8 +73,9 @@ pub(super) struct Excuses {
 }
 
 impl Excuses {
+    /// Whether the process may end by itself. Damage is no reason: it is repaired.
     pub(super) fn any(self) -> bool {
-        self.error || self.stops || self.full || self.damaged
+        self.error || self.stops || self.full
     }
 }
 

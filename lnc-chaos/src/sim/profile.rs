@@ -30,7 +30,8 @@ impl Feature {
             Self::Rolling => 30_000_000,
             Self::Coups => 25_000_000,
             Self::PowerOfAll => 20_000_000,
-            Self::Damage | Self::Wipes => 15_000_000,
+            Self::Wipes => 15_000_000,
+            Self::Damage => 8_000_000,
             Self::Breaks | Self::Clocks => 3_000_000,
             _ => 6_000_000,
         }
@@ -75,12 +76,12 @@ profiles! {
     DiskError = "disk-error", "writes, syncs and reads that fail";
     Clocks = "clocks", "clocks that drift and jump, nodes that pause";
     Rolling = "rolling", "nodes restarted one after the other, gracefully";
-    Damage = "damage", "bits that flip on the disks of a minority";
+    Damage = "damage", "bits that flip on the disks of a minority, while processes are killed and power is lost";
     Wipes = "wipes", "nodes that come back with empty disks, one at a time, while others fail";
     Everything = "everything", "a random mixture of all the others, drawn from the seed";
 }
 
-/// The profiles that a run without `--profile` goes through. Not `damage`: nodes cannot repair damage from their peers.
+/// The profiles that a run without `--profile` goes through.
 pub const ROTATION: &[Profile] = &[
     Profile::Calm,
     Profile::Network,
@@ -94,6 +95,7 @@ pub const ROTATION: &[Profile] = &[
     Profile::DiskError,
     Profile::Clocks,
     Profile::Rolling,
+    Profile::Damage,
     Profile::Wipes,
     Profile::Everything,
 ];
@@ -106,8 +108,8 @@ impl Profile {
 
     pub(crate) fn features(self, rng: &mut Rng) -> Vec<Feature> {
         use Feature::{
-            Breaks, Clocks, Coups, Damage, DiskErrors, DiskStalls, FullDisks, Kills, Partitions, Pauses, Power, PowerOfAll,
-            Rolling, Seclusions, Storms, Wipes,
+            Breaks, Clocks, Coups, Damage, DiskErrors, DiskStalls, FullDisks, Kills, Partitions, Pauses, Power,
+            PowerOfAll, Rolling, Seclusions, Storms, Wipes,
         };
         match self {
             Self::Calm => vec![],
@@ -122,12 +124,12 @@ impl Profile {
             Self::DiskError => vec![DiskErrors],
             Self::Clocks => vec![Clocks, Pauses],
             Self::Rolling => vec![Rolling],
-            Self::Damage => vec![Damage],
+            Self::Damage => vec![Damage, Kills, Power, PowerOfAll],
             Self::Wipes => vec![Wipes, Kills, Partitions],
             Self::Everything => {
                 let all = [
                     Storms, Breaks, Partitions, Kills, Power, PowerOfAll, DiskStalls, FullDisks, DiskErrors, Pauses,
-                    Clocks, Rolling, Wipes, Coups, Seclusions,
+                    Clocks, Rolling, Wipes, Coups, Seclusions, Damage,
                 ];
                 all.into_iter().filter(|_| rng.chance(350)).collect()
             }

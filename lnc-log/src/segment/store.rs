@@ -247,6 +247,12 @@ impl SegmentStore {
         self.partitions.iter().filter(|(_, partition)| partition.removed.is_none()).map(|(key, _)| *key)
     }
 
+    /// The partition that follows this one, which need not exist.
+    pub fn partition_after(&self, key: PartitionKey) -> Option<PartitionKey> {
+        let after = (std::ops::Bound::Excluded(key), std::ops::Bound::Unbounded);
+        self.partitions.range(after).find(|(_, partition)| partition.removed.is_none()).map(|(key, _)| *key)
+    }
+
     /// The state of a partition as a checkpoint begun now would have it.
     pub fn state(&self, key: PartitionKey) -> Option<PartitionState> {
         self.live(key).ok().map(Partition::to_state)

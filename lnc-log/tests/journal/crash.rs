@@ -102,7 +102,8 @@ fn script(disk: &mut MemoryDisk, config: JournalConfig, run: &mut Run) -> Result
 
 /// Recover from `disk` and check all that was promised by the time the run stopped; then go on, and check again.
 fn check(mut disk: MemoryDisk, config: &JournalConfig, run: &Run, context: &str) {
-    let checkpoint = load_latest(&mut disk).unwrap_or_else(|e| panic!("{context}: {e}"));
+    let checkpoint =
+        load_latest(&mut disk).unwrap_or_else(|e| panic!("{context}: {e}")).map(|loaded| loaded.checkpoint);
     let number = checkpoint.as_ref().map_or(0, |c| c.number);
     assert!(number >= run.checkpoint.map_or(0, |c| c.0), "{context}: checkpoint {number} is too old");
     let start = checkpoint.map_or(0, |c| c.journal_file);

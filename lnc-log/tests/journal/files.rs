@@ -12,7 +12,7 @@ fn run(root: &Path, choice: BackendChoice) {
     let mut start = 0;
     for life in 1..=3u64 {
         let mut disk = AnyDisk::open(root, choice).expect("a backend");
-        let checkpoint = load_latest(&mut disk).expect("intact");
+        let checkpoint = load_latest(&mut disk).expect("intact").map(|loaded| loaded.checkpoint);
         assert_eq!(checkpoint.map(|c| (c.number, c.journal_file)), (life > 1).then_some((life - 1, start)));
         let (mut journal, recovered) = Journal::open(&mut disk, config.clone(), JournalStart(start)).expect("intact");
         assert_eq!(history.matching(&recovered, start), Some(history.appended.len()), "life {life}");

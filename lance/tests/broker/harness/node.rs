@@ -199,8 +199,8 @@ impl Node {
     /// What its newest checkpoint says of a group.
     pub(crate) fn checkpoint(&self, group: GroupId) -> Option<GroupCheckpoint> {
         let mut copy = self.disk.clone();
-        let checkpoint = load_latest(&mut copy).expect("a checkpoint that is whole")?;
-        checkpoint.groups.into_iter().find(|found| found.group == group)
+        let loaded = load_latest(&mut copy).expect("a checkpoint that is whole")?;
+        loaded.checkpoint.groups.into_iter().find(|found| found.group == group)
     }
 
     /// Its segment files, by path.
@@ -233,6 +233,8 @@ fn broker_config(id: u64, settings: &Settings) -> BrokerConfig {
         max_partitions_per_topic: 100,
         checkpoint_bytes: settings.checkpoint_bytes,
         transfer_bytes_per_second: 64 << 20,
+        scrub_bytes_per_second: settings.scrub_bytes_per_second,
+        scrub_interval_us: 1_000_000,
         segment_bytes: settings.segments.segment_bytes,
     }
 }

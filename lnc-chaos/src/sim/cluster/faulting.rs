@@ -6,9 +6,10 @@ use super::super::node::Life;
 use super::super::rng::Rng;
 use super::super::trace::Event;
 use super::{Cluster, What};
-use lnc_log::disk::Op;
 use lnc_log::disk::memory::FaultHook;
+use lnc_log::disk::{BLOCK, Op};
 use std::io;
+use std::ops::Range;
 
 /// Every leader of a group is cut off.
 pub(super) struct Coup {
@@ -171,15 +172,17 @@ impl Cluster {
         if paths.is_empty() {
             return false;
         }
-        node.excuses.damaged = true;
+        let last_journal = paths.iter().filter(|path| path.ends_with(".journal")).max().cloned();
         for _ in 0..rng.between(1, 3) {
             let path = &paths[rng.below(paths.len() as u64) as usize];
-            let len = node.disk.file(path).map_or(0, |bytes| bytes.len() as u64);
-            if len > 0 {
-                node.disk.corrupt(path, rng.below(len), 1 << rng.below(8));
+            let bytes = node.disk.file(path).unwrap_or_default();
+            let safe = damageable(path, &bytes, last_journal.as_ref() == Some(path), id);
+            if !safe.is_empty() {
+                node.excuses.damaged = true;
+                node.disk.corrupt(path, rng.between(safe.start, safe.end - 1), 1 << rng.below(8));
             }
         }
-        true
+        node.excuses.damaged
     }
 
     /// All faults end: what is down starts, what is cut or slow or full is not any more.
@@ -196,8 +199,13 @@ impl Cluster {
             node.disk.set_capacity(None);
             node.disk.inject(None);
             if matches!(node.life, Life::Up(_)) {
-                node.disk.stop_after(u64::MAX);
-                node.excuses.stops = false;
+                if node.disk.stopped() {
+                    // The process has met it, and ends in its next turn.
+                    node.at_stop.0 = 10_000;
+                } else {
+                    node.disk.stop_after(u64::MAX);
+                    node.excuses.stops = false;
+                }
                 // What a stall held back is due again.
                 let life = node.lives;
                 for (operation, _) in self.node(id).disk.in_flight() {
@@ -210,6 +218,25 @@ impl Cluster {
             }
         }
     }
+}
+
+/// Where a file may be damaged without voiding a promise. A checkpoint has two copies, of which one is never touched. The
+/// newest flushes of the journal are not known to anything behind them: damage there looks like a write that the power
+/// cut short, and no single node can tell.
+fn damageable(path: &str, bytes: &[u8], last_journal: bool, node: u64) -> Range<u64> {
+    /// Flushes that may not be known to a later one that is durable.
+    const NEWEST: usize = 12;
+    let len = bytes.len() as u64;
+    if path.starts_with("checkpoint/") {
+        return if node.is_multiple_of(2) { 0..len / 2 } else { len / 2..len };
+    }
+    if path.starts_with("journal/") {
+        let flushes: Vec<usize> =
+            (0..bytes.len()).step_by(BLOCK).filter(|at| bytes[*at..].starts_with(b"LNCJ")).collect();
+        let known = if last_journal { flushes.len().saturating_sub(NEWEST) } else { flushes.len().saturating_sub(1) };
+        return 0..flushes.get(known).map_or(0, |at| *at as u64);
+    }
+    0..len
 }
 
 /// Lets some operations of a kind work and fails the next.

@@ -1,0 +1,208 @@
+//! Damage in segments: found by whoever reads, and by the scrub, which reads everything now and then; repaired from the
+//! other replicas, whose segments have the same bytes.
+//!
+//! A damaged place is asked for at one peer after the other. What comes is checked like everything that is read, written
+//! over the damage, and read again, which finds the next damage behind it. Until then reads of it fail, those of anything
+//! else do not. If no peer has it either, the place stays as it is, and the node goes on asking.
+
+use super::Broker;
+use bytes::Bytes;
+use lnc_log::disk::Disk;
+use lnc_log::journal::GroupId;
+use lnc_log::segment::{DamagedBatch, PartitionKey, ReadDone, SegmentError};
+use lnc_protocol::BatchHeader;
+use lnc_raft::NodeId;
+use lnc_replication::transfer::{MAX_RANGE, Part, Range, TransferBody};
+use std::collections::BTreeMap;
+
+/// Bytes that one read of the scrub asks for.
+const READ_BYTES: usize = 256 << 10;
+
+/// How long to wait for the answer of a peer before asking the next one.
+const PATIENCE_US: u64 = 1_000_000;
+
+/// How long a repair may wait for its turn at the disk before it counts as given up.
+const WRITE_US: u64 = 30_000_000;
+
+/// Partitions repaired at the same time; damage in others is found again.
+const MAX_REPAIRS: usize = 64;
+
+/// A damaged place, and what is being done about it.
+struct Repair {
+    place: DamagedBatch,
+    /// The peer that was asked last.
+    asked: Option<NodeId>,
+    asked_us: u64,
+    /// Its answer is on its way to the disk.
+    writing: bool,
+}
+
+/// See the module documentation.
+#[derive(Default)]
+pub(super) struct Scrub {
+    /// Where the scrub goes on; `None` between two passes.
+    at: Option<(PartitionKey, u64)>,
+    /// When the last pass began.
+    began_us: Option<u64>,
+    /// The read of the scrub that is under way.
+    reading: Option<u64>,
+    /// Reads that look at what was repaired.
+    checking: BTreeMap<u64, PartitionKey>,
+    /// Bytes that may be read now.
+    budget: i64,
+    refilled_us: u64,
+    repairs: BTreeMap<PartitionKey, Repair>,
+}
+
+impl<D: Disk> Broker<D> {
+    /// The part of a tick that is about damage.
+    pub(super) fn tick_scrub(&mut self) {
+        for place in self.segments.take_repaired() {
+            self.repaired(place);
+        }
+        self.ask_for_repairs();
+        let (now, rate) = (self.now_us(), self.config.scrub_bytes_per_second);
+        let elapsed = now.saturating_sub(self.scrub.refilled_us).min(1_000_000);
+        self.scrub.refilled_us = now;
+        let refill = (u128::from(rate) * u128::from(elapsed) / 1_000_000) as i64;
+        self.scrub.budget = self.scrub.budget.saturating_add(refill).min((rate / 10).max(1) as i64);
+        let due = self.scrub.began_us.is_none_or(|began| now >= began + self.config.scrub_interval_us);
+        if rate > 0 && self.scrub.at.is_none() && due {
+            self.scrub.began_us = Some(now);
+            self.scrub.at = self.segments.partitions().next().map(|key| (key, 0));
+        }
+        self.scrub_on();
+    }
+
+    /// Read on, unless a read is under way or the rate does not allow it.
+    fn scrub_on(&mut self) {
+        while self.scrub.reading.is_none() && self.scrub.budget > 0 {
+            let Some((key, offset)) = self.scrub.at else { return };
+            // What lies before the log start offset in the first segment is part of the file too.
+            let offset = self.segments.segment_bases(key).next().map_or(offset, |first| offset.max(first));
+            let ticket = self.ticket();
+            match self.segments.read_stored(&mut self.disk, key, offset, READ_BYTES, ticket) {
+                Ok(()) => {
+                    self.scrub.at = Some((key, offset));
+                    self.scrub.reading = Some(ticket);
+                }
+                Err(_) => self.scrub_next_partition(key),
+            }
+        }
+    }
+
+    fn scrub_next_partition(&mut self, key: PartitionKey) {
+        self.scrub.at = self.segments.partition_after(key).map(|key| (key, 0));
+    }
+
+    /// A read has finished, for whomever it was: damage is noted, and what the scrub has read is done with. Gives back
+    /// what somebody else asked for.
+    pub(super) fn scrub_read(&mut self, read: ReadDone) -> Option<ReadDone> {
+        if let Some(place) = read.damage {
+            self.note_damage(place, read.result.as_ref().err());
+        }
+        if self.scrub.checking.remove(&read.ticket).is_some() {
+            return None;
+        }
+        if self.scrub.reading != Some(read.ticket) {
+            return Some(read);
+        }
+        self.scrub.reading = None;
+        let Some((key, offset)) = self.scrub.at else { return None };
+        match &read.result {
+            Ok(batches) => {
+                let bytes: usize = batches.iter().map(Bytes::len).sum();
+                self.scrub.budget -= bytes as i64;
+                self.metrics.scrub_bytes_total.inc_by(bytes as u64);
+                let last = batches.last().and_then(|batch| BatchHeader::parse(batch).ok());
+                match last {
+                    Some(last) => self.scrub.at = Some((key, last.last_offset() + 1)),
+                    None => self.scrub_next_partition(key),
+                }
+            }
+            // Where the next batch begins is not known; where the next segment does is.
+            Err(_) => {
+                let next = self.segments.segment_bases(key).find(|base| *base > offset);
+                match next {
+                    Some(base) => self.scrub.at = Some((key, base)),
+                    None => self.scrub_next_partition(key),
+                }
+            }
+        }
+        self.scrub_on();
+        None
+    }
+
+    fn note_damage(&mut self, place: DamagedBatch, error: Option<&SegmentError>) {
+        let repairs = &mut self.scrub.repairs;
+        if repairs.contains_key(&place.key) || repairs.len() >= MAX_REPAIRS {
+            return;
+        }
+        if let Some(error) = error {
+            tracing::error!(partition = %place.key, offset = place.offset, %error, "damage; asking the other replicas");
+        }
+        self.metrics.damage_found_total.inc();
+        repairs.insert(place.key, Repair { place, asked: None, asked_us: 0, writing: false });
+        self.ask_for_repairs();
+    }
+
+    /// Ask for what belongs at damaged places: one peer after the other.
+    fn ask_for_repairs(&mut self) {
+        let now = self.now_us();
+        let mut asks = Vec::new();
+        let (segments, groups, peers) = (&self.segments, &self.groups, &self.peers_connected);
+        self.scrub.repairs.retain(|key, repair| {
+            let group = groups.iter().find(|(_, data)| data.state.get(*key).is_some()).map(|(group, _)| *group);
+            // The segment may have been trimmed, or the topic deleted.
+            let Some(group) = group.filter(|_| segments.segment_bases(*key).any(|base| base == repair.place.base))
+            else {
+                return false;
+            };
+            repair.writing &= now < repair.asked_us + WRITE_US;
+            let waiting = repair.asked.is_some() && now < repair.asked_us + PATIENCE_US;
+            if !repair.writing && !waiting {
+                let after = peers.iter().find(|peer| repair.asked.is_none_or(|asked| **peer > asked));
+                if let Some(to) = after.or(peers.first()) {
+                    (repair.asked, repair.asked_us) = (Some(*to), now);
+                    let part = Part::Records { key: *key, offset: repair.place.offset };
+                    asks.push((*to, group, Range { part, max_bytes: MAX_RANGE }));
+                }
+            }
+            true
+        });
+        for (to, group, range) in asks {
+            self.answer_peer(to, group, TransferBody::AskRange(range));
+        }
+    }
+
+    /// A peer has sent records: those that belong at a damaged place go there.
+    pub(super) fn repair_came(&mut self, from: NodeId, group: GroupId, range: Range, came: Option<&Bytes>) {
+        let now = self.now_us();
+        let Part::Records { key, offset } = range.part else { return };
+        let Some(repair) = self.scrub.repairs.get_mut(&key) else { return };
+        if repair.place.offset != offset || repair.asked != Some(from) || repair.writing {
+            return;
+        }
+        // Without any, the peer may have them later.
+        let Some(came) = came else { return };
+        if self.segments.repair(&mut self.disk, repair.place, came) {
+            (repair.writing, repair.asked_us) = (true, now);
+        } else {
+            tracing::warn!(group = group.0, %from, partition = %key, offset, "a peer has other records at a damaged place");
+        }
+    }
+
+    /// What a peer sent is on stable storage. What follows it may be damaged as well.
+    fn repaired(&mut self, place: DamagedBatch) {
+        let DamagedBatch { key, offset, .. } = place;
+        if self.scrub.repairs.remove(&key).is_none() {
+            return;
+        }
+        self.metrics.damage_repaired_total.inc();
+        tracing::info!(partition = %key, offset, "damage is repaired with the records of another replica");
+        let ticket = self.ticket();
+        if self.segments.read_stored(&mut self.disk, key, offset, MAX_RANGE as usize, ticket).is_ok() {
+            self.scrub.checking.insert(ticket, key);
+        }
+    }
+}
