@@ -225,6 +225,7 @@ pub fn open<D: Disk>(
         return Err(BrokerError::TooFewGroups { configured: config.data_groups, needed: group.0 });
     }
     metrics.set_backend(disk.name());
+    let free_bytes = disk.free_bytes().unwrap_or(u64::MAX);
     Ok(Broker {
         cache: TailCache::new(config.tail_cache_bytes),
         config,
@@ -256,6 +257,7 @@ pub fn open<D: Disk>(
         misplaced_since_us: BTreeMap::new(),
         transfers,
         scrub: Scrub::default(),
+        free_bytes,
         applicants: BTreeMap::new(),
         clock: super::Clock::default(),
         shard_outputs: Outputs::default(),

@@ -38,7 +38,7 @@ use lnc_metrics::{Counter, GroupMetrics, Metrics};
 use lnc_protocol::ErrorCode;
 use lnc_protocol::frame::Flags;
 use lnc_protocol::message::{ErrorReply, LeaderHint, Opcode, Reply, Request, Response};
-use lnc_raft::{Body, Message, NodeId, ProgressState, Role};
+use lnc_raft::{Body, Entry, Message, NodeId, ProgressState, Role};
 use lnc_replication::wire::PeerMessage;
 use lnc_replication::{Outputs, Shard, ShardError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -127,6 +127,8 @@ pub struct BrokerConfig {
     pub checkpoint_bytes: u64,
     /// Bytes per second that are given to nodes that fetch the state of a group.
     pub transfer_bytes_per_second: u64,
+    /// Bytes of the disk that are kept for what is not records.
+    pub reserve_bytes: u64,
     /// Bytes of segments that the scrub reads per second; 0: it does not.
     pub scrub_bytes_per_second: u64,
     /// Shortest time between the beginnings of two passes of the scrub, in microseconds.
@@ -230,6 +232,8 @@ pub struct Broker<D: Disk> {
     misplaced_since_us: BTreeMap<GroupId, u64>,
     transfers: transfer::Transfers,
     scrub: scrub::Scrub,
+    /// Space that is left, less what was taken in since that was looked at.
+    free_bytes: u64,
     /// Nodes that wait to be admitted, by number.
     applicants: BTreeMap<u64, membership::Applicant>,
     clock: Clock,
@@ -319,13 +323,46 @@ impl<D: Disk> Broker<D> {
     }
 
     fn raft_message(&mut self, group: GroupId, message: Message) {
-        let more = matches!(&message.body, Body::Append { entries, .. } if !entries.is_empty());
-        if more && self.segments.pending_bytes() > self.max_unwritten().saturating_mul(2) {
+        /// What appends without records stay below, in bytes.
+        const SMALL_APPEND: usize = 4096;
+        let bytes = match &message.body {
+            Body::Append { entries, .. } => entries.iter().map(Entry::size).sum(),
+            _ => 0,
+        };
+        if bytes > 0 && self.segments.pending_bytes() > self.max_unwritten().saturating_mul(2) {
             // A replica whose disk cannot keep up must not fill its memory: to the leader this is a lossy network, and
             // it goes on with the others.
             return;
         }
+        if bytes > SMALL_APPEND && self.free_bytes < self.config.reserve_bytes / 2 {
+            // Nor must it give the reserve away to records. What is decided without any, votes, deletions and trims
+            // among it, is small.
+            return;
+        }
         self.shard.step(group, message);
+    }
+
+    /// Look how much space there is, and say so when the reserve is touched or whole again.
+    fn look_at_space(&mut self) {
+        let low = self.is_low_on_space();
+        self.free_bytes = self.disk.free_bytes().unwrap_or(u64::MAX);
+        self.metrics.disk_free_bytes.set(self.free_bytes);
+        let (free, reserve) = (self.free_bytes, self.config.reserve_bytes);
+        match (low, self.is_low_on_space()) {
+            (false, true) => tracing::error!(
+                free,
+                reserve,
+                "no space but the reserve is left in the data directory: records are refused until there is more; delete \
+                 topics, lower retention, or make room"
+            ),
+            (true, false) => tracing::info!(free, reserve, "there is space again: records are taken"),
+            _ => {}
+        }
+    }
+
+    /// Whether what is left is for votes, checkpoints and deletions.
+    fn is_low_on_space(&self) -> bool {
+        self.free_bytes < self.config.reserve_bytes
     }
 
     /// Committed bytes that may wait for their segments before produce requests are refused.
@@ -375,6 +412,7 @@ impl<D: Disk> Broker<D> {
         }
         self.reconcile = true;
         self.retry_full = true;
+        self.look_at_space();
         self.shard.retry_space(&mut self.disk);
         self.apply_retention();
         self.rebalance_leaders();

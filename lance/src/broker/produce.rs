@@ -93,10 +93,16 @@ impl<D: Disk> Broker<D> {
             );
             return Err((ErrorCode::Overloaded, message));
         }
-        if self.segments.is_full() || self.shard.journal().is_full() {
-            let message = format!("node {} has no space left in its data directory", self.config.node);
+        if self.segments.is_full() || self.shard.journal().is_full() || self.is_low_on_space() {
+            let (node, free, reserve) = (self.config.node, self.free_bytes, self.config.reserve_bytes);
+            let message = format!(
+                "node {node} has no space left in its data directory for records: {free} bytes are free, of which {reserve} \
+                 are kept in reserve"
+            );
             return Err((ErrorCode::StorageFull, message));
         }
+        // Once in the journal, once in a segment.
+        self.free_bytes = self.free_bytes.saturating_sub(2 * bytes as u64);
         Ok(())
     }
 }

@@ -108,7 +108,7 @@ impl<D: Disk> Broker<D> {
             return Some(read);
         }
         self.scrub.reading = None;
-        let Some((key, offset)) = self.scrub.at else { return None };
+        let (key, offset) = self.scrub.at?;
         match &read.result {
             Ok(batches) => {
                 let bytes: usize = batches.iter().map(Bytes::len).sum();

@@ -182,6 +182,9 @@ settings! {
         /// Bytes per second that this node gives to others that fetch the state of a group. More makes them whole
         /// sooner, less leaves more of disk and network to clients.
         transfer_bytes_per_second: u64 [Size] = "64MiB" in "64KiB" ..= "1TiB";
+        /// Free space that is kept for votes, checkpoints and deletions: with less, records are refused until there is
+        /// more. It must hold two files of the journal and a checkpoint.
+        reserve_bytes: u64 [Size] = "256MiB" in "0" ..= "1TiB";
         /// Bytes per second that the scrub reads to find damage before anybody needs what is damaged; 0 turns it off.
         scrub_bytes_per_second: u64 [Size] = "8MiB" in "0" ..= "1TiB";
         /// Shortest time from the beginning of one pass of the scrub over everything to that of the next.

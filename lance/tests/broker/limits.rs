@@ -210,3 +210,49 @@ fn the_largest_batch_gets_through_everything_that_is_smaller() {
         assert!(all.iter().all(|record| record.value == value), "node {node}");
     }
 }
+
+#[test]
+fn with_the_reserve_left_only_records_are_refused_and_deleting_makes_room() {
+    const RESERVE: u64 = 600 << 10;
+    let mut settings = Settings { reserve_bytes: RESERVE, checkpoint_bytes: 64 << 10, ..Settings::default() };
+    settings.journal_file_bytes = 64 << 10;
+    settings.journal_retain_bytes = 0;
+    let mut cluster = Cluster::ready(settings);
+    for topic in ["old", "t"] {
+        cluster.create_topic(topic, 1);
+    }
+    cluster.await_balance();
+    let value = "x".repeat(32 << 10);
+    for _ in 0..40 {
+        cluster.produce(&produce_request("old", 0, &[&value]));
+    }
+    cluster.produce(&produce_request("t", 0, &["before"]));
+    cluster.ticks(2 * SECOND);
+    cluster.await_same();
+    for node in cluster.ids() {
+        let disk = cluster.node(node).disk();
+        disk.set_capacity(Some(disk.used() + RESERVE - 1));
+    }
+    cluster.ticks(SECOND + 1);
+    let refused = |cluster: &mut Cluster| {
+        let leader = cluster.leader_of(DATA);
+        match cluster.ask(leader, &Request::Produce(produce_request("t", 0, &["refused"]))) {
+            Err(error) => error.code == ErrorCode::StorageFull && error.retry_after_ms > 0,
+            Ok(other) => panic!("taken: {other:?}"),
+        }
+    };
+    assert!(refused(&mut cluster));
+    // An election, with what it writes.
+    let leader = cluster.leader_of(DATA);
+    cluster.crash(leader, CrashChoice::Everything);
+    cluster.until("another leads", |cluster| cluster.leader(DATA).is_some_and(|other| other != leader));
+    assert!(refused(&mut cluster));
+    cluster.start(leader);
+    cluster.await_same();
+    for node in cluster.ids() {
+        assert_eq!(cluster.read_all(node, "t", 0).len(), 1, "node {node}");
+    }
+    cluster.delete_topic("old");
+    assert_eq!(cluster.produce(&produce_request("t", 0, &["after"])).base_offset, Some(1));
+    cluster.await_same();
+}

@@ -63,10 +63,16 @@ fn try_produce(wire: &mut Wire, value: &[u8]) -> Answer<ProduceResponse> {
     wire.produce(request, Flags::NONE).unwrap()
 }
 
-/// A node on a small disk that fills up, with this much room for it, until the rest is free again.
-fn fill_and_free(bytes: u64, room: u64) {
+/// A node on a small disk that fills up, with this much room for it and so much of that kept in reserve, until the rest is
+/// free again.
+fn fill_and_free(bytes: u64, room: u64, reserve: u64) {
     let Some(disk) = SmallDisk::mount(bytes) else { return };
-    let mut node = Node::new(disk.path(), 1, &[Ports::free()], &["journal.retain_bytes=4MiB".to_owned()]);
+    let mut node = Node::new(
+        disk.path(),
+        1,
+        &[Ports::free()],
+        &["journal.retain_bytes=4MiB".to_owned(), format!("storage.reserve_bytes={reserve}")],
+    );
     node.start();
     node.wait_ready();
     let mut wire = Wire::connect(&node.client()).unwrap();
@@ -105,11 +111,16 @@ fn fill_and_free(bytes: u64, room: u64) {
 
 #[test]
 fn a_disk_that_fills_up_refuses_writes_for_now_and_serves_reads() {
-    fill_and_free(48 << 20, 32 << 20);
+    fill_and_free(48 << 20, 32 << 20, 0);
 }
 
 #[test]
 fn a_journal_without_room_for_its_next_file_notices_when_there_is_some() {
     // Segments find room beside the journal's first file, but its second does not, wanted once that is half full.
-    fill_and_free(32 << 20, 7 << 20);
+    fill_and_free(32 << 20, 7 << 20, 0);
+}
+
+#[test]
+fn a_node_that_touches_its_reserve_refuses_writes_and_goes_on_with_everything_else() {
+    fill_and_free(96 << 20, 64 << 20, 24 << 20);
 }

@@ -24,6 +24,7 @@ pub(crate) struct Settings {
     /// A node that has missed more fetches the state of its groups.
     pub(super) transfer_bytes_per_second: u64,
     pub(super) scrub_bytes_per_second: u64,
+    pub(super) reserve_bytes: u64,
     pub(super) entry_cache_bytes: usize,
     pub(super) flushes_in_flight: usize,
     pub(super) max_append_bytes: usize,
@@ -51,6 +52,7 @@ impl Settings {
             journal_file_bytes: rng.pick(&[64 << 10, 256 << 10, 1 << 20]),
             journal_retain_bytes: rng.pick(&[0, 256 << 10, 64 << 20]),
             transfer_bytes_per_second: rng.pick(&[100 << 10, 4 << 20]),
+            reserve_bytes: rng.pick(&[0, 200_000, 3_000_000]),
             scrub_bytes_per_second: rng.pick(&[0, 100 << 10, 1 << 20]),
             entry_cache_bytes: rng.pick(&[4 << 10, 64 << 10, 1 << 20]),
             flushes_in_flight: rng.between(1, 4) as usize,

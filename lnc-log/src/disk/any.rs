@@ -89,6 +89,12 @@ impl Disk for AnyDisk {
             Self::Threads(disk) => disk.name(),
         }
     }
+    fn free_bytes(&self) -> Option<u64> {
+        match self {
+            Self::Uring(disk) => disk.free_bytes(),
+            Self::Threads(disk) => disk.free_bytes(),
+        }
+    }
 }
 
 /// An io_uring backend that has proved itself with a durable direct write, a sync and a read in this very directory:

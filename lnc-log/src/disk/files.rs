@@ -60,6 +60,11 @@ pub(super) struct Finished {
     pub(super) opened: Option<(FileId, Arc<OpenFile>)>,
 }
 
+/// Bytes that are left for whoever is not root on the file system of `root`.
+pub(super) fn free_bytes(root: &Path) -> Option<u64> {
+    rustix::fs::statvfs(root).ok().map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 /// Carry out one operation under `root`, blocking.
 pub(super) fn execute(root: &Path, job: Job) -> Finished {
     let Job { token, op, file } = job;

@@ -655,4 +655,9 @@ impl Disk for MemoryDisk {
     fn name(&self) -> &'static str {
         "memory"
     }
+
+    fn free_bytes(&self) -> Option<u64> {
+        let state = self.state();
+        state.capacity.map(|capacity| capacity.saturating_sub(state.used()))
+    }
 }

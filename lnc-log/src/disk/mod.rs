@@ -225,6 +225,9 @@ pub trait Disk {
     /// Name of the backend, for logs and the metric.
     fn name(&self) -> &'static str;
 
+    /// Bytes that are left for files, as far as the disk can tell.
+    fn free_bytes(&self) -> Option<u64>;
+
     /// Submit one operation and block for its result. For setup and recovery only: panics if a completion of
     /// another operation arrives meanwhile.
     fn run(&mut self, op: Op) -> io::Result<Outcome> {
@@ -254,5 +257,8 @@ impl<D: Disk + ?Sized> Disk for Box<D> {
     }
     fn name(&self) -> &'static str {
         (**self).name()
+    }
+    fn free_bytes(&self) -> Option<u64> {
+        (**self).free_bytes()
     }
 }

@@ -116,6 +116,11 @@ impl Workers {
         }
     }
 
+    /// Bytes that are left for files.
+    pub(super) fn free_bytes(&self) -> Option<u64> {
+        files::free_bytes(&self.shared.root)
+    }
+
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
     }
@@ -210,5 +215,9 @@ impl Disk for ThreadsDisk {
 
     fn name(&self) -> &'static str {
         "threads"
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        self.workers.free_bytes()
     }
 }

@@ -295,6 +295,10 @@ impl Disk for UringDisk {
     fn name(&self) -> &'static str {
         "io_uring"
     }
+
+    fn free_bytes(&self) -> Option<u64> {
+        self.workers.free_bytes()
+    }
 }
 
 const _: () = assert!(MAX_CHUNK.is_multiple_of(BLOCK));

@@ -56,6 +56,8 @@ pub(crate) struct Settings {
     pub(crate) journal_retain_bytes: u64,
     /// Bytes of entries that a node keeps in memory for followers that lag.
     pub(crate) entry_cache_bytes: usize,
+    /// Bytes of a node's disk that are not for records.
+    pub(crate) reserve_bytes: u64,
     /// Bytes per second that a node's scrub reads; a pass begins every second.
     pub(crate) scrub_bytes_per_second: u64,
     /// Sizes of segments.
@@ -76,6 +78,7 @@ impl Default for Settings {
             journal_retain_bytes: 8 << 20,
             entry_cache_bytes: 1 << 20,
             scrub_bytes_per_second: 0,
+            reserve_bytes: 0,
             segments: SegmentConfig { write_block: 8192, index_interval_bytes: 1500, ..SegmentConfig::default() },
             seed: 1,
         }
