@@ -98,7 +98,7 @@ fn messages() -> Vec<(&'static str, Body)> {
             Body::AppendReply(AppendReply::Rejected { prev_index: 7, hint_index: 4, hint_term: 2, last_index: 5 }),
         ),
         ("heartbeat", Body::Heartbeat { commit: 5, leader_commit: 7, round: 1 }),
-        ("heartbeat-reply", Body::HeartbeatReply { round: 1 }),
+        ("heartbeat-reply", Body::HeartbeatReply { slow: true, round: 1 }),
         ("state-needed", Body::StateNeeded { index: 7, term: 2 }),
         ("timeout-now", Body::TimeoutNow),
         ("read-index", Body::ReadIndex { ctx: 4 }),

@@ -497,6 +497,7 @@ fn broker_config(config: &Config, identity: &Identity) -> BrokerConfig {
         max_partitions_per_topic: config.limits.max_partitions_per_topic,
         checkpoint_bytes: config.journal.checkpoint_bytes,
         transfer_bytes_per_second: config.storage.transfer_bytes_per_second,
+        slow_sync_us: config.journal.slow_sync.as_micros() as u64,
         reserve_bytes: config.storage.reserve_bytes,
         scrub_bytes_per_second: config.storage.scrub_bytes_per_second,
         scrub_interval_us: config.storage.scrub_interval.as_micros() as u64,

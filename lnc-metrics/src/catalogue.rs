@@ -86,6 +86,7 @@ catalogue! {
     peer_reconnects_total: CounterVec, ["peer", "channel"], [], "Times a channel to a peer was opened again.";
 
     journal_fsync_seconds: Histogram, [], [FSYNC], "Time of one sync of the journal.";
+    slow_disk: Gauge, [], [], "Whether syncs of the journal take so long that this node should lead nothing: 1 if so.";
     journal_flush_bytes: Histogram, [], [FLUSH], "Size of one flush of the journal.";
     journal_flushes_total: Counter, [], [], "Flushes of the journal that are on stable storage.";
     journal_bytes: Gauge, [], [], "Disk space that the journal's files take.";

@@ -128,12 +128,4 @@ impl Raft {
         };
         self.configuration().reached(value_of)
     }
-
-    /// How far this leader's own disk is behind what a majority has acknowledged without it.
-    pub(crate) fn behind_quorum(&self) -> Index {
-        if self.role != Role::Leader {
-            return 0;
-        }
-        self.reached_by_quorum(0, |peer| peer.match_index).saturating_sub(self.log.durable())
-    }
 }

@@ -185,6 +185,8 @@ pub enum Body {
     },
     /// You lead this term, as far as I know.
     HeartbeatReply {
+        /// The sender would rather not lead: its disk is slow.
+        slow: bool,
         /// The round of the heartbeat.
         round: u64,
     },

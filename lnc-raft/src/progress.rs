@@ -30,6 +30,8 @@ pub struct Progress {
     pub in_flight: usize,
     /// It has replied within an election timeout.
     pub recently_active: bool,
+    /// It has said that its disk is slow.
+    pub slow: bool,
     /// It gets everything and decides nothing.
     pub learner: bool,
 }
@@ -68,6 +70,8 @@ pub(crate) struct Peer {
     pub(crate) told_commit: Index,
     /// The latest confirmation round it has answered.
     pub(crate) acked_round: u64,
+    /// It would rather not lead.
+    pub(crate) slow: bool,
     /// The first of the entries that are being loaded from the journal for it.
     pub(crate) wanted: Option<Index>,
 }
@@ -87,6 +91,7 @@ impl Peer {
             probe_ticks: 0,
             told_commit: 0,
             acked_round: 0,
+            slow: false,
             wanted: None,
         }
     }
@@ -182,6 +187,7 @@ impl Peer {
             },
             in_flight: self.in_flight.len(),
             recently_active: self.silent_ticks < election_ticks,
+            slow: self.slow,
             learner,
         }
     }

@@ -67,6 +67,8 @@ pub struct Raft {
     /// Leader: the sizes of its entries beyond the commit index, in bytes.
     pub(crate) uncommitted_bytes: usize,
     pub(crate) transfer: Option<Transfer>,
+    /// This node would rather not lead.
+    pub(crate) slow: bool,
     /// Leader: there may be something to send.
     pub(crate) unsent: bool,
     /// What the next Ready will say beside what can be read off the state.
@@ -107,6 +109,7 @@ impl Raft {
             heartbeat_elapsed: 0,
             uncommitted_bytes: 0,
             transfer: None,
+            slow: false,
             unsent: false,
             out: Ready::default(),
             reported_hard_state: hard_state,
@@ -180,7 +183,7 @@ impl Raft {
             Body::Heartbeat { commit, leader_commit, round } => {
                 self.handle_heartbeat(from, commit, leader_commit, round);
             }
-            Body::HeartbeatReply { round } => self.handle_heartbeat_reply(from, round),
+            Body::HeartbeatReply { slow, round } => self.handle_heartbeat_reply(from, slow, round),
             Body::StateNeeded { index, term } => self.handle_state_needed(from, index, term),
             Body::TimeoutNow => self.handle_timeout_now(from),
             Body::ReadIndex { ctx } => self.handle_read_index(from, ctx),
@@ -195,7 +198,7 @@ impl Raft {
             Body::Vote { .. } => self.send_after_durable(from, Body::VoteReply { granted: false }),
             // Without this a node whose term ran ahead would stay alone: the leader must step down to take it back.
             Body::Append { prev_index, .. } => self.reject_append(from, prev_index),
-            Body::Heartbeat { round, .. } => self.send(from, Body::HeartbeatReply { round }),
+            Body::Heartbeat { round, .. } => self.send(from, Body::HeartbeatReply { slow: self.slow, round }),
             Body::ReadIndex { ctx } => self.send(from, Body::ReadIndexReply { ctx, index: None }),
             Body::PreVote { .. }
             | Body::PreVoteReply { .. }
@@ -338,7 +341,6 @@ impl Raft {
             transferring: self.transfer.map(|transfer| transfer.to),
             configuration: self.configuration().clone(),
             configuration_committed: self.configuration_committed(),
-            behind_quorum: self.behind_quorum(),
         }
     }
 
@@ -396,6 +398,12 @@ impl Raft {
     /// Term and vote.
     pub fn hard_state(&self) -> HardState {
         self.hard_state
+    }
+
+    /// Tell leaders from now on whether this node would rather not lead, since its disk is slow. It still stands for
+    /// election when there is no leader.
+    pub fn set_slow(&mut self, slow: bool) {
+        self.slow = slow;
     }
 
     /// The first index whose payload is in memory; one past the last index if none is.
@@ -609,6 +617,4 @@ pub struct Status {
     pub configuration: Configuration,
     /// Whether that entry is committed.
     pub configuration_committed: bool,
-    /// A leader: how many entries that a majority has acknowledged without it are not on its own disk yet.
-    pub behind_quorum: Index,
 }

@@ -356,7 +356,7 @@ impl Raft {
                 AppendReply::Rejected { prev_index: 0, hint_index: 0, hint_term: 0, last_index: self.log.last_index() };
             self.send(from, Body::AppendReply(ask));
         }
-        self.send(from, Body::HeartbeatReply { round });
+        self.send(from, Body::HeartbeatReply { slow: self.slow, round });
     }
 
     pub(crate) fn handle_state_needed(&mut self, from: NodeId, index: Index, term: Term) {
@@ -366,10 +366,11 @@ impl Raft {
         }
     }
 
-    pub(crate) fn handle_heartbeat_reply(&mut self, from: NodeId, round: u64) {
+    pub(crate) fn handle_heartbeat_reply(&mut self, from: NodeId, slow: bool, round: u64) {
         let heartbeat_ticks = self.config.heartbeat_ticks;
         let Some(peer) = self.peers.get_mut(&from) else { return };
         peer.silent_ticks = 0;
+        peer.slow = slow;
         peer.acked_round = peer.acked_round.max(round.min(self.reads.round));
         let lost_probe = peer.state == PeerState::Probe { waiting: true } && peer.probe_ticks >= heartbeat_ticks;
         if lost_probe {

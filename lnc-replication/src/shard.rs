@@ -484,6 +484,11 @@ impl Shard {
         }
     }
 
+    /// Whether this node would rather not lead, for leaders to know.
+    pub fn set_slow(&mut self, slow: bool) {
+        self.groups.values_mut().for_each(|group| group.raft.set_slow(slow));
+    }
+
     /// Hand leadership of `group` to `to`, if this node leads it. Says whether the transfer has begun.
     pub fn transfer_leadership(&mut self, group: GroupId, to: NodeId) -> bool {
         self.groups.get_mut(&group).is_some_and(|g| g.raft.is_leader() && g.raft.transfer_leadership(to).is_ok())

@@ -240,8 +240,9 @@ fn put_raft(out: &mut BytesMut, message: &Message) {
             out.put_u64_le(*leader_commit);
             out.put_u64_le(*round);
         }
-        Body::HeartbeatReply { round } => {
+        Body::HeartbeatReply { slow, round } => {
             out.put_u8(9);
+            out.put_u8(u8::from(*slow));
             out.put_u64_le(*round);
         }
         Body::TimeoutNow => out.put_u8(10),
@@ -322,7 +323,7 @@ fn take_raft(kind: u8, body: &mut Bytes) -> Result<Body, WireError> {
             leader_commit: u64_of(body, "the leader's commit index")?,
             round: u64_of(body, "round")?,
         },
-        9 => Body::HeartbeatReply { round: u64_of(body, "round")? },
+        9 => Body::HeartbeatReply { slow: bool_of(body, "slow")?, round: u64_of(body, "round")? },
         10 => Body::TimeoutNow,
         11 => Body::ReadIndex { ctx: u64_of(body, "read context")? },
         12 => Body::ReadIndexReply {
@@ -381,7 +382,7 @@ mod tests {
             Body::AppendReply(AppendReply::Accepted { match_index: 9 }),
             Body::AppendReply(AppendReply::Rejected { prev_index: 7, hint_index: 4, hint_term: 2, last_index: 5 }),
             Body::Heartbeat { commit: 5, leader_commit: 7, round: 1 },
-            Body::HeartbeatReply { round: 1 },
+            Body::HeartbeatReply { slow: true, round: 1 },
             Body::TimeoutNow,
             Body::ReadIndex { ctx: 4 },
             Body::ReadIndexReply { ctx: 4, index: Some(5) },

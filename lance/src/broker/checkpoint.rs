@@ -10,6 +10,7 @@ use super::fetch::Fetches;
 use super::offsets::Scans;
 use super::partitions::PartitionGroup;
 use super::scrub::Scrub;
+use super::slow_disk::SlowDisk;
 use super::tail_cache::TailCache;
 use super::transfer::{Transfers, decode_header};
 use super::{Broker, BrokerConfig, BrokerError, DataGroup};
@@ -257,6 +258,7 @@ pub fn open<D: Disk>(
         misplaced_since_us: BTreeMap::new(),
         transfers,
         scrub: Scrub::default(),
+        slow_disk: SlowDisk::default(),
         free_bytes,
         applicants: BTreeMap::new(),
         clock: super::Clock::default(),

@@ -22,6 +22,7 @@ pub mod partitions;
 mod produce;
 mod proposals;
 mod scrub;
+mod slow_disk;
 pub mod tail_cache;
 mod transfer;
 
@@ -127,6 +128,8 @@ pub struct BrokerConfig {
     pub checkpoint_bytes: u64,
     /// Bytes per second that are given to nodes that fetch the state of a group.
     pub transfer_bytes_per_second: u64,
+    /// Time of a sync of the journal, in microseconds, beyond which a leader hands over.
+    pub slow_sync_us: u64,
     /// Bytes of the disk that are kept for what is not records.
     pub reserve_bytes: u64,
     /// Bytes of segments that the scrub reads per second; 0: it does not.
@@ -232,6 +235,7 @@ pub struct Broker<D: Disk> {
     misplaced_since_us: BTreeMap<GroupId, u64>,
     transfers: transfer::Transfers,
     scrub: scrub::Scrub,
+    slow_disk: slow_disk::SlowDisk,
     /// Space that is left, less what was taken in since that was looked at.
     free_bytes: u64,
     /// Nodes that wait to be admitted, by number.
@@ -415,6 +419,7 @@ impl<D: Disk> Broker<D> {
         self.look_at_space();
         self.shard.retry_space(&mut self.disk);
         self.apply_retention();
+        self.look_at_disk();
         self.rebalance_leaders();
         self.reconcile_members();
         self.release_replaced();
@@ -534,6 +539,29 @@ impl<D: Disk> Broker<D> {
         while let Some((_, since)) = self.flushes.pop_front_if(|(number, _)| *number <= out.flushes_durable) {
             self.metrics.journal_flushes_total.inc();
             self.metrics.journal_fsync_seconds.observe(now.saturating_sub(since) as f64 / 1e6);
+            self.slow_disk.synced(now.saturating_sub(since));
+        }
+    }
+
+    /// A leader whose disk is slow hands over, if there is somebody whose disk is not.
+    fn look_at_disk(&mut self) {
+        let now = self.now_us();
+        let limit_us = self.config.slow_sync_us;
+        let under_way_us = self.flushes.front().map(|(_, since)| now.saturating_sub(*since));
+        match self.slow_disk.second(limit_us, under_way_us) {
+            Some(true) => tracing::warn!(
+                limit_ms = limit_us / 1000,
+                "syncs of the journal take long: groups led here are handed to nodes with faster disks"
+            ),
+            Some(false) => tracing::info!("syncs of the journal are fast again"),
+            None => {}
+        }
+        let slow = self.slow_disk.is_slow();
+        self.metrics.slow_disk.set(slow.into());
+        // Told every second, since groups come and go.
+        self.shard.set_slow(slow);
+        if slow {
+            self.hand_over();
         }
     }
 
@@ -578,7 +606,10 @@ impl<D: Disk> Broker<D> {
     fn best_successor_among(&self, group: GroupId, voters: &BTreeSet<NodeId>) -> Option<NodeId> {
         let status = self.shard.status(group)?;
         let fit = |peer: &&lnc_raft::Progress| {
-            peer.recently_active && voters.contains(&peer.id) && self.peers_connected.contains(&peer.id)
+            peer.recently_active
+                && (self.draining || !peer.slow)
+                && voters.contains(&peer.id)
+                && self.peers_connected.contains(&peer.id)
         };
         status.peers.iter().filter(fit).max_by_key(|peer| peer.match_index).map(|peer| peer.id)
     }
@@ -601,7 +632,10 @@ impl<D: Disk> Broker<D> {
                     && self.peers_connected.contains(node)
                     && self.shard.status(group).is_some_and(|status| {
                         let caught_up = |peer: &lnc_raft::Progress| {
-                            peer.id == *node && peer.recently_active && peer.match_index + 64 >= status.last
+                            peer.id == *node
+                                && peer.recently_active
+                                && !peer.slow
+                                && peer.match_index + 64 >= status.last
                         };
                         status.peers.iter().any(caught_up)
                     })

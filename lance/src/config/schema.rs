@@ -170,6 +170,9 @@ settings! {
         /// Journal written since the last checkpoint that starts the next one. More means fewer, larger writes of
         /// segments and a longer recovery.
         checkpoint_bytes: u64 [Size] = "128MiB" in "1MiB" ..= "64GiB";
+        /// A leader whose syncs take longer than this, 99 of 100 counted, for several seconds hands over to nodes with
+        /// faster disks.
+        slow_sync: std::time::Duration [Span] = "500ms" in "1ms" ..= "1h";
         /// Flushes that may be on their way to the disk at once.
         max_in_flight_flushes: u32 [Whole32] = "2" in "1" ..= "64";
     }

@@ -1,7 +1,7 @@
 //! Retries across leaders: once, in order, at the same offset.
 
 use crate::harness::records::pairs;
-use crate::harness::{Cluster, Cut, Outcome, Producer, Settings, produce_request};
+use crate::harness::{Cluster, Cut, Outcome, Producer, SECOND, Settings, produce_request};
 use lnc_log::disk::memory::{CrashChoice, Order};
 use lnc_log::journal::GroupId;
 use lnc_protocol::{ErrorCode, Request, Response};
@@ -165,4 +165,24 @@ fn clusters_of_one_and_of_five_keep_what_they_acknowledged() {
             assert_eq!(pairs(&cluster.read_all(node, "t", 0)), expected, "node {node} of {nodes}");
         }
     }
+}
+
+#[test]
+fn a_leader_with_a_slow_disk_hands_over_and_gets_back_what_it_led_once_it_is_fast() {
+    let mut cluster = Cluster::ready(Settings::default());
+    cluster.create_topic("t", 1);
+    cluster.await_balance();
+    let slow = cluster.leader_of(DATA);
+    cluster.node_mut(slow).set_order(Order::Held);
+    // Something to sync, which then takes for ever.
+    let call = cluster.send(slow, &Request::Produce(produce_request("t", 0, &["a"])));
+    cluster.until("a node with a fast disk leads", |cluster| cluster.leader(DATA).is_some_and(|node| node != slow));
+    cluster.wait(call);
+    for _ in 0..30 * SECOND {
+        cluster.tick();
+        assert!(!cluster.view(slow, DATA).leads, "it is not handed back while it is slow");
+    }
+    cluster.node_mut(slow).set_order(Order::Immediate);
+    cluster.ticks(60 * SECOND);
+    cluster.until("it leads again", |cluster| cluster.leader(DATA) == Some(slow));
 }

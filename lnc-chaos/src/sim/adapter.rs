@@ -199,6 +199,7 @@ fn broker_config(settings: &Settings, identity: &Identity) -> BrokerConfig {
         members_version: cluster.map_or(0, |cluster| cluster.version),
         founders: cluster.map(|cluster| cluster.founders.clone()).unwrap_or_default(),
         transfer_bytes_per_second: settings.transfer_bytes_per_second,
+        slow_sync_us: 500_000,
         reserve_bytes: settings.reserve_bytes,
         scrub_bytes_per_second: settings.scrub_bytes_per_second,
         scrub_interval_us: 10_000_000,

@@ -31,7 +31,7 @@ pub(crate) fn show_message(message: &Message) -> String {
             format!("Rejected {prev_index} hint {hint_term}/{hint_index} last {last_index}")
         }
         Body::Heartbeat { commit, round, .. } => format!("Heartbeat commit {commit} round {round}"),
-        Body::HeartbeatReply { round } => format!("HeartbeatReply round {round}"),
+        Body::HeartbeatReply { round, .. } => format!("HeartbeatReply round {round}"),
         Body::StateNeeded { index, term } => format!("StateNeeded {term}/{index}"),
         Body::TimeoutNow => "TimeoutNow".into(),
         Body::ReadIndex { .. } => "ReadIndex".into(),

@@ -233,6 +233,7 @@ fn broker_config(id: u64, settings: &Settings) -> BrokerConfig {
         max_partitions_per_topic: 100,
         checkpoint_bytes: settings.checkpoint_bytes,
         transfer_bytes_per_second: 64 << 20,
+        slow_sync_us: 500_000,
         reserve_bytes: settings.reserve_bytes,
         scrub_bytes_per_second: settings.scrub_bytes_per_second,
         scrub_interval_us: 1_000_000,
