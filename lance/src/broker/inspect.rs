@@ -6,7 +6,8 @@ use super::catalog::META;
 use bytes::{Bytes, BytesMut};
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
-use lnc_raft::{Entry, Role, RoleChange};
+use lnc_raft::{Entry, NodeId, Role, RoleChange};
+use std::collections::BTreeSet;
 
 /// A group as this node has it now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +86,14 @@ impl<D: Disk> Broker<D> {
             durable: status.durable,
             last: status.last,
         })
+    }
+
+    /// The voters and learners of a group that this node leads, unless a change of them is under way.
+    pub fn settled_members(&self, group: GroupId) -> Option<BTreeSet<NodeId>> {
+        let status = self.shard.status(group).filter(|status| status.role == Role::Leader)?;
+        let members = status.configuration;
+        let settled = status.configuration_committed && !members.is_joint();
+        settled.then(|| members.voters.union(&members.learners).copied().collect())
     }
 
     /// Whether this node votes in every group, and no change of voters is under way in any.

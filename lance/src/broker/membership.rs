@@ -197,7 +197,7 @@ impl<D: Disk> Broker<D> {
         if status.configuration.is_joint() || !status.configuration_committed {
             return;
         }
-        let Some(target) = self.next_configuration(&status) else { return };
+        let Some(target) = self.next_configuration(group, &status) else { return };
         if !target.voters.contains(&self.config.node) {
             // Whoever stays finishes what this node cannot be part of.
             if let Some(to) = self.best_successor_among(group, &target.voters) {
@@ -214,7 +214,7 @@ impl<D: Disk> Broker<D> {
     }
 
     /// The next configuration on the way to what the catalog says; `None` if there is nothing to do, or not yet.
-    fn next_configuration(&self, status: &Status) -> Option<Configuration> {
+    fn next_configuration(&self, group: GroupId, status: &Status) -> Option<Configuration> {
         let now = &status.configuration;
         let wanted: BTreeMap<NodeId, &Member> = self
             .catalog
@@ -249,13 +249,30 @@ impl<D: Disk> Broker<D> {
             .filter(|member| target.voters.contains(&member.id))
             .filter_map(|member| member.replaces)
             .collect();
+        // Who may still lead another group must hear from the catalog that it is to go, or it would lead for ever. This
+        // node hands the catalog over if it is to go itself: of groups that it has left it hears nothing.
+        let named = self.named_by_data_groups();
+        let hears = |id: &NodeId| {
+            let is_named = named.as_ref().is_none_or(|named| named.contains(id));
+            group == META && *id != self.config.node && is_named
+        };
         let stays = |id: &NodeId| {
             let listed = wanted.contains_key(id) && !replaced.contains(&id.node());
-            listed || awaited.contains(&id.node())
+            listed || awaited.contains(&id.node()) || hears(id)
         };
         target.voters.retain(|id| stays(id));
         target.learners.retain(|id| wanted.contains_key(id) && stays(id));
         (target != *now && self.can_decide(status, &target.voters)).then_some(target)
+    }
+
+    /// Everyone whom a group of partitions names, as far as this replica knows; `None` if it does not know all of them.
+    fn named_by_data_groups(&self) -> Option<BTreeSet<NodeId>> {
+        let mut named = BTreeSet::new();
+        for group in self.shard.group_ids().filter(|group| *group != META) {
+            let status = self.shard.status(group).filter(|status| status.configuration_committed)?;
+            named.extend(status.configuration.members());
+        }
+        Some(named)
     }
 
     /// Whether a majority of these voters is there: no change may take the cluster its majority.

@@ -16,7 +16,7 @@ use lnc_replication::ShardConfig;
 use lnc_replication::formation::Identity;
 use lnc_replication::transfer::TransferBody;
 use lnc_replication::wire::{MAX_FRAME_BODY, PeerMessage, WireError, put_messages, take_frame, take_message};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 /// A broker, as a process would hold it.
@@ -79,6 +79,11 @@ impl Process {
 
     pub(super) fn peer_changed(&mut self, clock: Clock, peer: NodeId, connected: bool) {
         self.broker.peer_changed(clock, peer, connected);
+    }
+
+    /// The members of a group that it leads, unless a change is under way.
+    pub(super) fn settled_members(&self, group: u32) -> Option<BTreeSet<NodeId>> {
+        self.broker.settled_members(GroupId(group))
     }
 
     /// Whether it is a voter of every group.

@@ -60,7 +60,7 @@ pub(crate) fn run_with(plan: &Plan, sink: Option<Sink>) -> Report {
     let schedule = plan.schedule();
     let settings = Settings::draw(plan.seed, plan.nodes);
     let trace = Rc::new(RefCell::new(Trace::new(sink)));
-    let clients = workload::clients(&settings);
+    let clients = workload::clients(&settings, plan.profile);
     let mut cluster = Cluster::new(settings, schedule.clone(), clients, plan.virtual_us, trace.clone());
     // A broken assertion is a finding like any other, where the build unwinds.
     let result = catch_unwind(AssertUnwindSafe(|| cluster.run())).unwrap_or_else(|panic| {

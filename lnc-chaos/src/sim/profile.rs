@@ -78,6 +78,7 @@ profiles! {
     Rolling = "rolling", "nodes restarted one after the other, gracefully";
     Damage = "damage", "bits that flip on the disks of a minority, while processes are killed and power is lost";
     Wipes = "wipes", "nodes that come back with empty disks, one at a time, while others fail";
+    Members = "members", "a node at a time leaves the cluster and comes back with an empty disk, while others fail";
     Everything = "everything", "a random mixture of all the others, drawn from the seed";
 }
 
@@ -97,6 +98,7 @@ pub const ROTATION: &[Profile] = &[
     Profile::Rolling,
     Profile::Damage,
     Profile::Wipes,
+    Profile::Members,
     Profile::Everything,
 ];
 
@@ -126,6 +128,7 @@ impl Profile {
             Self::Rolling => vec![Rolling],
             Self::Damage => vec![Damage, Kills, Power, PowerOfAll],
             Self::Wipes => vec![Wipes, Kills, Partitions],
+            Self::Members => vec![Kills, Partitions, Pauses, Breaks, Coups, Power],
             Self::Everything => {
                 let all = [
                     Storms, Breaks, Partitions, Kills, Power, PowerOfAll, DiskStalls, FullDisks, DiskErrors, Pauses,

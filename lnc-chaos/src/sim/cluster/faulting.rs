@@ -162,8 +162,12 @@ impl Cluster {
 
     /// Flip bits in files of a node, unless enough nodes are damaged for a promise to be void.
     fn damage(&mut self, id: u64, seed: u64) -> bool {
-        let damaged = self.nodes.iter().filter(|node| node.excuses.damaged && node.id != id).count() as u64;
-        if damaged >= (self.settings.nodes - 1) / 2 {
+        // One that is not whole yet after its disk was wiped lacks as much as one that is damaged.
+        let lacking = self.nodes.iter_mut().filter_map(|node| {
+            let lacks = node.excuses.damaged || !node.is_whole();
+            (lacks && node.id != id).then_some(())
+        });
+        if lacking.count() as u64 >= (self.settings.nodes - 1) / 2 {
             return false;
         }
         let mut rng = Rng::new(seed);

@@ -5,7 +5,7 @@ use super::super::network::Wire;
 use super::super::node::{Forwarded, Input, Life};
 use super::super::rng::hash_bytes;
 use super::super::trace::Event;
-use super::super::workload::{Action, Env, Outcome};
+use super::super::workload::{Action, Env, MembersView, Outcome};
 use super::{Call, Checked, Cluster, What};
 use bytes::{Bytes, BytesMut};
 use lance::broker::{Caller, Output};
@@ -46,6 +46,10 @@ impl Cluster {
     ) -> Checked {
         let mut actions = Vec::new();
         let suspects: Vec<u64> = self.nodes.iter().filter(|n| n.is_suspect(self.now_us)).map(|n| n.id).collect();
+        let members = match self.clients[number].watches_members() {
+            true => self.members_view(),
+            false => MembersView::default(),
+        };
         let mut env = Env {
             now_us: self.now_us,
             nodes: self.settings.nodes,
@@ -56,12 +60,14 @@ impl Cluster {
             history: &mut self.history,
             suspects: &suspects,
             lives: &self.nodes.iter().map(|node| node.lives).collect::<Vec<_>>(),
+            members,
             actions: &mut actions,
             client: number,
         };
         act(self.clients[number].as_mut(), &mut env)?;
         for action in actions {
             match action {
+                Action::Retire { node } => self.wipe(node, 500_000),
                 Action::Timer { after_us, token } => self.after(after_us, What::Timer { client: number, token }),
                 Action::Send { node, request, flags, timeout_us, token } => {
                     let opcode = request.opcode();
@@ -78,6 +84,18 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    fn members_view(&mut self) -> MembersView {
+        let whole = self.nodes.iter_mut().all(|node| node.is_up() && node.is_whole());
+        let groups = 0..=self.settings.data_groups;
+        // What a leader has committed is so, whoever else thinks otherwise.
+        let led_without = |group: u32, id: u64| {
+            let mut settled = self.nodes.iter().filter_map(|node| node.broker()?.settled_members(group));
+            settled.any(|members| members.iter().all(|member| member.node() != id))
+        };
+        let unnamed = |id: &u64| groups.clone().all(|group| led_without(group, *id));
+        MembersView { whole, unnamed: (1..=self.settings.nodes).filter(unnamed).collect() }
     }
 
     pub(super) fn request_arrives(&mut self, node: u64, caller: Caller, opcode: Opcode, body: Bytes) {

@@ -6,10 +6,12 @@ mod consumer;
 mod plain;
 mod producer;
 pub(in crate::sim) mod reader;
+mod steward;
 
 use super::history::History;
 use super::invariants::Violation;
 use super::invariants::records::{PartitionId, Records, View};
+use super::profile::Profile;
 use super::rng::Rng;
 use super::settings::Settings;
 use lnc_protocol::message::{Acks, FetchPartition, FetchRequest, ProduceRequest};
@@ -33,8 +35,30 @@ pub(crate) enum Outcome {
 
 /// What a client wants.
 pub(super) enum Action {
-    Send { node: u64, request: Request, flags: Flags, timeout_us: u64, token: u64 },
-    Timer { after_us: u64, token: u64 },
+    Send {
+        node: u64,
+        request: Request,
+        flags: Flags,
+        timeout_us: u64,
+        token: u64,
+    },
+    Timer {
+        after_us: u64,
+        token: u64,
+    },
+    /// An operator takes a node that is no member away, and puts another one with an empty disk in its place.
+    Retire {
+        node: u64,
+    },
+}
+
+/// What an operator sees of the members.
+#[derive(Default)]
+pub(super) struct MembersView {
+    /// Every node is a voter of every group, and has everything.
+    pub(super) whole: bool,
+    /// Nodes that no group names.
+    pub(super) unnamed: Vec<u64>,
 }
 
 /// What a client sees, and through which it acts.
@@ -51,6 +75,7 @@ pub(super) struct Env<'a> {
     pub(super) suspects: &'a [u64],
     /// By node, from 1 on: the number of its starts.
     pub(super) lives: &'a [u32],
+    pub(super) members: MembersView,
     pub(super) actions: &'a mut Vec<Action>,
     pub(super) client: usize,
 }
@@ -122,6 +147,10 @@ pub(super) trait Client {
     fn outcome(&mut self, env: &mut Env<'_>, token: u64, outcome: Outcome) -> Result<(), Violation>;
     /// Whether nothing that it has begun is open.
     fn is_idle(&self) -> bool;
+    /// Whether it wants to know of the members.
+    fn watches_members(&self) -> bool {
+        false
+    }
     /// What it is and does, for a report.
     fn describe(&self) -> String;
 }
@@ -147,7 +176,7 @@ fn batch(
 }
 
 /// The clients of a run.
-pub(super) fn clients(settings: &Settings) -> Vec<Box<dyn Client>> {
+pub(super) fn clients(settings: &Settings, profile: Profile) -> Vec<Box<dyn Client>> {
     let mut rng = Rng::fork(settings.seed, 0xc0de);
     let mut all: Vec<Box<dyn Client>> = vec![Box::new(admin::Founder::new())];
     for _ in 0..rng.between(2, 5) {
@@ -161,6 +190,9 @@ pub(super) fn clients(settings: &Settings) -> Vec<Box<dyn Client>> {
     }
     for _ in 0..rng.between(1, 3) {
         all.push(Box::new(admin::Admin::new()));
+    }
+    if profile == Profile::Members {
+        all.push(Box::new(steward::Steward::new()));
     }
     all
 }
