@@ -250,11 +250,13 @@ impl<D: Disk> Broker<D> {
             .filter_map(|member| member.replaces)
             .collect();
         // Who may still lead another group must hear from the catalog that it is to go, or it would lead for ever. This
-        // node hands the catalog over if it is to go itself: of groups that it has left it hears nothing.
+        // node hands the catalog over if it is to go itself: of groups that it has left it hears nothing. A former self
+        // whose disk was wiped leads nothing, and would only make majorities harder to come by.
         let named = self.named_by_data_groups();
         let hears = |id: &NodeId| {
             let is_named = named.as_ref().is_none_or(|named| named.contains(id));
-            group == META && *id != self.config.node && is_named
+            let came_anew = wanted.keys().any(|member| member.node() == id.node() && member != id);
+            group == META && *id != self.config.node && is_named && !came_anew
         };
         let stays = |id: &NodeId| {
             let listed = wanted.contains_key(id) && !replaced.contains(&id.node());
