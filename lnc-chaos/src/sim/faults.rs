@@ -145,7 +145,7 @@ fn draw(feature: Feature, rng: &mut Rng, nodes: u64) -> Vec<(u64, Fault)> {
         Feature::Partitions => Fault::Partition { cuts: partition(rng, nodes), for_us: while_us(rng) },
         Feature::Coups => {
             let for_us = rng.between(5_000_000, 20_000_000);
-            Fault::Coup { group: rng.below(3) as u32, for_us, seed: rng.next() }
+            Fault::Coup { group: rng.below(2) as u32, for_us, seed: rng.next() }
         }
         // It wakes up as the leader that it was, and nobody can tell it otherwise but its clients are there.
         Feature::Seclusions => {

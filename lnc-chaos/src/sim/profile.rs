@@ -28,7 +28,7 @@ impl Feature {
     pub(crate) fn every_us(self) -> u64 {
         match self {
             Self::Rolling => 30_000_000,
-            Self::Coups => 25_000_000,
+            Self::Coups => 15_000_000,
             Self::PowerOfAll => 20_000_000,
             Self::Wipes => 15_000_000,
             Self::Damage => 8_000_000,

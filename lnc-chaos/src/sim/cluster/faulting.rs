@@ -56,9 +56,12 @@ impl Cluster {
             }
             Fault::PowerLossAtOperation { node, operations, down_us, seed } => {
                 let node = self.node(node);
-                node.excuses.stops = true;
-                node.at_stop = (down_us, seed);
-                node.disk.stop_after(node.disk.operations() + operations);
+                // A process that is paused has yet to meet the stop before this one.
+                if !node.disk.stopped() {
+                    node.excuses.stops = true;
+                    node.at_stop = (down_us, seed);
+                    node.disk.stop_after(node.disk.operations() + operations);
+                }
                 return node.is_up();
             }
             Fault::Restart { node, down_us } => {
@@ -122,7 +125,7 @@ impl Cluster {
     pub(super) fn elected(&mut self, node: u64, group: u32) {
         let Some(coup) = self.coups.iter_mut().find(|coup| coup.group == group) else { return };
         coup.turn += 1;
-        let (fault, turn, after_us) = (coup.number, coup.turn, coup.rng.between(0, 20_000));
+        let (fault, turn, after_us) = (coup.number, coup.turn, coup.rng.between(0, 40_000));
         self.after(after_us, What::Deposed { fault, turn, node });
     }
 
