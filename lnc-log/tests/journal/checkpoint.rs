@@ -85,7 +85,12 @@ fn no_flipped_bit_and_no_cut_goes_unnoticed() {
     disk.run(Op::Open { file, path: path(2), create: false, direct: false }).expect("open");
     for shorter in (0..len).rev().step_by(5) {
         disk.run(Op::SetLen { file, len: shorter }).expect("cut");
-        assert!(matches!(load_latest(&mut disk), Err(CheckpointError::Lost { .. })), "{shorter} bytes");
+        match load_latest(&mut disk) {
+            // The first copy may be whole still.
+            Ok(Some(loaded)) => assert!(loaded.damage.is_some() && loaded.checkpoint == checkpoint(2), "{shorter} bytes"),
+            Err(CheckpointError::Lost { .. }) => assert!(shorter <= len / 2, "{shorter} bytes"),
+            other => panic!("{shorter} bytes: {other:?}"),
+        }
     }
 }
 
@@ -174,5 +179,10 @@ fn a_file_under_another_number_is_refused() {
     load(&mut disk);
     write(&mut disk, &mut CheckpointWriter::new(), 1).expect("healthy");
     disk.run(Op::Rename { from: path(1), to: path(2) }).expect("rename");
-    assert!(matches!(load_latest(&mut disk), Err(CheckpointError::Damaged { position: 8, .. })));
+    match load_latest(&mut disk) {
+        Err(CheckpointError::Lost { first, .. }) => {
+            assert!(matches!(*first, CheckpointError::Damaged { position: 8, .. }), "{first}");
+        }
+        other => panic!("{other:?}"),
+    }
 }

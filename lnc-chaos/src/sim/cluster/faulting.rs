@@ -7,7 +7,8 @@ use super::super::rng::Rng;
 use super::super::trace::Event;
 use super::{Cluster, What};
 use lnc_log::disk::memory::FaultHook;
-use lnc_log::disk::{BLOCK, Op};
+use lnc_log::disk::{BLOCK, MemoryDisk, Op};
+use std::cmp::Ordering;
 use std::io;
 use std::ops::Range;
 
@@ -179,11 +180,11 @@ impl Cluster {
         if paths.is_empty() {
             return false;
         }
-        let last_journal = paths.iter().filter(|path| path.ends_with(".journal")).max().cloned();
+        let journal_end = attested_end(&node.disk, &paths);
         for _ in 0..rng.between(1, 3) {
             let path = &paths[rng.below(paths.len() as u64) as usize];
             let bytes = node.disk.file(path).unwrap_or_default();
-            let safe = damageable(path, &bytes, last_journal.as_ref() == Some(path), id);
+            let safe = damageable(path, bytes.len() as u64, &journal_end, id);
             if !safe.is_empty() {
                 node.excuses.damaged = true;
                 node.disk.corrupt(path, rng.between(safe.start, safe.end - 1), 1 << rng.below(8));
@@ -228,22 +229,41 @@ impl Cluster {
 }
 
 /// Where a file may be damaged without voiding a promise. A checkpoint has two copies, of which one is never touched. The
-/// newest flushes of the journal are not known to anything behind them: damage there looks like a write that the power
+/// newest flushes of the journal may not be known to anything behind them: damage there looks like a write that the power
 /// cut short, and no single node can tell.
-fn damageable(path: &str, bytes: &[u8], last_journal: bool, node: u64) -> Range<u64> {
-    /// Flushes that may not be known to a later one that is durable.
-    const NEWEST: usize = 12;
-    let len = bytes.len() as u64;
+fn damageable(path: &str, len: u64, (newest, end): &(String, u64), node: u64) -> Range<u64> {
     if path.starts_with("checkpoint/") {
         return if node.is_multiple_of(2) { 0..len / 2 } else { len / 2..len };
     }
     if path.starts_with("journal/") {
-        let flushes: Vec<usize> =
-            (0..bytes.len()).step_by(BLOCK).filter(|at| bytes[*at..].starts_with(b"LNCJ")).collect();
-        let known = if last_journal { flushes.len().saturating_sub(NEWEST) } else { flushes.len().saturating_sub(1) };
-        return 0..flushes.get(known).map_or(0, |at| *at as u64);
+        return match path.cmp(newest) {
+            Ordering::Less => 0..len,
+            Ordering::Equal => 0..*end,
+            Ordering::Greater => 0..0,
+        };
     }
     0..len
+}
+
+/// The journal file, and the position in it, below which every flush is known to be durable to one that is durable itself.
+fn attested_end(disk: &MemoryDisk, paths: &[String]) -> (String, u64) {
+    /// Flushes that may be unknown to those behind them: more than are ever in flight.
+    const NEWEST: usize = 12;
+    /// Where a flush says in which file it is.
+    const FILE: Range<usize> = 40..48;
+    let mut flushes = Vec::new();
+    // Names are numbers of equal length.
+    for path in paths.iter().filter(|path| path.starts_with("journal/")) {
+        let bytes = disk.file(path).unwrap_or_default();
+        let number = path.trim_start_matches("journal/").trim_end_matches(".journal").parse::<u64>().unwrap_or_default();
+        // A recycled file still has flushes of the one that it was, and they say so.
+        let is_own = |at: &usize| {
+            let header = &bytes[*at..];
+            header.starts_with(b"LNCJ") && header.get(FILE).is_some_and(|file| file == number.to_le_bytes())
+        };
+        flushes.extend((0..bytes.len()).step_by(BLOCK).filter(is_own).map(|at| (path.clone(), at as u64)));
+    }
+    flushes.into_iter().rev().nth(NEWEST).unwrap_or_default()
 }
 
 /// Lets some operations of a kind work and fails the next.
