@@ -35,13 +35,6 @@ pub(crate) struct TopicOperation {
     pub(crate) output: Option<(u64, TopicOutput)>,
 }
 
-impl TopicOperation {
-    /// By when it had taken effect, if it did.
-    pub(crate) fn return_us(&self) -> u64 {
-        self.output.map_or(u64::MAX, |(at_us, _)| at_us)
-    }
-}
-
 /// The operations, by topic name.
 #[derive(Default)]
 pub(crate) struct History {

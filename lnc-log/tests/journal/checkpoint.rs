@@ -87,7 +87,9 @@ fn no_flipped_bit_and_no_cut_goes_unnoticed() {
         disk.run(Op::SetLen { file, len: shorter }).expect("cut");
         match load_latest(&mut disk) {
             // The first copy may be whole still.
-            Ok(Some(loaded)) => assert!(loaded.damage.is_some() && loaded.checkpoint == checkpoint(2), "{shorter} bytes"),
+            Ok(Some(loaded)) => {
+                assert!(loaded.damage.is_some() && loaded.checkpoint == checkpoint(2), "{shorter} bytes")
+            }
             Err(CheckpointError::Lost { .. }) => assert!(shorter <= len / 2, "{shorter} bytes"),
             other => panic!("{shorter} bytes: {other:?}"),
         }

@@ -255,7 +255,8 @@ fn attested_end(disk: &MemoryDisk, paths: &[String]) -> (String, u64) {
     // Names are numbers of equal length.
     for path in paths.iter().filter(|path| path.starts_with("journal/")) {
         let bytes = disk.file(path).unwrap_or_default();
-        let number = path.trim_start_matches("journal/").trim_end_matches(".journal").parse::<u64>().unwrap_or_default();
+        let number =
+            path.trim_start_matches("journal/").trim_end_matches(".journal").parse::<u64>().unwrap_or_default();
         // A recycled file still has flushes of the one that it was, and they say so.
         let is_own = |at: &usize| {
             let header = &bytes[*at..];

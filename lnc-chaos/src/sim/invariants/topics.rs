@@ -1,11 +1,10 @@
 //! Topic operations: they are linearizable, that is, each could have happened at one moment between its call and its
-//! answer. The search is Wing and Gong's (1993) with the memory of Lowe (2017): an operation is placed next if none that is
-//! not placed had been answered before it was called, and no set of placed operations is tried twice with the same state.
+//! answer. What a topic's name means is the model here; the search is in [`linearizability`](crate::linearizability).
 
 use super::Violation;
+use crate::linearizability::{self, Call, Model, Verdict};
 use crate::sim::history::{TopicInput, TopicOperation, TopicOutput};
 use lnc_protocol::ErrorCode;
-use std::collections::BTreeSet;
 
 /// Steps of the search after which it is given up.
 const MAX_STEPS: u64 = 300_000;
@@ -18,73 +17,48 @@ struct State {
     highest: u64,
 }
 
-/// Check the operations on one name. False: the search was given up before it found an order or that there is none.
-pub(crate) fn check(name: &str, operations: &[TopicOperation]) -> Result<bool, Violation> {
-    let mut sorted: Vec<TopicOperation> = operations.to_vec();
-    // A question without an answer changes nothing and says nothing.
-    sorted.retain(|operation| operation.output.is_some() || operation.input != TopicInput::Describe);
-    sorted.sort_by_key(|operation| (operation.call_us, operation.return_us()));
-    let mut search = Search { operations: &sorted, tried: BTreeSet::new(), steps: 0, best: Vec::new() };
-    let placed = &mut vec![0; sorted.len().div_ceil(64)];
-    match search.place(placed, State::default(), &mut Vec::new()) {
-        Some(true) => Ok(true),
-        None => Ok(false),
-        Some(false) => {
-            let next = sorted.iter().enumerate().filter(|(n, _)| !search.best.contains(n)).take(4);
-            let next: Vec<&TopicOperation> = next.map(|(_, operation)| operation).collect();
-            let last = search.best.iter().rev().take(4).map(|n| &sorted[*n]).collect::<Vec<_>>();
-            let what = format!(
-                "no order of the {} operations on topic {name:?} explains their answers: {} can be placed, the last of \
-                 them (newest first) {last:?}, then not {next:?}",
-                sorted.len(),
-                search.best.len()
-            );
-            Err(Violation::new("topics", what))
-        }
+/// A name that topics are made and deleted under.
+struct Name;
+
+impl Model for Name {
+    type State = State;
+    type Operation = TopicOperation;
+
+    fn initial(&self) -> State {
+        State::default()
+    }
+
+    fn step(&self, state: &State, operation: &TopicOperation) -> Vec<State> {
+        step(*state, operation)
     }
 }
 
-struct Search<'a> {
-    operations: &'a [TopicOperation],
-    tried: BTreeSet<(Vec<u64>, State)>,
-    steps: u64,
-    /// The longest order found.
-    best: Vec<usize>,
-}
-
-impl Search<'_> {
-    /// Whether the rest can be placed behind `order`; `None` if that takes too long to tell.
-    fn place(&mut self, placed: &mut Vec<u64>, state: State, order: &mut Vec<usize>) -> Option<bool> {
-        let is_placed = |placed: &[u64], n: usize| placed[n / 64] >> (n % 64) & 1 == 1;
-        let open: Vec<usize> = (0..self.operations.len()).filter(|n| !is_placed(placed, *n)).collect();
-        let first_return_us = open.iter().map(|n| self.operations[*n].return_us()).min();
-        // What nobody heard of need not have happened.
-        let Some(first_return_us) = first_return_us.filter(|at_us| *at_us != u64::MAX) else { return Some(true) };
-        if order.len() > self.best.len() {
-            self.best.clone_from(order);
+/// Check the operations on one name. False: the search was given up before it found an order or that there is none.
+pub(crate) fn check(name: &str, operations: &[TopicOperation]) -> Result<bool, Violation> {
+    // A question without an answer changes nothing and says nothing.
+    let matters = |operation: &&TopicOperation| operation.output.is_some() || operation.input != TopicInput::Describe;
+    let call = |operation: &TopicOperation| Call {
+        called: operation.call_us,
+        returned: operation.output.map(|(at_us, _)| at_us),
+        operation: *operation,
+    };
+    let calls: Vec<Call<TopicOperation>> = operations.iter().filter(matters).map(call).collect();
+    match linearizability::check(&Name, &calls, MAX_STEPS) {
+        Verdict::Linearizable(_) => Ok(true),
+        Verdict::Undecided => Ok(false),
+        Verdict::Not(best) => {
+            let mut rest: Vec<usize> = (0..calls.len()).filter(|n| !best.contains(n)).collect();
+            rest.sort_by_key(|n| calls[*n].called);
+            let next: Vec<&TopicOperation> = rest.iter().take(4).map(|n| &calls[*n].operation).collect();
+            let last: Vec<&TopicOperation> = best.iter().rev().take(4).map(|n| &calls[*n].operation).collect();
+            let what = format!(
+                "no order of the {} operations on topic {name:?} explains their answers: {} can be placed, the last of \
+                 them (newest first) {last:?}, then not {next:?}",
+                calls.len(),
+                best.len()
+            );
+            Err(Violation::new("topics", what))
         }
-        for n in open {
-            let operation = self.operations[n];
-            if operation.call_us > first_return_us {
-                break;
-            }
-            for next in step(state, &operation) {
-                self.steps += 1;
-                if self.steps > MAX_STEPS {
-                    return None;
-                }
-                placed[n / 64] |= 1 << (n % 64);
-                order.push(n);
-                let found = self.tried.insert((placed.clone(), next)).then(|| self.place(placed, next, order));
-                order.pop();
-                placed[n / 64] &= !(1 << (n % 64));
-                match found {
-                    Some(Some(false)) | None => {}
-                    Some(over) => return over,
-                }
-            }
-        }
-        Some(false)
     }
 }
 
