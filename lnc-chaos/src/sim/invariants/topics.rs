@@ -1,5 +1,5 @@
 //! Topic operations: they are linearizable, that is, each could have happened at one moment between its call and its
-//! answer. What a topic's name means is the model here; the search is in [`linearizability`](crate::linearizability).
+//! answer. What a topic's name means is the model here; the search is in [`crate::linearizability`].
 
 use super::Violation;
 use crate::linearizability::{self, Call, Model, Verdict};
