@@ -290,6 +290,9 @@ pub fn take_message(body: &mut Bytes, to: NodeId) -> Result<PeerMessage, WireErr
     let term = u64_of(body, "term")?;
     let kind = u8_of(body, "kind")?;
     if kind >= transfer::FIRST_KIND {
+        if term != 0 {
+            return Err(WireError::Unknown { field: "the term of a transfer", value: term });
+        }
         return Ok(PeerMessage::Transfer(Transfer { from, to, group, body: transfer::decode(kind, body)? }));
     }
     let body = take_raft(kind, body)?;

@@ -62,8 +62,8 @@ pub(super) enum HeaderFault {
     Checksum { stored: u32, computed: u32 },
     /// Another node's journal.
     Foreign { identity: u64 },
-    /// Written by a version that this one does not know.
-    Version(u16),
+    /// Written by a version that this one does not know; the places of file and number are the same in all.
+    Version { found: u16, file: u64, number: u64 },
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
@@ -110,7 +110,7 @@ impl Header {
         }
         let version = u16_at(bytes, 4);
         if version != VERSION {
-            return Err(HeaderFault::Version(version));
+            return Err(HeaderFault::Version { found: version, file: u64_at(bytes, 40), number: u64_at(bytes, 24) });
         }
         let header = Self {
             identity: u64_at(bytes, 8),

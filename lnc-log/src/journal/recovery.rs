@@ -88,6 +88,13 @@ struct Chain {
     recent: Recent,
 }
 
+impl Chain {
+    /// Whether a flush of this number belongs behind it.
+    fn is_before(&self, number: u64) -> bool {
+        self.number.is_none_or(|last| number > last)
+    }
+}
+
 fn failed(operation: &'static str, path: &str) -> impl FnOnce(io::Error) -> JournalError {
     let path = path.to_owned();
     move |source| JournalError::WriteFailed { operation, path, source }
@@ -395,9 +402,11 @@ fn flush_at<D: Disk>(
         Err(HeaderFault::Checksum { stored, computed }) => {
             return nothing(format!("flush header CRC {computed:#010x}, stored {stored:#010x}"), true);
         }
-        Err(HeaderFault::Version(found)) => {
+        Err(HeaderFault::Version { found, file: own, number }) if own == file && chain.is_before(number) => {
             return Err(JournalError::UnsupportedVersion { file, position, found });
         }
+        // Left over in a recycled file.
+        Err(HeaderFault::Version { found, .. }) => return nothing(format!("a flush of format {found}"), false),
         Err(HeaderFault::Foreign { identity: found }) if position == 0 && chain.epoch == 0 => {
             return Err(JournalError::Foreign { file, expected: config.identity, found });
         }
@@ -471,6 +480,12 @@ impl Survey {
             let mut at = if n == 0 { position } else { 0 };
             while at + BLOCK as u64 <= source.len {
                 let header = Header::decode(source.bytes(disk, at, HEADER as u64)?, config.identity);
+                if let Err(HeaderFault::Version { found, file, number }) = header
+                    && file == source.number
+                    && chain.is_before(number)
+                {
+                    return Err(JournalError::UnsupportedVersion { file, position: at, found });
+                }
                 if let Ok(header) = header
                     && header.file == source.number
                 {

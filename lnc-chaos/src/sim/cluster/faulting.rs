@@ -206,14 +206,14 @@ impl Cluster {
             (node.paused_until_us, node.stalled_until_us, node.slow_until_us) = (now_us, now_us, now_us);
             node.disk.set_capacity(None);
             node.disk.inject(None);
+            if node.disk.stopped() {
+                // The power is gone, and comes back soon.
+                node.at_stop.0 = 10_000;
+            } else {
+                node.disk.stop_after(u64::MAX);
+                node.excuses.stops = false;
+            }
             if matches!(node.life, Life::Up(_)) {
-                if node.disk.stopped() {
-                    // The process has met it, and ends in its next turn.
-                    node.at_stop.0 = 10_000;
-                } else {
-                    node.disk.stop_after(u64::MAX);
-                    node.excuses.stops = false;
-                }
                 // What a stall held back is due again.
                 let life = node.lives;
                 for (operation, _) in self.node(id).disk.in_flight() {

@@ -44,6 +44,11 @@ impl Cluster {
         }
         let now_us = self.now_us;
         let node = self.node(id);
+        if node.excuses.stops && node.disk.stopped() {
+            // The power is gone, whether the process has noticed or not.
+            let (down_us, seed) = node.at_stop;
+            return self.lose_power(id, seed, down_us);
+        }
         let next_us = (now_us + node.tick_us()).max(node.paused_until_us);
         let paused = node.paused_until_us > now_us;
         self.at(next_us, What::Tick { node: id, life });
