@@ -350,3 +350,39 @@ fn damaged_bytes_are_reported_and_never_served_and_repaired_from_other_replicas(
         assert_eq!(cluster.read_all(node, "t", 0), expected, "node {node}");
     }
 }
+
+#[test]
+fn damage_on_every_replica_is_told_and_takes_nothing_else_with_it() {
+    let mut cluster = cold(24);
+    let leader = cluster.leader_of(DATA);
+    let expected = cluster.read_all(leader, "t", 0);
+    let (path, before) = cluster.node(leader).segment_files().remove(0);
+    for node in cluster.ids() {
+        assert!(cluster.node(node).disk().corrupt(&path, 4_000, 0x20));
+    }
+    // The record at byte 4,000.
+    let lost = 4_000 / 1_072;
+    for _ in 0..3 {
+        for node in cluster.ids() {
+            for offset in 0..24 {
+                let found = cluster.fetch(node, "t", 0, offset);
+                match offset == lost {
+                    true => assert_eq!(found.error, ErrorCode::StorageDamaged, "node {node}"),
+                    false => assert_eq!(read(&found)[0], expected[offset as usize], "node {node}"),
+                }
+            }
+        }
+        cluster.ticks(3 * SECOND);
+    }
+    cluster.produce(&dated(24));
+    cluster.await_same();
+    assert_eq!(cluster.running(), cluster.ids());
+    // One good copy is enough, wherever it comes from.
+    assert!(cluster.node(leader).disk().corrupt(&path, 4_000, 0x20));
+    for node in cluster.ids() {
+        cluster.until("every replica is whole again", |cluster| {
+            cluster.fetch(node, "t", 0, lost);
+            cluster.node(node).segment_files()[0].1 == before
+        });
+    }
+}
