@@ -92,7 +92,9 @@ fn listed(path: &Path, virtual_us: u64) -> Result<Vec<Plan>, String> {
         };
         plan.map_err(|error| format!("{} line {}: {error}", path.display(), n + 1))
     };
-    lines.filter(|(_, line)| !line.trim().is_empty()).map(parse).collect()
+    let plans: Vec<Plan> =
+        lines.filter(|(_, line)| !line.trim().is_empty()).map(parse).collect::<Result<_, String>>()?;
+    if plans.is_empty() { Err(format!("{} lists no runs", path.display())) } else { Ok(plans) }
 }
 
 /// Run the seeds; 1 if a rule was broken, 2 if a file could not be read or written.
@@ -251,7 +253,17 @@ fn tell_of_panics() {
 fn command(arguments: &Arguments, plan: &Plan) -> String {
     let (seed, profile, nodes) = (plan.seed, plan.profile.name(), plan.nodes);
     let ms = arguments.r#virtual.as_millis();
-    format!("lnc-chaos sim --seed {seed} --profile {profile} --nodes {nodes} --virtual {ms}ms")
+    let mistake = mistake(arguments);
+    format!("lnc-chaos sim --seed {seed} --profile {profile} --nodes {nodes} --virtual {ms}ms{mistake}")
+}
+
+/// The option that makes the same mistake again.
+fn mistake(arguments: &Arguments) -> String {
+    #[cfg(feature = "mutations")]
+    let mistake = arguments.mutation.map(|mutation| format!(" --mutation {}", mutation.name()));
+    #[cfg(not(feature = "mutations"))]
+    let (Arguments { .. }, mistake) = (arguments, None::<String>);
+    mistake.unwrap_or_default()
 }
 
 fn reproduction(arguments: &Arguments, report: Option<&Report>) -> String {
