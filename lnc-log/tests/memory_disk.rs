@@ -154,3 +154,26 @@ fn lists_hold_what_lies_in_a_directory() {
     assert!(disk.run(Op::RemoveDir { path: "a/b".to_owned() }).is_err(), "not empty");
     assert_eq!(Owner::Setup.token(3).owner(), Some(Owner::Setup));
 }
+
+#[test]
+fn a_misread_gives_something_else_and_changes_nothing() {
+    let mut disk = disk_with_file(true);
+    for block in 0..8 {
+        disk.run(write(block * BLOCK as u64, 10 + block as u8, true)).expect("write");
+    }
+    let before = disk.file("a/b/f");
+    let read = |disk: &mut MemoryDisk| match disk.run(Op::Read { file: FILE, position: 0, len: BLOCK }) {
+        Ok(Outcome::Read(bytes)) => bytes[0],
+        other => panic!("{other:?}"),
+    };
+    disk.misread("elsewhere/", 5, 1);
+    assert_eq!(read(&mut disk), 10, "the file is another one");
+    for seed in 0..20 {
+        disk.misread("a/b/", 2, seed);
+        for _ in 0..2 {
+            assert_ne!(read(&mut disk), 10, "seed {seed}");
+        }
+        assert_eq!(read(&mut disk), 10, "seed {seed}: only as many as asked for");
+    }
+    assert_eq!(disk.file("a/b/f"), before);
+}

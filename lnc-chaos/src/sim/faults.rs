@@ -58,6 +58,8 @@ pub(crate) enum Fault {
     Wipe { node: u64, down_us: u64 },
     /// Bits flip in files of a node, at most of a minority.
     Damage { node: u64, seed: u64 },
+    /// Some reads of a node's segments give what lies elsewhere, or lay there before.
+    Misread { node: u64, seed: u64 },
 }
 
 impl Fault {
@@ -82,6 +84,7 @@ impl Fault {
             Self::DiskError { .. } => "disk-error",
             Self::Wipe { .. } => "wipe",
             Self::Damage { .. } => "damage",
+            Self::Misread { .. } => "misread",
         }
     }
 }
@@ -186,6 +189,7 @@ fn draw(feature: Feature, rng: &mut Rng, nodes: u64) -> Vec<(u64, Fault)> {
             return (0..nodes).map(restart).collect();
         }
         Feature::Wipes => Fault::Wipe { node, down_us: while_us(rng) },
+        Feature::Damage if rng.chance(300) => Fault::Misread { node, seed: rng.next() },
         Feature::Damage => Fault::Damage { node, seed: rng.next() },
     };
     vec![(0, fault)]

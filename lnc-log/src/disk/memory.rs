@@ -90,6 +90,17 @@ struct State {
     dead: bool,
     capacity: Option<u64>,
     hook: Option<FaultHook>,
+    misread: Option<Misread>,
+}
+
+/// Reads that give something else than what was written.
+#[derive(Clone)]
+struct Misread {
+    /// Of files whose path begins so.
+    prefix: String,
+    /// How many more.
+    left: u32,
+    rng: Rng,
 }
 
 impl Default for State {
@@ -112,6 +123,7 @@ impl Default for State {
             dead: false,
             capacity: None,
             hook: None,
+            misread: None,
         }
     }
 }
@@ -188,6 +200,12 @@ impl MemoryDisk {
     /// changed; a failed sync silently drops some of what it should have kept.
     pub fn inject(&self, hook: Option<FaultHook>) {
         self.state().hook = hook;
+    }
+
+    /// Let the next `count` reads of files whose path begins with `prefix` go to another place of the file, or give the
+    /// zeros that were there before anything was written. The medium keeps what it has.
+    pub fn misread(&self, prefix: &str, count: u32, seed: u64) {
+        self.state().misread = Some(Misread { prefix: prefix.to_owned(), left: count, rng: Rng(seed) });
     }
 
     /// Flip the bits of `mask` in the byte at `position`, durably. False when there is no such byte.
@@ -425,6 +443,19 @@ impl State {
         Ok(self.inodes.entry(open.inode).or_default())
     }
 
+    /// From where a read is served if it is to go wrong; beyond the end: from nowhere.
+    fn read_from(&mut self, target: Option<OpenFile>, position: u64) -> Option<u64> {
+        let misread = self.misread.as_mut().filter(|misread| misread.left > 0)?;
+        let inode = target?.inode;
+        let (path, _) = self.names.files.iter().find(|(_, named)| **named == inode)?;
+        if !path.starts_with(&misread.prefix) {
+            return None;
+        }
+        misread.left -= 1;
+        let blocks = misread.rng.below(4) as u64;
+        if blocks == 0 { Some(u64::MAX) } else { Some(position + blocks * BLOCK as u64) }
+    }
+
     fn rename_or_link(&mut self, change: NameChange) {
         self.sequence += 1;
         self.names.apply(&change);
@@ -436,7 +467,18 @@ impl State {
             Op::Open { file, path, create, direct } => return self.open(file, path, create, direct),
             Op::Write { position, buf, durable, .. } => return self.write(target, position, buf, durable),
             Op::Read { position, len, .. } => {
-                return Ok(Outcome::Read(self.inode(target, position, len)?.volatile.read(position, len)));
+                let from = self.read_from(target, position);
+                let content = &self.inode(target, position, len)?.volatile;
+                let mut bytes = content.read(position, len);
+                match from {
+                    None => {}
+                    Some(from) if from < content.len() => {
+                        let other = content.read(from, bytes.len());
+                        bytes[..other.len()].copy_from_slice(&other);
+                    }
+                    Some(_) => bytes.fill(0),
+                }
+                return Ok(Outcome::Read(bytes));
             }
             Op::List { path } => return Ok(Outcome::Names(self.list(&path))),
             Op::ZeroFill { len, .. } => {

@@ -118,6 +118,16 @@ impl Cluster {
                 return whole;
             }
             Fault::Damage { node, seed } => return self.damage(node, seed),
+            Fault::Misread { node, seed } => {
+                let strikes = self.may_damage(node);
+                if strikes {
+                    let node = self.node(node);
+                    // What was misread may be written back, with what belongs beside it.
+                    node.excuses.damaged = true;
+                    node.disk.misread("segments/", 1 + (seed % 3) as u32, seed);
+                }
+                return strikes;
+            }
         }
         true
     }
@@ -164,14 +174,19 @@ impl Cluster {
         }
     }
 
-    /// Flip bits in files of a node, unless enough nodes are damaged for a promise to be void.
-    fn damage(&mut self, id: u64, seed: u64) -> bool {
+    /// Whether this node may be damaged, or enough others are for a promise to be void.
+    fn may_damage(&mut self, id: u64) -> bool {
         // One that is not whole yet after its disk was wiped lacks as much as one that is damaged.
         let lacking = self.nodes.iter_mut().filter_map(|node| {
             let lacks = node.excuses.damaged || !node.is_whole();
             (lacks && node.id != id).then_some(())
         });
-        if lacking.count() as u64 >= (self.settings.nodes - 1) / 2 {
+        (lacking.count() as u64) < (self.settings.nodes - 1) / 2
+    }
+
+    /// Flip bits in files of a node.
+    fn damage(&mut self, id: u64, seed: u64) -> bool {
+        if !self.may_damage(id) {
             return false;
         }
         let mut rng = Rng::new(seed);
@@ -206,6 +221,7 @@ impl Cluster {
             (node.paused_until_us, node.stalled_until_us, node.slow_until_us) = (now_us, now_us, now_us);
             node.disk.set_capacity(None);
             node.disk.inject(None);
+            node.disk.misread("", 0, 0);
             if node.disk.stopped() {
                 // The power is gone, and comes back soon.
                 node.at_stop.0 = 10_000;
