@@ -112,7 +112,9 @@ impl<D: Disk> Broker<D> {
         let (applied_index, applied_term) = self.applied.get(&group).copied().unwrap_or_default();
         let HardState { term, vote } = self.shard.hard_state(group);
         let vote = vote.map(|node| node.0);
-        let configuration = self.shard.applied_configuration(group).map(Configuration::encode).unwrap_or_default();
+        // Of a group that waits for lost entries since before its first checkpoint, nothing is known but the founders.
+        let unknown = Configuration::default();
+        let configuration = self.shard.applied_configuration(group).unwrap_or(&unknown).encode();
         GroupCheckpoint { group, term, vote, applied_index, applied_term, configuration, state: state.freeze() }
     }
 

@@ -20,10 +20,14 @@ fn flushes(cluster: &Cluster, node: u64) -> Vec<u64> {
 
 /// Three nodes with the same records in their journals, and no checkpoint; all without power.
 fn dark() -> Cluster {
+    dark_with(RECORDS)
+}
+
+fn dark_with(records: usize) -> Cluster {
     let mut cluster = Cluster::ready(Settings::default());
     cluster.create_topic("t", 1);
     let mut producer = Producer::new(&mut cluster);
-    for n in 0..RECORDS {
+    for n in 0..records {
         let request = producer.request("t", 0, &[&format!("{n}-{}", "v".repeat(300))]);
         cluster.produce(&request);
     }
@@ -120,4 +124,30 @@ fn a_lost_entry_that_never_was_committed_is_dropped() {
     for node in cluster.ids() {
         assert_eq!(cluster.read_all(node, "t", 0).len(), 6, "node {node}");
     }
+}
+
+/// The first checkpoint of a node may be made while one of its groups waits for what it lost.
+#[test]
+fn a_checkpoint_of_a_group_that_waits_can_be_loaded() {
+    // More than one answer of a peer holds.
+    let mut cluster = dark_with(10 * RECORDS);
+    let victim = 3;
+    let flushes = flushes(&cluster, victim);
+    for at in (8..flushes.len() - 6).step_by(3) {
+        damage(&cluster, victim, flushes[at]);
+    }
+    for node in cluster.ids().into_iter().filter(|node| *node != victim) {
+        cluster.start(node);
+    }
+    cluster.until("the others have a leader", |cluster| cluster.leader(DATA).is_some());
+    cluster.settings.checkpoint_bytes = 1;
+    cluster.start(victim);
+    cluster.until("it has a checkpoint", |cluster| cluster.node(victim).checkpoint(DATA).is_some());
+    let checkpoint = cluster.node(victim).checkpoint(DATA).expect("there is one");
+    assert_eq!(checkpoint.applied_index, 0, "the group waits still");
+    cluster.crash(victim, CrashChoice::Everything);
+    cluster.start(victim);
+    cluster.await_leaders();
+    cluster.await_same();
+    assert_eq!(cluster.read_all(victim, "t", 0).len(), 10 * RECORDS);
 }
