@@ -561,8 +561,26 @@ impl<D: Disk> Broker<D> {
         // Told every second, since groups come and go.
         self.shard.set_slow(slow);
         if slow {
-            self.hand_over();
+            let led: Vec<GroupId> = self.shard.group_ids().filter(|group| self.shard.is_leader(*group)).collect();
+            for group in led {
+                // Commands wait while a group is handed over: not for somebody who is far behind.
+                if let Some(to) = self.best_successor(group).filter(|to| self.could_take_over(group, *to)) {
+                    self.shard.transfer_leadership(group, to);
+                }
+            }
         }
+    }
+
+    /// Whether a node has about all of a group that this one leads, and a disk that is fast.
+    fn could_take_over(&self, group: GroupId, node: NodeId) -> bool {
+        /// Entries that it may lack: under load there are always some under way.
+        const UNDER_WAY: u64 = 64;
+        self.shard.status(group).is_some_and(|status| {
+            status.peers.iter().any(|peer| {
+                let has_all = peer.match_index + UNDER_WAY >= status.last;
+                peer.id == node && peer.recently_active && !peer.slow && has_all
+            })
+        })
     }
 
     /// Whether a turn would find something to do that no event announces.
@@ -628,17 +646,7 @@ impl<D: Disk> Broker<D> {
         for group in groups {
             let preferred = self.preferred_leader(group).filter(|node| *node != self.config.node);
             let fit = preferred.filter(|node| {
-                self.shard.is_leader(group)
-                    && self.peers_connected.contains(node)
-                    && self.shard.status(group).is_some_and(|status| {
-                        let caught_up = |peer: &lnc_raft::Progress| {
-                            peer.id == *node
-                                && peer.recently_active
-                                && !peer.slow
-                                && peer.match_index + 64 >= status.last
-                        };
-                        status.peers.iter().any(caught_up)
-                    })
+                self.shard.is_leader(group) && self.peers_connected.contains(node) && self.could_take_over(group, *node)
             });
             let Some(to) = fit else {
                 self.misplaced_since_us.remove(&group);
