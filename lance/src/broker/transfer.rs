@@ -32,6 +32,13 @@ const PATIENCE_US: u64 = 2_000_000;
 /// Unanswered questions after which another peer is asked.
 const MAX_TRIES: u32 = 3;
 
+/// Answers for each second of the rate, at least: with larger ones at a low rate, several nodes that ask would lose their
+/// patience before it is their turn.
+const ANSWERS_PER_SECOND: u64 = 8;
+
+/// The shortest answer worth its frame, in bytes.
+const MIN_ANSWER: u64 = 4096;
+
 /// How long a transfer goes on without the leader saying that it is needed.
 const NEED_US: u64 = 10_000_000;
 
@@ -226,8 +233,11 @@ impl<D: Disk> Broker<D> {
                 self.answer_peer(from, group, TransferBody::State { offer });
             }
             TransferBody::AskRange(range) => {
-                if self.transfers.asks.len() < MAX_ASKS {
-                    self.transfers.asks.push_back((from, group, range));
+                // Who asks again has not had the answer yet: one answer is enough, and all that the rate allows.
+                let question = (from, group, range);
+                let mut pending = self.transfers.asks.iter().chain(self.transfers.reads.values());
+                if !pending.any(|other| *other == question) && self.transfers.asks.len() < MAX_ASKS {
+                    self.transfers.asks.push_back(question);
                     self.serve_asks();
                 }
             }
@@ -272,23 +282,26 @@ impl<D: Disk> Broker<D> {
         self.transfers.outbox.push(Transfer { from: self.config.node, to, group, body });
     }
 
-    /// Answer questions as far as the rate allows.
+    /// Answer questions as far as the rate allows. What a read costs is known when it is done: one after the other.
     fn serve_asks(&mut self) {
+        let longest = (self.config.transfer_bytes_per_second / ANSWERS_PER_SECOND).max(MIN_ANSWER);
         while self.transfers.budget > 0
+            && self.transfers.reads.is_empty()
             && let Some((to, group, range)) = self.transfers.asks.pop_front()
         {
+            let max_bytes = longest.min(u64::from(range.max_bytes)) as usize;
             match range.part {
                 Part::State { checkpoint, position } => {
                     let state = self.transfers.offers.get(&group).filter(|(offer, _)| offer.checkpoint == checkpoint);
                     let bytes = state.and_then(|(_, state)| {
                         let start = usize::try_from(position).ok().filter(|start| *start <= state.len())?;
-                        Some(state.slice(start..state.len().min(start + range.max_bytes as usize)))
+                        Some(state.slice(start..state.len().min(start + max_bytes)))
                     });
                     self.send_range(to, group, range, bytes);
                 }
                 Part::Records { key, offset } => {
                     let ticket = self.ticket();
-                    match self.segments.read_stored(&mut self.disk, key, offset, range.max_bytes as usize, ticket) {
+                    match self.segments.read_stored(&mut self.disk, key, offset, max_bytes, ticket) {
                         Ok(()) => drop(self.transfers.reads.insert(ticket, (to, group, range))),
                         Err(_) => self.send_range(to, group, range, None),
                     }
@@ -317,6 +330,7 @@ impl<D: Disk> Broker<D> {
             }
         };
         self.send_range(to, group, range, bytes);
+        self.serve_asks();
     }
 
     fn state_offered(&mut self, from: NodeId, group: GroupId, offer: Option<Offer>) {
