@@ -92,7 +92,7 @@ catalogue! {
     journal_bytes: Gauge, [], [], "Disk space that the journal's files take.";
     segment_bytes: Gauge, [], [], "Disk space that segment files take.";
     disk_free_bytes: Gauge, [], [], "Space that is left in the data directory.";
-    scrub_bytes_total: Counter, [], [], "Bytes of segments that the scrub has read and found whole.";
+    scrub_bytes_total: Counter, [], [], "Bytes of the journal and of segments that the scrub has read and found whole.";
     damage_found_total: Counter, [], [], "Damaged places that were found in segments.";
     damage_repaired_total: Counter, [], [], "Damaged places that were repaired from another replica.";
     checkpoints_total: Counter, [], [], "Checkpoints that were completed.";

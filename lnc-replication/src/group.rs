@@ -33,6 +33,11 @@ impl Locations {
         self.places.push_back(place);
     }
 
+    /// The first entry; means nothing if there is none.
+    pub(crate) fn first(&self) -> Index {
+        self.first
+    }
+
     /// The index after the last entry; 0 if there is none.
     pub(crate) fn end(&self) -> Index {
         self.first + self.places.len() as u64

@@ -12,4 +12,4 @@ mod shard;
 pub mod transfer;
 pub mod wire;
 
-pub use shard::{Found, GroupStart, Outputs, Shard, ShardConfig, ShardError};
+pub use shard::{Found, GroupStart, Outputs, Scrubbed, Shard, ShardConfig, ShardError};

@@ -14,7 +14,7 @@ use crate::repair::{Answered, Repair};
 use bytes::Bytes;
 use lnc_log::disk::{Completion, Disk};
 use lnc_log::journal::{
-    GroupId, Journal, JournalConfig, JournalError, JournalStart, Recovered, RecoveredEntry, RecoveredGroup,
+    GroupId, Journal, JournalConfig, JournalError, JournalStart, Location, Recovered, RecoveredEntry, RecoveredGroup,
 };
 use lnc_mutation::{Mutation, mutated};
 use lnc_raft::{
@@ -22,6 +22,7 @@ use lnc_raft::{
     ProposeError, Raft, Ready, Restored, RoleChange, Status, Term,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 use thiserror::Error;
 
 /// What a shard needs to know before it starts.
@@ -142,6 +143,17 @@ pub struct Outputs {
     pub states_needed: Vec<(GroupId, Index)>,
     /// Entries that peers have asked for with [`Shard::find_entries`].
     pub found: Vec<Found>,
+    /// What a read of the scrub has found.
+    pub scrubbed: Option<Scrubbed>,
+}
+
+/// What a read of [`Shard::scrub`] has found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scrubbed {
+    /// Bytes of entries that are whole.
+    pub bytes: u64,
+    /// Damage that was not known before: group and entry.
+    pub damaged: Option<(GroupId, Index)>,
 }
 
 /// What this node has of entries that a peer has lost.
@@ -180,6 +192,8 @@ enum CatchUp {
     Follower { group: GroupId, to: NodeId, prev_index: Index, prev_term: Term },
     /// For a peer that has lost them. Some were in memory.
     Repair(Found),
+    /// To see whether they are whole.
+    Scrub { group: GroupId, from: Index, places: Vec<Location> },
 }
 
 /// See the module documentation.
@@ -196,6 +210,11 @@ pub struct Shard {
     /// The highest entry of each group in each journal file that is still kept.
     file_ends: BTreeMap<u64, BTreeMap<GroupId, Index>>,
     catch_ups: BTreeMap<u64, CatchUp>,
+    /// The entry with which the scrub goes on, or which it is reading.
+    scrub_at: Option<(GroupId, Index)>,
+    scrub_reading: bool,
+    /// Entries that the scrub found damaged.
+    damaged: BTreeSet<Location>,
     next_ticket: u64,
     idle_ticks: u32,
 }
@@ -225,6 +244,9 @@ impl Shard {
             in_flight: VecDeque::new(),
             file_ends: BTreeMap::new(),
             catch_ups: BTreeMap::new(),
+            scrub_at: None,
+            scrub_reading: false,
+            damaged: BTreeSet::new(),
             next_ticket: 0,
             idle_ticks: 0,
             config,
@@ -657,6 +679,10 @@ impl Shard {
         let (id, to, prev_index, prev_term) = match self.catch_ups.remove(&ticket) {
             Some(CatchUp::Follower { group, to, prev_index, prev_term }) => (group, to, prev_index, prev_term),
             Some(CatchUp::Repair(found)) => return lost_found(found, result, out),
+            Some(CatchUp::Scrub { group, from, places }) => {
+                out.scrubbed = Some(self.scrubbed(group, from, &places, result));
+                return;
+            }
             None => return,
         };
         let Some(group) = self.groups.get_mut(&id) else { return };
@@ -674,6 +700,71 @@ impl Shard {
             fresh.push(Entry { term: entry.term, index, kind, payload: entry.payload });
         }
         group.raft.entries_loaded(to, prev_index, prev_term, fresh);
+    }
+
+    /// Begin a pass of the scrub: every durable entry of the journal is read once, see [`Shard::scrub`].
+    pub fn begin_scrub(&mut self) {
+        self.scrub_at = self.groups.keys().next().map(|group| (*group, 0));
+    }
+
+    /// Read on to find damage before anybody needs what is damaged, `max_bytes` or a single entry. What comes of it is in
+    /// the [`Outputs`] of its completion; does nothing while a read is under way. False once the pass is over.
+    pub fn scrub<D: Disk>(&mut self, disk: &mut D, max_bytes: usize) -> bool {
+        while let Some((id, index)) = self.scrub_at {
+            if self.scrub_reading {
+                return true;
+            }
+            if let Some(group) = self.groups.get(&id) {
+                let from = index.max(group.locations.first());
+                let places = group.locations.run(from, group.raft.durable_index() + 1, max_bytes);
+                // What is no longer kept, or is about to go, need not be whole.
+                if !places.is_empty() && self.journal.read(disk, self.next_ticket, &places).is_ok() {
+                    self.catch_ups.insert(self.next_ticket, CatchUp::Scrub { group: id, from, places });
+                    self.next_ticket += 1;
+                    self.scrub_reading = true;
+                    return true;
+                }
+            }
+            let next = self.groups.range((Bound::Excluded(id), Bound::Unbounded)).next();
+            self.scrub_at = next.map(|(group, _)| (*group, 0));
+        }
+        false
+    }
+
+    fn scrubbed(
+        &mut self,
+        group: GroupId,
+        from: Index,
+        places: &[Location],
+        result: Result<Vec<RecoveredEntry>, JournalError>,
+    ) -> Scrubbed {
+        self.scrub_reading = false;
+        let bad = match &result {
+            Ok(_) => None,
+            Err(JournalError::Damaged { file, position, .. }) => {
+                places.iter().position(|place| (place.file, place.position) == (*file, *position))
+            }
+            // The disk did not give the bytes this time: that says nothing about them.
+            Err(_) => None,
+        };
+        let whole = bad.unwrap_or(places.len());
+        self.scrub_at = Some((group, from + whole as Index + Index::from(bad.is_some())));
+        let bytes = places[..whole].iter().map(|place| u64::from(place.len)).sum();
+        if let Err(error) = result {
+            tracing::error!(
+                group = group.0,
+                %error,
+                "the scrub cannot read an entry of the journal; if it is damaged, its file is given up once a checkpoint \
+                 has what it did"
+            );
+        }
+        let new = bad.filter(|at| self.damaged.insert(places[*at]));
+        Scrubbed { bytes, damaged: new.map(|at| (group, from + at as Index)) }
+    }
+
+    /// Whether a checkpoint of what is applied would allow to give up damaged files of the journal.
+    pub fn can_give_up_damage(&self, applied: &BTreeMap<GroupId, Index>) -> bool {
+        self.damaged.first().is_some_and(|place| place.file < self.journal_start(applied))
     }
 
     /// Look whether a disk that was full has space again.
@@ -697,8 +788,8 @@ impl Shard {
     }
 
     /// The first journal file that is still needed once a checkpoint covers the entries up to `applied` of each group.
-    /// Files that only lagging followers could want are kept up to the configured number of bytes. A checkpoint names
-    /// this file, so that recovery never asks for one that is gone.
+    /// Files that only lagging followers could want are kept up to the configured number of bytes, and not if they are
+    /// damaged. A checkpoint names this file, so that recovery never asks for one that is gone.
     pub fn journal_start(&self, applied: &BTreeMap<GroupId, Index>) -> u64 {
         let mut first = self.journal.first_file();
         let mut bytes = self.journal.bytes();
@@ -706,15 +797,20 @@ impl Shard {
             let within = |(group, end): (&GroupId, &Index)| applied.get(group).is_some_and(|index| end <= index);
             self.file_ends.get(file).is_none_or(|ends| ends.iter().all(within))
         };
-        while bytes > self.config.journal_retain_bytes && first < self.journal.current_file() && covered(&first) {
+        let damaged = self.damaged.last().map_or(0, |place| place.file + 1);
+        while (bytes > self.config.journal_retain_bytes || first < damaged)
+            && first < self.journal.current_file()
+            && covered(&first)
+        {
             first += 1;
             bytes = bytes.saturating_sub(self.config.journal.file_bytes);
         }
         first
     }
 
-    /// A checkpoint that needs no journal file before `first` is durable: free them.
-    pub fn release_journal<D: Disk>(&mut self, disk: &mut D, first: u64) {
+    /// A checkpoint that needs no journal file before `first` is durable: free them. Gives back how many damaged entries
+    /// have gone with them.
+    pub fn release_journal<D: Disk>(&mut self, disk: &mut D, first: u64) -> u64 {
         let later = self.file_ends.split_off(&first);
         for ends in std::mem::replace(&mut self.file_ends, later).into_values() {
             for (id, end) in ends {
@@ -727,6 +823,9 @@ impl Shard {
         if first > self.journal.first_file() {
             self.journal.release(disk, first);
         }
+        let known = self.damaged.len();
+        self.damaged.retain(|place| place.file >= first);
+        (known - self.damaged.len()) as u64
     }
 
     /// The state of a group, for status, metrics and readiness.

@@ -160,7 +160,7 @@ impl<D: Disk> Broker<D> {
                     if data.state.delete(key) {
                         self.cache.remove(key);
                         self.segments.remove_partition(key)?;
-                        self.checkpoint.removed_something = true;
+                        self.checkpoint.wanted = true;
                         self.fetches.wake(key);
                     }
                 }
@@ -171,7 +171,7 @@ impl<D: Disk> Broker<D> {
                 if let Some(start) = start {
                     self.cache.trim(key, start);
                     self.segments.trim(key, start)?;
-                    self.checkpoint.removed_something = true;
+                    self.checkpoint.wanted = true;
                     self.fetches.wake(key);
                 }
                 Outcome::Silent

@@ -59,8 +59,9 @@ pub(super) struct Progress {
     started_us: u64,
     /// Entry bytes applied since the last checkpoint began.
     pub(super) applied_bytes: u64,
-    /// Segments or partitions were removed: their files go once a checkpoint no longer names them.
-    pub(super) removed_something: bool,
+    /// One is wanted soon: segments or partitions were removed, whose files go once a checkpoint no longer names them, or
+    /// something is damaged of which a checkpoint makes a new copy.
+    pub(super) wanted: bool,
 }
 
 impl<D: Disk> Broker<D> {
@@ -69,27 +70,28 @@ impl<D: Disk> Broker<D> {
         let progress = &self.checkpoint;
         let old = progress.applied_bytes > 0 && self.now_us() > progress.started_us + MAX_AGE_US;
         let large = progress.applied_bytes >= self.config.checkpoint_bytes;
-        if matches!(progress.phase, Phase::Idle)
-            && !progress.writer.busy()
-            && (old || large || progress.removed_something)
-        {
+        if matches!(progress.phase, Phase::Idle) && !progress.writer.busy() && (old || large || progress.wanted) {
             self.begin_checkpoint();
         }
         Ok(())
     }
 
     fn begin_checkpoint(&mut self) {
-        let applied: BTreeMap<GroupId, u64> = self.applied.iter().map(|(group, (index, _))| (*group, *index)).collect();
         self.segments.begin_checkpoint(&mut self.disk);
         let mut states: BTreeMap<PartitionKey, PartitionState> =
             self.segments.checkpoint_states().into_iter().collect();
         let ids: Vec<GroupId> = self.shard.group_ids().collect();
         let groups = ids.into_iter().map(|group| self.capture(group, &mut states)).collect();
-        let journal_file = self.shard.journal_start(&applied);
+        let journal_file = self.shard.journal_start(&self.applied_indexes());
         self.checkpoint.started_us = self.now_us();
         self.checkpoint.applied_bytes = 0;
-        self.checkpoint.removed_something = false;
+        self.checkpoint.wanted = false;
         self.checkpoint.phase = Phase::Flushing { captured: Captured { groups, journal_file } };
+    }
+
+    /// The index up to which each group is applied.
+    pub(super) fn applied_indexes(&self) -> BTreeMap<GroupId, u64> {
+        self.applied.iter().map(|(group, (index, _))| (*group, *index)).collect()
     }
 
     fn capture(&self, group: GroupId, states: &mut BTreeMap<PartitionKey, PartitionState>) -> GroupCheckpoint {
@@ -152,7 +154,8 @@ impl<D: Disk> Broker<D> {
                 {
                     let Captured { groups, journal_file } = captured;
                     self.transfers.offer(number, groups);
-                    self.shard.release_journal(&mut self.disk, journal_file);
+                    let gone = self.shard.release_journal(&mut self.disk, journal_file);
+                    self.metrics.damage_repaired_total.inc_by(gone);
                     self.segments.release_removed(&mut self.disk);
                     self.metrics.checkpoints_total.inc();
                     let micros = self.now_us().saturating_sub(self.checkpoint.started_us);
@@ -162,7 +165,7 @@ impl<D: Disk> Broker<D> {
             Err(error) if error.is_retriable() => {
                 tracing::warn!(%error, "no space for a checkpoint; the previous one stands, trying again");
                 self.checkpoint.phase = Phase::Idle;
-                self.checkpoint.removed_something = true;
+                self.checkpoint.wanted = true;
             }
             Err(error) => return Err(error.into()),
         }
@@ -249,7 +252,7 @@ pub fn open<D: Disk>(
             next_number: loaded.next_number,
             started_us: 0,
             applied_bytes: 0,
-            removed_something: copy_lost,
+            wanted: copy_lost,
         },
         next_ticket: 0,
         in_flight_bytes: 0,

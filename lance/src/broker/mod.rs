@@ -132,7 +132,7 @@ pub struct BrokerConfig {
     pub slow_sync_us: u64,
     /// Bytes of the disk that are kept for what is not records.
     pub reserve_bytes: u64,
-    /// Bytes of segments that the scrub reads per second; 0: it does not.
+    /// Bytes of the journal and of segments that the scrub reads per second; 0: it does not.
     pub scrub_bytes_per_second: u64,
     /// Shortest time between the beginnings of two passes of the scrub, in microseconds.
     pub scrub_interval_us: u64,
@@ -418,6 +418,7 @@ impl<D: Disk> Broker<D> {
         self.retry_full = true;
         self.look_at_space();
         self.shard.retry_space(&mut self.disk);
+        self.give_up_damage();
         self.apply_retention();
         self.look_at_disk();
         self.rebalance_leaders();
@@ -521,6 +522,9 @@ impl<D: Disk> Broker<D> {
         }
         for found in std::mem::take(&mut out.found) {
             self.give_entries(found);
+        }
+        if let Some(scrubbed) = out.scrubbed.take() {
+            self.scrubbed_journal(scrubbed);
         }
         for (group, index) in std::mem::take(&mut out.states_needed) {
             self.state_needed(group, index);

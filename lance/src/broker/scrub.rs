@@ -1,7 +1,11 @@
-//! Damage in segments: found by whoever reads, and by the scrub, which reads everything now and then; repaired from the
-//! other replicas, whose segments have the same bytes.
+//! Damage that nobody has noticed yet is found by the scrub, which now and then reads everything: the journal, then the
+//! segments.
 //!
-//! A damaged place is asked for at one peer after the other. What comes is checked like everything that is read, written
+//! Damage in the journal matters only to what a checkpoint does not have yet, and to followers that lag: a checkpoint is
+//! made, and the damaged file is given up as soon as checkpoints have all that is in it.
+//!
+//! Damage in segments, found by the scrub or by whoever reads, is repaired from the other replicas, whose segments have
+//! the same bytes. A damaged place is asked for at one peer after the other. What comes is checked like everything that is read, written
 //! over the damage, and read again, which finds the next damage behind it. Until then reads of it fail, those of anything
 //! else do not. If no peer has it either, the place stays as it is, and the node goes on asking.
 
@@ -12,6 +16,7 @@ use lnc_log::journal::GroupId;
 use lnc_log::segment::{DamagedBatch, PartitionKey, ReadDone, SegmentError};
 use lnc_protocol::BatchHeader;
 use lnc_raft::NodeId;
+use lnc_replication::Scrubbed;
 use lnc_replication::transfer::{MAX_RANGE, Part, Range, TransferBody};
 use std::collections::BTreeMap;
 
@@ -40,7 +45,9 @@ struct Repair {
 /// See the module documentation.
 #[derive(Default)]
 pub(super) struct Scrub {
-    /// Where the scrub goes on; `None` between two passes.
+    /// Whether the pass is still reading the journal.
+    in_journal: bool,
+    /// Where the scrub of the segments goes on; `None` between two passes.
     at: Option<(PartitionKey, u64)>,
     /// When the last pass began.
     began_us: Option<u64>,
@@ -67,15 +74,46 @@ impl<D: Disk> Broker<D> {
         let refill = (u128::from(rate) * u128::from(elapsed) / 1_000_000) as i64;
         self.scrub.budget = self.scrub.budget.saturating_add(refill).min((rate / 10).max(1) as i64);
         let due = self.scrub.began_us.is_none_or(|began| now >= began + self.config.scrub_interval_us);
-        if rate > 0 && self.scrub.at.is_none() && due {
+        if rate > 0 && !self.scrub.in_journal && self.scrub.at.is_none() && due {
             self.scrub.began_us = Some(now);
-            self.scrub.at = self.segments.partitions().next().map(|key| (key, 0));
+            self.scrub.in_journal = true;
+            self.shard.begin_scrub();
+        }
+        self.scrub_on();
+    }
+
+    /// The part of the slow chores that is about damage.
+    pub(super) fn give_up_damage(&mut self) {
+        if self.shard.can_give_up_damage(&self.applied_indexes()) {
+            self.checkpoint.wanted = true;
+        }
+    }
+
+    /// The scrub has read some of the journal.
+    pub(super) fn scrubbed_journal(&mut self, Scrubbed { bytes, damaged }: Scrubbed) {
+        self.scrub.budget -= bytes as i64;
+        self.metrics.scrub_bytes_total.inc_by(bytes);
+        if let Some((group, index)) = damaged {
+            tracing::error!(
+                group = group.0,
+                index,
+                "an entry of the journal is damaged; making a checkpoint without it"
+            );
+            self.metrics.damage_found_total.inc();
+            self.checkpoint.wanted = true;
         }
         self.scrub_on();
     }
 
     /// Read on, unless a read is under way or the rate does not allow it.
     fn scrub_on(&mut self) {
+        if self.scrub.in_journal {
+            if self.scrub.budget <= 0 || self.shard.scrub(&mut self.disk, READ_BYTES) {
+                return;
+            }
+            self.scrub.in_journal = false;
+            self.scrub.at = self.segments.partitions().next().map(|key| (key, 0));
+        }
         while self.scrub.reading.is_none() && self.scrub.budget > 0 {
             let Some((key, offset)) = self.scrub.at else { return };
             // What lies before the log start offset in the first segment is part of the file too.

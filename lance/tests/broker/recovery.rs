@@ -237,3 +237,51 @@ fn damage_in_any_file_is_repaired_and_never_served() {
     cluster.await_same();
     assert_eq!(cluster.read_all(victim, "t", 0), expected);
 }
+
+/// The scrub reads the journal too. A file of it that is damaged is given up as soon as checkpoints have all that is in
+/// it, however many bytes are kept for followers that lag; until then and after that, nothing is lost.
+#[test]
+fn the_scrub_finds_damage_in_the_journal_and_gives_the_file_up() {
+    let scrub = Settings { scrub_bytes_per_second: 100 << 20, ..settings(NEVER) };
+    let mut cluster = Cluster::ready(Settings { journal_retain_bytes: 1 << 30, ..scrub });
+    cluster.create_topic("t", 1);
+    cluster.await_balance();
+    let mut producer = Producer::new(&mut cluster);
+    let mut produce = |cluster: &mut Cluster, numbers: std::ops::Range<u32>| {
+        for n in numbers {
+            let request = producer.request("t", 0, &[&format!("{n}-{}", "v".repeat(700))]);
+            cluster.produce(&request);
+        }
+        cluster.await_same();
+    };
+    produce(&mut cluster, 0..10);
+    let victim = 3;
+    let disk = cluster.node(victim).disk();
+    let needle = b"5-vvvvvvvv";
+    let place = disk.paths().into_iter().filter(|path| path.starts_with("journal/")).find_map(|path| {
+        let bytes = disk.file(&path)?;
+        let at = bytes.windows(needle.len()).position(|window| window == needle)?;
+        Some((path, at as u64 + 100))
+    });
+    let (path, position) = place.expect("the record is in the journal");
+    let figures = |cluster: &Cluster| {
+        let metrics = cluster.node(victim).metrics();
+        (metrics.damage_found_total.get(), metrics.damage_repaired_total.get(), metrics.checkpoints_total.get())
+    };
+    cluster.ticks(3 * SECOND);
+    assert_eq!(figures(&cluster), (0, 0, 0), "nothing is damaged yet");
+    assert!(disk.corrupt(&path, position, 1));
+    cluster.until("the damage is found, once, and a checkpoint made", |cluster| {
+        figures(cluster).0 == 1 && figures(cluster).2 >= 1
+    });
+    produce(&mut cluster, 10..60);
+    cluster.until("the file is given up", |cluster| figures(cluster).1 == 1);
+    assert!(!disk.paths().contains(&path), "{path} is still there");
+    let made = figures(&cluster).2;
+    cluster.ticks(5 * SECOND);
+    assert_eq!(figures(&cluster), (1, 1, made), "nothing more to be done");
+    cluster.crash(victim, CrashChoice::Nothing);
+    cluster.start(victim);
+    cluster.await_same();
+    assert_eq!(cluster.read_all(victim, "t", 0).len(), 60);
+}
