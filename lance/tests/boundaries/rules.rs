@@ -43,7 +43,7 @@ pub(crate) const MANIFESTS: &[Manifest] = &[
     Manifest {
         name: "lnc-chaos",
         own: &["lance", "lnc-log", "lnc-metrics", "lnc-mutation", "lnc-protocol", "lnc-raft", "lnc-replication"],
-        others: &["bytes", "clap", "indicatif", "serde", "serde_json"],
+        others: &["bytes", "clap", "indicatif", "mimalloc", "serde", "serde_json"],
     },
     Manifest {
         name: "lance",

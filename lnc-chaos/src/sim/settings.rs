@@ -53,7 +53,7 @@ impl Settings {
             journal_retain_bytes: rng.pick(&[0, 256 << 10, 64 << 20]),
             transfer_bytes_per_second: rng.pick(&[100 << 10, 4 << 20]),
             reserve_bytes: rng.pick(&[0, 200_000, 3_000_000]),
-            scrub_bytes_per_second: rng.pick(&[0, 100 << 10, 1 << 20]),
+            scrub_bytes_per_second: rng.pick(&[0, 20 << 10, 200 << 10]),
             entry_cache_bytes: rng.pick(&[4 << 10, 64 << 10, 1 << 20]),
             flushes_in_flight: rng.between(1, 4) as usize,
             max_append_bytes: rng.pick(&[1, 1 << 10, 64 << 10]),
@@ -67,7 +67,7 @@ impl Settings {
                 ..SegmentConfig::default()
             },
             state_every: 16,
-            turn_us: rng.pick(&[500, 2_000, 8_000]),
+            turn_us: rng.pick(&[2_000, 8_000, 20_000]),
             disk_us: rng.pick(&[(300, 2_000), (1_000, 8_000), (2_000, 30_000)]),
             produce_every_us: rng.pick(&[60_000, 150_000, 400_000]),
         }

@@ -10,6 +10,7 @@
 //! - Names that no `SyncDir` covered may be kept or lost one by one, in any combination.
 
 use super::{AlignedBuf, BLOCK, Completion, Disk, FileId, Op, Outcome, Token};
+use bytes::Bytes;
 use model::{Change, Content, Effect, Inode, Kept, NameChange, Rng, Tree, parent};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -358,7 +359,7 @@ impl State {
                 Some(Effect::Name(NameChange::Link { path: path.clone(), inode: *fresh - 1 }))
             }
             Op::ZeroFill { len, .. } => content(Change::ZeroFill(*len)),
-            Op::Write { position, buf, .. } => content(Change::Write { position: *position, bytes: buf.to_vec() }),
+            Op::Write { position, buf, .. } => content(Change::Write { position: *position, bytes: Bytes::copy_from_slice(buf) }),
             Op::SetLen { len, .. } => content(Change::SetLen(*len)),
             Op::Rename { from, to } => {
                 let inode = *self.names.files.get(from)?;
@@ -414,7 +415,7 @@ impl State {
                 for (n, sector) in buf.chunks(SECTOR).enumerate() {
                     if rng.next() & 1 == 0 {
                         self.sequence += 1;
-                        let change = Change::Write { position: position + (n * SECTOR) as u64, bytes: sector.to_vec() };
+                        let change = Change::Write { position: position + (n * SECTOR) as u64, bytes: Bytes::copy_from_slice(sector) };
                         self.inodes.entry(inode).or_default().change(self.sequence, change);
                     }
                 }
@@ -600,7 +601,7 @@ impl State {
         if durable {
             inode.write_durable(position, &buf);
         } else {
-            inode.change(sequence, Change::Write { position, bytes: buf.to_vec() });
+            inode.change(sequence, Change::Write { position, bytes: Bytes::copy_from_slice(&buf) });
         }
         Ok(Outcome::Written(buf))
     }

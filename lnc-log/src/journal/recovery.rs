@@ -447,10 +447,12 @@ fn check_body(header: &Header, flush: &[u8], mut last: Option<u64>) -> Result<Ve
     if records.len() as u64 != u64::from(header.records) {
         return Err(format!("{} records, {} announced", records.len(), header.records));
     }
-    match padding.iter().position(|byte| *byte != 0) {
-        Some(n) => Err(format!("padding that is not zero at byte {}", HEADER + body.len() + n)),
-        None => Ok(records),
+    // Most of a small flush is padding: look for the place only where there is one to find.
+    if padding.iter().fold(0, |any, byte| any | byte) == 0 {
+        return Ok(records);
     }
+    let n = padding.iter().take_while(|byte| **byte == 0).count();
+    Err(format!("padding that is not zero at byte {}", HEADER + body.len() + n))
 }
 
 /// What lies beyond the end of the valid flushes.

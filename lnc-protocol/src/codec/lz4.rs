@@ -27,6 +27,9 @@ const STORED: u32 = 1 << 31;
 /// A block of `n` compressed bytes holds at most about `255 * n` bytes: each byte of a length extends a match by 255.
 const MAX_EXPANSION: usize = 255;
 
+/// What most blocks stay below.
+const TYPICAL_EXPANSION: usize = 8;
+
 pub(super) fn compress(content: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(&MAGIC.to_le_bytes());
     out.extend_from_slice(&DESCRIPTOR);
@@ -140,8 +143,14 @@ fn read_block(
     }
     // One byte more than the room tells content of just the limit from content beyond it.
     let most = descriptor.max_block.min(len * MAX_EXPANSION + 64).min(room.saturating_add(1));
-    content.resize(start + most, 0);
-    let written = match lz4_flex::block::decompress_into(block, &mut content[start..]) {
+    // Room costs its clearing, and few blocks shrink as much as the format allows: try with less first.
+    content.resize(start + most.min(len * TYPICAL_EXPANSION), 0);
+    let mut written = lz4_flex::block::decompress_into(block, &mut content[start..]);
+    if matches!(written, Err(lz4_flex::block::DecompressError::OutputTooSmall { .. })) {
+        content.resize(start + most, 0);
+        written = lz4_flex::block::decompress_into(block, &mut content[start..]);
+    }
+    let written = match written {
         Ok(written) => written,
         Err(lz4_flex::block::DecompressError::OutputTooSmall { .. }) if most > room => {
             return Err(CodecError::TooLarge { limit });

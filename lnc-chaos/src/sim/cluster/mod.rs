@@ -29,7 +29,7 @@ use lnc_protocol::Opcode;
 use lnc_protocol::message::Reply;
 use lnc_raft::NodeId;
 use std::cell::RefCell;
-use std::cmp::Ordering;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::rc::Rc;
 
@@ -57,30 +57,31 @@ pub(super) enum What {
     Look,
 }
 
-struct Event {
-    at_us: u64,
-    number: u64,
-    what: What,
+/// What will happen, by time, and of equal times in the order of its planning.
+#[derive(Default)]
+struct Queue {
+    /// Time and number of an event, the earliest first, and its place in `events`: what moves in the heap is small.
+    order: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    events: Vec<Option<What>>,
+    free: Vec<usize>,
+    planned: u64,
 }
 
-impl PartialEq for Event {
-    fn eq(&self, other: &Self) -> bool {
-        self.number == other.number
+impl Queue {
+    fn push(&mut self, at_us: u64, what: What) {
+        self.planned += 1;
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.events.push(None);
+            self.events.len() - 1
+        });
+        self.events[place] = Some(what);
+        self.order.push(Reverse((at_us, self.planned, place)));
     }
-}
 
-impl Eq for Event {}
-
-impl PartialOrd for Event {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Event {
-    /// The earliest is the greatest, since the heap gives the greatest.
-    fn cmp(&self, other: &Self) -> Ordering {
-        (other.at_us, other.number).cmp(&(self.at_us, self.number))
+    fn pop(&mut self) -> Option<(u64, What)> {
+        let Reverse((at_us, _, place)) = self.order.pop()?;
+        self.free.push(place);
+        Some((at_us, self.events[place].take()?))
     }
 }
 
@@ -95,8 +96,7 @@ struct Call {
 pub(super) struct Cluster {
     pub(super) settings: Settings,
     pub(super) now_us: u64,
-    queue: BinaryHeap<Event>,
-    events: u64,
+    queue: Queue,
     pub(super) nodes: Vec<Node>,
     network: Network,
     faults: Vec<Scheduled>,
@@ -127,8 +127,7 @@ impl Cluster {
         let seed = settings.seed;
         let mut cluster = Self {
             now_us: 0,
-            queue: BinaryHeap::new(),
-            events: 0,
+            queue: Queue::default(),
             nodes: (1..=settings.nodes).map(|id| Node::new(id, seed)).collect(),
             network: Network::new(settings.nodes, Rng::fork(seed, 0x2e7)),
             faults,
@@ -162,7 +161,7 @@ impl Cluster {
 
     /// Until everything is over, or something is wrong.
     pub(super) fn run(&mut self) -> Checked {
-        while let Some(Event { at_us, what, .. }) = self.queue.pop() {
+        while let Some((at_us, what)) = self.queue.pop() {
             self.now_us = at_us;
             self.happen(what)?;
             if self.finish.is_done() {
@@ -173,8 +172,7 @@ impl Cluster {
     }
 
     pub(super) fn at(&mut self, at_us: u64, what: What) {
-        self.events += 1;
-        self.queue.push(Event { at_us: at_us.max(self.now_us), number: self.events, what });
+        self.queue.push(at_us.max(self.now_us), what);
     }
 
     pub(super) fn after(&mut self, delay_us: u64, what: What) {

@@ -3,7 +3,9 @@
 
 use super::SECTOR;
 use crate::disk::{AlignedBuf, BLOCK};
+use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// SplitMix64: small, seeded, and the same everywhere.
 #[derive(Clone, Debug)]
@@ -24,11 +26,12 @@ impl Rng {
     }
 }
 
-/// The bytes of one file. Blocks never written are not stored, so that a large preallocated file costs nothing.
+/// The bytes of one file. Blocks never written are not stored, so that a large preallocated file costs nothing; what a
+/// program sees and what is durable share the blocks in which they agree.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Content {
     len: u64,
-    blocks: BTreeMap<u64, Box<[u8; BLOCK]>>,
+    blocks: Vec<Option<Arc<[u8; BLOCK]>>>,
 }
 
 impl Content {
@@ -36,16 +39,35 @@ impl Content {
         self.len
     }
 
+    /// The place of a block, which there is after this.
+    fn block(&mut self, number: usize) -> &mut Option<Arc<[u8; BLOCK]>> {
+        if number >= self.blocks.len() {
+            self.blocks.resize(number + 1, None);
+        }
+        &mut self.blocks[number]
+    }
+
     pub(super) fn write(&mut self, position: u64, bytes: &[u8]) {
-        let mut at = position;
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let within = (at % BLOCK as u64) as usize;
-            let take = rest.len().min(BLOCK - within);
-            let block = self.blocks.entry(at / BLOCK as u64).or_insert_with(|| Box::new([0; BLOCK]));
-            block[within..within + take].copy_from_slice(&rest[..take]);
-            rest = &rest[take..];
-            at += take as u64;
+        for (number, within, part) in split(position, bytes) {
+            let block = self.block(number);
+            match <&[u8; BLOCK]>::try_from(part) {
+                Ok(whole) => *block = Some(Arc::new(*whole)),
+                Err(_) => {
+                    let block = Arc::make_mut(block.get_or_insert_with(|| Arc::new([0; BLOCK])));
+                    block[within..within + part.len()].copy_from_slice(part);
+                }
+            }
+        }
+        self.len = self.len.max(position + bytes.len() as u64);
+    }
+
+    /// Write what `other` holds in these `len` bytes too.
+    fn take_over(&mut self, other: &Self, position: u64, bytes: &[u8]) {
+        for (number, within, part) in split(position, bytes) {
+            match &other.blocks[number] {
+                Some(block) if part.len() == BLOCK => *self.block(number) = Some(block.clone()),
+                _ => self.write((number * BLOCK + within) as u64, part),
+            }
         }
         self.len = self.len.max(position + bytes.len() as u64);
     }
@@ -54,28 +76,26 @@ impl Content {
     pub(super) fn read(&self, position: u64, len: usize) -> AlignedBuf {
         let len = self.len.saturating_sub(position).min(len as u64) as usize;
         let mut out = AlignedBuf::with_capacity(len);
-        out.resize(len);
-        let mut done = 0;
-        while done < len {
-            let at = position + done as u64;
+        while out.len() < len {
+            let at = position + out.len() as u64;
             let within = (at % BLOCK as u64) as usize;
-            let take = (len - done).min(BLOCK - within);
-            if let Some(block) = self.blocks.get(&(at / BLOCK as u64)) {
-                out[done..done + take].copy_from_slice(&block[within..within + take]);
+            let take = (len - out.len()).min(BLOCK - within);
+            match self.blocks.get((at / BLOCK as u64) as usize) {
+                Some(Some(block)) => out.extend_from_slice(&block[within..within + take]),
+                _ => out.resize(out.len() + take),
             }
-            done += take;
         }
         out
     }
 
     pub(super) fn set_len(&mut self, len: u64) {
         if len < self.len {
-            self.blocks.split_off(&len.div_ceil(BLOCK as u64));
+            self.blocks.truncate(len.div_ceil(BLOCK as u64) as usize);
             let within = (len % BLOCK as u64) as usize;
             if within > 0
-                && let Some(block) = self.blocks.get_mut(&(len / BLOCK as u64))
+                && let Some(Some(block)) = self.blocks.get_mut((len / BLOCK as u64) as usize)
             {
-                block[within..].fill(0);
+                Arc::make_mut(block)[within..].fill(0);
             }
         }
         self.len = len;
@@ -99,10 +119,24 @@ impl Content {
     }
 }
 
+/// The parts of a write by blocks: number of the block, position within it, bytes.
+fn split(position: u64, bytes: &[u8]) -> impl Iterator<Item = (usize, usize, &[u8])> {
+    let mut rest = bytes;
+    let mut at = position;
+    std::iter::from_fn(move || {
+        let within = (at % BLOCK as u64) as usize;
+        let part;
+        (part, rest) = rest.split_at(rest.len().min(BLOCK - within));
+        let number = (at / BLOCK as u64) as usize;
+        at += part.len() as u64;
+        (!part.is_empty()).then_some((number, within, part))
+    })
+}
+
 /// A change to a file's content.
 #[derive(Clone, Debug)]
 pub(super) enum Change {
-    Write { position: u64, bytes: Vec<u8> },
+    Write { position: u64, bytes: Bytes },
     SetLen(u64),
     ZeroFill(u64),
 }
@@ -186,7 +220,7 @@ impl Inode {
             self.sync(u64::MAX);
         }
         self.volatile.write(position, bytes);
-        self.durable.write(position, bytes);
+        self.durable.take_over(&self.volatile, position, bytes);
     }
 }
 
