@@ -101,7 +101,11 @@ fn cards(report: &Report) -> String {
         _ = write!(cards, "<div class=\"card{class}\"><b>{}</b><span>{}</span></div>", escape(&figure), escape(name));
     };
     card(number(report.records_per_second), "records a second", "");
-    card(format!("{} MB/s", number(report.megabytes_per_second)), "of values; of batches when reading", "");
+    card(
+        format!("{} MB/s", number(report.megabytes_per_second)),
+        if report.latency.is_some() { "of values" } else { "of batches" },
+        "",
+    );
     if let Some(latency) = &report.latency {
         card(format!("{} µs", number(latency.p50_us)), "p50 latency", "");
         card(format!("{} µs", number(latency.p99_us)), "p99 latency", "");
@@ -227,8 +231,13 @@ fn servers(report: &Report) -> String {
     let servers = report.servers.iter().map(|server| {
         row(format!("server {}", server.pid), server.cpu_seconds, Some(server.peak_memory), server.written)
     });
+    let ended = report.ended_servers.iter().map(|pid| {
+        let mut row = vec![format!("server {pid}, ended during the run")];
+        row.resize(header.len(), "–".into());
+        row
+    });
     let own = row("generator".into(), report.generator_cpu_seconds, None, None);
-    format!("<h3>What it cost</h3>{}", table(&header, servers.chain([own])))
+    format!("<h3>What it cost</h3>{}", table(&header, servers.chain(ended).chain([own])))
 }
 
 fn ratios(report: &Report) -> String {

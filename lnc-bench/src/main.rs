@@ -42,7 +42,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Parser;
 use lnc_client::Client;
 
-use crate::args::{BoundArgs, Cli, ClusterArgs, Command, OutputArgs, SuiteArgs};
+use crate::args::{BoundArgs, Cli, ClusterArgs, Command, SuiteArgs};
 use crate::report::Report;
 
 /// The exit code of a run with errors or a missed bound; wrong usage has 2, like clap's own errors.
@@ -92,9 +92,9 @@ impl BenchError {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Limits(args) => limits::run(&args).map_err(BenchError::from).and_then(|limits| {
+        Command::Limits(args) => limits::run(&args).map_err(BenchError::from).map(|limits| {
             output::print_limits(&limits, args.json);
-            Ok(Vec::new())
+            Vec::new()
         }),
         Command::Suite(args) => run_suite(&args),
         command => run_one(&command),
@@ -135,17 +135,14 @@ fn run_one(command: &Command) -> Result<Vec<String>, BenchError> {
 fn run_suite(args: &SuiteArgs) -> Result<Vec<String>, BenchError> {
     let limits = if args.list { None } else { output::limits(&args.output)? };
     let as_text = !args.output.json && !args.output.csv;
-    let mut reports = suite::run(args, |report| {
+    let reports = suite::run(args, |report| {
+        limits.iter().for_each(|limits| report.with_limits(limits));
         if as_text {
             println!("== {}\n{report}", report.name);
         }
     })?;
-    for report in &mut reports {
-        limits.iter().for_each(|limits| report.with_limits(limits));
-    }
     if !args.list {
-        let output = OutputArgs { html: args.output.html.clone(), ..args.output.clone() };
-        output::print_suite(&reports, &output)?;
+        output::print_rest(&reports, &args.output)?;
     }
     Ok(reports.iter().flat_map(|report| report.failures(None, None)).collect())
 }

@@ -24,11 +24,11 @@ pub(crate) fn print(reports: &[Report], args: &OutputArgs) -> Result<(), BenchEr
     if !args.json && !args.csv {
         reports.iter().for_each(|report| print!("{report}"));
     }
-    print_suite(reports, args)
+    print_rest(reports, args)
 }
 
 /// The same for reports whose text has been printed one by one.
-pub(crate) fn print_suite(reports: &[Report], args: &OutputArgs) -> Result<(), BenchError> {
+pub(crate) fn print_rest(reports: &[Report], args: &OutputArgs) -> Result<(), BenchError> {
     if args.json {
         match reports {
             [report] => println!("{}", json(report)),

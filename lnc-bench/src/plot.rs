@@ -59,7 +59,9 @@ pub(crate) fn plot(x: &Axis, y: &Axis, lines: &[Line]) -> String {
     for (value, label) in across.ticks() {
         let at = across.place(value);
         _ = write!(svg, "<line class=\"grid\" x1=\"{at:.1}\" y1=\"{TOP}\" x2=\"{at:.1}\" y2=\"{bottom}\"/>");
-        _ = write!(svg, "<text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{label}</text>", bottom + 16.0);
+        // A label in the middle of its line would leave the plot at its edge.
+        let anchor = if at + 30.0 > WIDTH { "end" } else { "middle" };
+        _ = write!(svg, "<text x=\"{at:.1}\" y=\"{}\" text-anchor=\"{anchor}\">{label}</text>", bottom + 16.0);
     }
     let middle = (TOP + bottom) / 2.0;
     _ = write!(

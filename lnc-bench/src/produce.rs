@@ -325,7 +325,7 @@ mod tests {
     use lnc_protocol::ErrorCode;
 
     use super::*;
-    use crate::args::{Cli, Command};
+    use crate::args::Cli;
     use crate::execute;
     use crate::support::{Action, Cluster};
 

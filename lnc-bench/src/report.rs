@@ -39,7 +39,9 @@ pub(crate) struct Report {
     pub(crate) generator_cpu_seconds: f64,
     pub(crate) records_per_generator_cpu_second: Option<f64>,
     pub(crate) servers: Vec<Server>,
-    /// Over all servers; not given without them.
+    /// Servers that ended during the run, by process id.
+    pub(crate) ended_servers: Vec<u32>,
+    /// Over all servers; not given without them, or if one ended.
     pub(crate) records_per_cpu_second: Option<f64>,
     pub(crate) series: Vec<Sample>,
     /// The rates of a sweep; the rest of the report is about the highest that kept the bound.
@@ -81,6 +83,8 @@ pub(crate) struct Server {
 pub(crate) struct Usage {
     pub(crate) generator_cpu_seconds: f64,
     pub(crate) servers: Vec<Server>,
+    /// Servers that ended meanwhile.
+    pub(crate) ended: Vec<u32>,
 }
 
 /// A part of the time measured.
@@ -114,8 +118,8 @@ impl Environment {
     /// Names and values, for printing.
     pub(crate) fn rows(&self) -> Vec<(&'static str, String)> {
         vec![
-            ("generator", self.generator.clone()),
-            ("server", format!("{}, {} nodes, {} of them local", self.server, self.nodes, self.local_servers)),
+            ("software", format!("{} against {}", self.generator, self.server)),
+            ("nodes", format!("{}, {} of them on this machine", self.nodes, self.local_servers)),
             ("backend", self.backend.clone()),
             ("file system", self.file_system.clone()),
             ("acks", self.acks.clone()),
@@ -144,6 +148,7 @@ impl Report {
             generator_cpu_seconds: 0.0,
             records_per_generator_cpu_second: None,
             servers: Vec::new(),
+            ended_servers: Vec::new(),
             records_per_cpu_second: None,
             series: series(counted, seconds),
             steps: Vec::new(),
@@ -156,10 +161,13 @@ impl Report {
     /// Adds what was spent, and where.
     pub(crate) fn with_usage(&mut self, usage: Usage, environment: Environment) {
         let per = |seconds: f64| (seconds > 0.0).then(|| self.records as f64 / seconds);
-        self.records_per_cpu_second = per(usage.servers.iter().map(|server| server.cpu_seconds).sum());
+        if usage.ended.is_empty() {
+            self.records_per_cpu_second = per(usage.servers.iter().map(|server| server.cpu_seconds).sum());
+        }
         self.records_per_generator_cpu_second = per(usage.generator_cpu_seconds);
         self.generator_cpu_seconds = usage.generator_cpu_seconds;
         self.servers = usage.servers;
+        self.ended_servers = usage.ended;
         self.environment = environment;
     }
 
@@ -191,6 +199,9 @@ impl Report {
             if self.latency.is_none() {
                 failures.push(format!("{}: no request was answered, so no latency keeps the bound", self.name));
             }
+        }
+        if !self.steps.is_empty() && self.steps.iter().all(|step| !step.sustained) {
+            failures.push(format!("{}: no rate was sustained", self.name));
         }
         if let Some(least) = min_rate.filter(|least| self.records_per_second < *least) {
             failures.push(format!("{}: {:.0} records/s, at least {least} wanted", self.name, self.records_per_second));
@@ -301,6 +312,9 @@ impl fmt::Display for Report {
                 None => writeln!(f, " of memory at most")?,
             }
         }
+        for pid in &self.ended_servers {
+            writeln!(f, "server       {pid}: ended during the run")?;
+        }
         if let Some(rate) = self.records_per_cpu_second {
             writeln!(f, "efficiency   {rate:.0} records per CPU-second of all servers")?;
         }
@@ -375,7 +389,8 @@ pub(crate) mod tests {
         let mut report = Report::new("test".into(), Duration::from_secs(2), &recorder);
         report.name = "sample".into();
         let server = |pid, cpu_seconds| Server { pid, cpu_seconds, peak_memory: 50_000_000, written: Some(1_000_000) };
-        let usage = Usage { generator_cpu_seconds: 0.5, servers: vec![server(7, 1.0), server(8, 3.0)] };
+        let usage =
+            Usage { generator_cpu_seconds: 0.5, servers: vec![server(7, 1.0), server(8, 3.0)], ended: Vec::new() };
         report.with_usage(usage, Environment { kernel: "6.1".into(), ..Environment::default() });
         report
     }
@@ -446,6 +461,9 @@ pub(crate) mod tests {
         report.end_to_end = report.latency.clone();
         report.end_to_end.as_mut().unwrap().p99_us = 2000.0;
         assert_eq!(report.failures(ms(1), None).len(), 1);
+        report.steps = vec![Step { offered: 1.0, achieved: 0.0, p50_us: 1.0, p99_us: 1.0, sustained: false }];
+        assert_eq!(report.failures(None, None), ["sample: no rate was sustained"]);
+        report.steps[0].sustained = true;
         report.errors.insert("NotLeader".into(), 3);
         assert_eq!(report.failures(None, None), ["sample: 3 errors"]);
         report.latency = None;

@@ -39,7 +39,7 @@ fn command(workload: &str, args: &SuiteArgs) -> String {
 }
 
 /// Runs the workloads; `done` is called after each.
-pub(crate) fn run(args: &SuiteArgs, mut done: impl FnMut(&Report)) -> Result<Vec<Report>, BenchError> {
+pub(crate) fn run(args: &SuiteArgs, mut done: impl FnMut(&mut Report)) -> Result<Vec<Report>, BenchError> {
     if let Some(unknown) = args.only.iter().find(|name| WORKLOADS.iter().all(|(known, _)| known != name)) {
         let names: Vec<_> = WORKLOADS.iter().map(|(name, _)| *name).collect();
         return Err(BenchError::UnknownWorkload { name: unknown.clone(), known: names.join(", ") });
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &SuiteArgs, mut done: impl FnMut(&Report)) -> Result<Vec
         eprintln!("{name}: lnc-bench {command}");
         let mut report = execute(&parse(&command)?)?;
         report.name = name.into();
-        done(&report);
+        done(&mut report);
         reports.push(report);
     }
     Ok(reports)

@@ -76,25 +76,30 @@ impl Watch {
         }
     }
 
-    fn spent(&self) -> Result<Vec<Spent>, BenchError> {
+    /// What the servers, and last the generator, have spent.
+    fn spent(&self) -> Vec<Result<Spent, BenchError>> {
         self.pids.iter().chain([&std::process::id()]).map(|pid| process::spent(*pid)).collect()
     }
 
-    /// The differences of two times at which it was asked what had been spent.
-    fn usage(&self, before: &[Spent], after: &[Spent]) -> Usage {
-        let mut servers: Vec<Server> = [&self.pids[..], &[std::process::id()]]
-            .concat()
-            .into_iter()
-            .zip(before.iter().zip(after))
-            .map(|(pid, (before, after))| Server {
+    /// The differences of two times at which it was asked what had been spent. A server that ended in between, which is
+    /// what some runs are about, has spent nobody knows what.
+    fn usage(&self, before: &[Spent], after: &[Option<Spent>]) -> Usage {
+        let pids = self.pids.iter().copied().chain([std::process::id()]);
+        let (mut servers, mut ended) = (Vec::new(), Vec::new());
+        for (pid, (before, after)) in pids.zip(before.iter().zip(after)) {
+            let Some(after) = after else {
+                ended.push(pid);
+                continue;
+            };
+            servers.push(Server {
                 pid,
                 cpu_seconds: after.cpu_seconds - before.cpu_seconds,
                 peak_memory: after.peak_memory,
                 written: after.written.zip(before.written).map(|(after, before)| after.saturating_sub(before)),
-            })
-            .collect();
+            });
+        }
         let generator_cpu_seconds = servers.pop().map_or(0.0, |own| own.cpu_seconds);
-        Usage { generator_cpu_seconds, servers }
+        Usage { generator_cpu_seconds, servers, ended }
     }
 }
 
@@ -127,9 +132,9 @@ pub(crate) fn watch(
         }
     };
     wait_until(window.from, "warm-up");
-    let before = watched.spent()?;
+    let before = watched.spent().into_iter().collect::<Result<Vec<_>, _>>()?;
     wait_until(window.until, "measuring");
-    let after = watched.spent()?;
+    let after: Vec<_> = watched.spent().into_iter().map(Result::ok).collect();
     bar.finish_and_clear();
     Ok(watched.usage(&before, &after))
 }
@@ -164,11 +169,12 @@ mod tests {
 
     #[test]
     fn what_was_spent_is_a_difference_and_the_last_is_the_generator() {
-        let watched = Watch { pids: vec![7], software: String::new(), backends: Vec::new(), nodes: 1 };
+        let watched = Watch { pids: vec![7, 8], software: String::new(), backends: Vec::new(), nodes: 1 };
         let spent = |cpu_seconds, written| Spent { cpu_seconds, peak_memory: 99, written };
-        let usage =
-            watched.usage(&[spent(1.0, Some(100)), spent(0.5, None)], &[spent(3.0, Some(350)), spent(0.75, None)]);
+        let before = [spent(1.0, Some(100)), spent(1.0, None), spent(0.5, None)];
+        let usage = watched.usage(&before, &[Some(spent(3.0, Some(350))), None, Some(spent(0.75, None))]);
         assert_eq!(usage.generator_cpu_seconds, 0.25);
         assert_eq!(usage.servers, [Server { pid: 7, cpu_seconds: 2.0, peak_memory: 99, written: Some(250) }]);
+        assert_eq!(usage.ended, [8]);
     }
 }
