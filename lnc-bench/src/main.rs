@@ -4,7 +4,7 @@
 //! from end to end, `suite` runs the standard workloads, `limits` measures the machine. `docs/BENCHMARKING.md` shows how
 //! to use it.
 //!
-//! A run goes like this: [`topics`] makes the topics and finds the leaders; [`produce`] starts threads with [`line`]s,
+//! A run goes like this: [`topics`] makes the topics and finds the leaders; [`produce`] starts threads with [`mod@line`]s,
 //! each a connection that sends what [`batches`] has prepared when [`schedule`] says so; [`consume`] reads;
 //! [`measure`] decides what counts; [`watch`] shows progress and what [`process`]es have spent; [`report`] prints, and
 //! [`html`] draws. The generator shares the machine with the servers more often than not, so what it costs itself is

@@ -200,6 +200,7 @@ pub(crate) fn number(value: f64) -> String {
         3
     };
     let text = format!("{value:.digits$}");
+    let text = if value < 1.0 && text.contains('.') { text.trim_end_matches('0') } else { &text };
     let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
     let mut grouped = String::new();
     for (index, digit) in whole.chars().enumerate() {
@@ -227,7 +228,7 @@ mod tests {
     #[test]
     fn numbers_are_easily_read() {
         let shown = [0.0, 0.5, 1.25, 10.0, 99.96, 999.6, 1234.0, 1_234_567.8].map(number);
-        assert_eq!(shown, ["0", "0.500", "1.2", "10", "100.0", "1,000", "1,234", "1,234,568"]);
+        assert_eq!(shown, ["0", "0.5", "1.2", "10", "100.0", "1,000", "1,234", "1,234,568"]);
     }
 
     #[test]
