@@ -1,119 +1,53 @@
 //! Load generator and latency report for LANCE.
 //!
-//! `lnc-bench produce` keeps a fixed number of requests under way (a closed loop) and reports how many records were
-//! acknowledged per second and how long each acknowledgement took, without the warm-up. `lnc-bench consume` reads a
-//! topic from its start or end and reports the rate. Both print text, or JSON with `--json`.
+//! `produce` sends records in a closed or an open loop, `consume` reads topics, `both` does the two at once and measures
+//! from end to end, `suite` runs the standard workloads, `limits` measures the machine. `docs/BENCHMARKING.md` shows how
+//! to use it.
 //!
-//! [`produce`] and [`consume`] drive the load, [`measure`] decides what counts, [`cpu`] asks the operating system what
-//! the servers spent, [`report`] prints.
+//! A run goes like this: [`topics`] makes the topics and finds the leaders; [`produce`] starts threads with [`mod@line`]s,
+//! each a connection that sends what [`batches`] has prepared when [`schedule`] says so; [`consume`] reads;
+//! [`measure`] decides what counts; [`watch`] shows progress and what [`process`]es have spent; [`report`] prints, and
+//! [`html`] draws. The generator shares the machine with the servers more often than not, so what it costs itself is
+//! kept low, and told.
 #![forbid(unsafe_code)]
 
+mod args;
+mod batches;
 mod consume;
-mod cpu;
+mod delivery;
+mod html;
+mod library;
+mod limits;
+mod line;
 mod measure;
+mod output;
+mod payload;
+mod plot;
+mod process;
 mod produce;
 mod report;
+mod schedule;
+mod suite;
 #[cfg(test)]
 #[path = "../../lnc-client/tests/support/mod.rs"]
 mod support;
+mod sweep;
+mod topics;
+mod watch;
+mod wire;
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::Parser;
+use lnc_client::Client;
 
-#[derive(Parser)]
-#[command(version, about = "Load generator and latency report for LANCE")]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
+use crate::args::{BoundArgs, Cli, ClusterArgs, Command, SuiteArgs};
+use crate::report::Report;
 
-#[derive(Subcommand)]
-enum Command {
-    /// Produce in a closed loop, straight to the leaders, and report acknowledgement latencies.
-    Produce(ProduceArgs),
-    /// Read a topic with one consumer and report the rate.
-    Consume(ConsumeArgs),
-}
-
-/// What both commands need to know.
-#[derive(clap::Args, Clone, Debug)]
-struct CommonArgs {
-    /// Address of a broker; repeat it or separate several with commas.
-    #[arg(long = "endpoint", value_delimiter = ',', default_value = "127.0.0.1:1992")]
-    endpoints: Vec<String>,
-    /// The topic; `produce` creates it if need be.
-    #[arg(long, default_value = "bench")]
-    topic: String,
-    /// Process id of a broker whose CPU time to report; repeatable.
-    #[arg(long = "server-pid")]
-    server_pids: Vec<u32>,
-    /// Print the report as JSON.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(clap::Args, Clone, Debug)]
-struct ProduceArgs {
-    #[command(flatten)]
-    common: CommonArgs,
-    /// Partitions of the topic, if it has to be created; the connections share the partitions.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    partitions: u32,
-    /// Connections, each to the leader of one partition.
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
-    connections: u32,
-    /// Requests under way on each connection.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
-    in_flight: u32,
-    /// Bytes of each record's value; random, so that they do not compress.
-    #[arg(long, default_value_t = 1024)]
-    payload: usize,
-    /// Records in each request.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    batch_records: u32,
-    /// What an acknowledgement means.
-    #[arg(long, value_enum, default_value_t = AcksArg::Quorum)]
-    acks: AcksArg,
-    /// How long to measure, such as 15s, 500ms or 2m.
-    #[arg(long, default_value = "15s", value_parser = parse_duration)]
-    duration: Duration,
-    /// How long to produce before that.
-    #[arg(long, default_value = "3s", value_parser = parse_duration)]
-    warmup: Duration,
-    /// Threads that make the load.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    threads: u32,
-}
-
-#[derive(clap::Args, Clone, Debug)]
-struct ConsumeArgs {
-    #[command(flatten)]
-    common: CommonArgs,
-    /// Where to start: at the first record there is, which reads up to the present end, or at the end.
-    #[arg(long, value_enum, default_value_t = From::Start)]
-    from: From,
-    /// The longest time to read, such as 15s, 500ms or 2m.
-    #[arg(long, default_value = "15s", value_parser = parse_duration)]
-    duration: Duration,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum AcksArg {
-    /// Nothing: the broker has received the records.
-    None,
-    /// The leader has them on stable storage.
-    Leader,
-    /// A majority of the replicas has them on stable storage.
-    Quorum,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum From {
-    Start,
-    End,
-}
+/// The exit code of a run with errors or a missed bound; wrong usage has 2, like clap's own errors.
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
 
 /// Why a run could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -122,60 +56,118 @@ enum BenchError {
     Client(#[from] lnc_client::Error),
     #[error("cannot start: {0}")]
     Io(#[from] std::io::Error),
-    #[error("cannot read the CPU time of process {pid}: {problem}")]
-    Cpu { pid: u32, problem: String },
+    #[error("cannot see what process {pid} has spent: {problem}")]
+    Process { pid: u32, problem: String },
+    #[error("cannot connect to {address}: {problem}")]
+    Connect { address: String, problem: &'static str },
     #[error("one request of {size} bytes is over the broker's limit of {limit} bytes per batch")]
     BatchTooLarge { size: usize, limit: usize },
-    #[error("no leader known for partition {partition} of {topic}")]
-    NoLeader { topic: String, partition: u32 },
+    #[error("values must have at least {least} bytes, to hold a stamp by which their delivery is recognised")]
+    PayloadTooSmall { least: usize },
+    #[error("topic {topic}: {problem}")]
+    Topic { topic: String, problem: &'static str },
+    #[error("the cluster names no node that leads or holds the partitions")]
+    NoNodes,
     #[error("a load thread failed")]
     Thread,
+    #[error("{path}: {problem}")]
+    File { path: String, problem: String },
+    #[error("there is no workload {name:?}; there are {known}")]
+    UnknownWorkload { name: String, known: String },
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl BenchError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            BenchError::BatchTooLarge { .. }
+            | BenchError::PayloadTooSmall { .. }
+            | BenchError::UnknownWorkload { .. }
+            | BenchError::Usage(_) => USAGE,
+            _ => FAILED,
+        }
+    }
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Produce(args) => produce::run(&args).map(|report| report::print(&report, args.common.json)),
-        Command::Consume(args) => consume::run(&args).map(|report| report::print(&report, args.common.json)),
+        Command::Limits(args) => limits::run(&args).map_err(BenchError::from).map(|limits| {
+            output::print_limits(&limits, args.json);
+            Vec::new()
+        }),
+        Command::Suite(args) => run_suite(&args),
+        command => run_one(&command),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(failures) if failures.is_empty() => ExitCode::SUCCESS,
+        Ok(failures) => {
+            failures.iter().for_each(|failure| eprintln!("lnc-bench: {failure}"));
+            FAILED.into()
+        }
         Err(error) => {
             eprintln!("lnc-bench: {error}");
-            ExitCode::FAILURE
+            error.exit_code().into()
         }
     }
 }
 
-/// Reads a duration: a number with the unit ms, s or m.
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let number: f64 = digits.parse().map_err(|_| format!("{text:?} is not a number with a unit"))?;
-    let seconds = match &text[digits.len()..] {
-        "ms" => number / 1000.0,
-        "s" => number,
-        "m" => number * 60.0,
-        unit => return Err(format!("unit {unit:?} is none of ms, s, m")),
+/// Runs a command that has one report. The result is what went wrong, one line each.
+fn run_one(command: &Command) -> Result<Vec<String>, BenchError> {
+    let (output, bounds) = match command {
+        Command::Produce(args) if args.sweep => {
+            (&args.output, BoundArgs { max_p99: None, min_rate: args.bounds.min_rate })
+        }
+        Command::Produce(args) => (&args.output, args.bounds.clone()),
+        Command::Both(args) => (&args.output, args.bounds.clone()),
+        Command::Consume(args) => (&args.output, BoundArgs { max_p99: None, min_rate: args.min_rate }),
+        Command::Suite(_) | Command::Limits(_) => return Err(BenchError::Thread),
     };
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+    let limits = output::limits(output)?;
+    let mut report = execute(command)?;
+    if let Some(limits) = &limits {
+        report.with_limits(limits);
+    }
+    output::print(std::slice::from_ref(&report), output)?;
+    Ok(report.failures(bounds.max_p99, bounds.min_rate))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_have_a_unit() {
-        assert_eq!(parse_duration("15s"), Ok(Duration::from_secs(15)));
-        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(parse_duration("1.5m"), Ok(Duration::from_secs(90)));
-        for bad in ["", "15", "s", "-3s", "3h", "1e99s", "nans"] {
-            assert!(parse_duration(bad).is_err(), "{bad:?}");
+fn run_suite(args: &SuiteArgs) -> Result<Vec<String>, BenchError> {
+    let limits = if args.list { None } else { output::limits(&args.output)? };
+    let as_text = !args.output.json && !args.output.csv;
+    let reports = suite::run(args, |report| {
+        limits.iter().for_each(|limits| report.with_limits(limits));
+        if as_text {
+            println!("== {}\n{report}", report.name);
         }
+    })?;
+    if !args.list {
+        output::print_rest(&reports, &args.output)?;
     }
+    Ok(reports.iter().flat_map(|report| report.failures(None, None)).collect())
+}
 
-    #[test]
-    fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
-        Cli::command().debug_assert();
-    }
+/// Carries out a command that puts load on a cluster.
+fn execute(command: &Command) -> Result<Report, BenchError> {
+    let (name, report) = match command {
+        Command::Produce(args) if args.sweep => ("sweep", sweep::run(args)),
+        Command::Produce(args) if args.client => ("produce", library::run(args)),
+        Command::Produce(args) => ("produce", produce::run(&args.cluster, &args.load, None)),
+        Command::Both(args) => ("both", produce::run(&args.cluster, &args.load, Some(&args.reading))),
+        Command::Consume(args) => ("consume", consume::run(args)),
+        Command::Suite(_) | Command::Limits(_) => return Err(BenchError::Thread),
+    };
+    let mut report = report?;
+    report.name = name.into();
+    Ok(report)
+}
+
+/// The client that topics are made with and leaders are asked for.
+async fn client(cluster: &ClusterArgs) -> Result<Client, BenchError> {
+    Ok(Client::builder().endpoints(cluster.endpoints.clone()).client_name("lnc-bench").build().await?)
+}
+
+/// Milliseconds since 1970.
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(Duration::ZERO, |since| since).as_millis() as i64
 }

@@ -38,7 +38,21 @@ pub(crate) const MANIFESTS: &[Manifest] = &[
     Manifest {
         name: "lnc-bench",
         own: &["lnc-client", "lnc-protocol"],
-        others: &["bytes", "clap", "hdrhistogram", "indicatif", "rustix", "serde", "serde_json", "thiserror", "tokio"],
+        others: &[
+            "bytes",
+            "clap",
+            "crc32c",
+            "crc32fast",
+            "hdrhistogram",
+            "indicatif",
+            "rand",
+            "rand_distr",
+            "rustix",
+            "serde",
+            "serde_json",
+            "thiserror",
+            "tokio",
+        ],
     },
     Manifest {
         name: "lnc-chaos",
@@ -133,7 +147,8 @@ pub(crate) const WORDS: &[Words] = &[
     },
     Words {
         reason: "only the backends and the data directory's keeper touch files; the others named here read what the \
-                 user gave them: a configuration, lines to produce, the processes to measure, or write the trace of a simulated run",
+                 user gave them: a configuration, lines to produce, the processes and the disk to measure, or write a report or \
+                 the trace of a simulated run",
         parts: &[
             "lance/src/",
             "lnc-bench/src/",
@@ -147,7 +162,9 @@ pub(crate) const WORDS: &[Words] = &[
             "lance/src/cli/produce.rs",
             "lance/src/config/source.rs",
             "lance/src/dev.rs",
-            "lnc-bench/src/cpu.rs",
+            "lnc-bench/src/limits.rs",
+            "lnc-bench/src/output.rs",
+            "lnc-bench/src/process.rs",
             "lnc-chaos/src/cli/simulate.rs",
             "lnc-log/src/data_dir.rs",
             "lnc-log/src/disk/files.rs",
