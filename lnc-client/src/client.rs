@@ -207,6 +207,11 @@ impl Client {
         self.inner.request_timeout
     }
 
+    /// How many connections this client and its clones have made in the place of others that had ended.
+    pub fn reconnects(&self) -> u64 {
+        self.inner.pool.reconnects()
+    }
+
     /// How long one attempt of an operation may take.
     pub(crate) fn attempt_timeout(&self) -> Duration {
         self.inner.request_timeout / ATTEMPTS_PER_TIMEOUT

@@ -42,8 +42,17 @@ pub(crate) const MANIFESTS: &[Manifest] = &[
     },
     Manifest {
         name: "lnc-chaos",
-        own: &["lance", "lnc-log", "lnc-metrics", "lnc-mutation", "lnc-protocol", "lnc-raft", "lnc-replication"],
-        others: &["bytes", "clap", "indicatif", "serde", "serde_json"],
+        own: &[
+            "lance",
+            "lnc-client",
+            "lnc-log",
+            "lnc-metrics",
+            "lnc-mutation",
+            "lnc-protocol",
+            "lnc-raft",
+            "lnc-replication",
+        ],
+        others: &["bytes", "clap", "indicatif", "rustix", "serde", "serde_json", "tempfile", "thiserror", "tokio"],
     },
     Manifest {
         name: "lance",
@@ -90,6 +99,7 @@ const DETERMINISTIC: &[&str] = &[
     "lnc-log/src/segment/",
     "lnc-replication/src/",
     "lance/src/broker/",
+    "lnc-chaos/src/records.rs",
     "lnc-chaos/src/sim/",
 ];
 
