@@ -143,7 +143,8 @@ pub(crate) const WORDS: &[Words] = &[
     },
     Words {
         reason: "only the backends and the data directory's keeper touch files; the others named here read what the \
-                 user gave them: a configuration, lines to produce, the processes to measure, or write the trace of a simulated run",
+                 user gave them: a configuration, lines to produce, the processes to measure, or write the trace of a simulated run \
+                 and what a run on real processes needs and leaves",
         parts: &[
             "lance/src/",
             "lnc-bench/src/",
@@ -158,7 +159,13 @@ pub(crate) const WORDS: &[Words] = &[
             "lance/src/config/source.rs",
             "lance/src/dev.rs",
             "lnc-bench/src/cpu.rs",
+            "lnc-chaos/src/cli/live.rs",
             "lnc-chaos/src/cli/simulate.rs",
+            "lnc-chaos/src/live/history.rs",
+            "lnc-chaos/src/live/kubernetes.rs",
+            "lnc-chaos/src/live/mod.rs",
+            "lnc-chaos/src/live/node.rs",
+            "lnc-chaos/src/live/volume.rs",
             "lnc-log/src/data_dir.rs",
             "lnc-log/src/disk/files.rs",
             "lnc-log/src/disk/threads.rs",

@@ -35,9 +35,13 @@ pub(super) struct Arguments {
     /// Nodes to start
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=9))]
     nodes: u64,
-    /// The program to start them with; without it, the one beside this program, else on the path
+    /// The program lance to start them with; without it, this program, which has the same code in it
     #[arg(long, value_name = "FILE")]
     lance: Option<PathBuf>,
+    /// Have the nodes make this mistake of lnc-mutation
+    #[cfg(feature = "mutations")]
+    #[arg(long, value_parser = super::mutations::mutation, conflicts_with_all = ["lance", "endpoint", "namespace"])]
+    mutation: Option<lnc_mutation::Mutation>,
     /// A setting for all nodes; may be repeated
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
@@ -188,21 +192,24 @@ fn place(arguments: &Arguments) -> Result<Where, LiveError> {
         }),
         _ if !endpoint.is_empty() => Ok(Where::Running(endpoint.clone())),
         _ => {
-            let program = arguments.lance.clone().map_or_else(find_lance, Ok)?;
+            let program = match &arguments.lance {
+                Some(lance) => vec![lance.to_string_lossy().into_owned()],
+                None => own_program(arguments)?,
+            };
             Ok(Where::Own { nodes: *nodes, program, settings: set.clone() })
         }
     }
 }
 
-/// The program `lance`: beside this one, else on the path.
-fn find_lance() -> Result<PathBuf, LiveError> {
-    let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join("lance")));
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path = std::env::split_paths(&path).map(|directory| directory.join("lance"));
-    beside.into_iter().chain(on_path).find(|program| program.is_file()).ok_or_else(|| {
-        let why = "no program lance beside this one or on the path: build it (cargo build --release -p lance), or give --lance";
-        LiveError::Unavailable(why.to_owned())
-    })
+/// How this program is made to be a node.
+fn own_program(arguments: &Arguments) -> Result<Vec<String>, LiveError> {
+    let what = || "find this program".to_owned();
+    let own = std::env::current_exe().map_err(|source| LiveError::Io { what: what(), source })?;
+    #[cfg(feature = "mutations")]
+    let mistake = arguments.mutation.map(|mutation| format!("--mutation={}", mutation.name()));
+    #[cfg(not(feature = "mutations"))]
+    let (Arguments { .. }, mistake) = (arguments, None::<String>);
+    Ok([own.to_string_lossy().into_owned(), "node".to_owned()].into_iter().chain(mistake).collect())
 }
 
 fn source(arguments: &Arguments, place: &Where, by: PartitionBy) -> Result<Source, LiveError> {

@@ -4,6 +4,7 @@
 mod live;
 #[cfg(feature = "mutations")]
 mod mutations;
+mod node;
 mod progress;
 mod simulate;
 mod table;
@@ -25,6 +26,9 @@ enum Command {
     Sim(simulate::Arguments),
     /// Do harm to real processes under load, and check that every promise is kept
     Live(Box<live::Arguments>),
+    /// Be a node: for `live`, which starts them
+    #[command(hide = true)]
+    Node(node::Arguments),
     /// Build each known mistake into the nodes, and check that the simulator finds it
     #[cfg(feature = "mutations")]
     Mutations(mutations::Arguments),
@@ -36,6 +40,7 @@ pub fn main() -> ExitCode {
     match command {
         Command::Sim(arguments) => simulate::simulate(&arguments),
         Command::Live(arguments) => live::live(&arguments),
+        Command::Node(arguments) => node::be(arguments),
         #[cfg(feature = "mutations")]
         Command::Mutations(arguments) => mutations::hunt(&arguments),
     }

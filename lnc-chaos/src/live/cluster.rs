@@ -15,7 +15,7 @@ const ATTEMPTS: u32 = 5;
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
     pub(super) nodes: u64,
-    pub(super) program: PathBuf,
+    pub(super) program: Vec<String>,
     pub(super) home: PathBuf,
     pub(super) settings: Vec<String>,
     /// How to cut nodes apart, if they are to be.
@@ -107,7 +107,7 @@ impl Cluster {
         let common = Common { program: &wanted.program, home, told: &told, settings: &settings };
         let mut cluster = Self { nodes: Vec::new(), network, volumes: Vec::new() };
         for (id, listen) in (1..).zip(cluster.network.listen()) {
-            let node = Node::new(&common, id, listen, cluster.network.launcher(id))?;
+            let node = Node::new(&common, id, listen, &cluster.network.launcher(id))?;
             if let Some(power) = wanted.volumes {
                 let volume = Volume::new(home.join(format!("disk-{id}")), power).await?;
                 let what = format!("link {}", node.data.display());

@@ -130,10 +130,14 @@ fn rates(timeline: &[Column], column_us: u64, of: fn(&Column) -> u32) -> Vec<f64
     timeline.chunks(width).map(|columns| sum(columns) / seconds(columns.len())).collect()
 }
 
-/// The least of 1, 2 or 5 times a power of ten that is not below a number.
+/// The least round number that is not below a number.
 fn round_up(number: f64) -> f64 {
     let power = 10f64.powf(number.max(1.0).log10().floor());
-    [1.0, 2.0, 5.0, 10.0].map(|step| step * power).into_iter().find(|round| *round >= number).unwrap_or(power)
+    [1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0]
+        .map(|step| step * power)
+        .into_iter()
+        .find(|round| *round >= number)
+        .unwrap_or(power)
 }
 
 /// The colour of a fault: by its place among all faults, so that it is the same in every report.
@@ -212,8 +216,8 @@ fn chart(out: &mut String, report: &Report) {
 
 fn stalls(out: &mut String, report: &Report) {
     *out += "<h2>Longest gaps between acknowledgements</h2>\n<p class=\"dim\">median / worst over the repetitions of a \
-             fault, while something waited: of the partition that was worst off, of the producer that was, and of all \
-             together</p>\n<table><tr><th>fault</th><th>count</th><th>partition</th><th>producer</th><th>any</th></tr>\n";
+             fault, while something waited: of the partition that was worst off; of the producer that was, with one \
+             partition; and of all together</p>\n<table><tr><th>fault</th><th>count</th><th>partition</th><th>producer</th><th>any</th></tr>\n";
     for (fault, Stall { count, median, max, .. }) in &report.stalls {
         let cell = |middle: u64, most: u64| format!("<td>{} / {}</td>", milliseconds(middle), milliseconds(most));
         let _ = writeln!(
@@ -260,7 +264,7 @@ mod tests {
 
     #[test]
     fn axes_are_round_and_numbers_are_grouped() {
-        assert_eq!([0.0, 1.0, 3.0, 7.0, 101.0, 200.0].map(round_up), [1.0, 1.0, 5.0, 10.0, 200.0, 200.0]);
+        assert_eq!([0.0, 1.0, 2.2, 7.0, 101.0, 200.0].map(round_up), [1.0, 1.0, 3.0, 8.0, 150.0, 200.0]);
         assert_eq!([0, 999, 1000, 1234567].map(grouped), ["0", "999", "1\u{202f}000", "1\u{202f}234\u{202f}567"]);
     }
 

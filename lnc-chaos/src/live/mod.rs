@@ -63,8 +63,8 @@ pub enum Where {
     Own {
         /// How many.
         nodes: u64,
-        /// The program `lance`.
-        program: PathBuf,
+        /// The program `lance`, or one that does the same, and arguments that come before those of a node.
+        program: Vec<String>,
         /// Settings for all of them.
         settings: Vec<String>,
     },

@@ -84,9 +84,8 @@ pub(super) struct Node {
     pub(super) listen: Addresses,
     /// Where its data is.
     pub(super) data: PathBuf,
-    program: PathBuf,
-    /// Program and arguments in front of the node's own.
-    launcher: Vec<String>,
+    /// The program, with arguments that come before those of a node.
+    program: Vec<String>,
     config: PathBuf,
     log: PathBuf,
     settings: Vec<String>,
@@ -95,7 +94,7 @@ pub(super) struct Node {
 
 /// What is common to all nodes.
 pub(super) struct Common<'a> {
-    pub(super) program: &'a Path,
+    pub(super) program: &'a [String],
     pub(super) home: &'a Path,
     /// Where the others reach each node; node 1 is the first.
     pub(super) told: &'a [Addresses],
@@ -103,8 +102,8 @@ pub(super) struct Common<'a> {
 }
 
 impl Node {
-    /// A node that is not started yet.
-    pub(super) fn new(common: &Common<'_>, id: u64, listen: Addresses, launcher: Vec<String>) -> Result<Self> {
+    /// A node that is not started yet; `launcher` comes before its program.
+    pub(super) fn new(common: &Common<'_>, id: u64, listen: Addresses, launcher: &[String]) -> Result<Self> {
         let home = common.home.join(format!("node-{id}"));
         fs::create_dir_all(&home).map_err(os(format!("make {}", home.display())))?;
         let data = home.join("data");
@@ -119,8 +118,7 @@ impl Node {
             id,
             listen,
             data,
-            program: common.program.to_owned(),
-            launcher,
+            program: [launcher, common.program].concat(),
             config,
             log: home.join("lance.log"),
             settings: common.settings.to_vec(),
@@ -132,8 +130,8 @@ impl Node {
     pub(super) fn start(&mut self) -> Result<()> {
         let what = || format!("write {}", self.log.display());
         let log = fs::File::options().create(true).append(true).open(&self.log).map_err(os(what()))?;
-        let mut words = self.launcher.iter().map(PathBuf::from).chain([self.program.clone()]);
-        let mut command = Command::new(words.next().unwrap_or_default());
+        let (program, words) = self.program.split_first().map_or(("", [].as_slice()), |(first, rest)| (first, rest));
+        let mut command = Command::new(program);
         // In a process group of its own, Ctrl-C does not reach it; the end of its standard input stops it should this
         // process be killed.
         command.args(words).env_clear().process_group(0).kill_on_drop(true);
@@ -142,7 +140,7 @@ impl Node {
             command.args(["--set", setting]);
         }
         let spawned = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).spawn();
-        self.process = Some(spawned.map_err(os(format!("start node {} with {}", self.id, self.program.display())))?);
+        self.process = Some(spawned.map_err(os(format!("start node {} with {program}", self.id)))?);
         Ok(())
     }
 
