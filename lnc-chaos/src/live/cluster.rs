@@ -1,6 +1,6 @@
 //! The cluster of a run: nodes that it starts itself, with the network and the disks that the faults need.
 
-use super::error::{LiveError, Result, os};
+use super::error::{LiveError, Result};
 use super::fault::{Fault, Need};
 use super::network::{Network, PartitionBy, lacking_for_namespaces};
 use super::node::{Addresses, Common, Node, SMALL};
@@ -110,8 +110,7 @@ impl Cluster {
             let node = Node::new(&common, id, listen, &cluster.network.launcher(id))?;
             if let Some(power) = wanted.volumes {
                 let volume = Volume::new(home.join(format!("disk-{id}")), power).await?;
-                let what = format!("link {}", node.data.display());
-                std::os::unix::fs::symlink(volume.path(), &node.data).map_err(os(what))?;
+                volume.appear_at(&node.data)?;
                 cluster.volumes.push(volume);
             }
             cluster.nodes.push(node);

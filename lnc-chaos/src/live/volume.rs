@@ -11,7 +11,7 @@ use super::error::{LiveError, Result, os};
 use super::system::{run, text};
 use rustix::fs::{FallocateFlags, fallocate, major, minor, statvfs};
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -50,8 +50,13 @@ impl Volume {
     }
 
     /// Where it is mounted.
-    pub(super) fn path(&self) -> PathBuf {
+    fn path(&self) -> PathBuf {
         self.home.join("volume")
+    }
+
+    /// Have it found under another path too.
+    pub(super) fn appear_at(&self, path: &Path) -> Result<()> {
+        symlink(self.path(), path).map_err(os(format!("link {}", path.display())))
     }
 
     fn device(&self) -> PathBuf {
