@@ -50,7 +50,7 @@ fn a_run_with_faults_passes_and_leaves_evidence_but_no_process() {
     assert_eq!((&report["counts"]["gaps"], &report["replicas"]), (&0.into(), &3.into()));
     let faults: Vec<_> = report["nemesis"].as_array().unwrap().iter().map(|struck| &struck["fault"]).collect();
     assert_eq!(faults, ["kill-leader", "partition-leader"]);
-    assert!(report["stalls"]["kill-leader"]["median"]["partition_us"].as_u64() > Some(0), "{report}");
+    assert!(report["stalls"]["kill-leader"]["struck"]["median"]["partition_us"].as_u64() > Some(0), "{report}");
 
     let history = std::fs::read_to_string(evidence.join("history.jsonl")).unwrap();
     let events: Vec<serde_json::Value> = history.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -102,7 +102,7 @@ pub(super) struct Arguments {
     /// How nodes are cut apart
     #[arg(long, value_enum, default_value_t = By::Auto)]
     partition_by: By,
-    /// Fail if a fault stalls a partition for longer, in the median of its repetitions; may be repeated
+    /// Fail if a fault, until it is taken back, stalls a partition for longer in the median; may be repeated
     #[arg(long, value_name = "FAULT=MS", value_parser = max_stall)]
     max_stall: Vec<MaxStall>,
     /// Print the result as JSON
@@ -140,7 +140,7 @@ fn rate(text: &str) -> Result<Rate, String> {
 }
 
 fn max_stall(text: &str) -> Result<MaxStall, String> {
-    let (name, ms) = text.split_once('=').ok_or_else(|| "expected a fault and milliseconds, as kill-leader=150")?;
+    let (name, ms) = text.split_once('=').ok_or("expected a fault and milliseconds, as kill-leader=150")?;
     let ms: u64 = ms.trim_end_matches("ms").parse().map_err(|_| format!("{ms:?} is no number of milliseconds"))?;
     Ok(MaxStall { fault: Fault::from_name(name)?, us: ms.saturating_mul(1000) })
 }

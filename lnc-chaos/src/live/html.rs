@@ -3,7 +3,7 @@
 
 use super::fault::ALL;
 use super::ledger::{Column, Struck};
-use super::report::{Report, Stall, milliseconds};
+use super::report::{Report, Stall, Stalled, milliseconds};
 use std::fmt::Write as _;
 
 /// Size of the timeline, in pixels, and the room around it.
@@ -218,15 +218,19 @@ fn stalls(out: &mut String, report: &Report) {
     *out += "<h2>Longest gaps between acknowledgements</h2>\n<p class=\"dim\">median / worst over the repetitions of a \
              fault, while something waited: of the partition that was worst off; of the producer that was, with one \
              partition; and of all together</p>\n<table><tr><th>fault</th><th>count</th><th>partition</th><th>producer</th><th>any</th></tr>\n";
-    for (fault, Stall { count, median, max, .. }) in &report.stalls {
-        let cell = |middle: u64, most: u64| format!("<td>{} / {}</td>", milliseconds(middle), milliseconds(most));
-        let _ = writeln!(
-            out,
-            "<tr><td>{fault}</td><td>{count}</td>{}{}{}</tr>",
-            cell(median.partition_us, max.partition_us),
-            cell(median.producer_us, max.producer_us),
-            cell(median.any_us, max.any_us)
-        );
+    let cell = |middle: u64, most: u64| format!("<td>{} / {}</td>", milliseconds(middle), milliseconds(most));
+    for (fault, Stalled { count, struck, after }) in &report.stalls {
+        for (name, count, Stall { median, max, .. }) in
+            [(*fault, count.to_string(), struck), ("<span class=\"dim\">… taken back</span>", String::new(), after)]
+        {
+            let _ = writeln!(
+                out,
+                "<tr><td>{name}</td><td>{count}</td>{}{}{}</tr>",
+                cell(median.partition_us, max.partition_us),
+                cell(median.producer_us, max.producer_us),
+                cell(median.any_us, max.any_us)
+            );
+        }
     }
     let longest = report.longest;
     let [partition, producer, any] = [longest.partition_us, longest.producer_us, longest.any_us].map(milliseconds);

@@ -164,6 +164,7 @@ impl Books {
     /// The newest fault was taken back; `whole` if all nodes are ready again too.
     pub(super) fn healed(&mut self, whole: bool) {
         let now = self.now();
+        self.stalls.heal(now);
         let Some(struck) = self.struck.last_mut() else { return };
         let phase = if whole { "whole" } else { "healed" };
         *(if whole { &mut struck.whole_us } else { &mut struck.healed_us }) = Some(now);

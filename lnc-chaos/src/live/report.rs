@@ -8,7 +8,8 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-/// A bound on how long producers may have to wait because of a fault: the median over its repetitions.
+/// A bound on how long producers may have to wait because of a fault, until it is taken back: the median over its
+/// repetitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MaxStall {
     /// Which fault.
@@ -17,17 +18,26 @@ pub struct MaxStall {
     pub us: u64,
 }
 
-/// Stalls of one kind of fault.
+/// Longest gaps of one kind of fault over its repetitions, in microseconds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Stall {
-    /// How often it struck.
-    pub count: usize,
-    /// The middle one of the longest gaps, in microseconds.
+    /// The middle one.
     pub median: Longest,
     /// The worst.
     pub max: Longest,
     /// Each time, in order.
     pub each: Vec<Longest>,
+}
+
+/// What producers saw of one kind of fault.
+#[derive(Clone, Debug, Serialize)]
+pub struct Stalled {
+    /// How often it struck.
+    pub count: usize,
+    /// While it lasted.
+    pub struck: Stall,
+    /// From when it was taken back to the next fault: nodes recover, leadership moves back.
+    pub after: Stall,
 }
 
 /// See the module documentation. Times are in microseconds.
@@ -60,7 +70,7 @@ pub struct Report {
     /// The longest gaps between acknowledgements, of the whole run.
     pub longest: Longest,
     /// By fault.
-    pub stalls: BTreeMap<&'static str, Stall>,
+    pub stalls: BTreeMap<&'static str, Stalled>,
     /// The faults in order.
     pub nemesis: Vec<Struck>,
     /// The first findings, in words.
@@ -136,10 +146,10 @@ impl Report {
         }
         for MaxStall { fault, us } in bounds {
             match self.stalls.get(fault.name()) {
-                Some(stall) if stall.median.partition_us <= *us => {}
+                Some(stall) if stall.struck.median.partition_us <= *us => {}
                 Some(stall) => reasons.push(format!(
                     "{fault} stalls a partition for {} (median), allowed are {}",
-                    milliseconds(stall.median.partition_us),
+                    milliseconds(stall.struck.median.partition_us),
                     milliseconds(*us)
                 )),
                 None => reasons.push(format!("{fault} has a bound on its stalls and never struck")),
@@ -197,15 +207,19 @@ impl Report {
             "\n{:<38}{:>6}{:>22}{:>22}{:>22}\n{:<38}{:>6}{:>22}{:>22}{:>22}",
             head[0], head[1], head[2], head[3], head[4], "", "", "median / max", "median / max", "median / max"
         );
-        for (fault, Stall { count, median, max, .. }) in &self.stalls {
-            let cell = |middle: u64, most: u64| format!("{} / {}", milliseconds(middle), milliseconds(most));
-            let _ = writeln!(
-                out,
-                "{fault:<38}{count:>6}{:>22}{:>22}{:>22}",
-                cell(median.partition_us, max.partition_us),
-                cell(median.producer_us, max.producer_us),
-                cell(median.any_us, max.any_us)
-            );
+        let cell = |middle: u64, most: u64| format!("{} / {}", milliseconds(middle), milliseconds(most));
+        for (fault, Stalled { count, struck, after }) in &self.stalls {
+            for (name, count, Stall { median, max, .. }) in
+                [(*fault, count.to_string(), struck), ("  taken back", String::new(), after)]
+            {
+                let _ = writeln!(
+                    out,
+                    "{name:<38}{count:>6}{:>22}{:>22}{:>22}",
+                    cell(median.partition_us, max.partition_us),
+                    cell(median.producer_us, max.producer_us),
+                    cell(median.any_us, max.any_us)
+                );
+            }
         }
         let Longest { any_us, partition_us, producer_us } = self.longest;
         let [partition, producer, any] = [partition_us, producer_us, any_us].map(milliseconds);
@@ -214,21 +228,26 @@ impl Report {
 }
 
 /// Stalls by kind of fault.
-fn stalls(windows: &[Window]) -> BTreeMap<&'static str, Stall> {
-    let mut each: BTreeMap<&'static str, Vec<Longest>> = BTreeMap::new();
+fn stalls(windows: &[Window]) -> BTreeMap<&'static str, Stalled> {
+    let mut each: BTreeMap<&'static str, Vec<&Window>> = BTreeMap::new();
     for window in windows {
-        each.entry(window.fault.name()).or_default().push(window.longest);
+        each.entry(window.fault.name()).or_default().push(window);
     }
-    let summed = each.into_iter().map(|(fault, each)| {
-        let over = |of: fn(Vec<u64>) -> u64| Longest {
-            any_us: of(each.iter().map(|longest| longest.any_us).collect()),
-            partition_us: of(each.iter().map(|longest| longest.partition_us).collect()),
-            producer_us: of(each.iter().map(|longest| longest.producer_us).collect()),
-        };
-        let (middle, max) = (over(median), over(|all| all.into_iter().max().unwrap_or(0)));
-        (fault, Stall { count: each.len(), median: middle, max, each })
+    let stalled = each.into_iter().map(|(fault, windows)| {
+        let struck = summed(windows.iter().map(|window| window.struck).collect());
+        let after = summed(windows.iter().map(|window| window.after).collect());
+        (fault, Stalled { count: windows.len(), struck, after })
     });
-    summed.collect()
+    stalled.collect()
+}
+
+fn summed(each: Vec<Longest>) -> Stall {
+    let over = |of: fn(Vec<u64>) -> u64| Longest {
+        any_us: of(each.iter().map(|longest| longest.any_us).collect()),
+        partition_us: of(each.iter().map(|longest| longest.partition_us).collect()),
+        producer_us: of(each.iter().map(|longest| longest.producer_us).collect()),
+    };
+    Stall { median: over(median), max: over(|all| all.into_iter().max().unwrap_or(0)), each }
 }
 
 /// Microseconds as milliseconds for people.
@@ -282,8 +301,10 @@ mod tests {
     fn a_bound_holds_for_the_median_and_needs_its_fault() {
         let strike = |books: &mut Books| {
             for us in [10_000, 20_000, 900_000] {
-                let longest = Longest { partition_us: us, ..Longest::default() };
-                books.stalls.windows.push(Window { fault: Fault::KillLeader, begin: 0, end: None, longest });
+                books.stalls.begin(0, Fault::KillLeader);
+                if let Some(window) = books.stalls.windows.last_mut() {
+                    window.struck.partition_us = us;
+                }
             }
         };
         let bound = |fault, ms: u64| MaxStall { fault, us: ms * 1000 };
@@ -291,6 +312,9 @@ mod tests {
         assert!(!report(strike, &[bound(Fault::KillLeader, 19)]).passed());
         assert!(!report(strike, &[bound(Fault::KillAll, 1000)]).passed());
         let stall = &report(strike, &[]).stalls["kill-leader"];
-        assert_eq!((stall.count, stall.median.partition_us, stall.max.partition_us), (3, 20_000, 900_000));
+        assert_eq!(
+            (stall.count, stall.struck.median.partition_us, stall.struck.max.partition_us),
+            (3, 20_000, 900_000)
+        );
     }
 }

@@ -65,13 +65,9 @@ impl Schedule {
 
     /// When the last of the faults is over at the earliest; `None` if they go on for as long as the run does.
     pub fn span(&self) -> Option<Duration> {
-        let mut all = self.clone();
         self.repeat?;
-        let mut end = Duration::ZERO;
-        while let Some(strike) = all.next() {
-            end = end.max(strike.at + strike.hold.max(self.every));
-        }
-        Some(end)
+        let over = |strike: Strike| strike.at + strike.hold.max(self.every);
+        Some(self.clone().map(over).max().unwrap_or_default())
     }
 }
 

@@ -52,12 +52,16 @@ pub struct Longest {
 pub struct Window {
     /// Which fault.
     pub fault: Fault,
-    /// When it began, and when the next one did; what overlaps this counts.
+    /// When it began.
     pub begin: u64,
-    /// `None` while it is the newest.
+    /// When it was taken back: the node started again, the network healed.
+    pub healed: Option<u64>,
+    /// When the next one began; `None` while it is the newest.
     pub end: Option<u64>,
-    /// What producers saw.
-    pub longest: Longest,
+    /// Gaps that overlap the fault.
+    pub struck: Longest,
+    /// Gaps that begin after it was taken back, and before the next one: nodes recover, leadership moves back.
+    pub after: Longest,
 }
 
 /// All gaps of a run.
@@ -117,7 +121,8 @@ impl Stalls {
                 break;
             }
             if window.begin <= to {
-                keep(&mut window.longest);
+                let is_after = window.healed.is_some_and(|healed| healed <= from);
+                keep(if is_after { &mut window.after } else { &mut window.struck });
             }
         }
     }
@@ -125,7 +130,15 @@ impl Stalls {
     /// A fault begins; what overlaps the time from here to the next one belongs to it.
     pub fn begin(&mut self, now: u64, fault: Fault) {
         self.close(now);
-        self.windows.push(Window { fault, begin: now, end: None, longest: Longest::default() });
+        let (struck, after) = (Longest::default(), Longest::default());
+        self.windows.push(Window { fault, begin: now, healed: None, end: None, struck, after });
+    }
+
+    /// The newest fault is taken back.
+    pub fn heal(&mut self, now: u64) {
+        if let Some(last) = self.windows.last_mut() {
+            last.healed.get_or_insert(now);
+        }
     }
 
     fn close(&mut self, now: u64) {
@@ -181,7 +194,7 @@ mod tests {
         stalls.sent(210, 0, 0);
         stalls.answered(215, 0, 0, true);
         stalls.finish(300);
-        let seen: Vec<u64> = stalls.windows.iter().map(|window| window.longest.any_us).collect();
+        let seen: Vec<u64> = stalls.windows.iter().map(|window| window.struck.any_us).collect();
         assert_eq!(seen, [100, 5], "nothing waited from 120 to 210");
         assert_eq!(stalls.longest.any_us, 100);
     }
@@ -193,8 +206,25 @@ mod tests {
         stalls.sent(10, 0, 0);
         stalls.begin(50, Fault::KillAll);
         stalls.answered(100, 0, 0, true);
-        let seen: Vec<u64> = stalls.windows.iter().map(|window| window.longest.partition_us).collect();
+        let seen: Vec<u64> = stalls.windows.iter().map(|window| window.struck.partition_us).collect();
         assert_eq!(seen, [90, 90]);
+    }
+
+    #[test]
+    fn gaps_that_begin_once_the_fault_is_taken_back_are_told_apart() {
+        let mut stalls = Stalls::new(1, 1);
+        let ack = |stalls: &mut Stalls, sent, now| {
+            stalls.sent(sent, 0, 0);
+            stalls.answered(now, 0, 0, true);
+        };
+        stalls.begin(100, Fault::KillLeader);
+        ack(&mut stalls, 110, 150);
+        stalls.sent(160, 0, 0);
+        stalls.heal(200);
+        stalls.answered(230, 0, 0, true);
+        ack(&mut stalls, 240, 340);
+        let window = &stalls.windows[0];
+        assert_eq!((window.struck.any_us, window.after.any_us), (70, 100));
     }
 
     #[test]
@@ -207,7 +237,7 @@ mod tests {
             stalls.answered(now + 5, 1, 1, true);
         }
         stalls.answered(100, 0, 0, true);
-        let longest = stalls.windows[0].longest;
+        let longest = stalls.windows[0].struck;
         assert_eq!((longest.partition_us, longest.producer_us), (100, 100));
         assert!(longest.any_us <= 10, "{longest:?}");
     }
@@ -244,7 +274,7 @@ mod tests {
         stalls.sent(110, 0, 0);
         stalls.answered(600, 0, 0, false);
         stalls.finish(1100);
-        assert_eq!(stalls.windows[0].longest.producer_us, 1000);
+        assert_eq!(stalls.windows[0].struck.producer_us, 1000);
         assert_eq!(stalls.outstanding(), 1);
     }
 

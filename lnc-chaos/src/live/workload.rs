@@ -215,7 +215,7 @@ async fn consume(builder: ConsumerBuilder, ledger: Ledger, mut phase: watch::Rec
             Ok(consumer) => break consumer,
             Err(error) => ledger.lock().consumer_failed(&error),
         }
-        if matches!(timeout(PAUSE, phase.wait_for(|now| *now == Phase::Stop)).await, Ok(_)) {
+        if timeout(PAUSE, phase.wait_for(|now| *now == Phase::Stop)).await.is_ok() {
             return;
         }
     };
