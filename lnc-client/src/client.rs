@@ -17,10 +17,6 @@ use crate::metadata::{Metadata, TopicInfo};
 use crate::pool::{Pool, Purpose};
 use crate::producer::ProducerBuilder;
 
-/// The least time between two refreshes of the metadata, so that a thousand failing requests do not ask a thousand
-/// times.
-const REFRESH_INTERVAL: Duration = Duration::from_millis(50);
-
 /// How often in a row a request follows a hint at once. Brokers that point at each other have not agreed yet.
 pub(crate) const MAX_REDIRECTS: u32 = 2;
 
@@ -205,6 +201,11 @@ impl Client {
     /// How long an operation may take in all.
     pub fn request_timeout(&self) -> Duration {
         self.inner.request_timeout
+    }
+
+    /// How many connections this client and its clones have made in the place of others that had ended.
+    pub fn reconnects(&self) -> u64 {
+        self.inner.pool.reconnects()
     }
 
     /// How long one attempt of an operation may take.
@@ -395,13 +396,13 @@ impl Client {
     pub(crate) async fn refresh(&self, topic: &str) -> Result<()> {
         let metadata = &self.inner.metadata;
         let (seen, _) = metadata.age();
-        let _turn = metadata.refreshing.lock().await;
+        let mut pace = metadata.refreshing.lock().await;
         let (generation, refreshed_at) = metadata.age();
         if generation != seen && metadata.topic(topic).is_some() {
             return Ok(());
         }
         if let Some(refreshed_at) = refreshed_at {
-            sleep_until(refreshed_at + REFRESH_INTERVAL).await;
+            sleep_until(refreshed_at + pace.distance(refreshed_at.elapsed())).await;
         }
         let mut topics = metadata.topics();
         if !topics.iter().any(|known| known == topic) {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{LeaderHint, MetadataResponse, TopicMetadata};
@@ -15,7 +16,28 @@ use tokio::time::Instant;
 pub(crate) struct Metadata {
     state: Mutex<State>,
     /// Held while a refresh is under way, so that many who need one share it.
-    pub(crate) refreshing: tokio::sync::Mutex<()>,
+    pub(crate) refreshing: tokio::sync::Mutex<Pace>,
+}
+
+/// How fast refreshes may follow one another. A leader is often replaced within milliseconds, so the second look comes
+/// soon; but a thousand failing requests must not ask a thousand times.
+#[derive(Default)]
+pub(crate) struct Pace {
+    span: Duration,
+}
+
+impl Pace {
+    const SHORTEST: Duration = Duration::from_millis(5);
+    const LONGEST: Duration = Duration::from_millis(100);
+    /// So long without a refresh, and the next ones may follow fast again.
+    const REST: Duration = Duration::from_secs(1);
+
+    /// The least time from the last refresh, so long ago, to the next one.
+    pub(crate) fn distance(&mut self, ago: Duration) -> Duration {
+        self.span =
+            if ago >= Self::REST { Self::SHORTEST } else { (self.span * 2).clamp(Self::SHORTEST, Self::LONGEST) };
+        self.span
+    }
 }
 
 #[derive(Default)]
@@ -215,6 +237,14 @@ mod tests {
         assert_eq!(leader(&metadata, 0).as_deref(), Some("broker-2:1992"));
         metadata.distrust("t", 0, "broker-2:1992");
         assert_eq!(leader(&metadata, 0), None);
+    }
+
+    #[test]
+    fn refreshes_follow_fast_at_first_then_slower_and_fast_again_after_a_rest() {
+        let mut pace = Pace::default();
+        let distances: Vec<u128> = (0..7).map(|_| pace.distance(Duration::ZERO).as_millis()).collect();
+        assert_eq!(distances, [5, 10, 20, 40, 80, 100, 100]);
+        assert_eq!(pace.distance(Pace::REST), Pace::SHORTEST);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! again after they broke.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub(crate) enum Purpose {
 pub(crate) struct Pool {
     options: ConnectOptions,
     lines: Mutex<Lines>,
+    /// Connections made in the place of others that had ended.
+    reconnects: AtomicU64,
 }
 
 type Lines = BTreeMap<(Arc<str>, Purpose), Arc<Line>>;
@@ -32,6 +35,8 @@ struct Line {
     /// Held while connecting, so that many requests that miss the connection make one.
     dialing: tokio::sync::Mutex<Backoff>,
     refused: Mutex<Option<Refused>>,
+    /// There has been a connection.
+    used: AtomicBool,
 }
 
 /// The last attempt to connect failed; until `until`, the failure stands in for another attempt.
@@ -42,7 +47,7 @@ struct Refused {
 
 impl Pool {
     pub(crate) fn new(options: ConnectOptions) -> Self {
-        Pool { options, lines: Mutex::default() }
+        Pool { options, lines: Mutex::default(), reconnects: AtomicU64::new(0) }
     }
 
     /// An open connection to `address`. Fails at once while the pause after a failed attempt lasts.
@@ -62,6 +67,9 @@ impl Pool {
         let refused = match &result {
             Ok(_) => {
                 backoff.reset();
+                if line.used.swap(true, Ordering::Relaxed) {
+                    self.reconnects.fetch_add(1, Ordering::Relaxed);
+                }
                 None
             }
             Err(error) => {
@@ -72,6 +80,11 @@ impl Pool {
         *line.refused.lock().unwrap_or_else(PoisonError::into_inner) = refused;
         *line.current.lock().unwrap_or_else(PoisonError::into_inner) = result.as_ref().ok().cloned();
         result
+    }
+
+    /// How many connections took the place of others that had ended.
+    pub(crate) fn reconnects(&self) -> u64 {
+        self.reconnects.load(Ordering::Relaxed)
     }
 
     /// Whether `address` may be tried: it is connected, or no attempt to connect has failed lately.
@@ -87,6 +100,7 @@ impl Pool {
                 current: Mutex::new(None),
                 dialing: tokio::sync::Mutex::new(Backoff::new()),
                 refused: Mutex::new(None),
+                used: AtomicBool::new(false),
             })
         });
         line.clone()

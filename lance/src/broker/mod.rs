@@ -296,9 +296,8 @@ impl<D: Disk> Broker<D> {
     }
 
     fn serve(&mut self, caller: Caller, opcode: Opcode, request: Request, body: Bytes) {
-        if self.draining && matches!(opcode, Opcode::Produce | Opcode::CreateTopic | Opcode::DeleteTopic) {
-            // What this node led has been or is being handed over; the client finds the new leader.
-            return self.refuse(caller, opcode, ErrorCode::ShuttingDown, "this node is shutting down".into());
+        if self.draining && matches!(opcode, Opcode::CreateTopic | Opcode::DeleteTopic) {
+            return self.refuse_new_work(caller, opcode);
         }
         match request {
             Request::Hello(hello) => self.hello(caller, hello),
@@ -315,6 +314,11 @@ impl<D: Disk> Broker<D> {
             Request::Fetch(fetch) => self.fetch(caller, fetch, body),
             _ => self.refuse(caller, opcode, ErrorCode::UnknownOpcode, format!("{} is not served", opcode.name())),
         }
+    }
+
+    /// What this node leads is being handed over; the client finds the new leader.
+    fn refuse_new_work(&mut self, caller: Caller, opcode: Opcode) {
+        self.refuse(caller, opcode, ErrorCode::ShuttingDown, "this node is shutting down".into());
     }
 
     /// A message from a peer.

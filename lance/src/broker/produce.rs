@@ -35,7 +35,11 @@ impl<D: Disk> Broker<D> {
         };
         let id = key.topic_id;
         if !self.shard.is_leader(group) {
+            // A node that is draining says so too: who asks it learns at once who leads now.
             return self.elsewhere(caller, opcode, group, body);
+        }
+        if self.draining {
+            return self.refuse_new_work(caller, opcode);
         }
         if let Err((code, message)) = self.room_for(group, batch.len()) {
             return self.refuse(caller, opcode, code, message);

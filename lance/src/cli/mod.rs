@@ -17,6 +17,7 @@ mod server;
 mod time;
 mod topic;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -101,7 +102,12 @@ enum Command {
 
 /// Parses the command line, does what it says, and gives the exit code.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    main_with(std::env::args_os())
+}
+
+/// [`main`] for a command line from elsewhere; its first word is the name of the program.
+pub fn main_with(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = Cli::parse_from(words);
     match run(cli) {
         Ok(code) => code,
         Err(error) => error.report(),

@@ -56,8 +56,28 @@ pub(crate) const MANIFESTS: &[Manifest] = &[
     },
     Manifest {
         name: "lnc-chaos",
-        own: &["lance", "lnc-log", "lnc-metrics", "lnc-mutation", "lnc-protocol", "lnc-raft", "lnc-replication"],
-        others: &["bytes", "clap", "indicatif", "mimalloc", "serde", "serde_json"],
+        own: &[
+            "lance",
+            "lnc-client",
+            "lnc-log",
+            "lnc-metrics",
+            "lnc-mutation",
+            "lnc-protocol",
+            "lnc-raft",
+            "lnc-replication",
+        ],
+        others: &[
+            "bytes",
+            "clap",
+            "indicatif",
+            "mimalloc",
+            "rustix",
+            "serde",
+            "serde_json",
+            "tempfile",
+            "thiserror",
+            "tokio",
+        ],
     },
     Manifest {
         name: "lance",
@@ -104,6 +124,7 @@ const DETERMINISTIC: &[&str] = &[
     "lnc-log/src/segment/",
     "lnc-replication/src/",
     "lance/src/broker/",
+    "lnc-chaos/src/records.rs",
     "lnc-chaos/src/sim/",
 ];
 
@@ -147,8 +168,8 @@ pub(crate) const WORDS: &[Words] = &[
     },
     Words {
         reason: "only the backends and the data directory's keeper touch files; the others named here read what the \
-                 user gave them: a configuration, lines to produce, the processes and the disk to measure, or write a report or \
-                 the trace of a simulated run",
+                 user gave them: a configuration, lines to produce, the processes and the disk to measure, or write a report, \
+                 the trace of a simulated run, and what a run on real processes needs and leaves",
         parts: &[
             "lance/src/",
             "lnc-bench/src/",
@@ -165,7 +186,13 @@ pub(crate) const WORDS: &[Words] = &[
             "lnc-bench/src/limits.rs",
             "lnc-bench/src/output.rs",
             "lnc-bench/src/process.rs",
+            "lnc-chaos/src/cli/live.rs",
             "lnc-chaos/src/cli/simulate.rs",
+            "lnc-chaos/src/live/history.rs",
+            "lnc-chaos/src/live/kubernetes.rs",
+            "lnc-chaos/src/live/mod.rs",
+            "lnc-chaos/src/live/node.rs",
+            "lnc-chaos/src/live/volume.rs",
             "lnc-log/src/data_dir.rs",
             "lnc-log/src/disk/files.rs",
             "lnc-log/src/disk/threads.rs",

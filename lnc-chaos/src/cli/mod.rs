@@ -1,8 +1,10 @@
-//! The command line: what to run, how it goes, what came of it. The one part of the crate that reads clocks, draws a seed
-//! and writes files.
+//! The command line: what to run, how it goes, what came of it. Beside `live` the one part of the crate that reads clocks,
+//! draws a seed and writes files.
 
+mod live;
 #[cfg(feature = "mutations")]
 mod mutations;
+mod node;
 mod progress;
 mod simulate;
 mod table;
@@ -22,6 +24,11 @@ struct Arguments {
 enum Command {
     /// Run simulated clusters of real nodes through faults, and check that every promise is kept
     Sim(simulate::Arguments),
+    /// Do harm to real processes under load, and check that every promise is kept
+    Live(Box<live::Arguments>),
+    /// Be a node: for `live`, which starts them
+    #[command(hide = true)]
+    Node(node::Arguments),
     /// Build each known mistake into the nodes, and check that the simulator finds it
     #[cfg(feature = "mutations")]
     Mutations(mutations::Arguments),
@@ -32,13 +39,15 @@ pub fn main() -> ExitCode {
     let Arguments { command } = Arguments::parse();
     match command {
         Command::Sim(arguments) => simulate::simulate(&arguments),
+        Command::Live(arguments) => live::live(&arguments),
+        Command::Node(arguments) => node::be(arguments),
         #[cfg(feature = "mutations")]
         Command::Mutations(arguments) => mutations::hunt(&arguments),
     }
 }
 
 /// A length of time, as `90`, `90s`, `15m`, `2h` or `500ms`.
-fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     let number: u64 = number.parse().map_err(|_| format!("{text:?} does not begin with a number"))?;

@@ -11,7 +11,7 @@ mod network;
 mod node;
 pub mod profile;
 pub mod report;
-mod rng;
+pub(crate) mod rng;
 mod settings;
 pub(crate) mod trace;
 mod workload;

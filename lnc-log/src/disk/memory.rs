@@ -359,7 +359,9 @@ impl State {
                 Some(Effect::Name(NameChange::Link { path: path.clone(), inode: *fresh - 1 }))
             }
             Op::ZeroFill { len, .. } => content(Change::ZeroFill(*len)),
-            Op::Write { position, buf, .. } => content(Change::Write { position: *position, bytes: Bytes::copy_from_slice(buf) }),
+            Op::Write { position, buf, .. } => {
+                content(Change::Write { position: *position, bytes: Bytes::copy_from_slice(buf) })
+            }
             Op::SetLen { len, .. } => content(Change::SetLen(*len)),
             Op::Rename { from, to } => {
                 let inode = *self.names.files.get(from)?;
@@ -415,7 +417,10 @@ impl State {
                 for (n, sector) in buf.chunks(SECTOR).enumerate() {
                     if rng.next() & 1 == 0 {
                         self.sequence += 1;
-                        let change = Change::Write { position: position + (n * SECTOR) as u64, bytes: Bytes::copy_from_slice(sector) };
+                        let change = Change::Write {
+                            position: position + (n * SECTOR) as u64,
+                            bytes: Bytes::copy_from_slice(sector),
+                        };
                         self.inodes.entry(inode).or_default().change(self.sequence, change);
                     }
                 }

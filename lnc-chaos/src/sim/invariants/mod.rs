@@ -2,9 +2,10 @@
 
 mod log;
 mod memory;
-pub(crate) mod records;
 mod state;
 pub(crate) mod topics;
+
+pub(crate) use crate::records;
 
 use super::settings::Settings;
 use lance::broker::inspect::{Applied, MemoryInspection};
