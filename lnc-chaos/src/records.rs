@@ -188,10 +188,15 @@ impl Records {
 
     /// A batch was acknowledged at an offset.
     pub(crate) fn acked(&mut self, span: Span, base_offset: u64) -> Result<(), Violation> {
+        self.acknowledged(span, base_offset).map_err(|found| Violation { invariant: "acked-kept", ..found })
+    }
+
+    /// [`Records::acked`], with the rule that its place breaks.
+    pub(crate) fn acknowledged(&mut self, span: Span, base_offset: u64) -> Result<(), Violation> {
         let partition = self.streams[span.stream as usize].partition;
         for (number, offset) in (span.first..span.first + span.count).zip(base_offset..) {
             self.place(partition, offset, span.stream, number, 0)
-                .map_err(|found| Violation::new("acked-kept", format!("acknowledged at {offset}: {}", found.what)))?;
+                .map_err(|found| Violation { what: format!("acknowledged at {offset}: {}", found.what), ..found })?;
         }
         let log = self.logs.entry(partition).or_default();
         log.acked_end = log.acked_end.max(base_offset + u64::from(span.count));

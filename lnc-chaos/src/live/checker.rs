@@ -91,7 +91,7 @@ impl Checker {
     pub(super) fn acknowledged(&mut self, producer: u32, partition: u32, number: u32, offset: u64) {
         self.counts.acknowledged += 1;
         let span = Span { stream: self.stream(producer, partition), first: number, count: 1 };
-        let result = self.records.acked(span, offset);
+        let result = self.records.acknowledged(span, offset);
         self.note(result);
     }
 
@@ -280,6 +280,15 @@ mod tests {
     fn a_record_found_twice_is_a_duplicate() {
         let counts = verdict(checker(2, 0), &[0, 1, 1]);
         assert!(counts.duplicates >= 1, "{counts:?}");
+    }
+
+    #[test]
+    fn a_record_acknowledged_where_another_lies_is_found_and_one_acknowledged_twice_is_a_duplicate() {
+        let mut checker = checker(2, 1);
+        checker.acknowledged(0, 0, 1, 0);
+        assert_eq!((checker.counts.different, checker.counts.broken()), (1, 1), "{:?}", checker.findings);
+        checker.acknowledged(0, 0, 0, 1);
+        assert_eq!((checker.counts.duplicates, checker.counts.broken()), (1, 2), "{:?}", checker.findings);
     }
 
     #[test]
