@@ -10,6 +10,7 @@ mod consume;
 mod dev;
 mod error;
 mod format;
+mod man;
 mod members;
 mod output;
 mod produce;
@@ -97,6 +98,8 @@ enum Command {
     Cluster(cluster::ClusterArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
+    #[command(hide = true)]
+    Man(man::ManArgs),
 }
 
 /// Parses the command line, does what it says, and gives the exit code.
@@ -119,6 +122,7 @@ fn run(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Cluster(args) => wait(cluster::run(&global, args)),
         Command::Config(args) => config::run(args),
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
+        Command::Man(args) => man::run(&args, Cli::command()),
     }
 }
 

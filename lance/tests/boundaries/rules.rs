@@ -53,6 +53,7 @@ pub(crate) const MANIFESTS: &[Manifest] = &[
             "bytes",
             "clap",
             "clap_complete",
+            "clap_mangen",
             "indicatif",
             "rustix",
             "serde_json",
@@ -133,7 +134,8 @@ pub(crate) const WORDS: &[Words] = &[
     },
     Words {
         reason: "only the backends and the data directory's keeper touch files; the others named here read what the \
-                 user gave them: a configuration, lines to produce, the processes to measure, or write the trace of a simulated run",
+                 user gave them: a configuration, lines to produce, the processes to measure; the memory that the system allows; \
+                 or write the trace of a simulated run",
         parts: &[
             "lance/src/",
             "lnc-bench/src/",
@@ -145,6 +147,7 @@ pub(crate) const WORDS: &[Words] = &[
         ],
         except: &[
             "lance/src/cli/produce.rs",
+            "lance/src/config/memory.rs",
             "lance/src/config/source.rs",
             "lance/src/dev.rs",
             "lnc-bench/src/cpu.rs",
