@@ -5,7 +5,7 @@ set -uo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit 1
 
-steps=(build manifests rules prometheus container package kubectl)
+steps=(build manifests rules prometheus container package kubectl runbooks)
 
 usage() {
     cat <<TEXT
@@ -18,16 +18,19 @@ Usage: deploy/test.sh [STEP…]
   container   three containers as Kubernetes would start them form a cluster: no root, no rights, a read-only root,
               without and with io_uring, a limit of memory, names that move
   package     the Debian package installs into a fresh Debian, and its service runs as far as can be tried
-  kubectl     what the scripts and lnc-chaos say to Kubernetes, against a kubectl that records and replays
+  kubectl     what the scripts and lnc-chaos say to Kubernetes, against a stand-in for kubectl that records it, and whose
+              pods are real nodes on this machine
+  runbooks    both ways of backup and restore that docs/ops describes
 
 Without a STEP, all of them. With one, it exits with 77 if the step cannot run here; the last line of output is the
 reason. With several, the last line counts: "N passed, N failed", and ", N skipped" if there were any.
 
-What is missing is installed: Debian's packages prometheus, runc, iproute2 and debootstrap as root with apt-get, Python's
-into target/deploy-venv with pip. The binary is that of ./build.sh, which is run if target/dist is not there.
+What is missing is installed: Debian's packages prometheus, runc, iproute2, debootstrap and systemd-container as root with
+apt-get, Python's into target/deploy-venv with pip, cargo-deb into target/tools with cargo. The binary is that of ./build.sh, which is run if target/dist is not there.
 
 Environment:
-  LANCE_BIN  a static lance binary to test instead
+  LANCE_BIN    a static lance binary to test instead
+  LANCE_CHAOS  an lnc-chaos to test instead of building one
 TEXT
 }
 
@@ -111,7 +114,7 @@ rules() {
     python3 deploy/tests/rules.py
 }
 
-prometheus() {
+scraped() {
     python
     package prometheus prometheus
     binary
@@ -129,9 +132,45 @@ container() {
     python3 deploy/tests/containers.py
 }
 
+package_of_debian() {
+    ((EUID == 0)) || skip "installing a package into a fresh Debian needs root"
+    package debootstrap debootstrap
+    package systemd-nspawn systemd-container
+    PATH=$PATH:$root/target/tools/bin
+    if ! command -v cargo-deb >/dev/null; then
+        cargo install --quiet --locked --root target/tools cargo-deb || skip "cargo cannot install cargo-deb"
+    fi
+    ./build.sh --engine none
+    deploy/tests/package.sh target/dist/*.deb target/deploy-debian
+}
+
+kubectl_scripts() {
+    python
+    kubectl_renders
+    binary
+    if [[ -z ${LANCE_CHAOS:-} ]]; then
+        cargo build --release --locked -p lnc-chaos
+        LANCE_CHAOS=${CARGO_TARGET_DIR:-$root/target}/release/lnc-chaos
+    fi
+    export LANCE_CHAOS
+    python3 deploy/tests/scripts.py
+}
+
+runbooks() {
+    python
+    binary
+    python3 deploy/tests/backup.py
+}
+
+# The steps whose names are commands too.
 run_step() (
     set -e
-    "$1"
+    case $1 in
+        package) package_of_debian ;;
+        kubectl) kubectl_scripts ;;
+        prometheus) scraped ;;
+        *) "$1" ;;
+    esac
 )
 
 chosen=()

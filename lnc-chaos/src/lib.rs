@@ -3,4 +3,5 @@
 
 pub mod cli;
 pub mod linearizability;
+pub mod live;
 pub mod sim;

@@ -70,7 +70,7 @@ impl Kind for Budget {
     const FORM: &'static str = "a size such as 64MiB, or auto";
 
     fn parse(text: &str) -> Option<u64> {
-        if text == "auto" { memory::share() } else { units::parse_size(text) }
+        if text == "auto" { Some(memory::share()) } else { units::parse_size(text) }
     }
 }
 

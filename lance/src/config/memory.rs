@@ -7,11 +7,14 @@ use std::path::Path;
 /// on its way to the disk and to peers, and the kernel's cache, which counts too.
 const SHARE: u64 = 4;
 
-/// A budget that is `auto`, in bytes; `None` if the memory cannot be found out.
-pub(super) fn share() -> Option<u64> {
-    let limit = limit(|path| std::fs::read_to_string(path).ok())?;
+/// Taken for the memory where it cannot be found out, as without `/proc`.
+const UNKNOWN: u64 = 512 << 20;
+
+/// A budget that is `auto`, in bytes.
+pub(super) fn share() -> u64 {
+    let limit = limit(|path| std::fs::read_to_string(path).ok()).unwrap_or(UNKNOWN);
     // A whole number of MiB is easier to read in a log.
-    Some((limit / SHARE) & !((1 << 20) - 1))
+    (limit / SHARE) & !((1 << 20) - 1)
 }
 
 /// The lowest limit that applies, in bytes, by the files that `read` gives.

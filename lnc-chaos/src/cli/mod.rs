@@ -1,6 +1,7 @@
 //! The command line: what to run, how it goes, what came of it. The one part of the crate that reads clocks, draws a seed
 //! and writes files.
 
+mod live;
 #[cfg(feature = "mutations")]
 mod mutations;
 mod progress;
@@ -22,6 +23,8 @@ struct Arguments {
 enum Command {
     /// Run simulated clusters of real nodes through faults, and check that every promise is kept
     Sim(simulate::Arguments),
+    /// Delete, kill and roll the pods of a cluster of Kubernetes, and check that every acknowledged record is kept
+    Live(live::Arguments),
     /// Build each known mistake into the nodes, and check that the simulator finds it
     #[cfg(feature = "mutations")]
     Mutations(mutations::Arguments),
@@ -32,6 +35,7 @@ pub fn main() -> ExitCode {
     let Arguments { command } = Arguments::parse();
     match command {
         Command::Sim(arguments) => simulate::simulate(&arguments),
+        Command::Live(arguments) => live::live(arguments),
         #[cfg(feature = "mutations")]
         Command::Mutations(arguments) => mutations::hunt(&arguments),
     }
