@@ -86,6 +86,40 @@ binary() {
     export LANCE_BIN
 }
 
+# asked ARGUMENTS…: what build.sh asks of a stand-in for docker.
+asked() {
+    local record
+    record=$(mktemp)
+    FAKE_ENGINE=$record PATH=$root/deploy/tests/engine:$PATH ./build.sh --engine docker "$@" >/dev/null
+    cat "$record"
+    rm -f -- "$record"
+}
+
+images() {
+    local engine
+    grep -Eqx 'build .*--build-arg SOURCE=prebuilt --tag lance:([0-9.]+)-[0-9a-z-]+ --tag lance:\1 \.' <<<"$(asked)"
+    grep -Eqx 'push registry\.example/lance:[0-9.]+' <<<"$(asked --name registry.example/lance --push)"
+    grep -Eqx 'buildx build .*--platform linux/amd64,linux/arm64 .*--push \.' \
+        <<<"$(asked --name registry.example/lance --push --platform linux/amd64,linux/arm64)"
+    # An engine that was asked for and is not there is an error, and so is a push to nowhere.
+    if ./build.sh --push 2>/dev/null || ./build.sh --engine none --platform linux/arm64 2>/dev/null; then return 1; fi
+    for engine in podman docker; do
+        "$engine" info >/dev/null 2>&1 || continue
+        if ! output=$(BUILDAH_ISOLATION=chroot ./build.sh --engine "$engine" --name localhost/lance-test 2>&1); then
+            printf '%s\n' "$output"
+            return 1
+        fi
+        "$engine" image inspect --format '{{.Config.User}} {{.Config.Entrypoint}}' "localhost/lance-test:$(version)" |
+            grep -Fx '65532:65532 [/usr/bin/lance]'
+        "$engine" image rm --force "$("$engine" image ls --quiet localhost/lance-test | head -n 1)" >/dev/null
+        printf '> %s built the image\n' "$engine"
+        return
+    done
+    printf '> no engine answers: the image itself was not built; its root file system was\n'
+}
+
+version() { sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml; }
+
 build() {
     local first second
     ./build.sh --engine none
@@ -99,6 +133,7 @@ build() {
     # In an empty root there is nothing to load.
     if ((EUID == 0)); then chroot target/dist/rootfs /usr/bin/lance --version; fi
     printf '> %s\n' "$(du -h target/dist/rootfs/usr/bin/lance | cut -f 1) of static binary, the same archive twice"
+    images
 }
 
 manifests() {
