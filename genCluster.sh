@@ -12,12 +12,16 @@ stop_seconds=20
 usage() {
     cat <<TEXT
 Usage: ./genCluster.sh [start|status|stop|clean|help]
+       ./genCluster.sh --kubernetes
 
   start    build a release and start three nodes; the default. Nodes that run already are left alone
   status   show the nodes, their roles and how to use them
   stop     stop the nodes; their data stays
   clean    stop the nodes and delete their data, logs and configurations
   help     show this text
+
+  --kubernetes  delete and recreate the example cluster in Kubernetes instead, and wait until it is ready; see
+                "deploy/k8s/cluster.sh help"
 
 Node i listens on 127.0.0.1: clients on $base_port + 10 x (i - 1), peers on the next port, HTTP on the one after.
 Everything lives in $state.
@@ -234,6 +238,7 @@ clean() {
 command=${1:-start}
 (($# <= 1)) || die "one command at a time; see ./genCluster.sh help"
 case $command in
+    --kubernetes) exec "$root/deploy/k8s/cluster.sh" recreate ;;
     help | -h | --help)
         usage
         exit 0

@@ -10,6 +10,7 @@ cd "$root" || exit 1
 usage() {
     cat <<TEXT
 Usage: ./test.sh [--long] [--fuzz[=SECONDS]] [--keep]
+       ./test.sh --kubernetes
 
 Checks format, lints and documentation, runs all tests, among them one in which disks lose power; simulates clusters
 under faults, with fresh seeds, and proves that known mistakes are found there; then a cluster of three nodes of the
@@ -26,6 +27,9 @@ are installed with apt-get if they are missing. Where that does not work, the st
   --fuzz  fuzz every decoder of bytes from outside as well, each for this many seconds (30); needs cargo-fuzz and a
           nightly toolchain
   --keep  keep the logs and the data of the run
+  --kubernetes
+          instead of all that, try the promises on the example cluster in Kubernetes, which is deleted and made anew;
+          see "deploy/k8s/gates.sh --help"
   --help  show this text
 
 Environment:
@@ -36,6 +40,11 @@ The last line counts the steps: "N passed, N failed", and ", N skipped" if there
 failed.
 TEXT
 }
+
+if [[ ${1:-} == --kubernetes ]]; then
+    shift
+    exec "$root/deploy/k8s/gates.sh" "$@"
+fi
 
 # The command line's own settings must not reach the tests.
 for variable in "${!LANCE_@}"; do

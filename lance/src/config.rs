@@ -17,6 +17,7 @@
 
 mod error;
 mod kinds;
+mod memory;
 mod schema;
 mod source;
 mod template;

@@ -3,7 +3,7 @@
 //! | path | answers |
 //! |---|---|
 //! | `/metrics` | all metrics, in Prometheus' text format |
-//! | `/healthz` | 200 while this node makes progress, else 503; a restart is the cure for a 503 |
+//! | `/healthz` | 200 while this node makes progress, else 503; once it has been 200, a restart is the cure for a 503 |
 //! | `/readyz` | 200 while this node can serve clients, else 503 and the reason; waiting is the cure |
 //! | `/` | one line that says what this is |
 //!
@@ -48,6 +48,7 @@ pub struct Health {
 #[derive(Debug)]
 struct HealthState {
     last_beat: Instant,
+    recovered: bool,
     ready: Result<(), String>,
 }
 
@@ -58,15 +59,17 @@ impl Default for Health {
 }
 
 impl Health {
-    /// Live, as of now, and not ready yet.
+    /// Neither live nor ready yet.
     pub fn new() -> Self {
         let ready = Err("starting".to_owned());
-        Self { state: Mutex::new(HealthState { last_beat: Instant::now(), ready }) }
+        Self { state: Mutex::new(HealthState { last_beat: Instant::now(), recovered: false, ready }) }
     }
 
-    /// Says that the shard made progress. Call it once a turn or once a tick, also while recovering.
+    /// Says that the shard made progress. Call it once a tick. The first time, the node has recovered.
     pub fn beat(&self) {
-        self.lock().last_beat = Instant::now();
+        let mut state = self.lock();
+        state.last_beat = Instant::now();
+        state.recovered = true;
     }
 
     /// Says whether clients can be served, or why not.
@@ -79,13 +82,14 @@ impl Health {
         self.lock().ready.clone()
     }
 
-    /// Time since the last progress.
-    pub fn silence(&self) -> Duration {
-        self.lock().last_beat.elapsed()
+    /// Time since the last progress; `None` while the node recovers, which may take as long as it takes.
+    pub fn silence(&self) -> Option<Duration> {
+        let state = self.lock();
+        state.recovered.then(|| state.last_beat.elapsed())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HealthState> {
-        // Both fields are plain values that are replaced whole: a panic elsewhere cannot leave them half written.
+        // All fields are plain values that are replaced whole: a panic elsewhere cannot leave them half written.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -130,11 +134,12 @@ async fn metrics(State(state): State<Arc<HttpState>>) -> Response {
 }
 
 async fn healthz(State(state): State<Arc<HttpState>>) -> Response {
-    let silence = state.health.silence();
-    if silence < BEAT_LIMIT {
-        one_request(StatusCode::OK, "ok\n".into())
-    } else {
-        one_request(StatusCode::SERVICE_UNAVAILABLE, format!("no progress for {} s\n", silence.as_secs()))
+    match state.health.silence() {
+        Some(silence) if silence < BEAT_LIMIT => one_request(StatusCode::OK, "ok\n".into()),
+        Some(silence) => {
+            one_request(StatusCode::SERVICE_UNAVAILABLE, format!("no progress for {} s\n", silence.as_secs()))
+        }
+        None => one_request(StatusCode::SERVICE_UNAVAILABLE, "recovering\n".into()),
     }
 }
 
@@ -264,6 +269,8 @@ mod tests {
         assert_eq!(status, 200);
         assert!(body.contains("\nlance_messages_in_total 3\n"), "{body}");
 
+        assert_eq!(server.get("/healthz").await, (503, "recovering\n".to_owned()));
+        server.state.health.beat();
         assert_eq!(server.get("/healthz").await, (200, "ok\n".to_owned()));
         assert_eq!(server.get("/").await, (200, "LANCE node: /metrics, /healthz, /readyz\n".to_owned()));
         assert_eq!(server.get("/metrics/x").await, (404, "not found\n".to_owned()));
@@ -285,6 +292,7 @@ mod tests {
     #[tokio::test]
     async fn a_silent_shard_is_not_live() {
         let server = Server::start(4, CONNECTION_LIFETIME).await;
+        server.state.health.beat();
         server.state.health.lock().last_beat =
             Instant::now().checked_sub(BEAT_LIMIT).expect("the host is up for longer");
         assert_eq!(server.get("/healthz").await, (503, "no progress for 5 s\n".to_owned()));

@@ -9,3 +9,4 @@ pub mod dev;
 pub mod gateway;
 pub mod http;
 pub mod server;
+mod systemd;

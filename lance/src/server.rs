@@ -6,6 +6,7 @@ use crate::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Membership};
 use crate::config::{Address, BackendChoice, Config, NodeAddresses};
 use crate::gateway::{Gateway, GatewayConfig, Incoming};
 use crate::http::{self, Health, HttpState};
+use crate::systemd::Systemd;
 use lnc_log::data_dir::{ClusterIdentity, DataDir, DataDirError};
 use lnc_log::disk::AnyDisk;
 use lnc_log::journal::{GroupId, JournalConfig};
@@ -129,6 +130,7 @@ struct Server {
     inbox: Rc<PeerInbox>,
     notifier: AsyncFd<OwnedFd>,
     health: Arc<Health>,
+    systemd: Systemd,
     clocks: Clocks,
     requests: VecDeque<Incoming>,
     /// What the peers and the gateway know of the members.
@@ -151,6 +153,7 @@ impl Server {
         let http_listener = bind("HTTP", &config.listen.http).await?;
         let metrics = Metrics::new();
         let health = Arc::new(Health::new());
+        let mut systemd = Systemd::from_environment();
         serve_http(http_listener, metrics.clone(), health.clone())?;
 
         let stored = data_dir.create_identity(config.node.id, random()?)?.clone();
@@ -171,7 +174,7 @@ impl Server {
         let gateway = Gateway::new(gateway_config(&config), inbox.wake.clone(), metrics.clone());
         spawn_local(gateway.clone().accept(clients));
         let identity = tokio::select! {
-            identity = form(&config, &mut data_dir, identity, &peers, &inbox, &health) => identity?,
+            identity = form(&config, &mut data_dir, identity, &peers, &inbox, (&health, &mut systemd)) => identity?,
             () = stop.requested() => return Ok(()),
         };
         let (broker, notifier) = open_broker(&config, &data_dir, &identity, metrics.clone())?;
@@ -184,6 +187,7 @@ impl Server {
             inbox,
             notifier,
             health,
+            systemd,
             clocks: Clocks { start: Instant::now() },
             requests: VecDeque::new(),
             membership: Membership::default(),
@@ -213,6 +217,7 @@ impl Server {
                 () = stop.requested(), if draining_until.is_none() => {
                     tracing::info!("told to stop: handing over leadership");
                     draining_until = Some(Instant::now() + self.config.shutdown.drain_timeout);
+                    self.systemd.stopping();
                     self.broker.drain();
                 }
             }
@@ -245,7 +250,9 @@ impl Server {
         self.broker.tick(self.clocks.now())?;
         self.gateway.expire(Instant::now());
         self.health.beat();
-        self.health.set_ready(self.broker.readiness());
+        let readiness = self.broker.readiness();
+        self.systemd.beat(Instant::now(), &readiness);
+        self.health.set_ready(readiness);
         self.follow_membership();
         Ok(())
     }
@@ -377,7 +384,7 @@ async fn form(
     own: Identity,
     peers: &Rc<Peers>,
     inbox: &PeerInbox,
-    health: &Health,
+    (health, systemd): (&Health, &mut Systemd),
 ) -> Result<Identity, ServerError> {
     /// How often the state of the formation is looked at while nothing happens.
     const LOOK: Duration = Duration::from_millis(500);
@@ -429,7 +436,9 @@ async fn form(
             told.clone_from(&state);
         }
         health.beat();
-        health.set_ready(Err(state));
+        let waiting = Err(state);
+        systemd.beat(Instant::now(), &waiting);
+        health.set_ready(waiting);
         tokio::select! {
             () = inbox.wake.notified() => {}
             () = sleep(LOOK) => {}

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -94,6 +95,38 @@ fn is_ready(address: &str) -> bool {
     let mut reply = String::new();
     let asked = stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n");
     asked.and_then(|()| stream.read_to_string(&mut reply)).is_ok() && reply.starts_with("HTTP/1.1 200 ")
+}
+
+#[test]
+fn systemd_hears_when_a_node_can_serve_and_when_it_stops() {
+    let data = tempfile::tempdir().unwrap();
+    let socket = data.path().join("notify");
+    let systemd = UnixDatagram::bind(&socket).unwrap();
+    systemd.set_read_timeout(Some(PATIENCE)).unwrap();
+    let hear = || {
+        let mut buf = [0; 4096];
+        let length = systemd.recv(&mut buf).expect("the node says something");
+        String::from_utf8_lossy(&buf[..length]).into_owned()
+    };
+    let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lance"));
+    command
+        .args(["server", "--stop-with-stdin", "--listen", "127.0.0.1:0", "--set", "listen.peer=127.0.0.1:0"])
+        .args(["--set", &format!("listen.http={http}"), "--set", "journal.file_bytes=4MiB", "--data-dir"])
+        .arg(data.path().join("node"))
+        .env_clear()
+        .env("NOTIFY_SOCKET", &socket)
+        .env("WATCHDOG_USEC", "300000")
+        .stdin(Stdio::piped());
+    let process = command.spawn().unwrap();
+    let mut node = Node { process, endpoint: String::new(), _data: data };
+    while !hear().starts_with("READY=1") {}
+    assert!(is_ready(&http), "the node cannot serve yet");
+    while hear() != "WATCHDOG=1" {}
+    // The end of standard input is the same as SIGTERM.
+    drop(node.process.stdin.take());
+    while !hear().starts_with("STOPPING=1") {}
+    assert!(node.process.wait().unwrap().success());
 }
 
 #[test]

@@ -109,6 +109,19 @@ fn completions_exist_for_the_common_shells() {
 }
 
 #[test]
+fn every_command_has_a_manual_page() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = lance(&["man", directory.path().to_str().unwrap()]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    for name in ["lance", "lance-server", "lance-topic-create", "lance-consume"] {
+        let page = std::fs::read_to_string(directory.path().join(format!("{name}.1"))).expect(name);
+        assert!(page.contains(".SH NAME") && page.contains(".SH SYNOPSIS"), "{name}: {page}");
+    }
+    let output = lance(&["man", directory.path().join("none").to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_failure() {
     let mut child = command(&["config", "default"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());

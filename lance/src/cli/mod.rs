@@ -10,6 +10,7 @@ mod consume;
 mod dev;
 mod error;
 mod format;
+mod man;
 mod members;
 mod output;
 mod produce;
@@ -98,6 +99,8 @@ enum Command {
     Cluster(cluster::ClusterArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
+    #[command(hide = true)]
+    Man(man::ManArgs),
 }
 
 /// Parses the command line, does what it says, and gives the exit code.
@@ -125,6 +128,7 @@ fn run(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Cluster(args) => wait(cluster::run(&global, args)),
         Command::Config(args) => config::run(args),
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
+        Command::Man(args) => man::run(&args, Cli::command()),
     }
 }
 

@@ -20,7 +20,8 @@ The configuration comes from the file, then environment variables LANCE_SECTION_
 Examples:
   lance server --config /etc/lance/lance.toml
   lance server --node-id 1 --data-dir /var/lib/lance --listen 127.0.0.1:1992
-  LANCE_NODE__ID=2 lance server --config lance.toml --set journal.file_bytes=128MiB")]
+  LANCE_NODE__ID=2 lance server --config lance.toml --set journal.file_bytes=128MiB
+  lance server --config lance.toml --node-id-from-hostname     pods lance-0, lance-1, … are nodes 1, 2, …")]
 pub(super) struct ServerArgs {
     /// The TOML file; without one the node starts from the defaults
     #[arg(short, long, value_name = "FILE")]
@@ -28,6 +29,9 @@ pub(super) struct ServerArgs {
     /// Number of this node (node.id)
     #[arg(long, value_name = "ID")]
     node_id: Option<String>,
+    /// Take the number of this node from the host's name, as in a Kubernetes StatefulSet: lance-0 is node 1
+    #[arg(long, conflicts_with = "node_id")]
+    node_id_from_hostname: bool,
     /// Directory for everything that this node stores (node.data_dir)
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
@@ -72,8 +76,14 @@ impl ServerArgs {
 }
 
 pub(super) fn run(args: ServerArgs) -> Result<ExitCode, CliError> {
-    let config = Config::load(&args.sources(environment())).map_err(|error| CliError::usage(error.to_string()))?;
+    let mut sources = args.sources(environment());
+    if args.node_id_from_hostname {
+        sources = sources.set("node.id", node_of_host()?, "--node-id-from-hostname");
+    }
+    let config = Config::load(&sources).map_err(|error| CliError::usage(error.to_string()))?;
     start_log(&config.log);
+    let (requests, tail_cache) = (config.limits.memory_bytes, config.limits.tail_cache_bytes);
+    tracing::info!(node = config.node.id, requests, tail_cache, "starting; memory budgets in bytes");
     if args.stop_with_stdin {
         stop_with_stdin()?;
     }
@@ -85,6 +95,24 @@ pub(super) fn run(args: ServerArgs) -> Result<ExitCode, CliError> {
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+/// The number of the node on this host.
+fn node_of_host() -> Result<String, CliError> {
+    let name = rustix::system::uname();
+    let name = name.nodename().to_string_lossy();
+    let node = node_of(&name).ok_or_else(|| {
+        let expected = "--node-id-from-hostname needs a host name that ends in a dash and a number, such as lance-0";
+        CliError::usage(format!("this host is named `{name}`: {expected}"))
+    })?;
+    Ok(node.to_string())
+}
+
+/// The number of the node in the pod of this name: pods are counted from 0, nodes from 1.
+fn node_of(pod: &str) -> Option<u64> {
+    let pod = pod.split('.').next()?;
+    let (_, ordinal) = pod.rsplit_once('-')?;
+    ordinal.parse::<u32>().ok().map(|ordinal| u64::from(ordinal) + 1)
 }
 
 /// Sends the log to standard error.
@@ -110,4 +138,19 @@ fn stop_with_stdin() -> Result<(), CliError> {
     };
     let thread = std::thread::Builder::new().name("stdin".to_owned()).spawn(wait);
     thread.map(drop).map_err(|error| CliError::failed(format!("cannot start a thread: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::node_of;
+
+    #[test]
+    fn pods_are_numbered_from_zero_and_nodes_from_one() {
+        assert_eq!(node_of("lance-0"), Some(1));
+        assert_eq!(node_of("my-lance-12"), Some(13));
+        assert_eq!(node_of("lance-2.lance-peers.lance.svc.cluster.local"), Some(3));
+        for other in ["lance", "lance-", "lance-x", "3", "", "lance-99999999999"] {
+            assert_eq!(node_of(other), None, "{other}");
+        }
+    }
 }

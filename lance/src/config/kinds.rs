@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::units;
+use super::{memory, units};
 
 /// A kind of value: how people write it, and what the program gets.
 pub(super) trait Kind {
@@ -25,6 +25,8 @@ pub(super) struct Whole;
 pub(super) struct Whole32;
 /// A size in bytes.
 pub(super) struct Size;
+/// A size in bytes, or a share of the memory that this process may use.
+pub(super) struct Budget;
 /// A duration.
 pub(super) struct Span;
 /// A path of the file system.
@@ -60,6 +62,15 @@ impl Kind for Size {
 
     fn parse(text: &str) -> Option<u64> {
         units::parse_size(text)
+    }
+}
+
+impl Kind for Budget {
+    type Value = u64;
+    const FORM: &'static str = "a size such as 64MiB, or auto";
+
+    fn parse(text: &str) -> Option<u64> {
+        if text == "auto" { Some(memory::share()) } else { units::parse_size(text) }
     }
 }
 

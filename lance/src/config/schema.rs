@@ -2,7 +2,8 @@
 
 use super::error::Problem;
 use super::kinds::{
-    Address, BackendChoice, HostPort, Kind, LogFormat, LogLevel, MaybeHostPort, Path, Size, Span, Whole, Whole32,
+    Address, BackendChoice, Budget, HostPort, Kind, LogFormat, LogLevel, MaybeHostPort, Path, Size, Span, Whole,
+    Whole32,
 };
 use super::source::{Given, Origin, Setting};
 
@@ -203,10 +204,11 @@ settings! {
         max_connections: u32 [Whole32] = "10000" in "1" ..= "1000000";
         /// Silence after which a client's connection is closed.
         idle_timeout: std::time::Duration [Span] = "10m" in "1s" ..= "7d";
-        /// Memory for requests that are not answered yet. At the limit, clients are told to come back later.
-        memory_bytes: u64 [Size] = "128MiB" in "1MiB" ..= "1TiB";
-        /// Memory for the newest records of each partition, from which most readers are served.
-        tail_cache_bytes: u64 [Size] = "128MiB" in "0" ..= "1TiB";
+        /// Memory for requests that are not answered yet. At the limit, clients are told to come back later. auto is a
+        /// quarter of what the control group of this process allows (containers, systemd), or of what the machine has.
+        memory_bytes: u64 [Budget] = "128MiB" in "1MiB" ..= "1TiB";
+        /// Memory for the newest records of each partition, from which most readers are served; auto is the same quarter.
+        tail_cache_bytes: u64 [Budget] = "128MiB" in "0" ..= "1TiB";
         /// Topics in the cluster.
         max_topics: u32 [Whole32] = "10000" in "1" ..= "1000000";
         /// Partitions of one topic.

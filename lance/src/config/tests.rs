@@ -279,3 +279,12 @@ fn every_key_is_read_by_the_node() {
         assert!(texts.iter().any(read), "{path} can be set and changes nothing");
     }
 }
+
+#[test]
+fn budgets_may_follow_the_memory() {
+    let config = load("[limits]\nmemory_bytes = \"auto\"\ntail_cache_bytes = \"auto\"\n").unwrap();
+    assert_eq!(config.limits.memory_bytes, config.limits.tail_cache_bytes);
+    assert!(config.limits.memory_bytes >= 1 << 20 && config.limits.memory_bytes.is_multiple_of(1 << 20));
+    let refused = problems("[limits]\nmemory_bytes = \"most\"\n");
+    assert!(refused[0].contains("must be a size such as 64MiB, or auto, 1MiB to 1TiB"), "{refused:?}");
+}

