@@ -261,7 +261,7 @@ impl Source {
                 self.queues[partition as usize].push_back(Awaited { due, bytes, delivery });
                 self.under_way += 1;
             }
-            Err(error) => self.recorder.borrow_mut().failed(self.clock.now(), kind(&error)),
+            Err(error) => self.recorder.borrow_mut().request_failed(due, kind(&error)),
         }
     }
 
@@ -276,7 +276,7 @@ impl Source {
             {
                 match result {
                     Ok(_) => recorder.acknowledged(first.due, answered, 1, first.bytes),
-                    Err(error) => recorder.failed(answered, kind(&error)),
+                    Err(error) => recorder.request_failed(first.due, kind(&error)),
                 }
                 queue.pop_front();
                 taken += 1;

@@ -200,7 +200,7 @@ impl Line {
             }
             let reply = decode_reply(Opcode::Produce, frame.body).map_err(|_| PROTOCOL_BROKEN)?;
             let code = reply.result.err().map_or(PROTOCOL_BROKEN, |error| error.code.name());
-            recorder.failed(answered, code);
+            recorder.request_failed(request.due, code);
             self.draining = true;
         }
         plan.progress.fetch_add(records, Ordering::Relaxed);
@@ -215,9 +215,7 @@ impl Line {
             recorder.failed(now, error);
         }
         for request in self.slots.clear() {
-            if self.shared.plan.window.contains(request.due) {
-                recorder.error(error, 1);
-            }
+            recorder.request_failed(request.due, error);
         }
     }
 }

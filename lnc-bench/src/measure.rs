@@ -155,7 +155,15 @@ impl Recorder {
         }
     }
 
-    /// A request failed.
+    /// A request that was due at `due` failed. Of the requests that are due in the window, each ends up here, or with a
+    /// latency.
+    pub(crate) fn request_failed(&mut self, due: u64, error: &str) {
+        if self.window.contains(due) {
+            self.error(error, 1);
+        }
+    }
+
+    /// Something else failed: connecting, or a fetch.
     pub(crate) fn failed(&mut self, answered: u64, error: &str) {
         if self.window.contains(answered) {
             self.error(error, 1);
@@ -217,14 +225,14 @@ mod tests {
         let mut recorder = recorder();
         // A very slow request of the warm-up, and an error in it.
         recorder.acknowledged(0, 99 * MS, 1, 10);
-        recorder.failed(99 * MS, "NotLeader");
+        recorder.request_failed(99 * MS, "NotLeader");
         assert_eq!((recorder.records, recorder.bytes, recorder.latencies.len()), (0, 0, 0));
         assert!(recorder.errors.is_empty());
         // One that was due in the warm-up and answered after it says nothing about latency after the warm-up.
         recorder.acknowledged(0, 101 * MS, 1, 10);
         assert_eq!((recorder.records, recorder.latencies.len()), (1, 0));
         recorder.acknowledged(100 * MS, 102 * MS, 1, 10);
-        recorder.failed(102 * MS, "NotLeader");
+        recorder.request_failed(102 * MS, "NotLeader");
         assert_eq!((recorder.records, recorder.latencies.len()), (2, 1));
         assert!(recorder.latencies.max() < 3 * MS, "the slow request is not in it");
         assert_eq!(recorder.errors["NotLeader"], 1);
