@@ -91,7 +91,7 @@ fn a_drained_leader_hands_over_and_every_request_under_way_succeeds() {
     let (mut cluster, mut producer) = with_topic();
     let leader = cluster.leader_of(DATA);
     let request = producer.request("t", 0, &["a"]);
-    let call = cluster.send(leader, &Request::Produce(request));
+    let call = cluster.send(leader, &Request::Produce(request.clone()));
     cluster.node_mut(leader).drain();
     let mut ticks = 0;
     while !cluster.node(leader).is_drained() {
@@ -104,8 +104,10 @@ fn a_drained_leader_hands_over_and_every_request_under_way_succeeds() {
         Outcome::Refused(error) => assert!(error.code.is_retriable(), "{error}"),
         other => panic!("{other:?}"),
     }
-    let refused = cluster.ask(leader, &Request::Produce(producer.request("t", 0, &["b"]))).unwrap_err();
-    assert_eq!(refused.code, ErrorCode::ShuttingDown);
+    // What it no longer leads it passes on, to who leads now.
+    cluster.ask(leader, &Request::Produce(request)).expect("the new leader answers");
+    cluster.ask(leader, &Request::Produce(producer.request("t", 0, &["b"]))).expect("the new leader answers");
+    assert_eq!(pairs(&cluster.read_all(leader, "t", 0)), [(0, "a"), (1, "b")]);
 }
 
 /// The old leader takes nothing new while it hands over, and what it took before is on the new leader's disk, so it
