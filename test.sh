@@ -16,7 +16,7 @@ Checks format, lints and documentation, runs all tests, among them one in which 
 under faults, with fresh seeds, and proves that known mistakes are found there; then a cluster of three nodes of the
 release build: produces a text and reads it back, undisturbed, while the leader is killed (kill -9)
 and restarted, without each of the nodes, and after all nodes were killed at once; last, a short measurement of
-throughput. Needs bash 5, awk, coreutils, util-linux, a C compiler, and Rust with rustfmt and clippy. Uses free ports of
+throughput, and faults while producers write. Needs bash 5, awk, coreutils, util-linux, a C compiler, and Rust with rustfmt and clippy. Uses free ports of
 127.0.0.1 and a temporary directory; leaves neither processes nor files but the build in target/.
 
 Power is lost on file systems of its own, for which it needs root, loop devices, e2fsprogs and xfsprogs; the last two
@@ -82,6 +82,12 @@ done
 # speed: the slowest machine that builds in reasonable time passes it many times over, and what falls below it waits
 # for timers, or for one fsync per request, where it should not.
 bench_floor=20000
+
+# Faults on real processes, one of each. Producers go on meanwhile; every record is looked for on every replica.
+chaos_faults=kill-leader,term-leader,stop-leader,kill-follower,kill-all,rolling-restart,one-way-partition
+# Longest stalls of a partition by fault, in ms. A death is noticed by its connections; a leader that hangs, by the client
+# after a second. Shared machines are slow at times, hence the room.
+chaos_stalls=(--max-stall kill-leader=1000 --max-stall term-leader=1000 --max-stall stop-leader=3000)
 
 # Longest time for one step, in seconds. A cold build on two slow cores stays below.
 step_limit=2400
@@ -181,7 +187,7 @@ format_of_rust() {
 
 lints_of_scripts() {
     command -v shellcheck || skip "shellcheck is not installed"
-    shellcheck ./*.sh .ci/run
+    shellcheck ./*.sh .ci/run deploy/*.sh deploy/*/*.sh
 }
 
 lints_of_rust() {
@@ -480,23 +486,33 @@ leaders_spread() {
 }
 
 throughput() {
-    local report rate
+    local report rate code=0
     start_cluster throughput
     leaders_spread
     report=$("$bench" produce --endpoint "$LANCE_ENDPOINT" --topic load --partitions 3 --connections 16 \
         --in-flight 64 --payload 1024 --warmup 1s --duration "${bench_seconds}s" \
-        --server-pid "$(pid_of 1)" --server-pid "$(pid_of 2)" --server-pid "$(pid_of 3)")
+        --server-pid "$(pid_of 1)" --server-pid "$(pid_of 2)" --server-pid "$(pid_of 3)") || code=$?
     printf '%s\n' "$report" | sed 's/^/> /'
-    grep -q '^errors  *none$' <<<"$report" || {
-        printf 'there were errors\n'
+    if ((code != 0)) || ! grep -q '^errors  *none$' <<<"$report"; then
+        printf 'there were errors; exit code %s\n' "$code"
         return 1
-    }
+    fi
     rate=$(awk '$1 == "throughput" && $3 ~ /^records\/s/ { print $2 }' <<<"$report")
     ((rate >= bench_floor)) || {
         printf 'fewer than %s records a second\n' "$bench_floor"
         return 1
     }
     stop_cluster
+}
+
+# The nodes are those of the release; the verifier is the build of the simulator.
+chaos() {
+    local code=0 repeat=1
+    [[ -z $long ]] || repeat=10
+    "$target_dir/simulate/lnc-chaos" live --lance "$lance" --fault "$chaos_faults" --repeat "$repeat" \
+        --every 8 --hold 2 "${chaos_stalls[@]}" | tee "$work/chaos.log" || code=$?
+    sed -n 's/^/> /p' "$work/chaos.log" | tail -n 40
+    return "$code"
 }
 
 # The logs of a cluster whose step failed.
@@ -558,9 +574,15 @@ if ((failed == before)); then
     on_cluster "text, 1 partition, all nodes killed and restarted" all_killed 1
     on_cluster "text, 3 partitions, all nodes killed and restarted" all_killed 3
     on_cluster "throughput" throughput
+    if [[ -x $target_dir/simulate/lnc-chaos ]]; then
+        step "chaos on real processes" chaos
+    else
+        printf '== NOT RUN, since there is no verifier: chaos on real processes\n'
+        skipped=$((skipped + 1))
+    fi
 else
-    printf '== NOT RUN, since there is no release: the seven steps with a cluster\n'
-    skipped=$((skipped + 7))
+    printf '== NOT RUN, since there is no release: the eight steps with a cluster\n'
+    skipped=$((skipped + 8))
 fi
 
 printf '\n%s passed, %s failed' "$passed" "$failed"
