@@ -63,8 +63,13 @@ impl Raft {
 
     /// Whether this node may stand for election. Being asked for its vote is another matter: a candidate may know of a
     /// configuration with this node as a voter before this node does, and could otherwise never be elected.
+    ///
+    /// One that a configuration leaves out stands while that is not known to be committed (section 4.2.2): those who stay
+    /// may lack the entry, and then nobody but who is to leave can have a log that suffices.
     pub(crate) fn is_promotable(&self) -> bool {
-        self.configuration().is_voter(self.config.id)
+        let id = self.config.id;
+        self.configuration().is_voter(id)
+            || !self.configuration_committed() && self.configurations.at(self.log.commit()).is_voter(id)
     }
 
     /// Begins to change the members to `target`, which must not be joint. If voters change, the entry proposed is the
