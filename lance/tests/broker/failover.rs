@@ -107,6 +107,7 @@ fn a_drained_leader_hands_over_and_every_request_under_way_succeeds() {
     // What it no longer leads it passes on, to who leads now.
     cluster.ask(leader, &Request::Produce(request)).expect("the new leader answers");
     cluster.ask(leader, &Request::Produce(producer.request("t", 0, &["b"]))).expect("the new leader answers");
+    let leader = cluster.leader_of(DATA);
     assert_eq!(pairs(&cluster.read_all(leader, "t", 0)), [(0, "a"), (1, "b")]);
 }
 
