@@ -49,7 +49,7 @@ impl Settings {
             memory_bytes: rng.pick(&[64 << 10, 256 << 10, 4 << 20]),
             tail_cache_bytes: rng.pick(&[4 << 10, 32 << 10, 1 << 20]),
             checkpoint_bytes: rng.pick(&[16 << 10, 64 << 10, 512 << 10]),
-            journal_file_bytes: rng.pick(&[64 << 10, 256 << 10, 1 << 20]),
+            journal_file_bytes: rng.pick(&[64 << 10, 128 << 10, 512 << 10]),
             journal_retain_bytes: rng.pick(&[0, 256 << 10, 64 << 20]),
             transfer_bytes_per_second: rng.pick(&[100 << 10, 4 << 20]),
             reserve_bytes: rng.pick(&[0, 200_000, 3_000_000]),
@@ -59,7 +59,7 @@ impl Settings {
             max_append_bytes: rng.pick(&[1, 1 << 10, 64 << 10]),
             segments: SegmentConfig {
                 segment_bytes: rng.pick(&[30_000, 100_000, 400_000]),
-                index_interval_bytes: rng.pick(&[1_500, 20_000]),
+                index_interval_bytes: rng.pick(&[1_500, 8_000]),
                 write_block: rng.pick(&[4_096, 16_384]),
                 max_open_files: rng.pick(&[8, 64]),
                 max_cached_indexes: rng.pick(&[4, 32]),

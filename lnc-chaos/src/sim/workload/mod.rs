@@ -109,16 +109,17 @@ impl Env<'_> {
         (!all.is_empty()).then(|| self.rng.pick(&all))
     }
 
-    fn fetch(&self, at: PartitionId, offset: u64, max_wait_ms: u32, min_bytes: u32) -> Request {
+    fn fetch(&mut self, at: PartitionId, offset: u64, max_wait_ms: u32, min_bytes: u32) -> Request {
+        let max_bytes = self.rng.pick(&[1 << 10, 8 << 10, 8 << 10, 32 << 10]);
         let topic = &self.records.topics()[at.topic];
         let partition = FetchPartition {
             topic: topic.name.clone(),
             topic_id: topic.id,
             partition: at.partition,
             offset,
-            max_bytes: 32 << 10,
+            max_bytes,
         };
-        Request::Fetch(FetchRequest { max_wait_ms, min_bytes, max_bytes: 64 << 10, partitions: vec![partition] })
+        Request::Fetch(FetchRequest { max_wait_ms, min_bytes, max_bytes: 2 * max_bytes, partitions: vec![partition] })
     }
 
     fn produce(&self, at: PartitionId, acks: Acks, batch: bytes::Bytes) -> Request {
