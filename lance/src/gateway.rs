@@ -1,20 +1,22 @@
 //! Client connections: frames in, replies out, and requests passed on to the node that must serve them.
 //!
 //! All of it runs on the shard's thread. A connection decodes frames into the gateway's inbox and wakes the node's turn;
-//! the turn's replies are encoded straight into the connection's buffer and leave in one write. A connection is not read
+//! the turn's replies are encoded straight into the connection's buffer and leave in one write; records are not copied. A connection is not read
 //! while its replies pile up, while it has too many requests under way, or while the node is short of memory. A client
 //! that does not take its replies is cut off.
 
 mod forward;
+mod outgoing;
 #[cfg(test)]
 mod tests;
 
 use crate::broker::{Caller, Output};
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use lnc_metrics::Metrics;
 use lnc_protocol::frame::{self, Frame};
-use lnc_protocol::{ErrorCode, ErrorReply, Flags, Opcode, Reply, encode_reply};
+use lnc_protocol::{ErrorCode, ErrorReply, Flags, Opcode, Reply};
 use lnc_raft::NodeId;
+use outgoing::Outgoing;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -67,7 +69,7 @@ pub struct Incoming {
 
 /// One client.
 struct Connection {
-    out: RefCell<BytesMut>,
+    out: RefCell<Outgoing>,
     /// Bytes taken from `out` that the kernel has not accepted yet.
     writing: Cell<usize>,
     /// When the kernel last accepted some, or was first offered them.
@@ -339,7 +341,7 @@ impl Gateway {
                     if opcode == Opcode::Hello && reply.result.is_err() {
                         self.close(caller.connection);
                     }
-                    self.answer(caller, opcode, |out| encode_reply(out, opcode, caller.correlation, &reply));
+                    self.answer(caller, opcode, |out| out.put_reply(opcode, caller.correlation, &reply));
                 }
                 Output::Forward { caller, opcode, body, to } => self.forward(to, caller, opcode, body),
             }
@@ -347,7 +349,7 @@ impl Gateway {
         self.wake(touched);
     }
 
-    fn answer(&self, caller: Caller, opcode: Opcode, write: impl FnOnce(&mut BytesMut)) {
+    fn answer(&self, caller: Caller, opcode: Opcode, write: impl FnOnce(&mut Outgoing)) {
         if let Some(connection) = self.connections.borrow().get(&caller.connection) {
             connection.requests.set(connection.requests.get().saturating_sub(1));
             if opcode == Opcode::Fetch {
@@ -428,15 +430,13 @@ impl Gateway {
 
     fn refuse(&self, caller: Caller, opcode: Opcode, code: ErrorCode, message: String) {
         let reply = Reply { result: Err(ErrorReply::new(code, message)) };
-        self.answer(caller, opcode, |out| encode_reply(out, opcode, caller.correlation, &reply));
+        self.answer(caller, opcode, |out| out.put_reply(opcode, caller.correlation, &reply));
         self.wake([caller.connection]);
     }
 
     /// The reply of another node: its body as it came, under the client's own correlation id.
     fn relay(&self, caller: Caller, opcode: Opcode, body: &Bytes) {
-        self.answer(caller, opcode, |out| {
-            frame::encode(out, opcode, Flags::RESPONSE, caller.correlation, |out| out.put_slice(body));
-        });
+        self.answer(caller, opcode, |out| out.put_body(opcode, caller.correlation, body));
         self.wake([caller.connection]);
     }
 }
@@ -462,15 +462,15 @@ impl Connection {
     }
 
     fn refuse(&self, opcode: u8, correlation: u64, error: ErrorReply) {
-        encode_reply(&mut self.out.borrow_mut(), opcode, correlation, &Reply { result: Err(error) });
+        self.out.borrow_mut().put_reply(opcode, correlation, &Reply { result: Err(error) });
         self.wake_writer.notify_one();
     }
 
     /// Write what is queued until the connection is to close.
     async fn write(&self, writer: &mut WriteHalf<'_>) -> io::Result<()> {
         loop {
-            let mut chunk = self.out.borrow_mut().split();
-            if chunk.is_empty() {
+            let mut chunk = self.out.borrow_mut().take();
+            if !chunk.has_remaining() {
                 if self.closing.get() {
                     return writer.shutdown().await;
                 }
@@ -479,7 +479,7 @@ impl Connection {
             }
             self.last_written.set(Instant::now());
             while chunk.has_remaining() {
-                self.writing.set(chunk.len());
+                self.writing.set(chunk.remaining());
                 writer.write_buf(&mut chunk).await?;
                 self.last_written.set(Instant::now());
                 self.wake_reader.notify_one();

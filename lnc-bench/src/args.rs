@@ -176,6 +176,9 @@ pub(crate) struct ConsumeArgs {
     /// The longest time to read, such as 15s, 500ms or 2m.
     #[arg(long, default_value = "15s", value_parser = parse_duration)]
     pub(crate) duration: Duration,
+    /// How often to read it all, one time after the other: what the brokers keep in memory is soon read once.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) laps: u32,
     #[command(flatten)]
     pub(crate) reading: ReadingArgs,
     /// End with exit code 1 below this many records a second.
@@ -195,7 +198,7 @@ pub(crate) struct ReadingArgs {
     #[arg(long, default_value = "8MiB", value_parser = parse_size)]
     pub(crate) fetch_bytes: usize,
     /// How much one fetch may bring, of one partition.
-    #[arg(long, default_value = "1MiB", value_parser = parse_size)]
+    #[arg(long, default_value = "4MiB", value_parser = parse_size)]
     pub(crate) partition_bytes: usize,
     /// Do not verify the checksums of batches.
     #[arg(long)]

@@ -330,10 +330,11 @@ pub(crate) fn run(args: &ConsumeArgs) -> Result<Report, BenchError> {
     };
     let reading = Rc::new(reading);
     let finished = tasks.block_on(&runtime, async {
-        let readers = reading.clone().start(&offsets);
         let all = async {
-            for reader in readers {
-                let _ = reader.await;
+            for _ in 0..args.laps {
+                for reader in reading.clone().start(&offsets) {
+                    let _ = reader.await;
+                }
             }
         };
         let _ = tokio::time::timeout_at(clock.instant(window.until).into(), all).await;
@@ -402,6 +403,12 @@ mod tests {
         let cluster = cluster().await;
         assert_eq!(run_against(&cluster, "--consumers 2 --duration 10s").await.records, 300);
         assert_eq!(run_against(&cluster, "--consumers 4 --duration 10s").await.records, 600);
+    }
+
+    #[tokio::test]
+    async fn laps_read_everything_again() {
+        let cluster = cluster().await;
+        assert_eq!(run_against(&cluster, "--laps 3 --duration 10s").await.records, 900);
     }
 
     #[tokio::test]

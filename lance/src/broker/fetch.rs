@@ -5,7 +5,7 @@ use super::{Broker, Caller};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
-use lnc_log::segment::{PartitionKey, ReadDone, SegmentError};
+use lnc_log::segment::{Batches, PartitionKey, ReadDone, SegmentError};
 use lnc_protocol::message::{FetchPartition, FetchRequest, FetchedPartition, Opcode, Records, Request, Response};
 use lnc_protocol::{BatchHeader, ErrorCode};
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +26,7 @@ struct Parked {
     deadline_us: u64,
     /// Results of segment reads, by position in the request. They stay until the answer leaves: another partition may
     /// have to be read meanwhile.
-    cold: BTreeMap<usize, Result<Vec<Bytes>, SegmentError>>,
+    cold: BTreeMap<usize, Result<Batches, SegmentError>>,
     cold_waiting: usize,
 }
 
@@ -51,8 +51,13 @@ impl Fetches {
 
 /// What one partition of a fetch comes to.
 enum Slot {
-    Done(FetchedPartition),
-    Cold { key: PartitionKey, offset: u64, max_bytes: usize },
+    /// With the number of its records.
+    Done(FetchedPartition, u64),
+    Cold {
+        key: PartitionKey,
+        offset: u64,
+        max_bytes: usize,
+    },
 }
 
 impl<D: Disk> Broker<D> {
@@ -95,11 +100,13 @@ impl<D: Disk> Broker<D> {
         let mut room = (parked.request.max_bytes as usize).min(limit);
         let mut results = Vec::with_capacity(parked.request.partitions.len());
         let mut reads = Vec::new();
+        let mut records = 0;
         for (position, wanted) in parked.request.partitions.iter().enumerate() {
             let cold = parked.cold.get(&position);
             match self.fetch_slot(wanted, &parked.confirmed, cold, room, results.is_empty()) {
-                Slot::Done(found) => {
+                Slot::Done(found, count) => {
                     room = room.saturating_sub(found.records.len());
+                    records += count;
                     results.push(found);
                 }
                 Slot::Cold { key, offset, max_bytes } => {
@@ -116,7 +123,7 @@ impl<D: Disk> Broker<D> {
         let failed = results.iter().any(|found| found.error != ErrorCode::None);
         let enough = bytes >= (parked.request.min_bytes.max(1) as usize).min(limit);
         if enough || failed || parked.deadline_us <= self.now_us() {
-            return self.answer_fetch(parked, results);
+            return self.answer_fetch(parked, results, records);
         }
         for wanted in &parked.request.partitions {
             if let Some(topic) = self.catalog.topic(&wanted.topic) {
@@ -129,10 +136,9 @@ impl<D: Disk> Broker<D> {
         self.fetches.parked.insert(id, parked);
     }
 
-    fn answer_fetch(&mut self, parked: Parked, results: Vec<FetchedPartition>) {
+    fn answer_fetch(&mut self, parked: Parked, results: Vec<FetchedPartition>, records: u64) {
         let bytes: usize = results.iter().map(|found| found.records.len()).sum();
         self.metrics.bytes_out_total.inc_by(bytes as u64);
-        let records: u64 = results.iter().flat_map(|found| found.records.pieces()).map(count_records).sum();
         self.metrics.messages_out_total.inc_by(records);
         if parked.request.max_wait_ms == 0 || bytes > 0 {
             let micros = self.now_us().saturating_sub(parked.since_us);
@@ -177,7 +183,7 @@ impl<D: Disk> Broker<D> {
         &mut self,
         wanted: &FetchPartition,
         confirmed: &BTreeSet<GroupId>,
-        cold: Option<&Result<Vec<Bytes>, SegmentError>>,
+        cold: Option<&Result<Batches, SegmentError>>,
         room: usize,
         first: bool,
     ) -> Slot {
@@ -195,12 +201,12 @@ impl<D: Disk> Broker<D> {
             Ok(found) => found,
             Err((error, message)) => {
                 (found.error, found.message) = (error, message);
-                return Slot::Done(found);
+                return Slot::Done(found, 0);
             }
         };
         let Some(state) = self.groups.get(&group).and_then(|data| data.state.get(key)) else {
             // Created, but its first entry has not come here yet: nothing to read.
-            return Slot::Done(found);
+            return Slot::Done(found, 0);
         };
         (found.log_start_offset, found.high_watermark) = (state.log_start_offset, state.log_end_offset);
         let (start, end) = (found.log_start_offset, found.high_watermark);
@@ -209,28 +215,29 @@ impl<D: Disk> Broker<D> {
             found.message = format!(
                 "topic {name:?} partition {partition} has offsets {start} to {end}, offset {offset} is not among them"
             );
-            return Slot::Done(found);
+            return Slot::Done(found, 0);
         }
         if let Some(result) = cold {
+            let mut count = 0;
             match result {
-                Ok(pieces) => found.records = clamp(pieces, end),
+                Ok(batches) => (found.records, count) = clamp(batches, end),
                 Err(error) => {
                     tracing::error!(topic = %name, partition, offset, %error, "cannot read a segment");
                     found.error = ErrorCode::StorageDamaged;
                     found.message = error.to_string();
                 }
             }
-            return Slot::Done(found);
+            return Slot::Done(found, count);
         }
         let max_bytes = (wanted.max_bytes as usize).min(room);
         if offset >= end || (max_bytes == 0 && !first) {
-            return Slot::Done(found);
+            return Slot::Done(found, 0);
         }
         match self.cache.read(key, offset, max_bytes) {
-            Some(pieces) => {
+            Some(cached) => {
                 self.metrics.fetch_cache_hits_total.inc();
-                found.records = pieces.into_iter().collect();
-                Slot::Done(found)
+                found.records = cached.pieces.into_iter().collect();
+                Slot::Done(found, cached.end_offset - cached.base_offset)
             }
             None => Slot::Cold { key, offset, max_bytes },
         }
@@ -267,19 +274,19 @@ impl<D: Disk> Broker<D> {
     }
 }
 
-/// Records in whole batches that lie one behind the other.
-fn count_records(batches: &Bytes) -> u64 {
-    let (mut records, mut position) = (0, 0);
-    while let Some(Ok(header)) = batches.get(position..).map(BatchHeader::parse) {
-        records += u64::from(header.record_count);
-        position += header.total_len();
+/// Only batches that end at or below the high watermark, and the number of their records: segments hold committed data
+/// only, so this cuts nothing unless the partition was trimmed or removed while the read was under way.
+fn clamp(batches: &Batches, high_watermark: u64) -> (Records, u64) {
+    if batches.end_offset <= high_watermark {
+        return (batches.bytes.clone().into(), batches.end_offset - batches.base_offset);
     }
-    records
-}
-
-/// Only batches that end at or below the high watermark: segments hold committed data only, so this cuts nothing unless
-/// the partition was trimmed or removed while the read was under way.
-fn clamp(pieces: &[Bytes], high_watermark: u64) -> Records {
-    let below = |batch: &Bytes| BatchHeader::parse(batch).is_ok_and(|header| header.last_offset() < high_watermark);
-    pieces.iter().take_while(|batch| below(batch)).cloned().collect()
+    let (mut len, mut end) = (0, batches.base_offset);
+    while let Some(Ok(header)) = batches.bytes.get(len..).map(BatchHeader::parse) {
+        if header.last_offset() >= high_watermark {
+            break;
+        }
+        len += header.total_len();
+        end = header.last_offset() + 1;
+    }
+    (batches.bytes.slice(..len).into(), end - batches.base_offset)
 }

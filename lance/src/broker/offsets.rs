@@ -83,8 +83,8 @@ impl<D: Disk> Broker<D> {
         let Some(wanted) = scan.request.partitions.get(scan.results.len()) else { return };
         let searched = match read.result {
             Err(error) => Err(damaged(wanted, &error)),
-            Ok(pieces) => {
-                let after = search(&pieces, wanted)
+            Ok(batches) => {
+                let after = search(&[batches.bytes], wanted)
                     .map_err(|hit| at(wanted, hit))
                     .map(|end| end.or(scan.cursor).unwrap_or_default());
                 after.inspect(|next| scan.cursor = Some(*next))
@@ -125,8 +125,8 @@ impl<D: Disk> Broker<D> {
                 return Step::Found(at(wanted, (end, -1)));
             }
             *cursor = Some(from);
-            let Some(pieces) = self.cache.read(key, from, SCAN_BYTES) else { return Step::Cold(key, from) };
-            match search(&pieces, wanted) {
+            let Some(cached) = self.cache.read(key, from, SCAN_BYTES) else { return Step::Cold(key, from) };
+            match search(&cached.pieces, wanted) {
                 Err(hit) => return Step::Found(at(wanted, hit)),
                 Ok(Some(next)) if next > from => *cursor = Some(next),
                 Ok(_) => return Step::Found(at(wanted, (end, -1))),

@@ -14,7 +14,6 @@ use bytes::Bytes;
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
 use lnc_log::segment::{DamagedBatch, PartitionKey, ReadDone, SegmentError};
-use lnc_protocol::BatchHeader;
 use lnc_raft::NodeId;
 use lnc_replication::Scrubbed;
 use lnc_replication::transfer::{MAX_RANGE, Part, Range, TransferBody};
@@ -149,14 +148,10 @@ impl<D: Disk> Broker<D> {
         let (key, offset) = self.scrub.at?;
         match &read.result {
             Ok(batches) => {
-                let bytes: usize = batches.iter().map(Bytes::len).sum();
+                let bytes = batches.bytes.len();
                 self.scrub.budget -= bytes as i64;
                 self.metrics.scrub_bytes_total.inc_by(bytes as u64);
-                let last = batches.last().and_then(|batch| BatchHeader::parse(batch).ok());
-                match last {
-                    Some(last) => self.scrub.at = Some((key, last.last_offset() + 1)),
-                    None => self.scrub_next_partition(key),
-                }
+                self.scrub.at = Some((key, batches.end_offset));
             }
             // Where the next batch begins is not known; where the next segment does is.
             Err(_) => {

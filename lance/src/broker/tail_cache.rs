@@ -15,6 +15,17 @@ struct Run {
     bytes: Bytes,
 }
 
+/// Whole batches, at least one, one behind the other.
+#[derive(Debug)]
+pub struct Cached {
+    /// The offset of the first record.
+    pub base_offset: u64,
+    /// The offset after the last record.
+    pub end_offset: u64,
+    /// Their bytes, a piece for each entry that brought some.
+    pub pieces: Vec<Bytes>,
+}
+
 /// See the module documentation.
 pub struct TailCache {
     budget: usize,
@@ -47,29 +58,35 @@ impl TailCache {
 
     /// Whole batches from the one that holds `offset` on: at least one, then as many as fit in `max_bytes`. `None` if
     /// that batch is not in memory.
-    pub fn read(&self, key: PartitionKey, offset: u64, max_bytes: usize) -> Option<Vec<Bytes>> {
+    pub fn read(&self, key: PartitionKey, offset: u64, max_bytes: usize) -> Option<Cached> {
         let runs = self.partitions.get(&key)?;
         let first = runs.partition_point(|run| run.end_offset <= offset);
         let run = runs.get(first).filter(|run| run.base_offset <= offset)?;
-        let skip = batches(&run.bytes).find(|(_, _, end)| *end > offset).map(|(start, ..)| start)?;
-        let mut pieces = Vec::new();
+        let mut base_offset = run.base_offset;
+        let mut skip = 0;
+        for (_, end, end_offset) in batches(&run.bytes).take_while(|(_, _, end_offset)| *end_offset <= offset) {
+            (skip, base_offset) = (end, end_offset);
+        }
+        let mut found = Cached { base_offset, end_offset: base_offset, pieces: Vec::new() };
         let mut total = 0;
         for (i, run) in runs.iter().skip(first).enumerate() {
             let rest = run.bytes.slice(if i == 0 { skip } else { 0 }..);
             let room = max_bytes.saturating_sub(total);
             if rest.len() <= room {
                 total += rest.len();
-                pieces.push(rest);
+                found.end_offset = run.end_offset;
+                found.pieces.push(rest);
                 continue;
             }
-            let fits = batches(&rest).map(|(_, end, _)| end).take_while(|end| *end <= room).last();
-            let at_least = || batches(&rest).next().map(|(_, end, _)| end).filter(|_| total == 0);
-            if let Some(end) = fits.or_else(at_least) {
-                pieces.push(rest.slice(..end));
+            let fits = batches(&rest).take_while(|(_, end, _)| *end <= room).last();
+            let at_least = || batches(&rest).next().filter(|_| total == 0);
+            if let Some((_, end, end_offset)) = fits.or_else(at_least) {
+                found.end_offset = end_offset;
+                found.pieces.push(rest.slice(..end));
             }
             break;
         }
-        Some(pieces)
+        (!found.pieces.is_empty()).then_some(found)
     }
 
     /// Forget what exceeds the budget and can be read from segments: everything below `written(key)`.
@@ -157,8 +174,10 @@ mod tests {
         out.freeze()
     }
 
-    fn offsets(pieces: &[Bytes]) -> Vec<u64> {
-        pieces.iter().flat_map(|piece| batches(piece).map(|(_, _, end)| end - 1)).collect()
+    fn offsets(found: &Cached) -> Vec<u64> {
+        let offsets = found.pieces.iter().flat_map(|piece| batches(piece).map(|(_, _, end)| end - 1)).collect();
+        assert_eq!(offsets, (found.base_offset..found.end_offset).collect::<Vec<_>>());
+        offsets
     }
 
     fn cache(budget: usize) -> TailCache {

@@ -323,7 +323,7 @@ impl<D: Disk> Broker<D> {
         }
         let Some((to, group, range)) = self.transfers.reads.remove(&read.ticket) else { return };
         let bytes = match read.result {
-            Ok(batches) => Some(batches.concat().into()),
+            Ok(batches) => Some(batches.bytes),
             Err(error) => {
                 tracing::warn!(%error, %to, "cannot give records to a peer");
                 None

@@ -42,7 +42,7 @@ mod state;
 mod store;
 
 pub use index::IndexEntry;
-pub use read::{DamagedBatch, ReadDone};
+pub use read::{Batches, DamagedBatch, ReadDone};
 pub use state::{EpochStart, PartitionState, SegmentState, StateError};
 pub use store::{CheckpointId, SegmentStore, TimestampBound};
 

@@ -24,10 +24,21 @@ pub struct ReadDone {
     pub ticket: u64,
     /// The partition.
     pub key: PartitionKey,
-    /// Whole, checked batches, the first of which holds what was asked for. An error concerns this read only.
-    pub result: Result<Vec<Bytes>, SegmentError>,
+    /// Batches, the first of which holds what was asked for. An error concerns this read only.
+    pub result: Result<Batches, SegmentError>,
     /// Where a damaged batch begins, if that is the error.
     pub damage: Option<DamagedBatch>,
+}
+
+/// Whole, checked batches, at least one, one behind the other.
+#[derive(Clone, Debug)]
+pub struct Batches {
+    /// The offset of the first record.
+    pub base_offset: u64,
+    /// The offset after the last record.
+    pub end_offset: u64,
+    /// As they lie in the file.
+    pub bytes: Bytes,
 }
 
 /// The place of a batch that is not what was written, for [`SegmentStore::repair`].
@@ -94,7 +105,7 @@ enum Next {
     /// Submit this, then go on with this phase.
     Other(Op, Phase),
     /// Over.
-    Done(Result<Vec<Bytes>, SegmentError>),
+    Done(Result<Batches, SegmentError>),
     /// Over: what should be a batch at this place is none.
     Damaged(Place, SegmentError),
 }
@@ -277,12 +288,7 @@ impl SegmentStore {
     }
 
     /// A read no longer needs its segment, which may have waited for that to go.
-    fn read_over(
-        &mut self,
-        disk: &mut impl Disk,
-        task: ReadTask,
-        result: Result<Vec<Bytes>, SegmentError>,
-    ) -> ReadDone {
+    fn read_over(&mut self, disk: &mut impl Disk, task: ReadTask, result: Result<Batches, SegmentError>) -> ReadDone {
         let ReadTask { ticket, key, base, damage, .. } = task;
         let damage = damage.map(|Place { position, offset }| DamagedBatch { key, base, position, offset });
         if let Some(segment) = self.partitions.get_mut(&key).and_then(|partition| partition.segment_mut(base)) {
@@ -388,39 +394,42 @@ impl SegmentStore {
             Ok(walk) => walk,
             Err(error) => return Next::Damaged(at, error),
         };
-        let mut batches: Vec<Bytes> = Vec::new();
-        let mut bytes = 0;
+        // Where the wanted batches begin and end in the bytes, and their offsets.
+        let mut wanted: Option<(Range<usize>, Range<u64>)> = None;
         loop {
+            let first = walk.at.offset;
             match walk.next_batch() {
-                Ok(Found::Batch(header, range)) => {
-                    let wanted = match task.target {
-                        Target::Offset(offset) => offset < walk.at.offset,
-                        Target::Timestamp(timestamp) => !batches.is_empty() || header.max_timestamp >= timestamp,
-                    };
-                    if !wanted {
-                        continue;
+                Ok(Found::Batch(header, range)) => match &mut wanted {
+                    Some((bytes, _)) if range.end - bytes.start > task.max_bytes => break,
+                    Some((bytes, offsets)) => (bytes.end, offsets.end) = (range.end, walk.at.offset),
+                    None => {
+                        let is_wanted = match task.target {
+                            Target::Offset(offset) => offset < walk.at.offset,
+                            Target::Timestamp(timestamp) => header.max_timestamp >= timestamp,
+                        };
+                        wanted = is_wanted.then_some((range, first..walk.at.offset));
                     }
-                    if !batches.is_empty() && bytes + range.len() > task.max_bytes {
-                        return Next::Done(Ok(batches));
-                    }
-                    bytes += range.len();
-                    batches.push(walk.bytes.slice(range));
-                }
-                Ok(Found::Incomplete { need }) if batches.is_empty() => {
+                },
+                // What comes before the damage is as good as ever.
+                _ if wanted.is_some() => break,
+                Ok(Found::Incomplete { need }) => {
                     let until = walk.at.position + need.max(task.max_bytes as u64);
                     return Next::Log(Phase::Data { at: walk.at, until });
                 }
-                Ok(Found::End) if batches.is_empty() && walk.at.position < limit => {
+                Ok(Found::End) if walk.at.position < limit => {
                     let until = walk.at.position + SCAN_CHUNK.max(task.max_bytes as u64);
                     return Next::Log(Phase::Data { at: walk.at, until });
                 }
-                Ok(Found::End) if batches.is_empty() => return Next::Done(Err(self.nothing_found(task, &walk))),
-                Ok(_) => return Next::Done(Ok(batches)),
-                // What comes before the damage is as good as ever.
-                Err(_) if !batches.is_empty() => return Next::Done(Ok(batches)),
+                Ok(Found::End) => break,
                 Err(error) => return Next::Damaged(walk.at, error),
             }
         }
+        Next::Done(match wanted {
+            Some((bytes, offsets)) => {
+                Ok(Batches { base_offset: offsets.start, end_offset: offsets.end, bytes: walk.bytes.slice(bytes) })
+            }
+            None => Err(self.nothing_found(task, &walk)),
+        })
     }
 
     /// The end of the readable bytes came before what was asked for.

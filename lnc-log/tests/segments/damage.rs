@@ -4,7 +4,6 @@ use crate::support::{Harness, KEY, concat, small, stored};
 use lnc_log::disk::memory::CrashChoice;
 use lnc_log::disk::{Disk, MemoryDisk, Op, Owner};
 use lnc_log::segment::{DamagedBatch, PartitionKey, PartitionState, SegmentConfig, SegmentError, StoredBatch};
-use lnc_protocol::BatchHeader;
 
 type States = Vec<(PartitionKey, PartitionState)>;
 
@@ -96,7 +95,7 @@ fn mend(replica: &mut Harness, batches: &[StoredBatch]) -> usize {
     while offset < replica.store.written_offset(KEY) {
         let done = replica.read_done(offset, 700);
         match (done.result, done.damage) {
-            (Ok(read), None) => offset = BatchHeader::parse(read.last().unwrap()).unwrap().last_offset() + 1,
+            (Ok(read), None) => offset = read.end_offset,
             (Err(SegmentError::Damaged { position, .. }), Some(place)) => {
                 assert!(place.position <= position && place.offset <= offset);
                 let missing: Vec<_> = batches.iter().filter(|b| b.base_offset >= place.offset).cloned().collect();

@@ -1,6 +1,6 @@
 //! Reading by offset and by time.
 
-use crate::support::{Harness, KEY, batch, concat, small, stored};
+use crate::support::{Harness, KEY, batch, batches_of, concat, small, stored};
 use lnc_log::segment::{PartitionKey, SegmentConfig, SegmentError, StoredBatch};
 use std::io;
 
@@ -133,7 +133,7 @@ fn reads_run_beside_each_other_and_beside_writes() {
     assert_eq!(done.iter().map(|read| read.ticket).collect::<Vec<_>>(), (0..end).collect::<Vec<_>>());
     for read in done {
         let expected = batches.iter().find(|batch| batch.last_offset >= read.ticket).unwrap();
-        assert!(read.result.unwrap()[0][..] == stored(expected));
+        assert!(batches_of(&read.result.unwrap().bytes)[0][..] == stored(expected));
     }
 }
 

@@ -54,6 +54,16 @@ pub(crate) struct Harness {
     tickets: u64,
 }
 
+/// Each of the batches that lie one behind the other.
+pub(crate) fn batches_of(bytes: &Bytes) -> Vec<Bytes> {
+    let mut batches = Vec::new();
+    let mut rest = bytes.clone();
+    while !rest.is_empty() {
+        batches.push(rest.split_to(BatchHeader::parse(&rest).unwrap().total_len()));
+    }
+    batches
+}
+
 impl Harness {
     pub(crate) fn new(config: SegmentConfig) -> Self {
         let mut harness = Self { disk: MemoryDisk::new(), store: SegmentStore::new(config), tickets: 0 };
@@ -152,7 +162,7 @@ impl Harness {
         assert_eq!(done.len(), 1, "one read, one result");
         let done = done.remove(0);
         assert_eq!(done.ticket, self.tickets);
-        done.result
+        done.result.map(|read| batches_of(&read.bytes))
     }
 
     /// Everything from the log start offset to the written offset.
