@@ -14,34 +14,72 @@ use lnc_protocol::ErrorCode;
 use lnc_protocol::batch::{BatchHeader, PREFIX_LEN, stamped_prefix};
 use lnc_protocol::message::{InitProducerResponse, ProduceResponse, Response};
 use lnc_raft::{Entry, EntryKind};
-use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// The batches of one entry for one partition, back to back as readers get them.
 struct Run {
+    key: PartitionKey,
+    /// Where it begins in the entry's buffer.
+    start: usize,
+    /// Bytes that it has so far.
+    len: usize,
     base_offset: u64,
     end_offset: u64,
-    bytes: BytesMut,
-    /// Where each batch starts, with its header.
-    batches: Vec<(usize, BatchHeader)>,
 }
 
-/// The runs of one entry.
-#[derive(Default)]
+/// The runs of one entry. They share one buffer: with many partitions, one for each would be what an entry costs most.
 struct Runs {
-    /// Batch bytes that the entry has for each partition, so that no run has to grow.
-    sizes: BTreeMap<PartitionKey, usize>,
-    open: BTreeMap<PartitionKey, Run>,
+    /// One for each partition, by its key; their places have room for all batches that the entry has for it.
+    runs: Vec<Run>,
+    /// Made when the first batch comes.
+    buffer: BytesMut,
+    size: usize,
+    /// The batches in the buffer, in the order of the entry.
+    batches: Vec<(PartitionKey, Range<usize>, BatchHeader)>,
 }
 
 impl Runs {
-    fn for_entry(commands: &Commands) -> Self {
-        let mut runs = Self::default();
-        for command in commands.clone() {
-            if let Ok(Command::Append { key, batch }) = command {
-                *runs.sizes.entry(key).or_default() += batch.len();
+    fn for_entry(commands: &[Command]) -> Self {
+        let mut sizes: Vec<(PartitionKey, usize)> = Vec::with_capacity(commands.len());
+        for command in commands {
+            match (command, sizes.last_mut()) {
+                (Command::Append { key, batch }, Some((last, size))) if last == key => *size += batch.len(),
+                (Command::Append { key, batch }, _) => sizes.push((*key, batch.len())),
+                _ => {}
             }
         }
-        runs
+        sizes.sort_unstable_by_key(|(key, _)| *key);
+        let mut runs: Vec<Run> = Vec::with_capacity(sizes.len());
+        let mut size = 0;
+        for (key, bytes) in sizes {
+            if runs.last().is_none_or(|last| last.key != key) {
+                runs.push(Run { key, start: size, len: 0, base_offset: 0, end_offset: 0 });
+            }
+            size += bytes;
+        }
+        Self { runs, buffer: BytesMut::new(), size, batches: Vec::new() }
+    }
+
+    /// Lay a batch behind those that its partition has. Every batch must be one of the entry's.
+    fn push(&mut self, key: PartitionKey, header: BatchHeader, epoch: i32, batch: &Bytes) {
+        let Ok(at) = self.runs.binary_search_by_key(&key, |run| run.key) else {
+            unreachable!("{key} has no room in an entry that has a batch for it")
+        };
+        if self.buffer.is_empty() {
+            self.buffer = BytesMut::zeroed(self.size);
+        }
+        let run = &mut self.runs[at];
+        if run.len == 0 {
+            run.base_offset = header.base_offset;
+        }
+        run.end_offset = header.last_offset() + 1;
+        let start = run.start + run.len;
+        let place = start..start + batch.len();
+        run.len += batch.len();
+        let (prefix, rest) = self.buffer[place.clone()].split_at_mut(PREFIX_LEN);
+        prefix.copy_from_slice(&stamped_prefix(batch, header.base_offset, epoch));
+        rest.copy_from_slice(&batch[PREFIX_LEN..]);
+        self.batches.push((key, place, header));
     }
 }
 
@@ -88,10 +126,10 @@ impl<D: Disk> Broker<D> {
         let commands = Commands::parse(payload).map_err(unreadable)?;
         let entry_ms = commands.append_ms;
         let append_ms = self.groups.get_mut(&group).map_or(entry_ms, |data| data.state.advance_clock(entry_ms));
-        let mut outcomes = Vec::new();
+        let commands = commands.collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
+        let mut outcomes = Vec::with_capacity(commands.len());
         let mut runs = Runs::for_entry(&commands);
         for command in commands {
-            let command = command.map_err(unreadable)?;
             if !matches!(command, Command::Append { .. }) {
                 self.store(&mut runs, append_ms)?;
             }
@@ -193,42 +231,35 @@ impl<D: Disk> Broker<D> {
         let appended = state.append(key, &header)?;
         if let Appended::At(base_offset) = appended {
             header.base_offset = base_offset;
-            let room = runs.sizes.get(&key).copied().unwrap_or_default();
-            let run = runs.open.entry(key).or_insert_with(|| Run {
-                base_offset,
-                end_offset: base_offset,
-                bytes: BytesMut::with_capacity(room),
-                batches: Vec::new(),
-            });
-            run.end_offset = header.last_offset() + 1;
-            run.batches.push((run.bytes.len(), header));
-            run.bytes.extend_from_slice(&stamped_prefix(batch, base_offset, epoch));
-            run.bytes.extend_from_slice(&batch[PREFIX_LEN..]);
+            runs.push(key, header, epoch, batch);
         }
         Ok(appended)
     }
 
     /// Make the collected runs visible, and give them to the segments.
     fn store(&mut self, runs: &mut Runs, append_ms: u64) -> Result<(), BrokerError> {
-        for (key, run) in std::mem::take(&mut runs.open) {
-            let bytes = run.bytes.freeze();
-            let ends = run.batches.iter().map(|(start, _)| *start).skip(1).chain([bytes.len()]);
-            for ((start, header), end) in run.batches.iter().zip(ends) {
-                let raw = bytes.slice(*start..end);
-                let mut prefix = [0; PREFIX_LEN];
-                prefix.copy_from_slice(&raw[..PREFIX_LEN]);
-                let stored = StoredBatch {
-                    base_offset: header.base_offset,
-                    last_offset: header.last_offset(),
-                    max_timestamp: header.max_timestamp,
-                    append_ms,
-                    prefix,
-                    raw,
-                };
-                self.segments.append(key, stored)?;
-            }
-            self.cache.append(key, run.base_offset, run.end_offset, bytes);
-            self.fetches.wake(key);
+        let bytes = std::mem::take(&mut runs.buffer).freeze();
+        for (key, place, header) in runs.batches.drain(..) {
+            let raw = bytes.slice(place);
+            let mut prefix = [0; PREFIX_LEN];
+            prefix.copy_from_slice(&raw[..PREFIX_LEN]);
+            let stored = StoredBatch {
+                base_offset: header.base_offset,
+                last_offset: header.last_offset(),
+                max_timestamp: header.max_timestamp,
+                append_ms,
+                prefix,
+                raw,
+            };
+            self.segments.append(key, stored)?;
+        }
+        for run in runs.runs.iter_mut().filter(|run| run.len > 0) {
+            let own = bytes.slice(run.start..run.start + run.len);
+            self.cache.append(run.key, run.base_offset, run.end_offset, own);
+            self.fetches.wake(run.key);
+            // What follows in the entry goes to the same place of another buffer.
+            run.start += run.len;
+            run.len = 0;
         }
         Ok(())
     }
