@@ -48,7 +48,7 @@ impl Settings {
             data_groups: rng.between(1, 3) as u32,
             memory_bytes: rng.pick(&[64 << 10, 256 << 10, 4 << 20]),
             tail_cache_bytes: rng.pick(&[4 << 10, 32 << 10, 1 << 20]),
-            checkpoint_bytes: rng.pick(&[16 << 10, 64 << 10, 512 << 10]),
+            checkpoint_bytes: rng.pick(&[32 << 10, 128 << 10, 512 << 10]),
             journal_file_bytes: rng.pick(&[64 << 10, 128 << 10, 512 << 10]),
             journal_retain_bytes: rng.pick(&[0, 256 << 10, 64 << 20]),
             transfer_bytes_per_second: rng.pick(&[100 << 10, 4 << 20]),
