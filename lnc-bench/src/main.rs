@@ -116,11 +116,12 @@ fn main() -> ExitCode {
 fn run_one(command: &Command) -> Result<Vec<String>, BenchError> {
     let (output, bounds) = match command {
         Command::Produce(args) if args.sweep => {
-            (&args.output, BoundArgs { max_p99: None, min_rate: args.bounds.min_rate })
+            // The bound on the 99th percentile is what the sweep looks for.
+            (&args.output, BoundArgs { max_p99: None, ..args.bounds.clone() })
         }
         Command::Produce(args) => (&args.output, args.bounds.clone()),
         Command::Both(args) => (&args.output, args.bounds.clone()),
-        Command::Consume(args) => (&args.output, BoundArgs { max_p99: None, min_rate: args.min_rate }),
+        Command::Consume(args) => (&args.output, BoundArgs { min_rate: args.min_rate, ..BoundArgs::default() }),
         Command::Suite(_) | Command::Limits(_) => return Err(BenchError::Thread),
     };
     let limits = output::limits(output)?;
@@ -129,7 +130,7 @@ fn run_one(command: &Command) -> Result<Vec<String>, BenchError> {
         report.with_limits(limits);
     }
     output::print(std::slice::from_ref(&report), output)?;
-    Ok(report.failures(bounds.max_p99, bounds.min_rate))
+    Ok(report.failures(&bounds))
 }
 
 fn run_suite(args: &SuiteArgs) -> Result<Vec<String>, BenchError> {
@@ -144,7 +145,7 @@ fn run_suite(args: &SuiteArgs) -> Result<Vec<String>, BenchError> {
     if !args.list {
         output::print_rest(&reports, &args.output)?;
     }
-    Ok(reports.iter().flat_map(|report| report.failures(None, None)).collect())
+    Ok(reports.iter().flat_map(|report| report.failures(&BoundArgs::default())).collect())
 }
 
 /// Carries out a command that puts load on a cluster.
