@@ -41,6 +41,8 @@ pub(crate) enum Command {
     Suite(SuiteArgs),
     /// Measure what this machine can do: the disk, loopback, memory, checksums.
     Limits(LimitsArgs),
+    /// Make the index of the evidence that a run of ./test.sh has left.
+    Evidence(EvidenceArgs),
 }
 
 /// What to talk to.
@@ -261,6 +263,15 @@ pub(crate) struct LimitsArgs {
     /// Print JSON, for --limits.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct EvidenceArgs {
+    /// The folder of the run; index.json and index.html are written there.
+    pub(crate) dir: PathBuf,
+    /// Append a section about the run's gates to this document, in Markdown. Once for each run.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) append: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -1,8 +1,8 @@
 //! Load generator and latency report for LANCE.
 //!
 //! `produce` sends records in a closed or an open loop, `consume` reads topics, `both` does the two at once and measures
-//! from end to end, `suite` runs the standard workloads, `limits` measures the machine. `docs/BENCHMARKING.md` shows how
-//! to use it.
+//! from end to end, `suite` runs the standard workloads, `limits` measures the machine, `evidence` sums up a run of
+//! `./test.sh`. `docs/BENCHMARKING.md` shows how to use it.
 //!
 //! A run goes like this: [`topics`] makes the topics and finds the leaders; [`produce`] starts threads with [`mod@line`]s,
 //! each a connection that sends what [`batches`] has prepared when [`schedule`] says so; [`consume`] reads;
@@ -15,6 +15,7 @@ mod args;
 mod batches;
 mod consume;
 mod delivery;
+mod evidence;
 mod html;
 mod library;
 mod limits;
@@ -96,6 +97,7 @@ fn main() -> ExitCode {
             output::print_limits(&limits, args.json);
             Vec::new()
         }),
+        Command::Evidence(args) => evidence::run(&args).map(|()| Vec::new()),
         Command::Suite(args) => run_suite(&args),
         command => run_one(&command),
     };
@@ -122,7 +124,7 @@ fn run_one(command: &Command) -> Result<Vec<String>, BenchError> {
         Command::Produce(args) => (&args.output, args.bounds.clone()),
         Command::Both(args) => (&args.output, args.bounds.clone()),
         Command::Consume(args) => (&args.output, BoundArgs { min_rate: args.min_rate, ..BoundArgs::default() }),
-        Command::Suite(_) | Command::Limits(_) => return Err(BenchError::Thread),
+        Command::Suite(_) | Command::Limits(_) | Command::Evidence(_) => return Err(BenchError::Thread),
     };
     let limits = output::limits(output)?;
     let mut report = execute(command)?;
@@ -156,7 +158,7 @@ fn execute(command: &Command) -> Result<Report, BenchError> {
         Command::Produce(args) => ("produce", produce::run(&args.cluster, &args.load, None)),
         Command::Both(args) => ("both", produce::run(&args.cluster, &args.load, Some(&args.reading))),
         Command::Consume(args) => ("consume", consume::run(args)),
-        Command::Suite(_) | Command::Limits(_) => return Err(BenchError::Thread),
+        Command::Suite(_) | Command::Limits(_) | Command::Evidence(_) => return Err(BenchError::Thread),
     };
     let mut report = report?;
     report.name = name.into();
