@@ -7,8 +7,10 @@ set -m
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 cd "$root" || exit 1
 
-# Folders of evidence that are kept.
-evidence_kept=10
+# shellcheck source=gates.conf
+. "$root/gates.conf"
+# shellcheck source=evidence.sh
+. "$root/evidence.sh"
 
 usage() {
     cat <<TEXT
@@ -99,15 +101,12 @@ for argument; do
     esac
 done
 
-# shellcheck source=gates.conf
-. "$root/gates.conf"
-
 # Longest time for one step, in seconds. A cold build on two slow cores stays below.
 step_limit=2400
 
 target_dir=${CARGO_TARGET_DIR:-$root/target}
 
-passed=0 failed=0 skipped=0
+passed=0 failed=0 skipped=0 steps=0
 # Exit code by which a step says that it cannot run here; its last line of output is the reason.
 skip_code=77
 step_pid='' watchdog_pid=''
@@ -138,37 +137,6 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# The folder of the run. Its steps.tsv has a line for each step: verdict, seconds, name, log, folder of reports, and why
-# it was skipped, with tabs in between; "lnc-bench evidence" reads it.
-evidence=
-steps=0
-make_evidence() {
-    local home=${LANCE_EVIDENCE:-$target_dir/evidence} folders
-    mkdir -p "$home" || exit 1
-    home=$(cd -- "$home" && pwd) || exit 1
-    evidence=$home/$(date -u +%Y-%m-%dT%H-%M-%SZ)
-    mkdir "$evidence" "$evidence/logs" || exit 1
-    # Nothing but what this script has made is deleted.
-    folders=("$home"/[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]-[0-9][0-9]-[0-9][0-9]Z)
-    while ((${#folders[@]} > evidence_kept)); do
-        rm -rf -- "${folders[0]}"
-        folders=("${folders[@]:1}")
-    done
-    cp "$root/gates.conf" "$evidence/"
-    {
-        printf 'command\t%s\n' "$command_line"
-        printf 'commit\t%s\n' "$(git describe --always --dirty --abbrev=12 2>/dev/null || printf 'no repository')"
-        printf 'kernel\t%s\n' "$(uname -sr)"
-        printf 'processor\t%s, %s cores\n' "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" "$(nproc)"
-        printf 'memory\t%s\n' "$(awk '/^MemTotal/ { printf "%.1f GiB", $2 / 1048576 }' /proc/meminfo)"
-        printf 'file system\t%s\n' "$(findmnt --noheadings --output FSTYPE --target "$work")"
-        printf 'compiler\t%s\n' "$(rustc --version)"
-    } >"$evidence/environment.tsv"
-}
-
-# note VERDICT SECONDS NAME [LOG [FOLDER [REASON]]]: keeps what came of a step.
-note() { printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "${4:-}" "${5:-}" "${6:-}" >>"$evidence/steps.tsv"; }
-
 # not_run REASON NAME…: steps that something else has kept from running.
 not_run() {
     local reason=$1 name
@@ -186,9 +154,7 @@ step() {
     local name=$1 log began=$EPOCHREALTIME code=0 took reason='' verdict
     shift
     steps=$((steps + 1))
-    reports=$(printf '%02d-%s' "$steps" "${name//[^a-zA-Z0-9]/-}")
-    log=$evidence/logs/$reports.log
-    reports=$evidence/$reports
+    name_reports "$steps" "$name"
     printf '== %s\n' "$name"
     (
         set -e
@@ -228,8 +194,7 @@ step() {
             printf -- '--\n   FAILED after %s s with exit code %s: %s\n' "$took" "$code" "$name"
             ;;
     esac
-    [[ -d $reports ]] || reports=
-    note "$verdict" "$took" "$name" "logs/${log##*/}" "${reports##*/}" "$reason"
+    note_step "$verdict" "$took" "$name" "$reason"
     return 0
 }
 
@@ -686,6 +651,18 @@ one_way_partition() {
     live --fault one-way-partition --partition-by netns --repeat "$chaos_times" --every 8 --hold 3
 }
 
+# The hot functions, counted by callgrind. A file beside the program has the baselines.
+instructions() {
+    local missing=()
+    [[ $(uname -m) == x86_64 ]] || skip "the baselines are of x86_64"
+    command -v valgrind || missing+=(valgrind)
+    install_missing "${missing[@]}"
+    mkdir "$reports"
+    cargo build --release --locked -p lance --example instructions
+    "$target_dir/release/examples/instructions" --tolerance "$instructions_percent" \
+        --json "$reports/instructions.json" | sed 's/^/> /'
+}
+
 # failover FAULT EVERY HOLD [BOUND]
 failover() {
     live --fault "$1" --repeat "$failover_times" --every "$2" --hold "$3" ${4:+--max-stall "$1=$4"}
@@ -722,7 +699,7 @@ command -v cargo >/dev/null || {
     exit 1
 }
 
-make_evidence
+make_evidence "$root" "$command_line" || exit 1
 if [[ -z $gates_only ]]; then
     step "format" format_of_rust
     step "lints of the scripts" lints_of_scripts
@@ -761,6 +738,7 @@ texts() {
 gates() {
     on_cluster "gate: readiness" readiness
     on_cluster "gate: rate and latency" bench_gate "$bench_seconds"
+    step "gate: instructions" instructions
     if [[ -z $simulator ]]; then
         not_run "there is no verifier" "gate: chaos" "gate: chaos, one-way partition"
         return
@@ -785,23 +763,9 @@ else
     not_run "there is no release" "the steps with a cluster, and the gates"
 fi
 
-# sum_up [ARGUMENT…]: the index; nothing that the steps have found is lost without it.
-sum_up() {
-    if "$bench" evidence "$evidence" "$@"; then
-        printf '\nEvidence: %s\n' "$evidence/index.html"
-    else
-        failed=$((failed + 1))
-        printf -- '-- FAILED: the index of %s\n' "$evidence"
-    fi
-}
-if [[ ! -x $bench ]]; then
-    printf '\nEvidence: %s, without an index, since there is no lnc-bench\n' "$evidence"
-elif [[ -n $report ]]; then
-    sum_up --append "$root/docs/ops/BenchmarkChaosRunReports.md"
-else
-    sum_up
-fi
-
+append=()
+[[ -z $report ]] || append=(--append "$root/docs/ops/BenchmarkChaosRunReports.md")
+sum_up "$bench" "${append[@]}" || failed=$((failed + 1))
 printf '\n%s passed, %s failed' "$passed" "$failed"
 ((skipped == 0)) || printf ', %s skipped' "$skipped"
 printf '\n'
