@@ -646,9 +646,10 @@ one_way_partition() {
     command -v ip || missing+=(iproute2)
     command -v nft || missing+=(nftables)
     install_missing "${missing[@]}"
-    "$target_dir/simulate/lnc-chaos" live --partition-by netns --list | grep -q '^\* one-way-partition ' ||
-        skip "network namespaces are not possible here"
-    live --fault one-way-partition --partition-by netns --repeat "$chaos_times" --every 8 --hold 3
+    "$target_dir/simulate/lnc-chaos" live --partition-by netns --list >"$work/faults"
+    grep -q '^\* one-way-partition ' "$work/faults" || skip "network namespaces with nft rules are not possible here"
+    live --fault one-way-partition --partition-by netns --repeat "$chaos_times" --every 8 --hold 3 \
+        --max-stall "one-way-partition=$chaos_one_way_partition_ms"
 }
 
 # The hot functions, counted by callgrind. A file beside the program has the baselines.
