@@ -518,6 +518,22 @@ leaders_spread() {
 
 # --- The gates -------------------------------------------------------------------------------------------------------
 
+# What compares must be able to fail.
+comparisons() {
+    local bad
+    printf '{\n  "counts": {\n    "gaps": 3\n  },\n  "rate": 1e5,\n  "word": "x"\n}\n' >"$work/figures.json"
+    [[ $(figure "$work/figures.json" gaps) == 3 && $(figure "$work/figures.json" rate) == 1e5 ]]
+    for bad in word nothing counts; do
+        if figure "$work/figures.json" "$bad"; then return 1; fi
+    done
+    at_most 3 3 "as much as allowed"
+    at_most 10 9.5 "less than allowed"
+    for bad in 4 3.1 1e5 '' x; do
+        if at_most 3 "$bad" "must be missed" >/dev/null; then return 1; fi
+    done
+    if check_records "$work/figures.json" >/dev/null; then return 1; fi
+}
+
 milliseconds_since() { awk -v from="$1" -v to="$EPOCHREALTIME" 'BEGIN { printf "%d", (to - from) * 1000 }'; }
 
 readiness() {
@@ -694,6 +710,7 @@ texts() {
 }
 
 gates() {
+    step "comparisons of the gates" comparisons
     on_cluster "gate: readiness" readiness
     on_cluster "gate: rate and latency" bench_gate "$bench_seconds"
     step "gate: instructions" instructions

@@ -16,7 +16,7 @@ pub(crate) struct Figure {
     pub(crate) is_least: bool,
 }
 
-/// The figures of a JSON report, whichever it is; none of one that is not known.
+/// The figures of a gate's JSON reports, whichever they are; none of those that are not known.
 pub(super) fn of(step: &str, report: &Value, thresholds: &[Threshold]) -> Vec<Figure> {
     let figures = Figures { report, thresholds, found: Vec::new() };
     if report.get("counts").is_some() {
@@ -114,4 +114,43 @@ fn instructions(mut figures: Figures<'_>) -> Vec<Figure> {
         }
     }
     figures.found
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn told(step: &str, report: &Value) -> Vec<(String, f64, Option<f64>)> {
+        let threshold = |name: &str, value| Threshold { name: name.into(), value, reason: "because".into() };
+        let thresholds = [threshold("chaos_kill_leader_ms", 1000.0), threshold("failover_kill_leader_ms", 150.0)];
+        let figures = of(step, report, &thresholds).into_iter();
+        figures.map(|figure| (figure.what, figure.measured, figure.bound)).collect()
+    }
+
+    #[test]
+    fn stalls_have_the_threshold_of_their_gate() {
+        let stalls = |count| {
+            json!({"counts": {"gaps": 1}, "stalls": {"kill-leader": {
+                "count": count, "struck": {"median": {"partition_us": 25_500}, "max": {"partition_us": 90_000}}}}})
+        };
+        let gaps = ("gaps".to_owned(), 1.0, None);
+        let once = ("stall by kill-leader".to_owned(), 25.5, Some(1000.0));
+        assert_eq!(told("gate: chaos", &stalls(1)), [gaps.clone(), once]);
+        let often = ("stall by kill-leader, median of 10".to_owned(), 25.5, Some(150.0));
+        assert_eq!(told("gate: failover, leader killed", &stalls(10)), [gaps, often]);
+    }
+
+    #[test]
+    fn instructions_have_the_most_that_is_allowed() {
+        let report = json!({"instructions": [{"name": "one", "count": 105, "most": 110}, {"name": "two", "count": 7}]});
+        let expected = [("one".to_owned(), 105.0, Some(110.0)), ("two".to_owned(), 7.0, None)];
+        assert_eq!(told("gate: instructions", &report), expected);
+    }
+
+    #[test]
+    fn an_unknown_report_has_no_figures() {
+        assert_eq!(told("gate: new", &json!({"something": 1})), []);
+    }
 }

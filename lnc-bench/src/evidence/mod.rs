@@ -104,7 +104,8 @@ impl Step {
             return Err(format!("{verdict:?} is no verdict"));
         }
         let mut files: Vec<String> = Some(log.clone()).into_iter().filter(|log| !log.is_empty()).collect();
-        let mut figures = Vec::new();
+        // Names are told apart over all reports of a gate: one has what another is compared with.
+        let mut reports = serde_json::Map::new();
         if !folder.is_empty() {
             let listed = fs::read_dir(dir.join(folder)).map_err(|error| format!("{folder}: {error}"))?;
             let mut paths: Vec<PathBuf> = listed.filter_map(|file| Some(file.ok()?.path())).collect();
@@ -113,12 +114,14 @@ impl Step {
                 let file = path.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned());
                 if file.ends_with(".json") {
                     let text = read(path).map_err(|error| error.to_string())?;
-                    let report: Value = serde_json::from_str(&text).map_err(|error| format!("{file}: {error}"))?;
-                    figures.extend(figures::of(name, &report, thresholds));
+                    let report: serde_json::Map<String, Value> =
+                        serde_json::from_str(&text).map_err(|error| format!("{file}: {error}"))?;
+                    reports.extend(report);
                 }
                 files.push(format!("{folder}/{file}"));
             }
         }
+        let figures = figures::of(name, &Value::Object(reports), thresholds);
         let seconds = seconds.parse().map_err(|_| format!("{seconds:?} is no number of seconds"))?;
         Ok(Step { name: name.clone(), verdict: verdict.clone(), seconds, reason: reason.clone(), files, figures })
     }
@@ -196,6 +199,11 @@ mod tests {
                 "passed\t1.5\tformat\tlogs/01.log\t\t\nfailed\t9.0\tgate: rate and latency\tlogs/02.log\t02-gate\t\n\
                  skipped\t0\tgate: chaos, one-way partition\tlogs/03.log\t\tneeds root\n",
             );
+            folder.put("02-gate/wanted.json", "{\"wanted_records_per_second\": 1000}");
+            folder.put(
+                "02-gate/result.json",
+                "{\"records_per_second\": 1500.5, \"errors\": {\"Timeout\": 2, \"Io\": 3}}",
+            );
             folder.put("02-gate/leaders.json", "{\n  \"leader_changes\": 1\n}\n");
             folder.put("02-gate/report.html", "");
             folder
@@ -236,7 +244,17 @@ mod tests {
         let index: Value = serde_json::from_str(&read(&folder.0.join("index.json")).unwrap()).unwrap();
         assert_eq!((&index["passed"], &index["failed"], &index["skipped"]), (&1.into(), &1.into(), &1.into()));
         assert_eq!(index["steps"][1]["files"][2], "02-gate/report.html");
-        assert_eq!(index["steps"][1]["figures"][0]["bound"], 0.0);
+        let figures: Vec<(&str, f64, f64)> = index["steps"][1]["figures"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|figure| {
+                let number = |name: &str| figure[name].as_f64().unwrap();
+                (figure["what"].as_str().unwrap(), number("measured"), number("bound"))
+            })
+            .collect();
+        let expected = [("rate", 1500.5, 1000.0), ("errors", 5.0, 0.0), ("changes of leadership", 1.0, 0.0)];
+        assert_eq!(figures, expected);
         let page = read(&folder.0.join("index.html")).unwrap();
         for wanted in ["needs root", "02-gate/report.html", "changes of leadership", "bench_rate", "processor"] {
             assert!(page.contains(wanted), "{wanted}");
@@ -250,9 +268,13 @@ mod tests {
         folder.put("reports.md", "# Reports\n");
         folder.run(Some("reports.md")).unwrap();
         let text = read(&folder.0.join("reports.md")).unwrap();
-        for wanted in
-            ["# Reports\n\n## ", "**FAILED**", "changes of leadership 1 (at most 0)", "needs root", "one \\| two"]
-        {
+        for wanted in [
+            "# Reports\n\n## ",
+            "**FAILED**",
+            "rate 1,500 records/s (at least 1,000); errors 5 (at most 0); changes of leadership 1 (at most 0)",
+            "needs root",
+            "one \\| two",
+        ] {
             assert!(text.contains(wanted), "{wanted}\n{text}");
         }
         assert!(!text.contains("format"), "only gates are told of\n{text}");
