@@ -7,26 +7,42 @@ set -m
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 cd "$root" || exit 1
 
+# shellcheck source=thresholds.sh
+. "$root/thresholds.sh"
+# shellcheck source=evidence.sh
+. "$root/evidence.sh"
+
 usage() {
     cat <<TEXT
-Usage: ./test.sh [--long] [--fuzz[=SECONDS]] [--keep]
+Usage: ./test.sh [--long] [--gates] [--fuzz[=SECONDS]] [--report] [--keep]
        ./test.sh --kubernetes
 
 Checks format, lints and documentation, runs all tests, among them one in which disks lose power; simulates clusters
 under faults, with fresh seeds, and proves that known mistakes are found there; then a cluster of three nodes of the
 release build: produces a text and reads it back, undisturbed, while the leader is killed (kill -9)
-and restarted, without each of the nodes, and after all nodes were killed at once; last, a short measurement of
-throughput, and faults while producers write. Needs bash 5, awk, coreutils, util-linux, a C compiler, and Rust with rustfmt and clippy. Uses free ports of
-127.0.0.1 and a temporary directory; leaves neither processes nor files but the build in target/.
+and restarted, without each of the nodes, and after all nodes were killed at once; last, the gates, whose thresholds
+and their reasons are in gates.conf: readiness, rate and latency, faults while producers write, and the instructions that
+the hot functions take. Needs bash 5, awk, coreutils, util-linux, a C compiler, and Rust with rustfmt and clippy. Uses
+free ports of 127.0.0.1 and a temporary directory; leaves neither processes nor files but what is in target/: the build,
+and the evidence.
 
-Power is lost on file systems of its own, for which it needs root, loop devices, e2fsprogs and xfsprogs; the last two
-are installed with apt-get if they are missing. Where that does not work, the step is skipped and counted as such.
+Evidence: a folder named after the time of the run, with the log of every step, the JSON and HTML reports of the gates, and
+an index of all of it (index.html, index.json). The newest $evidence_kept are kept.
 
-  --long  five times the text, a longer measurement, 20 times the cases of the property tests, four times as many
-          losses of power, and 20 minutes of simulation instead of one
+Power is lost on file systems of its own, for which it needs root, loop devices, e2fsprogs and xfsprogs; one-way
+partitions need root, iproute2 and nftables; instructions are counted by valgrind. Of these, root installs with apt-get
+what is missing. Where that does not work, the step is skipped and counted as such.
+
+  --long  five times the text, a longer bench gate, 20 times the cases of the property tests, four times as many
+          losses of power, 20 minutes of simulation instead of one, each fault of the chaos gates four times; and two gates
+          more: how long failovers take, in the median, and ten minutes at full load without a change of leadership.
+          About an hour and a half
+  --gates only the gates, and the builds that they need
   --fuzz  fuzz every decoder of bytes from outside as well, each for this many seconds (30); needs cargo-fuzz and a
           nightly toolchain
-  --keep  keep the logs and the data of the run
+  --report
+          append what the gates have found to docs/ops/BenchmarkChaosRunReports.md
+  --keep  keep the data of the run
   --kubernetes
           instead of all that, try the promises on the example cluster in Kubernetes, which is deleted and made anew;
           see "deploy/k8s/gates.sh --help"
@@ -34,7 +50,8 @@ are installed with apt-get if they are missing. Where that does not work, the st
 
 Environment:
   LANCE_BASE_PORT  client port of the cluster's first node, instead of a free one
-  TMPDIR           where the temporary directory is made (/tmp); some hundred MB
+  LANCE_EVIDENCE   where the folders of evidence are made (target/evidence)
+  TMPDIR           where the temporary directory is made (/tmp), with the clusters' data; some GB
 
 The last line counts the steps: "N passed, N failed", and ", N skipped" if there were any. The exit code is 0 if none
 failed.
@@ -48,18 +65,24 @@ fi
 
 # The command line's own settings must not reach the tests.
 for variable in "${!LANCE_@}"; do
-    [[ $variable == LANCE_BASE_PORT ]] || unset "$variable"
+    [[ $variable == LANCE_BASE_PORT || $variable == LANCE_EVIDENCE ]] || unset "$variable"
 done
 
+command_line="./test.sh $*"
 text_mb=20
-bench_seconds=5
+bench_seconds=10
 simulate_for=60s
+chaos_times=1
 long=
+gates_only=
+report=
 fuzz_seconds=
 keep=
 for argument; do
     case $argument in
-        --long) long=yes text_mb=100 bench_seconds=20 simulate_for=20m ;;
+        --long) long=yes text_mb=100 bench_seconds=60 simulate_for=20m chaos_times=4 ;;
+        --gates) gates_only=yes ;;
+        --report) report=yes ;;
         --fuzz) fuzz_seconds=30 ;;
         --fuzz=*[!0-9]* | --fuzz=)
             printf 'test.sh: %s: not a number of seconds\n' "$argument" >&2
@@ -78,23 +101,12 @@ for argument; do
     esac
 done
 
-# Acknowledged records a second that a run of 16 connections with 64 requests of 1 KiB each must reach. No measure of
-# speed: the slowest machine that builds in reasonable time passes it many times over, and what falls below it waits
-# for timers, or for one fsync per request, where it should not.
-bench_floor=20000
-
-# Faults on real processes, one of each. Producers go on meanwhile; every record is looked for on every replica.
-chaos_faults=kill-leader,term-leader,stop-leader,kill-follower,kill-all,rolling-restart,one-way-partition
-# Longest stalls of a partition by fault, in ms. A death is noticed by its connections; a leader that hangs, by the client
-# after a second. Shared machines are slow at times, hence the room.
-chaos_stalls=(--max-stall kill-leader=1000 --max-stall term-leader=1000 --max-stall stop-leader=3000)
-
 # Longest time for one step, in seconds. A cold build on two slow cores stays below.
 step_limit=2400
 
 target_dir=${CARGO_TARGET_DIR:-$root/target}
 
-passed=0 failed=0 skipped=0
+passed=0 failed=0 skipped=0 steps=0
 # Exit code by which a step says that it cannot run here; its last line of output is the reason.
 skip_code=77
 step_pid='' watchdog_pid=''
@@ -125,11 +137,24 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# step NAME COMMAND…: runs the command as one step, its output in a log that is shown if it fails. Lines of the log
-# that start with "> " are shown in any case.
-step() {
-    local name=$1 log=$work/step.log began=$EPOCHREALTIME code=0 took
+# not_run REASON NAME…: steps that something else has kept from running.
+not_run() {
+    local reason=$1 name
     shift
+    for name; do
+        printf '== NOT RUN, since %s: %s\n' "$reason" "$name"
+        note skipped 0 "$name" "" "" "$reason"
+    done
+    skipped=$((skipped + $#))
+}
+
+# step NAME COMMAND…: runs the command as one step, its output in a log that is shown if it fails. Lines of the log
+# that start with "> " are shown in any case. A command that is a gate puts its reports into the folder named $reports.
+step() {
+    local name=$1 log began=$EPOCHREALTIME code=0 took reason='' verdict
+    shift
+    steps=$((steps + 1))
+    name_reports "$steps" "$name"
     printf '== %s\n' "$name"
     (
         set -e
@@ -150,31 +175,42 @@ step() {
     end_group "$step_pid"
     wait 2>/dev/null
     step_pid='' watchdog_pid=''
-    took=$(awk -v from="$began" -v to="$EPOCHREALTIME" 'BEGIN { printf "%.1f s", to - from }')
+    took=$(awk -v from="$began" -v to="$EPOCHREALTIME" 'BEGIN { printf "%.1f", to - from }')
     sed -n 's/^> /   /p' "$log"
     case $code in
         0)
-            passed=$((passed + 1))
-            printf '   passed in %s\n' "$took"
+            passed=$((passed + 1)) verdict=passed
+            printf '   passed in %s s\n' "$took"
             ;;
         "$skip_code")
-            skipped=$((skipped + 1))
-            printf '   SKIPPED: %s\n' "$(tail -n 1 "$log")"
+            skipped=$((skipped + 1)) verdict=skipped
+            reason=$(tail -n 1 "$log")
+            printf '   SKIPPED: %s\n' "$reason"
             ;;
         *)
-            failed=$((failed + 1))
+            failed=$((failed + 1)) verdict=failed
             printf -- '-- the end of the output:\n'
             tail -n 200 "$log"
-            printf -- '--\n   FAILED after %s with exit code %s: %s\n' "$took" "$code" "$name"
+            printf -- '--\n   FAILED after %s s with exit code %s: %s\n' "$took" "$code" "$name"
             ;;
     esac
-    [[ -n $keep ]] && cp "$log" "$work/${name//[^a-z0-9]/-}.log"
+    note_step "$verdict" "$took" "$name" "$reason"
     return 0
 }
 
 skip() {
     printf '%s\n' "$*"
     exit "$skip_code"
+}
+
+# install_missing PACKAGE…: for root, with apt-get.
+install_missing() {
+    (($# > 0)) || return 0
+    ((EUID == 0)) || skip "not installed, which needs root: $*"
+    command -v apt-get || skip "not installed: $*"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get -q update || true
+    apt-get -q install -y --no-install-recommends "$@" || skip "cannot install $*"
 }
 
 # --- Sources ---------------------------------------------------------------------------------------------------------
@@ -187,7 +223,7 @@ format_of_rust() {
 
 lints_of_scripts() {
     command -v shellcheck || skip "shellcheck is not installed"
-    shellcheck ./*.sh .ci/run deploy/*.sh deploy/*/*.sh
+    shellcheck -x ./*.sh .ci/run deploy/*.sh deploy/*/*.sh
 }
 
 lints_of_rust() {
@@ -226,12 +262,7 @@ power_loss() {
     ((EUID == 0)) || skip "mounting file systems needs root"
     command -v mkfs.ext4 || missing+=(e2fsprogs)
     command -v xfs_io || missing+=(xfsprogs)
-    if ((${#missing[@]} > 0)); then
-        command -v apt-get || skip "not installed: ${missing[*]}"
-        export DEBIAN_FRONTEND=noninteractive
-        apt-get -q update || true
-        apt-get -q install -y --no-install-recommends "${missing[@]}" || skip "cannot install ${missing[*]}"
-    fi
+    install_missing "${missing[@]}"
     mkdir -p "$home/mounted"
     truncate -s 16M "$home/image"
     mkfs.ext4 -q "$home/image"
@@ -485,34 +516,131 @@ leaders_spread() {
     done
 }
 
-throughput() {
-    local report rate code=0
-    start_cluster throughput
-    leaders_spread
-    report=$("$bench" produce --endpoint "$LANCE_ENDPOINT" --topic load --partitions 3 --connections 16 \
-        --in-flight 64 --payload 1024 --warmup 1s --duration "${bench_seconds}s" \
-        --server-pid "$(pid_of 1)" --server-pid "$(pid_of 2)" --server-pid "$(pid_of 3)") || code=$?
-    printf '%s\n' "$report" | sed 's/^/> /'
-    if ((code != 0)) || ! grep -q '^errors  *none$' <<<"$report"; then
-        printf 'there were errors; exit code %s\n' "$code"
-        return 1
-    fi
-    rate=$(awk '$1 == "throughput" && $3 ~ /^records\/s/ { print $2 }' <<<"$report")
-    ((rate >= bench_floor)) || {
-        printf 'fewer than %s records a second\n' "$bench_floor"
-        return 1
-    }
+# --- The gates -------------------------------------------------------------------------------------------------------
+
+# What compares must be able to fail.
+comparisons() {
+    local bad
+    printf '{\n  "counts": {\n    "gaps": 3\n  },\n  "rate": 1e5,\n  "word": "x"\n}\n' >"$work/figures.json"
+    [[ $(figure "$work/figures.json" gaps) == 3 && $(figure "$work/figures.json" rate) == 1e5 ]]
+    for bad in word nothing counts; do
+        if figure "$work/figures.json" "$bad"; then return 1; fi
+    done
+    at_most 3 3 "as much as allowed"
+    at_most 10 9.5 "less than allowed"
+    for bad in 4 3.1 1e5 '' x; do
+        if at_most 3 "$bad" "must be missed" >/dev/null; then return 1; fi
+    done
+    if check_records "$work/figures.json" >/dev/null; then return 1; fi
+}
+
+milliseconds_since() { awk -v from="$1" -v to="$EPOCHREALTIME" 'BEGIN { printf "%d", (to - from) * 1000 }'; }
+
+readiness() {
+    local began fresh again
+    mkdir "$reports"
+    began=$EPOCHREALTIME
+    start_cluster readiness
+    fresh=$(milliseconds_since "$began")
+    "$lance" topic create text --partitions 3
+    kill_nodes 1 2 3
+    began=$EPOCHREALTIME
+    restart_nodes
+    again=$(milliseconds_since "$began")
+    printf '{\n  "fresh_ms": %s,\n  "again_ms": %s\n}\n' "$fresh" "$again" >"$reports/readiness.json"
+    printf '> ready after %s ms; after all were killed again after %s ms\n' "$fresh" "$again"
+    at_most "$ready_fresh_ms" "$fresh" "milliseconds until three fresh nodes are ready"
+    at_most "$ready_again_ms" "$again" "milliseconds until all are ready after all were killed"
     stop_cluster
 }
 
-# The nodes are those of the release; the verifier is the build of the simulator.
-chaos() {
-    local code=0 repeat=1
-    [[ -z $long ]] || repeat=10
-    "$target_dir/simulate/lnc-chaos" live --lance "$lance" --fault "$chaos_faults" --repeat "$repeat" \
-        --every 8 --hold 2 "${chaos_stalls[@]}" | tee "$work/chaos.log" || code=$?
+# How many changes of leadership the nodes have seen since they started, all groups together.
+leader_changes() {
+    local node line total=0
+    for node in 1 2 3; do
+        exec 3<>"/dev/tcp/127.0.0.1/$((LANCE_BASE_PORT + 10 * (node - 1) + 2))" || return 1
+        printf 'GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' >&3
+        while read -r line; do
+            [[ $line == lance_leader_changes_total\{* ]] || continue
+            line=${line##* }
+            total=$((total + ${line%$'\r'}))
+        done <&3
+        exec 3<&- 3>&-
+    done
+    ((total > 0)) || {
+        printf 'the nodes count no change of leadership, not even the first\n' >&2
+        return 1
+    }
+    printf '%s' "$total"
+}
+
+# bench_gate SECONDS: the topic keeps little, so that the disk does not set the length of the run.
+bench_gate() {
+    local before after log code=0
+    mkdir "$reports"
+    start_cluster bench
+    leaders_spread
+    "$lance" topic create load --partitions 3 --segment-bytes 64MiB --max-bytes 256MiB
+    before=$(leader_changes)
+    bench_load "$bench" "$LANCE_ENDPOINT" "$cluster" "$1" "$reports" \
+        --server-pid "$(pid_of 1)" --server-pid "$(pid_of 2)" --server-pid "$(pid_of 3)" || code=$?
+    for log in "$cluster"/.lance/cluster/node-*/lance.log; do
+        cp "$log" "$reports/$(basename "$(dirname "$log")").log"
+    done
+    after=$(leader_changes)
+    printf '{\n  "leader_changes": %s\n}\n' $((after - before)) >"$reports/leaders.json"
+    at_most "$bench_leader_changes" $((after - before)) "changes of leadership"
+    ((code == 0))
+    stop_cluster
+}
+
+# live ARGUMENT…: faults on real processes. The nodes are those of the release; the verifier is the build of the simulator.
+live() {
+    local code=0
+    "$target_dir/simulate/lnc-chaos" live --lance "$lance" --evidence "$reports" "$@" | tee "$work/chaos.log" || code=$?
     sed -n 's/^/> /p' "$work/chaos.log" | tail -n 40
-    return "$code"
+    # The history has a line for every record.
+    gzip -f "$reports/history.jsonl"
+    ((code == 0))
+    check_records "$reports/report.json"
+}
+
+# Every record is looked for on every replica.
+chaos() {
+    live --fault kill-leader,term-leader,stop-leader,kill-follower,kill-all,rolling-restart --repeat "$chaos_times" \
+        --every 8 --hold 2 --max-stall "kill-leader=$chaos_kill_leader_ms" --max-stall "term-leader=$chaos_term_leader_ms" \
+        --max-stall "stop-leader=$chaos_stop_leader_ms"
+}
+
+# With a network namespace for each node: a proxy in front of them, which would do without root, is not the kernel.
+one_way_partition() {
+    local missing=()
+    ((EUID == 0)) || skip "network namespaces need root"
+    command -v ip || missing+=(iproute2)
+    command -v nft || missing+=(nftables)
+    install_missing "${missing[@]}"
+    "$target_dir/simulate/lnc-chaos" live --partition-by netns --list >"$work/faults"
+    grep -q '^\* one-way-partition ' "$work/faults" || skip "network namespaces with nft rules are not possible here"
+    live --fault one-way-partition --partition-by netns --repeat "$chaos_times" --every 8 --hold 3 \
+        --max-stall "one-way-partition=$chaos_one_way_partition_ms"
+}
+
+# The hot functions, counted by callgrind. A file beside the program has the baselines.
+instructions() {
+    local missing=()
+    [[ $(uname -m) == x86_64 ]] || skip "the baselines are of x86_64"
+    command -v valgrind || missing+=(valgrind)
+    install_missing "${missing[@]}"
+    mkdir "$reports"
+    cargo build --release --locked -p lance --example instructions
+    "$target_dir/release/examples/instructions" --tolerance "$instructions_percent" \
+        --json "$reports/instructions.json" | sed 's/^/> /'
+}
+
+# failover FAULT EVERY HOLD [BOUND]
+failover() {
+    live --fault "$1" --repeat "$failover_times" --every "$2" --hold "$3" ${4:+--max-stall "$1=$4"}
+    at_most "$failover_errors" "$(figure "$reports/report.json" producer_errors)" "failed deliveries"
 }
 
 # The logs of a cluster whose step failed.
@@ -545,27 +673,33 @@ command -v cargo >/dev/null || {
     exit 1
 }
 
-step "format" format_of_rust
-step "lints of the scripts" lints_of_scripts
-step "lints" lints_of_rust
-step "documentation" documentation
-step "build of the tests" build_tests
-step "tests" run_tests
-step "power loss" power_loss
+make_evidence "$root" "$command_line" || exit 1
+if [[ -z $gates_only ]]; then
+    step "format" format_of_rust
+    step "lints of the scripts" lints_of_scripts
+    step "lints" lints_of_rust
+    step "documentation" documentation
+    step "build of the tests" build_tests
+    step "tests" run_tests
+    step "power loss" power_loss
+fi
 [[ -z $fuzz_seconds ]] || fuzz_all
+simulator=yes
 before=$failed
 step "build of the simulator" build_simulator
-if ((failed == before)); then
+((failed == before)) || simulator=
+if [[ -n $gates_only ]]; then
+    :
+elif [[ -n $simulator ]]; then
     step "simulation of what went wrong before" simulate --regressions lnc-chaos/regressions.txt
     step "simulation with fresh seeds" simulate --for "$simulate_for"
     step "mutations that the simulator must find" mutations
 else
-    printf '== NOT RUN, since there is no simulator: three steps\n'
-    skipped=$((skipped + 3))
+    not_run "there is no simulator" "simulation of what went wrong before" "simulation with fresh seeds" \
+        "mutations that the simulator must find"
 fi
-before=$failed
-step "build of the release" build_release
-if ((failed == before)); then
+
+texts() {
     make_text
     on_cluster "text, 1 partition" undisturbed 1
     on_cluster "text, 3 partitions" undisturbed 3
@@ -573,18 +707,40 @@ if ((failed == before)); then
     on_cluster "text, 3 partitions, leader killed and restarted" leader_killed 3
     on_cluster "text, 1 partition, all nodes killed and restarted" all_killed 1
     on_cluster "text, 3 partitions, all nodes killed and restarted" all_killed 3
-    on_cluster "throughput" throughput
-    if [[ -x $target_dir/simulate/lnc-chaos ]]; then
-        step "chaos on real processes" chaos
-    else
-        printf '== NOT RUN, since there is no verifier: chaos on real processes\n'
-        skipped=$((skipped + 1))
+}
+
+gates() {
+    step "comparisons of the gates" comparisons
+    on_cluster "gate: readiness" readiness
+    on_cluster "gate: rate and latency" bench_gate "$bench_seconds"
+    step "gate: instructions" instructions
+    if [[ -z $simulator ]]; then
+        not_run "there is no verifier" "gate: chaos" "gate: chaos, one-way partition"
+        return
     fi
+    step "gate: chaos" chaos
+    step "gate: chaos, one-way partition" one_way_partition
+    [[ -n $long ]] || return 0
+    step "gate: failover, leader killed" failover kill-leader 8 1 "$failover_kill_leader_ms"
+    step "gate: failover, leader stopped" failover stop-leader 8 3 "$failover_stop_leader_ms"
+    step "gate: failover, leader cut off" failover partition-leader 8 3 "$failover_partition_leader_ms"
+    step "gate: failover, leader terminated" failover term-leader 8 1 "$failover_term_leader_ms"
+    step "gate: failover, rolling restart" failover rolling-restart 10 1
+    on_cluster "gate: saturation" bench_gate "$saturation_seconds"
+}
+
+before=$failed
+step "build of the release" build_release
+if ((failed == before)); then
+    [[ -n $gates_only ]] || texts
+    gates
 else
-    printf '== NOT RUN, since there is no release: the eight steps with a cluster\n'
-    skipped=$((skipped + 8))
+    not_run "there is no release" "the steps with a cluster, and the gates"
 fi
 
+append=()
+[[ -z $report ]] || append=(--append "$root/docs/ops/BenchmarkChaosRunReports.md")
+sum_up "$bench" "${append[@]}" || failed=$((failed + 1))
 printf '\n%s passed, %s failed' "$passed" "$failed"
 ((skipped == 0)) || printf ', %s skipped' "$skipped"
 printf '\n'

@@ -36,6 +36,7 @@ class Stage:
             "LANCE_NAMESPACE": NAMESPACE,
             "LANCE_GATE_LINES": "20000",
             "LANCE_GATE_CHAOS": "0",
+            "LANCE_EVIDENCE": f"{self.home}/evidence",
         }
 
     def __enter__(self):
@@ -100,7 +101,11 @@ def foreign(stage):
 
 def gates(stage):
     words = stage.run("./test.sh", "--kubernetes")
-    assert words.splitlines()[-1] == "5 passed, 0 failed", words
+    assert words.splitlines()[-1] == "5 passed, 0 failed, 1 skipped", words
+    [evidence] = (stage.home / "evidence").iterdir()
+    steps = [line.split("\t") for line in (evidence / "steps.tsv").read_text().splitlines()]
+    assert [step[0] for step in steps] == ["passed"] * 5 + ["skipped"], steps
+    assert all((evidence / step[3]).is_file() for step in steps), steps
     record = stage.record()
     killed = [arguments for arguments in record if "--force" in arguments]
     assert any({"lance-0", "lance-1", "lance-2"} <= set(arguments) for arguments in killed), killed

@@ -19,7 +19,8 @@ Examples:
   lnc-bench limits --json >limits.json                          what the machine can do, for --limits limits.json
   lnc-bench suite --html report.html                            the standard workloads, one after the other
 
-Exit codes: 0 all went well; 1 there were errors, or a bound (--max-p99, --min-rate) was missed; 2 wrong usage.";
+Exit codes: 0 all went well; 1 there were errors, or a bound (--max-p50, --max-p99, --max-p999, --min-rate) was missed; 2
+wrong usage.";
 
 #[derive(Parser)]
 #[command(version, about = "Load generator and latency report for LANCE", after_help = EXAMPLES)]
@@ -40,6 +41,8 @@ pub(crate) enum Command {
     Suite(SuiteArgs),
     /// Measure what this machine can do: the disk, loopback, memory, checksums.
     Limits(LimitsArgs),
+    /// Make the index of the evidence that a run of ./test.sh has left.
+    Evidence(EvidenceArgs),
 }
 
 /// What to talk to.
@@ -72,6 +75,9 @@ pub(crate) struct OutputArgs {
     /// Write a report with plots to this file as well; it needs no other file.
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
+    /// Write the report as JSON to this file as well, whatever is printed.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json_file: Option<PathBuf>,
     /// What the machine can do, as "lnc-bench limits --json" has told; the report then has the ratios.
     #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
     pub(crate) limits: Option<PathBuf>,
@@ -83,9 +89,15 @@ pub(crate) struct OutputArgs {
 /// What a run must reach.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct BoundArgs {
+    /// End with exit code 1 if the median of a latency is over this.
+    #[arg(long, value_parser = parse_duration)]
+    pub(crate) max_p50: Option<Duration>,
     /// End with exit code 1 if the 99th percentile of a latency is over this; with --sweep, what saturation means (10ms).
     #[arg(long, value_parser = parse_duration)]
     pub(crate) max_p99: Option<Duration>,
+    /// End with exit code 1 if the 99.9th percentile of a latency is over this.
+    #[arg(long, value_parser = parse_duration)]
+    pub(crate) max_p999: Option<Duration>,
     /// End with exit code 1 below this many records a second.
     #[arg(long, value_name = "RECORDS")]
     pub(crate) min_rate: Option<f64>,
@@ -254,6 +266,15 @@ pub(crate) struct LimitsArgs {
     /// Print JSON, for --limits.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct EvidenceArgs {
+    /// The folder of the run; index.json and index.html are written there.
+    pub(crate) dir: PathBuf,
+    /// Append a section about the run's gates to this document, in Markdown. Once for each run.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) append: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -31,13 +31,21 @@ svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font-size:12p
 .legend i{display:inline-block;width:16px;height:3px;border-radius:2px;margin-right:6px;vertical-align:middle}
 i.c0{background:var(--c0)}i.c1{background:var(--c1)}i.c2{background:var(--c2)}i.c3{background:var(--c3)}";
 
+/// The end of every page.
+pub(crate) const FOOT: &str = "</body></html>\n";
+
+/// The start of a page.
+pub(crate) fn head(title: &str) -> String {
+    format!(
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
+         content=\"width=device-width,initial-scale=1\"><title>{title}</title><style>{STYLE}</style></head><body>\
+         <h1>{title}</h1>"
+    )
+}
+
 /// The page for one report or several.
 pub(crate) fn page(reports: &[Report]) -> String {
-    let mut page = format!(
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
-         content=\"width=device-width,initial-scale=1\"><title>LANCE benchmark</title><style>{STYLE}</style></head><body>\
-         <h1>LANCE benchmark</h1>"
-    );
+    let mut page = head("LANCE benchmark");
     if reports.len() > 1 {
         page += &overview(reports);
     }
@@ -56,11 +64,11 @@ pub(crate) fn page(reports: &[Report]) -> String {
         page += &ratios(report);
         page += &names("Environment", report.environment.rows().iter().map(|(name, value)| (*name, value.clone())));
     }
-    page + "</body></html>\n"
+    page + FOOT
 }
 
 /// A table with a header, and rows of cells that are text.
-fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+pub(crate) fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let cells = |cells: Vec<String>, tag: &str| -> String {
         cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect()
     };
@@ -69,7 +77,8 @@ fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     format!("<div class=\"scroll\"><table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table></div>")
 }
 
-fn names<'a>(title: &str, rows: impl Iterator<Item = (&'a str, String)>) -> String {
+/// A table of names and values.
+pub(crate) fn names<'a>(title: &str, rows: impl Iterator<Item = (&'a str, String)>) -> String {
     let rows: String =
         rows.map(|(name, value)| format!("<tr><td>{}</td><td>{}</td></tr>", escape(name), escape(&value))).collect();
     format!("<h3>{title}</h3><table class=\"names\"><tbody>{rows}</tbody></table>")

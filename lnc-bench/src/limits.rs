@@ -21,6 +21,11 @@ use crate::report::Report;
 /// The bytes that one sync makes durable, and the alignment of direct I/O.
 const BLOCK: usize = 4096;
 
+/// What the one writer makes durable at a time: as many records of 1 KiB as one connection of the standard workload has
+/// under way.
+const WRITER_RECORDS: usize = 64;
+const WRITER_BATCH: usize = WRITER_RECORDS * 1024;
+
 /// Blocks of the file that is overwritten.
 const BLOCKS: u64 = 4096;
 
@@ -49,6 +54,9 @@ pub(crate) struct Limits {
     pub(crate) overwrite: Timing,
     /// `fdatasync` after 4 KiB were appended to a file.
     pub(crate) append: Timing,
+    /// Records a second of one writer who appends 64 records of 1 KiB to a file, has them synced (`fdatasync`), and only
+    /// then goes on: what one connection with 64 requests under way would get from the disk alone. In the median.
+    pub(crate) writer_records_per_second: f64,
     /// Units of 10^6 bytes a second.
     pub(crate) write: f64,
     pub(crate) read: f64,
@@ -117,6 +125,11 @@ impl fmt::Display for Limits {
         writeln!(f, "file system      {}", self.file_system)?;
         writeln!(f, "overwrite, sync  {}", timing(self.overwrite))?;
         writeln!(f, "append, sync     {}", timing(self.append))?;
+        writeln!(
+            f,
+            "one writer       {:.0} records/s, 64 records of 1 KiB with each sync",
+            self.writer_records_per_second
+        )?;
         writeln!(f, "sequential write {:.0} MB/s ({io})", self.write)?;
         writeln!(f, "sequential read  {:.0} MB/s ({io})", self.read)?;
         writeln!(f, "ping-pong        {}", timing(self.ping_pong))?;
@@ -141,12 +154,14 @@ fn measure(dir: &Path, time: Duration, file_size: u64) -> io::Result<Limits> {
     let scratch = Scratch::new(dir)?;
     let overwrite = overwrite(&scratch.0.join("overwrite"), time)?;
     let append = append(&scratch.0.join("append"), time)?;
+    let writer_records_per_second = writer(&scratch.0.join("writer"), time)?;
     let (write, read, direct) = sequential(&scratch.0.join("sequential"), time, file_size)?;
     Ok(Limits {
         file_system: process::file_system(&scratch.0).unwrap_or_else(|| "unknown".into()),
         direct,
         overwrite,
         append,
+        writer_records_per_second,
         write,
         read,
         ping_pong: ping_pong(time)?,
@@ -209,6 +224,17 @@ fn append(path: &Path, time: Duration) -> io::Result<Timing> {
         file.write_all(&[turn as u8; BLOCK])?;
         file.sync_data()
     })
+}
+
+/// By the median, since one pause of a shared disk would say more about the pause than about the disk.
+fn writer(path: &Path, time: Duration) -> io::Result<f64> {
+    let mut file = File::create_new(path)?;
+    let batch = vec![0x5A; WRITER_BATCH];
+    let timing = repeat(time, |_| {
+        file.write_all(&batch)?;
+        file.sync_data()
+    })?;
+    Ok(WRITER_RECORDS as f64 * 1e6 / timing.p50_us)
 }
 
 /// Writes a file from start to end and reads it, for the given time or until it has the given size. MB/s of writing and
@@ -324,7 +350,8 @@ mod tests {
         let left = fs::read_dir(&dir).unwrap().count();
         fs::remove_dir(&dir).unwrap();
         assert_eq!(left, 0);
-        let rates = [limits.write, limits.read, limits.loopback, limits.memcpy, limits.crc32c, limits.crc32];
+        let writer = limits.writer_records_per_second;
+        let rates = [writer, limits.write, limits.read, limits.loopback, limits.memcpy, limits.crc32c, limits.crc32];
         assert!(rates.iter().all(|rate| rate.is_finite() && *rate > 1.0), "{limits}");
         for timing in [limits.overwrite, limits.append, limits.ping_pong] {
             assert!(timing.p50_us > 0.0 && timing.p99_us >= timing.p50_us, "{limits}");
@@ -347,6 +374,7 @@ mod tests {
             direct: true,
             overwrite: timing(150.0),
             append: timing(200.0),
+            writer_records_per_second: 1.0,
             write: 1000.0,
             read: 2000.0,
             ping_pong: timing(50.0),

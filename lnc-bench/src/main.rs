@@ -1,8 +1,8 @@
 //! Load generator and latency report for LANCE.
 //!
 //! `produce` sends records in a closed or an open loop, `consume` reads topics, `both` does the two at once and measures
-//! from end to end, `suite` runs the standard workloads, `limits` measures the machine. `docs/BENCHMARKING.md` shows how
-//! to use it.
+//! from end to end, `suite` runs the standard workloads, `limits` measures the machine, `evidence` sums up a run of
+//! `./test.sh`. `docs/BENCHMARKING.md` shows how to use it.
 //!
 //! A run goes like this: [`topics`] makes the topics and finds the leaders; [`produce`] starts threads with [`mod@line`]s,
 //! each a connection that sends what [`batches`] has prepared when [`schedule`] says so; [`consume`] reads;
@@ -15,6 +15,7 @@ mod args;
 mod batches;
 mod consume;
 mod delivery;
+mod evidence;
 mod html;
 mod library;
 mod limits;
@@ -96,6 +97,7 @@ fn main() -> ExitCode {
             output::print_limits(&limits, args.json);
             Vec::new()
         }),
+        Command::Evidence(args) => evidence::run(&args).map(|()| Vec::new()),
         Command::Suite(args) => run_suite(&args),
         command => run_one(&command),
     };
@@ -116,12 +118,13 @@ fn main() -> ExitCode {
 fn run_one(command: &Command) -> Result<Vec<String>, BenchError> {
     let (output, bounds) = match command {
         Command::Produce(args) if args.sweep => {
-            (&args.output, BoundArgs { max_p99: None, min_rate: args.bounds.min_rate })
+            // The bound on the 99th percentile is what the sweep looks for.
+            (&args.output, BoundArgs { max_p99: None, ..args.bounds.clone() })
         }
         Command::Produce(args) => (&args.output, args.bounds.clone()),
         Command::Both(args) => (&args.output, args.bounds.clone()),
-        Command::Consume(args) => (&args.output, BoundArgs { max_p99: None, min_rate: args.min_rate }),
-        Command::Suite(_) | Command::Limits(_) => return Err(BenchError::Thread),
+        Command::Consume(args) => (&args.output, BoundArgs { min_rate: args.min_rate, ..BoundArgs::default() }),
+        Command::Suite(_) | Command::Limits(_) | Command::Evidence(_) => return Err(BenchError::Thread),
     };
     let limits = output::limits(output)?;
     let mut report = execute(command)?;
@@ -129,7 +132,7 @@ fn run_one(command: &Command) -> Result<Vec<String>, BenchError> {
         report.with_limits(limits);
     }
     output::print(std::slice::from_ref(&report), output)?;
-    Ok(report.failures(bounds.max_p99, bounds.min_rate))
+    Ok(report.failures(&bounds))
 }
 
 fn run_suite(args: &SuiteArgs) -> Result<Vec<String>, BenchError> {
@@ -144,7 +147,7 @@ fn run_suite(args: &SuiteArgs) -> Result<Vec<String>, BenchError> {
     if !args.list {
         output::print_rest(&reports, &args.output)?;
     }
-    Ok(reports.iter().flat_map(|report| report.failures(None, None)).collect())
+    Ok(reports.iter().flat_map(|report| report.failures(&BoundArgs::default())).collect())
 }
 
 /// Carries out a command that puts load on a cluster.
@@ -155,7 +158,7 @@ fn execute(command: &Command) -> Result<Report, BenchError> {
         Command::Produce(args) => ("produce", produce::run(&args.cluster, &args.load, None)),
         Command::Both(args) => ("both", produce::run(&args.cluster, &args.load, Some(&args.reading))),
         Command::Consume(args) => ("consume", consume::run(args)),
-        Command::Suite(_) | Command::Limits(_) => return Err(BenchError::Thread),
+        Command::Suite(_) | Command::Limits(_) | Command::Evidence(_) => return Err(BenchError::Thread),
     };
     let mut report = report?;
     report.name = name.into();

@@ -1,6 +1,7 @@
 //! Where reports go, and where limits come from.
 
 use std::fs;
+use std::path::Path;
 
 use crate::args::OutputArgs;
 use crate::limits::{self, Limits};
@@ -29,21 +30,29 @@ pub(crate) fn print(reports: &[Report], args: &OutputArgs) -> Result<(), BenchEr
 
 /// The same for reports whose text has been printed one by one.
 pub(crate) fn print_rest(reports: &[Report], args: &OutputArgs) -> Result<(), BenchError> {
+    let as_json = || match reports {
+        [report] => json(report),
+        reports => json(&reports),
+    };
     if args.json {
-        match reports {
-            [report] => println!("{}", json(report)),
-            reports => println!("{}", json(&reports)),
-        }
+        println!("{}", as_json());
     }
     if args.csv {
         println!("{CSV_HEADER}");
         reports.iter().for_each(|report| println!("{}", csv(report)));
     }
     if let Some(path) = &args.html {
-        fs::write(path, html::page(reports))
-            .map_err(|error| BenchError::File { path: path.display().to_string(), problem: error.to_string() })?;
+        write(path, &html::page(reports))?;
+    }
+    if let Some(path) = &args.json_file {
+        write(path, &as_json())?;
     }
     Ok(())
+}
+
+fn write(path: &Path, text: &str) -> Result<(), BenchError> {
+    fs::write(path, text)
+        .map_err(|error| BenchError::File { path: path.display().to_string(), problem: error.to_string() })
 }
 
 /// Prints limits to standard output.

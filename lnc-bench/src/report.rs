@@ -7,6 +7,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use crate::args::BoundArgs;
 use crate::limits::{Limits, Ratio};
 use crate::measure::Recorder;
 use crate::sweep::Step;
@@ -184,31 +185,39 @@ impl Report {
     }
 
     /// What went wrong or missed a bound, one line each; nothing if all is well.
-    pub(crate) fn failures(&self, max_p99: Option<Duration>, min_rate: Option<f64>) -> Vec<String> {
+    pub(crate) fn failures(&self, bounds: &BoundArgs) -> Vec<String> {
         let errors: u64 = self.errors.values().sum();
         let mut failures = Vec::new();
         if errors > 0 {
             failures.push(format!("{}: {errors} errors", self.name));
         }
-        if let Some(bound) = max_p99 {
-            let bound = bound.as_secs_f64() * 1e6;
-            let over = self.latencies().filter(|(_, latency)| latency.p99_us > bound);
-            failures.extend(over.map(|(name, latency)| {
-                format!("{}: 99th percentile of {name} is {:.0} µs, the bound {bound:.0} µs", self.name, latency.p99_us)
+        let percentiles: [Bounded; 3] = [
+            ("median", bounds.max_p50, |latency| latency.p50_us),
+            ("99th percentile", bounds.max_p99, |latency| latency.p99_us),
+            ("99.9th percentile", bounds.max_p999, |latency| latency.p999_us),
+        ];
+        for (percentile, bound, figure) in percentiles {
+            let Some(bound) = bound.map(|bound| bound.as_secs_f64() * 1e6) else { continue };
+            let over = self.latencies().map(|(name, latency)| (name, figure(latency))).filter(|(_, us)| *us > bound);
+            failures.extend(over.map(|(name, us)| {
+                format!("{}: {percentile} of {name} is {us:.0} µs, the bound {bound:.0} µs", self.name)
             }));
-            if self.latency.is_none() {
-                failures.push(format!("{}: no request was answered, so no latency keeps the bound", self.name));
-            }
+        }
+        if self.latency.is_none() && percentiles.iter().any(|(_, bound, _)| bound.is_some()) {
+            failures.push(format!("{}: no request was answered, so no latency keeps the bound", self.name));
         }
         if !self.steps.is_empty() && self.steps.iter().all(|step| !step.sustained) {
             failures.push(format!("{}: no rate was sustained", self.name));
         }
-        if let Some(least) = min_rate.filter(|least| self.records_per_second < *least) {
+        if let Some(least) = bounds.min_rate.filter(|least| self.records_per_second < *least) {
             failures.push(format!("{}: {:.0} records/s, at least {least} wanted", self.name, self.records_per_second));
         }
         failures
     }
 }
+
+/// A percentile by name, the bound on it if there is one, and where it stands.
+type Bounded = (&'static str, Option<Duration>, fn(&Latency) -> f64);
 
 fn series(counted: &Recorder, seconds: f64) -> Vec<Sample> {
     let length = counted.part_length() as f64 / 1e9;
@@ -455,18 +464,32 @@ pub(crate) mod tests {
     #[test]
     fn errors_and_missed_bounds_are_failures() {
         let mut report = sample();
-        let ms = |ms| Some(Duration::from_millis(ms));
-        assert_eq!(report.failures(ms(1), Some(50_000.0)), [""; 0]);
-        assert_eq!(report.failures(Some(Duration::from_micros(900)), Some(50_001.0)).len(), 2);
+        let bounds = |p50, p99, p999, rate| BoundArgs {
+            max_p50: Some(Duration::from_micros(p50)),
+            max_p99: Some(Duration::from_micros(p99)),
+            max_p999: Some(Duration::from_micros(p999)),
+            min_rate: Some(rate),
+        };
+        let kept = bounds(510, 1000, 1010, 50_000.0);
+        assert_eq!(report.failures(&kept), [""; 0]);
+        for missed in [
+            bounds(490, 1000, 1010, 50_000.0),
+            bounds(510, 900, 1010, 50_000.0),
+            bounds(510, 1000, 990, 50_000.0),
+            bounds(510, 1000, 1010, 50_001.0),
+        ] {
+            assert_eq!(report.failures(&missed).len(), 1, "{missed:?}");
+        }
         report.end_to_end = report.latency.clone();
         report.end_to_end.as_mut().unwrap().p99_us = 2000.0;
-        assert_eq!(report.failures(ms(1), None).len(), 1);
+        assert_eq!(report.failures(&kept).len(), 1);
+        let none = BoundArgs::default();
         report.steps = vec![Step { offered: 1.0, achieved: 0.0, p50_us: 1.0, p99_us: 1.0, sustained: false }];
-        assert_eq!(report.failures(None, None), ["sample: no rate was sustained"]);
+        assert_eq!(report.failures(&none), ["sample: no rate was sustained"]);
         report.steps[0].sustained = true;
         report.errors.insert("NotLeader".into(), 3);
-        assert_eq!(report.failures(None, None), ["sample: 3 errors"]);
+        assert_eq!(report.failures(&none), ["sample: 3 errors"]);
         report.latency = None;
-        assert!(report.failures(ms(10), None).iter().any(|line| line.contains("no request was answered")));
+        assert!(report.failures(&kept).iter().any(|line| line.contains("no request was answered")));
     }
 }

@@ -169,7 +169,7 @@ pub(crate) const WORDS: &[Words] = &[
     },
     Words {
         reason: "only the backends and the data directory's keeper touch files; the others named here read what the \
-                 user gave them: a configuration, lines to produce, the processes and the disk to measure; the memory that the \
+                 user gave them: a configuration, lines to produce, the processes and the disk to measure, evidence to sum up; the memory that the \
                  system allows; or write a report, the trace of a simulated run, and what a run on real processes needs and \
                  leaves",
         parts: &[
@@ -186,6 +186,7 @@ pub(crate) const WORDS: &[Words] = &[
             "lance/src/config/memory.rs",
             "lance/src/config/source.rs",
             "lance/src/dev.rs",
+            "lnc-bench/src/evidence/mod.rs",
             "lnc-bench/src/limits.rs",
             "lnc-bench/src/output.rs",
             "lnc-bench/src/process.rs",
