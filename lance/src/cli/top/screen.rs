@@ -25,6 +25,9 @@ const TABLE: u16 = 2;
 /// Width from which elections have a place beside nodes and groups.
 const BESIDE: u16 = 116;
 
+/// Width from which topics have all their columns.
+const WIDE: u16 = 108;
+
 /// Most elections of a frame that has room for everything.
 const ELECTIONS: usize = 10;
 
@@ -148,8 +151,9 @@ impl Screen {
     /// Lines of a frame that has room for everything.
     pub(super) fn height(&self) -> u16 {
         let plan = self.whole();
-        let topics = self.view().map_or(0, |view| view.topics.page.iter().map(lines_of).sum());
-        let topics = u16::try_from(topics + 1).unwrap_or(u16::MAX / 2);
+        let lines =
+            |view: &View| view.topics.page.iter().map(lines_of).sum::<usize>() + usize::from(view.topics.more > 0);
+        let topics = u16::try_from(self.view().map_or(0, lines)).unwrap_or(u16::MAX / 2);
         1 + plan.notices + plan.charts + plan.nodes + plan.groups + plan.elections + TABLE + topics
     }
 
@@ -186,20 +190,26 @@ impl Screen {
         if beside {
             plan.elections = 0;
         }
-        let rows = [1, plan.notices, plan.charts, plan.nodes, plan.groups, plan.elections];
-        let mut constraints: Vec<Constraint> = rows.into_iter().map(Constraint::Length).collect();
-        constraints.push(Constraint::Min(0));
-        constraints.push(Constraint::Length(u16::from(self.keys)));
-        let parts = Layout::vertical(constraints).split(area);
-        // Elections have no part of their own where they stand beside the others.
-        ([parts[0], parts[1], parts[2], parts[3], parts[4], parts[5]], beside)
+        let mut next = area.y;
+        let end = area.bottom() - self.key_lines(area);
+        let parts = [1, plan.notices, plan.charts, plan.nodes, plan.groups, plan.elections].map(|lines| {
+            let height = lines.min(end - next);
+            let part = Rect { y: next, height, ..area };
+            next += height;
+            part
+        });
+        (parts, beside)
     }
 
     fn topics_area(&self, area: Rect) -> Rect {
         let (parts, _) = self.areas(area);
-        let top = parts[5].bottom();
-        let bottom = area.bottom() - u16::from(self.keys);
-        Rect { y: top, height: bottom.saturating_sub(top), ..area }
+        let y = parts[5].bottom();
+        Rect { y, height: area.bottom() - self.key_lines(area) - y, ..area }
+    }
+
+    /// Lines that say what keys do.
+    fn key_lines(&self, area: Rect) -> u16 {
+        u16::from(self.keys && area.height > 2)
     }
 
     /// What is wrong or under way, a line each.
@@ -268,7 +278,7 @@ impl Widget for &Screen {
             draw_elections(view, self.document.now_ms, right, buffer);
             self.draw_topics(view, self.topics_area(area), buffer);
         }
-        if self.keys && area.height > 0 {
+        if self.key_lines(area) > 0 {
             let last = Rect { y: area.bottom() - 1, height: 1, ..area };
             let keys = "q quit   ↑ ↓ PgUp PgDn Home scroll the topics   s sort them otherwise";
             Line::styled(keys, QUIET).render(last, buffer);
@@ -325,15 +335,19 @@ fn draw_charts(rates: &Rates, area: Rect, buffer: &mut Buffer) {
     }
 }
 
+/// A column's name, its width, and whether it holds numbers, which are aligned to the right.
+type Column = (&'static str, Constraint, bool);
+
+const fn words(name: &'static str, width: Constraint) -> Column {
+    (name, width, false)
+}
+
+const fn number(name: &'static str, width: u16) -> Column {
+    (name, Constraint::Length(width), true)
+}
+
 /// A title, a head and rows; if there is no room for all, the last line counts the rest.
-fn draw_table(
-    title: (&str, String),
-    head: &[&str],
-    widths: &[Constraint],
-    mut rows: Vec<Row<'_>>,
-    area: Rect,
-    buffer: &mut Buffer,
-) {
+fn draw_table(title: (&str, String), columns: &[Column], mut rows: Vec<Row<'_>>, area: Rect, buffer: &mut Buffer) {
     if area.height <= TABLE {
         return;
     }
@@ -344,11 +358,14 @@ fn draw_table(
     if rows.len() > room {
         let rest = rows.len() - (room - 1);
         rows.truncate(room - 1);
-        rows.push(Row::new([format!("{rest} more")]).style(QUIET));
+        let last = Rect { y: area.bottom() - 1, height: 1, ..area };
+        Line::styled(format!("and {rest} more"), QUIET).render(last, buffer);
     }
-    let head = Row::new(head.iter().map(|&name| Cell::from(name))).style(QUIET);
+    let named = |(name, _, numeric): &Column| if *numeric { right((*name).to_owned()) } else { Cell::from(*name) };
+    let head = Row::new(columns.iter().map(named)).style(QUIET);
+    let widths = columns.iter().map(|(_, width, _)| *width);
     let below = Rect { y: area.y + 1, height: area.height - 1, ..area };
-    Widget::render(Table::new(rows, widths.to_vec()).header(head).column_spacing(2), below, buffer);
+    Widget::render(Table::new(rows, widths).header(head).column_spacing(2), below, buffer);
 }
 
 /// The last line of a part stays empty.
@@ -382,16 +399,15 @@ fn draw_nodes(view: &View, own: u64, area: Rect, buffer: &mut Buffer) {
         ])
     };
     let reached = view.nodes.iter().filter(|node| node.connected).count();
-    let widths =
-        [Constraint::Length(9), Constraint::Fill(2), Constraint::Fill(1), Constraint::Fill(2), Constraint::Fill(2)];
-    draw_table(
-        ("NODES", format!("{reached} of {} reached", view.nodes.len())),
-        &["NODE", "STATE", "LEADS", "CLIENTS", "HTTP"],
-        &widths,
-        view.nodes.iter().map(row).collect(),
-        above_gap(area),
-        buffer,
-    );
+    let columns = [
+        words("NODE", Constraint::Length(9)),
+        words("STATE", Constraint::Fill(2)),
+        words("LEADS", Constraint::Fill(1)),
+        words("CLIENTS", Constraint::Fill(2)),
+        words("HTTP", Constraint::Fill(2)),
+    ];
+    let title = ("NODES", format!("{reached} of {} reached", view.nodes.len()));
+    draw_table(title, &columns, view.nodes.iter().map(row).collect(), above_gap(area), buffer);
 }
 
 fn draw_groups(view: &View, area: Rect, buffer: &mut Buffer) {
@@ -413,24 +429,18 @@ fn draw_groups(view: &View, area: Rect, buffer: &mut Buffer) {
             Cell::from(if lags.is_empty() { "–".to_owned() } else { lags.join(" ") }),
         ])
     };
-    let widths = [
-        Constraint::Length(5),
-        Constraint::Length(8),
-        Constraint::Length(9),
-        Constraint::Length(6),
-        Constraint::Length(13),
-        Constraint::Fill(1),
-        Constraint::Length(8),
-        Constraint::Fill(1),
+    let columns = [
+        number("GROUP", 5),
+        words("LEADER", Constraint::Length(8)),
+        words("HERE", Constraint::Length(9)),
+        number("TERM", 6),
+        number("COMMITTED", 13),
+        words("VOTERS", Constraint::Fill(1)),
+        number("LAG HERE", 8),
+        words("FOLLOWERS", Constraint::Fill(1)),
     ];
-    draw_table(
-        ("GROUPS", "lag counts entries; that of followers is known to their leader only".to_owned()),
-        &["GROUP", "LEADER", "HERE", "TERM", "COMMITTED", "VOTERS", "LAG HERE", "FOLLOWERS"],
-        &widths,
-        view.groups.iter().map(row).collect(),
-        above_gap(area),
-        buffer,
-    );
+    let title = ("GROUPS", "lag counts entries; that of followers is known to their leader only".to_owned());
+    draw_table(title, &columns, view.groups.iter().map(row).collect(), above_gap(area), buffer);
 }
 
 fn draw_elections(view: &View, now_ms: u64, area: Rect, buffer: &mut Buffer) {
@@ -442,17 +452,16 @@ fn draw_elections(view: &View, now_ms: u64, area: Rect, buffer: &mut Buffer) {
             right(election.term.to_string()),
         ])
     };
-    let widths = [Constraint::Length(12), Constraint::Length(5), Constraint::Length(8), Constraint::Length(8)];
+    let columns = [
+        words("WHEN", Constraint::Length(12)),
+        number("GROUP", 5),
+        words("LEADER", Constraint::Length(8)),
+        number("TERM", 8),
+    ];
     let area = above_gap(area);
     let room = usize::from(area.height.saturating_sub(TABLE));
-    draw_table(
-        ("RECENT ELECTIONS", String::new()),
-        &["WHEN", "GROUP", "LEADER", "TERM"],
-        &widths,
-        view.elections.iter().take(room).map(row).collect(),
-        area,
-        buffer,
-    );
+    let rows = view.elections.iter().take(room).map(row).collect();
+    draw_table(("RECENT ELECTIONS", String::new()), &columns, rows, area, buffer);
 }
 
 impl Screen {
@@ -474,56 +483,66 @@ impl Screen {
             plural(topics.partitions, "partition"),
             bytes(topics.size_bytes as f64),
         );
-        let mut rows: Vec<Row<'static>> = self.shown(view).flat_map(topic_rows).skip(self.line).collect();
+        let wide = area.width >= WIDE;
+        let mut rows: Vec<Row<'static>> =
+            self.shown(view).flat_map(|topic| topic_rows(topic, wide)).skip(self.line).collect();
         if topics.more > 0 {
             rows.push(Row::new([format!("{} more topics", topics.more)]).style(QUIET));
         }
         // What is below the screen is reached by scrolling.
         rows.truncate(usize::from(area.height.saturating_sub(TABLE)));
-        let widths = [
-            Constraint::Fill(1),
-            Constraint::Length(8),
-            Constraint::Length(15),
-            Constraint::Length(15),
-            Constraint::Length(8),
-            Constraint::Length(9),
-            Constraint::Length(9),
+        let columns = [
+            words("TOPIC", Constraint::Fill(1)),
+            words("LEADER", Constraint::Length(8)),
+            number("FIRST OFFSET", 13),
+            number("END OFFSET", 13),
+            number("RECORDS", 8),
+            number("RECORDS/s", 9),
+            number("SIZE", 9),
         ];
-        let head = ["TOPIC", "LEADER", "FIRST OFFSET", "END OFFSET", "RECORDS", "RECORDS/s", "SIZE"];
-        draw_table(("TOPICS", about), &head, &widths, rows, area, buffer);
+        let columns = keep(columns.into(), wide);
+        draw_table(("TOPICS", about), &columns, rows, area, buffer);
     }
+}
+
+/// Without the columns that a narrow screen has no room for: the first offset and the number of records.
+fn keep<T>(columns: Vec<T>, wide: bool) -> Vec<T> {
+    columns.into_iter().enumerate().filter(|(at, _)| wide || ![2, 4].contains(at)).map(|(_, column)| column).collect()
+}
+
+fn empty() -> Cell<'static> {
+    // The default of a cell spans no column at all.
+    Cell::from("")
 }
 
 fn extent(partition: Option<&PartitionView>) -> [Cell<'static>; 3] {
     match partition {
         Some(p) => [leader(p.leader), right(whole(p.log_start_offset)), right(whole(p.high_watermark))],
-        None => [Cell::default(), Cell::default(), Cell::default()],
+        None => [empty(), empty(), empty()],
     }
 }
 
-fn topic_rows(topic: &TopicView) -> Vec<Row<'static>> {
-    let single = topic.page.first().filter(|_| topic.partitions <= 1);
-    let name = if single.is_some() {
-        topic.name.clone()
-    } else {
-        format!("{}  ({} partitions)", topic.name, topic.partitions)
+fn topic_rows(topic: &TopicView, wide: bool) -> Vec<Row<'static>> {
+    let row = |name: String, of: Option<&PartitionView>, records: u64, rate: Cell<'static>, size: u64| {
+        let mut cells = vec![Cell::from(name)];
+        cells.extend(extent(of));
+        cells.extend([right(count(records as f64)), rate, right(bytes(size as f64))]);
+        Row::new(keep(cells, wide))
     };
-    let mut cells = vec![Cell::from(name)];
-    cells.extend(extent(single));
-    cells.push(right(count(topic.records as f64)));
-    cells.push(right(topic.records_per_second.map_or("–".to_owned(), count)));
-    cells.push(right(bytes(topic.size_bytes as f64)));
-    let mut rows = vec![Row::new(cells)];
+    let single = topic.page.first().filter(|_| topic.partitions <= 1);
+    let name = match single {
+        Some(_) => topic.name.clone(),
+        None => format!("{}  ({} {})", topic.name, topic.partitions, plural(topic.partitions.into(), "partition")),
+    };
+    let rate = right(topic.records_per_second.map_or("–".to_owned(), count));
+    let mut rows = vec![row(name, single, topic.records, rate, topic.size_bytes)];
     if single.is_some() {
         return rows;
     }
     for partition in &topic.page {
-        let mut cells = vec![Cell::from(format!("  {}", partition.partition))];
-        cells.extend(extent(Some(partition)));
-        cells.push(right(count(partition.high_watermark.saturating_sub(partition.log_start_offset) as f64)));
-        cells.push(Cell::default());
-        cells.push(right(bytes(partition.size_bytes as f64)));
-        rows.push(Row::new(cells).style(QUIET));
+        let records = partition.high_watermark.saturating_sub(partition.log_start_offset);
+        let name = format!("  {}", partition.partition);
+        rows.push(row(name, Some(partition), records, empty(), partition.size_bytes).style(QUIET));
     }
     if topic.more > 0 {
         rows.push(Row::new([format!("  {} more", topic.more)]).style(QUIET));
