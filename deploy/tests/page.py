@@ -1,17 +1,22 @@
 #!/usr/bin/env python3
 """The status page of a real node in a headless Chromium: what it shows, light and dark, on a desk and on a phone, by
-keyboard; what hostile names do to it, which is nothing; and that it says so when the node is gone. Needs chromium,
-playwright, and a lance binary in $LANCE_BIN. Pictures of it are left in target/page.
+keyboard; what hostile names do to it, which is nothing; and that it says so when the node is gone. Then lance top in a
+terminal, which it gives back as it was. Needs chromium, playwright, and a lance binary in $LANCE_BIN. Pictures of the page
+are left in target/page.
 """
 
 import contextlib
 import json
 import os
+import pty
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import termios
+import time
 import urllib.request
 from pathlib import Path
 
@@ -260,6 +265,47 @@ def other_nodes_see_the_loss(browser, url, directory, cluster):
         expect(page.locator("#problems")).to_be_hidden(timeout=20_000)
 
 
+def read_until(terminal, text):
+    """What a program has written to its terminal, up to a text."""
+    seen, deadline = b"", time.monotonic() + 10
+    while text not in seen:
+        ready, _, _ = select.select([terminal], [], [], max(0, deadline - time.monotonic()))
+        assert ready, f"{text!r} does not come: {seen[-2000:]!r}"
+        try:
+            seen += os.read(terminal, 65536)
+        except OSError:
+            raise AssertionError(f"the terminal was left without {text!r}: {seen[-2000:]!r}") from None
+    return seen
+
+
+def top_gives_the_terminal_back(lance, environment):
+    ways = {
+        "q": lambda process, terminal: os.write(terminal, b"q"),
+        "Ctrl-C": lambda process, terminal: os.write(terminal, b"\x03"),
+        "SIGTERM": lambda process, terminal: process.send_signal(signal.SIGTERM),
+        "SIGHUP": lambda process, terminal: process.send_signal(signal.SIGHUP),
+    }
+    for way, end in ways.items():
+        terminal, own = pty.openpty()
+        termios.tcsetwinsize(own, (40, 120))
+        before = termios.tcgetattr(own)
+        process = subprocess.Popen([lance, "top"], env={**environment, "TERM": "xterm"}, stdin=own, stdout=own, stderr=own)
+        try:
+            assert b"\x1b[?1049h" in read_until(terminal, b"RECENT ELECTIONS"), "no screen of its own"
+            assert termios.tcgetattr(own) != before, "keys come line by line"
+            os.write(terminal, b"s")
+            read_until(terminal, b"second")
+            end(process, terminal)
+            read_until(terminal, b"\x1b[?1049l")
+            assert process.wait(10) == 0, f"{way}: exit code {process.returncode}"
+            assert termios.tcgetattr(own) == before, f"{way}: the terminal was left otherwise"
+        finally:
+            process.kill()
+            process.wait()
+            os.close(own)
+            os.close(terminal)
+
+
 def main():
     lance = Path(os.environ["LANCE_BIN"]).resolve()
     base = free_base_port()
@@ -296,7 +342,8 @@ def main():
         keeps_still_for_those_who_ask(browser, url(1))
         says_when_the_node_is_gone(browser, url(1), directory, cluster)
         other_nodes_see_the_loss(browser, url(2), directory, cluster)
-        print(f"> Chromium {browser.version}: {len(LOOKS)} looks, keyboard, hostile names, a lost node; pictures in target/page")
+        top_gives_the_terminal_back(lance, environment)
+        print(f"> Chromium {browser.version}: {len(LOOKS)} looks, keyboard, hostile names, a lost node; lance top; pictures in target/page")
     return 0
 
 

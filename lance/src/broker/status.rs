@@ -7,6 +7,7 @@ use super::Broker;
 use super::catalog::Topic;
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
+use lnc_log::segment::PartitionKey;
 use lnc_protocol::message::{ClusterInfoResponse, PartitionDescription, TopicOptions};
 use lnc_raft::{NodeId, Role, RoleChange};
 use std::collections::{BTreeMap, VecDeque};
@@ -93,23 +94,14 @@ impl<D: Disk> Broker<D> {
     /// for each.
     pub fn snapshot(&self) -> Snapshot {
         let behind = self.shard.group_ids().filter_map(|group| Some((group.0, self.behind(group)?)));
-        let mut room = MAX_PARTITIONS;
-        let mut topics = Vec::new();
-        for topic in self.catalog.topics() {
-            if room == 0 {
-                break;
-            }
-            let partitions: Vec<_> = topic.keys().take(room).map(|key| self.describe_partition(topic, key)).collect();
-            room -= partitions.len();
-            topics.push(extent(topic, partitions));
-        }
+        let describe = |topic: &Topic, key| self.describe_partition(topic, key);
         Snapshot {
             taken_ms: self.clock.wall_ms,
             taken_us: self.clock.mono_us,
             cluster: self.cluster_status(),
             behind: behind.collect(),
             elections: self.elections.seen.iter().rev().copied().collect(),
-            topics,
+            topics: extents(self.catalog.topics(), MAX_PARTITIONS, describe),
             topic_count: self.catalog.topics().len(),
         }
     }
@@ -121,14 +113,23 @@ impl<D: Disk> Broker<D> {
     }
 }
 
-fn extent(topic: &Topic, partitions: Vec<PartitionDescription>) -> TopicExtent {
-    TopicExtent {
-        id: topic.id,
-        name: topic.name.clone(),
-        options: topic.options.clone(),
-        count: topic.partitions,
-        partitions,
+/// The first topics, with up to `room` partitions in all.
+fn extents<'a>(
+    topics: impl Iterator<Item = &'a Topic>,
+    mut room: usize,
+    describe: impl Fn(&Topic, PartitionKey) -> PartitionDescription,
+) -> Vec<TopicExtent> {
+    let mut extents = Vec::new();
+    for topic in topics {
+        if room == 0 {
+            break;
+        }
+        let partitions: Vec<_> = topic.keys().take(room).map(|key| describe(topic, key)).collect();
+        room -= partitions.len();
+        let (id, name, options) = (topic.id, topic.name.clone(), topic.options.clone());
+        extents.push(TopicExtent { id, name, options, count: topic.partitions, partitions });
     }
+    extents
 }
 
 #[cfg(test)]
@@ -159,5 +160,33 @@ mod tests {
         }
         assert_eq!(elections.seen.len(), MAX_ELECTIONS);
         assert_eq!(elections.seen.front().map(|election| election.term), Some(6));
+    }
+
+    #[test]
+    fn a_snapshot_has_room_for_so_many_partitions() {
+        let topic = |id: u64, partitions| Topic {
+            id,
+            name: format!("t{id}"),
+            partitions,
+            data_groups: 1,
+            options: TopicOptions::default(),
+            created_ms: 0,
+        };
+        let describe = |_: &Topic, key: PartitionKey| PartitionDescription {
+            partition: key.partition,
+            group: 1,
+            leader: None,
+            log_start_offset: 0,
+            high_watermark: 0,
+            size_bytes: 0,
+        };
+        let topics = [topic(1, 3), topic(2, 4), topic(3, 1)];
+        let seen = |room| -> Vec<(u32, usize)> {
+            extents(topics.iter(), room, describe).iter().map(|t| (t.count, t.partitions.len())).collect()
+        };
+        assert_eq!(seen(8), [(3, 3), (4, 4), (1, 1)]);
+        assert_eq!(seen(5), [(3, 3), (4, 2)]);
+        assert_eq!(seen(3), [(3, 3)]);
+        assert_eq!(seen(0), []);
     }
 }

@@ -110,7 +110,7 @@ async fn watch_until_told(source: Source) -> Result<(), CliError> {
 
 async fn watch(terminal: &mut DefaultTerminal, source: Source, first: Document) -> io::Result<()> {
     let mut screen = Screen::new(first);
-    let (wish, wished) = watch::channel(Query::default());
+    let (wish, wished) = watch::channel(screen.query());
     let (tell, mut told) = mpsc::channel(1);
     tokio::spawn(follow(source, wished, tell));
     let mut events = terminal_events();

@@ -78,7 +78,7 @@ impl Screen {
             Ok(document) => {
                 self.document = document;
                 self.failure = None;
-                let listed = self.view().map_or(0, |view| view.topics.count - view.topics.left_out);
+                let listed = self.view().map_or(0, |view| view.topics.count.saturating_sub(view.topics.left_out));
                 self.topic = self.topic.min(listed.saturating_sub(1));
             }
             Err(error) => self.failure = Some(error.message().to_owned()),

@@ -18,13 +18,13 @@ use crate::status::document::{Document, FORMAT, Query, Sort};
 /// The port of the HTTP side where none is given.
 const PORT: u16 = 1994;
 
-/// Longest answer that is taken, in bytes; the largest document has less than half of it.
-const MAX_BYTES: usize = 1 << 20;
+/// Longest answer that is taken, in bytes: several times the largest document.
+const MAX_BYTES: usize = 4 << 20;
 
 /// Longest time for one document.
 const PATIENCE: Duration = Duration::from_secs(4);
 
-/// Topics that are asked for at once, and how many of them lie before the one at the top of the screen.
+/// Topics that are asked for at once.
 pub(super) const TOPICS: usize = 100;
 
 /// The address in `host:port`, `host`, or `http://host:port/`.
