@@ -5,7 +5,7 @@ set -uo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit 1
 
-steps=(build manifests rules prometheus container package kubectl runbooks)
+steps=(build manifests rules prometheus page container package kubectl runbooks)
 
 usage() {
     cat <<TEXT
@@ -15,6 +15,8 @@ Usage: deploy/test.sh [STEP…]
   manifests   every overlay of deploy/k8s renders, follows the schemas, and fits together
   rules       alerts and dashboards of deploy/monitoring name metrics that exist; the alerts' unit tests pass
   prometheus  a real Prometheus scrapes a cluster of three nodes, and the dashboards' queries have values
+  page        the status page of a node in a headless Chromium: light and dark, on a desk and on a phone, by keyboard,
+              with hostile names, and when the node is gone
   container   three containers as Kubernetes would start them form a cluster: no root, no rights, a read-only root,
               without and with io_uring, a limit of memory, names that move
   package     the Debian package installs into a fresh Debian, and its service runs as far as can be tried
@@ -25,7 +27,7 @@ Usage: deploy/test.sh [STEP…]
 Without a STEP, all of them. With one, it exits with 77 if the step cannot run here; the last line of output is the
 reason. With several, the last line counts: "N passed, N failed", and ", N skipped" if there were any.
 
-What is missing is installed: Debian's packages prometheus, runc, iproute2, debootstrap and systemd-container as root with
+What is missing is installed: Debian's packages prometheus, chromium, runc, iproute2, debootstrap and systemd-container as root with
 apt-get, Python's into target/deploy-venv with pip, cargo-deb into target/tools with cargo. The binary is that of ./build.sh, which is run if target/dist is not there.
 
 Environment:
@@ -155,6 +157,15 @@ scraped() {
     python3 deploy/tests/live_prometheus.py
 }
 
+status_page() {
+    python
+    package chromium chromium
+    # It brings a driver, not a browser.
+    pip install -q --disable-pip-version-check playwright==1.65.2 || skip "pip cannot install playwright"
+    binary
+    python3 deploy/tests/page.py
+}
+
 container() {
     ((EUID == 0)) || skip "starting containers and networks needs root"
     python
@@ -198,6 +209,7 @@ run_step() (
         package) package_of_debian ;;
         kubectl) kubectl_scripts ;;
         prometheus) scraped ;;
+        page) status_page ;;
         *) "$1" ;;
     esac
 )

@@ -1,11 +1,12 @@
-//! The HTTP side door: metrics for Prometheus, health for whoever runs the node.
+//! The HTTP side door: metrics for Prometheus, health for whoever runs the node, the status page for people.
 //!
 //! | path | answers |
 //! |---|---|
 //! | `/metrics` | all metrics, in Prometheus' text format |
 //! | `/healthz` | 200 while this node makes progress, else 503; once it has been 200, a restart is the cure for a 503 |
 //! | `/readyz` | 200 while this node can serve clients, else 503 and the reason; waiting is the cure |
-//! | `/` | one line that says what this is |
+//! | `/` | the status page |
+//! | `/status.json` | what the page and `lance top` draw from: see [`crate::status::document`] |
 //!
 //! Liveness looks at this node alone: a node that has lost its quorum must not be restarted for it.
 //!
@@ -19,7 +20,8 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -28,6 +30,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
+
+use crate::status::{self, Status, document};
 
 /// A node whose shard did not beat for this long is stuck: a turn takes milliseconds, a slow sync of a sick disk may
 /// take a second or two.
@@ -101,13 +105,15 @@ pub struct HttpState {
     pub metrics: Arc<Metrics>,
     /// The node's health.
     pub health: Arc<Health>,
+    /// What the node knows of the cluster.
+    pub status: Status,
 }
 
 /// Serves until the future is dropped. A failed accept is retried.
 pub async fn serve(listener: TcpListener, state: Arc<HttpState>) {
     let listener =
         Bounded { listener, slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)), lifetime: CONNECTION_LIFETIME };
-    serve_bounded(listener, state).await;
+    tokio::join!(serve_bounded(listener, state.clone()), state.status.sample());
 }
 
 async fn serve_bounded(listener: Bounded, state: Arc<HttpState>) {
@@ -117,7 +123,8 @@ async fn serve_bounded(listener: Bounded, state: Arc<HttpState>) {
 
 fn router(state: Arc<HttpState>) -> Router {
     Router::new()
-        .route("/", get(async || one_request(StatusCode::OK, "LANCE node: /metrics, /healthz, /readyz\n".into())))
+        .route("/", get(status_page))
+        .route("/status.json", get(status_document))
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
@@ -148,6 +155,51 @@ async fn readyz(State(state): State<Arc<HttpState>>) -> Response {
         Ok(()) => one_request(StatusCode::OK, "ready\n".into()),
         Err(reason) => one_request(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }
+}
+
+async fn status_page() -> Response {
+    let mut bytes = [0; 16];
+    if rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) != Ok(bytes.len()) {
+        return one_request(StatusCode::INTERNAL_SERVER_ERROR, "the system gives no random numbers\n".into());
+    }
+    let nonce = format!("{:032x}", u128::from_le_bytes(bytes));
+    let mut response = one_request(StatusCode::OK, status::page(&nonce));
+    let policy = status::content_security_policy(&nonce);
+    let policy = HeaderValue::from_str(&policy).expect("the policy is printable");
+    response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
+    for_browsers(response, "text/html; charset=utf-8")
+}
+
+async fn status_document(
+    State(state): State<Arc<HttpState>>,
+    query: Result<Query<document::Query>, QueryRejection>,
+) -> Response {
+    let query = match query {
+        Ok(Query(query)) => query,
+        Err(error) => {
+            let text = format!("{error}; may be given: topics, skip, and sort=name, rate, size or records\n");
+            return one_request(StatusCode::BAD_REQUEST, text);
+        }
+    };
+    let document = state.status.document(&query).await;
+    match serde_json::to_string(&document) {
+        Ok(text) => for_browsers(one_request(StatusCode::OK, text), "application/json"),
+        Err(error) => one_request(StatusCode::INTERNAL_SERVER_ERROR, format!("no document: {error}\n")),
+    }
+}
+
+/// What a browser has to know of what it must not keep, and must not take for something else.
+fn for_browsers(mut response: Response, content_type: &'static str) -> Response {
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_TYPE, content_type),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
 }
 
 /// A text response after which the connection is closed.
@@ -231,7 +283,9 @@ mod tests {
 
     impl Server {
         async fn start(slots: usize, lifetime: Duration) -> Self {
-            let state = Arc::new(HttpState { metrics: Metrics::new(), health: Arc::new(Health::new()) });
+            let (metrics, health) = (Metrics::new(), Arc::new(Health::new()));
+            let (status, _) = Status::new(1, metrics.clone(), health.clone());
+            let state = Arc::new(HttpState { metrics, health, status });
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             let bounded = Bounded { listener, slots: Arc::new(Semaphore::new(slots)), lifetime };
@@ -245,13 +299,19 @@ mod tests {
         }
 
         async fn send(&self, request: &str) -> (u16, String) {
+            let (head, body) = self.exchange(request).await;
+            (head.split(' ').nth(1).unwrap().parse().unwrap(), body)
+        }
+
+        /// Head and body of the answer to one request.
+        async fn exchange(&self, request: &str) -> (String, String) {
             let mut stream = TcpStream::connect(self.address).await.unwrap();
             stream.write_all(request.as_bytes()).await.unwrap();
             let mut text = String::new();
             stream.read_to_string(&mut text).await.unwrap();
             let (head, body) = text.split_once("\r\n\r\n").unwrap();
             assert!(head.contains("connection: close"), "{head}");
-            (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+            (head.to_owned(), body.to_owned())
         }
     }
 
@@ -272,11 +332,50 @@ mod tests {
         assert_eq!(server.get("/healthz").await, (503, "recovering\n".to_owned()));
         server.state.health.beat();
         assert_eq!(server.get("/healthz").await, (200, "ok\n".to_owned()));
-        assert_eq!(server.get("/").await, (200, "LANCE node: /metrics, /healthz, /readyz\n".to_owned()));
+        assert_eq!(server.get("/").await.0, 200);
         assert_eq!(server.get("/metrics/x").await, (404, "not found\n".to_owned()));
         assert_eq!(server.get("/../etc/passwd").await.0, 404);
         let post = "POST /readyz HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx";
         assert_eq!(server.send(post).await.0, 405);
+    }
+
+    #[tokio::test]
+    async fn the_status_page_may_do_nothing_but_fetch_from_this_node() {
+        let server = Server::start(4, CONNECTION_LIFETIME).await;
+        let get = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+        let (head, body) = server.exchange(get).await;
+        for line in [
+            "content-type: text/html; charset=utf-8",
+            "cache-control: no-store",
+            "x-content-type-options: nosniff",
+            "referrer-policy: no-referrer",
+        ] {
+            assert!(head.lines().any(|found| found == line), "{line}: {head}");
+        }
+        let policy = head.lines().find_map(|line| line.strip_prefix("content-security-policy: ")).unwrap();
+        assert!(policy.starts_with("default-src 'none';") && policy.contains("connect-src 'self'"), "{policy}");
+        assert!(!policy.contains("unsafe"), "{policy}");
+        let nonce = policy.split("script-src 'nonce-").nth(1).unwrap().split('\'').next().unwrap();
+        assert_eq!(nonce.len(), 32, "{policy}");
+        assert!(body.contains(&format!("<script nonce=\"{nonce}\">")));
+        assert!(!server.exchange(get).await.1.contains(nonce), "a nonce is used once");
+    }
+
+    #[tokio::test]
+    async fn the_status_document_is_json_whatever_the_shard_does() {
+        let server = Server::start(4, CONNECTION_LIFETIME).await;
+        server.state.health.set_ready(Err("waiting for nodes 2, 3".to_owned()));
+        let request = "GET /status.json?topics=3&sort=size HTTP/1.1\r\nHost: x\r\n\r\n";
+        let (head, body) = server.exchange(request).await;
+        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("content-type: application/json"), "{head}");
+        let document: document::Document = serde_json::from_str(&body).unwrap();
+        assert_eq!((document.node, document.view), (1, None));
+        assert_eq!(document.not_ready.as_deref(), Some("waiting for nodes 2, 3"));
+        for bad in ["sort=upwards", "topics=-1", "skip=x", "what=1"] {
+            let (status, text) = server.get(&format!("/status.json?{bad}")).await;
+            assert_eq!(status, 400, "{bad}");
+            assert!(text.contains("sort=name, rate, size or records"), "{text}");
+        }
     }
 
     #[tokio::test]

@@ -9,4 +9,5 @@ pub mod dev;
 pub mod gateway;
 pub mod http;
 pub mod server;
+pub mod status;
 mod systemd;

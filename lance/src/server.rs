@@ -6,6 +6,7 @@ use crate::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Membership};
 use crate::config::{Address, BackendChoice, Config, NodeAddresses};
 use crate::gateway::{Gateway, GatewayConfig, Incoming};
 use crate::http::{self, Health, HttpState};
+use crate::status::{Question, Status};
 use crate::systemd::Systemd;
 use lnc_log::data_dir::{ClusterIdentity, DataDir, DataDirError};
 use lnc_log::disk::AnyDisk;
@@ -29,7 +30,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
@@ -133,6 +134,8 @@ struct Server {
     systemd: Systemd,
     clocks: Clocks,
     requests: VecDeque<Incoming>,
+    /// Those who want to see how the node is.
+    questions: mpsc::Receiver<Question>,
     /// What the peers and the gateway know of the members.
     membership: Membership,
     identity: Identity,
@@ -154,7 +157,8 @@ impl Server {
         let metrics = Metrics::new();
         let health = Arc::new(Health::new());
         let mut systemd = Systemd::from_environment();
-        serve_http(http_listener, metrics.clone(), health.clone())?;
+        let (status, questions) = Status::new(config.node.id, metrics.clone(), health.clone());
+        serve_http(http_listener, HttpState { metrics: metrics.clone(), health: health.clone(), status })?;
 
         let stored = data_dir.create_identity(config.node.id, random()?)?.clone();
         let identity = identity_of(&stored);
@@ -190,6 +194,7 @@ impl Server {
             systemd,
             clocks: Clocks { start: Instant::now() },
             requests: VecDeque::new(),
+            questions,
             membership: Membership::default(),
             identity,
             metrics,
@@ -214,6 +219,10 @@ impl Server {
                     self.broker.disk().drain_notifier();
                 }
                 _ = ticks.tick() => self.tick()?,
+                Some(question) = self.questions.recv() => {
+                    // Whoever asked may have gone away.
+                    let _ = question.send(self.broker.snapshot());
+                }
                 () = stop.requested(), if draining_until.is_none() => {
                     tracing::info!("told to stop: handing over leadership");
                     draining_until = Some(Instant::now() + self.config.shutdown.drain_timeout);
@@ -528,8 +537,9 @@ async fn bind(what: &'static str, address: &Address) -> Result<TcpListener, Serv
     TcpListener::bind(address.as_str()).await.map_err(bind)
 }
 
-/// Metrics and health have a thread of their own: they answer while the shard is busy, and can say that it is stuck.
-fn serve_http(listener: TcpListener, metrics: Arc<Metrics>, health: Arc<Health>) -> Result<(), ServerError> {
+/// Metrics, health and status have a thread of their own: they answer while the shard is busy, and can say that it is
+/// stuck.
+fn serve_http(listener: TcpListener, state: HttpState) -> Result<(), ServerError> {
     let listener = listener.into_std().map_err(process("start the HTTP server"))?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(process("start the HTTP server"))?;
@@ -538,7 +548,7 @@ fn serve_http(listener: TcpListener, metrics: Arc<Metrics>, health: Arc<Health>)
         .spawn(move || {
             runtime.block_on(async move {
                 match TcpListener::from_std(listener) {
-                    Ok(listener) => http::serve(listener, Arc::new(HttpState { metrics, health })).await,
+                    Ok(listener) => http::serve(listener, Arc::new(state)).await,
                     Err(error) => tracing::error!(%error, "cannot serve HTTP"),
                 }
             });

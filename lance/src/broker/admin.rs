@@ -300,28 +300,34 @@ impl<D: Disk> Broker<D> {
     }
 
     fn describe(&self, topic: &Topic) -> TopicDescription {
-        let partition = |key: PartitionKey| {
-            let group = topic.group_of(key.partition);
-            let state = self.groups.get(&group).and_then(|data| data.state.get(key));
-            PartitionDescription {
-                partition: key.partition,
-                group: group.0,
-                leader: self.shard.leader(group).map(NodeId::node),
-                log_start_offset: state.map_or(0, |state| state.log_start_offset),
-                high_watermark: state.map_or(0, |state| state.log_end_offset),
-                size_bytes: self.segments.size_bytes(key),
-            }
-        };
         TopicDescription {
             name: topic.name.clone(),
             topic_id: topic.id,
             options: topic.options.clone(),
             created_ms: topic.created_ms,
-            partitions: topic.keys().map(partition).collect(),
+            partitions: topic.keys().map(|key| self.describe_partition(topic, key)).collect(),
+        }
+    }
+
+    pub(super) fn describe_partition(&self, topic: &Topic, key: PartitionKey) -> PartitionDescription {
+        let group = topic.group_of(key.partition);
+        let state = self.groups.get(&group).and_then(|data| data.state.get(key));
+        PartitionDescription {
+            partition: key.partition,
+            group: group.0,
+            leader: self.shard.leader(group).map(NodeId::node),
+            log_start_offset: state.map_or(0, |state| state.log_start_offset),
+            high_watermark: state.map_or(0, |state| state.log_end_offset),
+            size_bytes: self.segments.size_bytes(key),
         }
     }
 
     pub(super) fn cluster_info(&mut self, caller: Caller) {
+        let response = self.cluster_status();
+        self.reply(caller, Opcode::ClusterInfo, Response::ClusterInfo(response));
+    }
+
+    pub(super) fn cluster_status(&self) -> ClusterInfoResponse {
         let nodes = self.node_statuses();
         let groups = self.shard.group_ids().filter_map(|group| self.group_status(group)).collect();
         let transfer = |(group, from, bytes_done, bytes_total): (GroupId, NodeId, u64, u64)| TransferStatus {
@@ -332,8 +338,7 @@ impl<D: Disk> Broker<D> {
         };
         let transfers = self.transfers.progress().map(transfer).collect();
         let (cluster_id, node_id) = (self.config.cluster_id, self.config.node.node());
-        let response = ClusterInfoResponse { cluster_id, node_id, nodes, groups, transfers };
-        self.reply(caller, Opcode::ClusterInfo, Response::ClusterInfo(response));
+        ClusterInfoResponse { cluster_id, node_id, nodes, groups, transfers }
     }
 
     fn group_status(&self, group: GroupId) -> Option<GroupStatus> {

@@ -280,6 +280,7 @@ pub fn open<D: Disk>(
         freshness: BTreeMap::new(),
         left_behind: BTreeSet::new(),
         last_second_us: 0,
+        elections: super::status::Elections::default(),
         observer: None,
     })
 }

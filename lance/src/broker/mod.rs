@@ -23,6 +23,7 @@ mod produce;
 mod proposals;
 mod scrub;
 mod slow_disk;
+pub mod status;
 pub mod tail_cache;
 mod transfer;
 
@@ -253,6 +254,7 @@ pub struct Broker<D: Disk> {
     /// Followers that need entries which the journal no longer holds, by group.
     left_behind: BTreeSet<(GroupId, NodeId)>,
     last_second_us: u64,
+    elections: status::Elections,
     /// Set where someone looks on.
     observer: Option<inspect::Observer>,
 }
@@ -489,6 +491,7 @@ impl<D: Disk> Broker<D> {
     fn absorb(&mut self, out: &mut Outputs) -> Result<(), BrokerError> {
         for (group, change) in std::mem::take(&mut out.roles) {
             self.observe_role(group, change);
+            self.elections.note(self.clock.wall_ms, group, change);
             if change.role == Role::Leader {
                 tracing::info!(group = group.0, term = change.term, "this node leads the group");
                 if group == META {

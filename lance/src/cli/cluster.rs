@@ -103,7 +103,7 @@ pub(super) async fn ask_all(global: &Global) -> Result<Vec<ClusterInfoResponse>,
     Ok(answers.into_values().collect())
 }
 
-async fn ask(address: String, limit: Duration) -> Result<ClusterInfoResponse, String> {
+pub(super) async fn ask(address: String, limit: Duration) -> Result<ClusterInfoResponse, String> {
     let exchange = async {
         let options = ConnectOptions { client_name: "lance-cli".to_owned(), timeout: limit, ..Default::default() };
         let connection = Connection::connect(&address, &options).await.map_err(|error| error.to_string())?;

@@ -49,6 +49,11 @@ impl CliError {
         Self { message: format!("{about}: {}", self.message), ..self }
     }
 
+    /// The message alone.
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Tells the user and gives the exit code.
     pub(super) fn report(&self) -> ExitCode {
         use std::io::Write;

@@ -16,6 +16,7 @@ mod output;
 mod produce;
 mod server;
 mod time;
+mod top;
 mod topic;
 
 use std::ffi::OsString;
@@ -53,7 +54,8 @@ Examples:
   lance topic create orders --partitions 3
   lance produce orders --file orders.txt
   lance consume orders --until-end
-  lance cluster status";
+  lance cluster status
+  lance top";
 
 /// Options of every command that talks to a cluster.
 #[derive(Debug, Args)]
@@ -97,6 +99,7 @@ enum Command {
     Produce(produce::ProduceArgs),
     Consume(consume::ConsumeArgs),
     Cluster(cluster::ClusterArgs),
+    Top(top::TopArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
     #[command(hide = true)]
@@ -126,6 +129,7 @@ fn run(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Produce(args) => wait(produce::run(&global, args)),
         Command::Consume(args) => wait(consume::run(&global, args)),
         Command::Cluster(args) => wait(cluster::run(&global, args)),
+        Command::Top(args) => wait(top::run(&global, args)),
         Command::Config(args) => config::run(args),
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
         Command::Man(args) => man::run(&args, Cli::command()),

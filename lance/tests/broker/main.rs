@@ -13,4 +13,5 @@ mod readers;
 mod recovery;
 mod repair;
 mod replicas;
+mod status;
 mod topics;

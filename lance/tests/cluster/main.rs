@@ -20,4 +20,5 @@ mod retention;
 mod slow_readers;
 mod soak;
 mod startup;
+mod status;
 mod support;

@@ -2,6 +2,7 @@
 
 use super::{Cluster, Outcome, Settings};
 use lance::broker::members::Addresses;
+use lance::broker::status::Snapshot;
 use lance::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Output};
 use lnc_log::checkpoint::{GroupCheckpoint, load_latest};
 use lnc_log::disk::MemoryDisk;
@@ -96,6 +97,11 @@ impl Node {
     pub(super) fn broker_mut(&mut self) -> Option<&mut Broker<MemoryDisk>> {
         self.woken = true;
         self.broker.as_mut()
+    }
+
+    /// What it knows of the cluster.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        self.broker.as_ref().expect("the node runs").snapshot()
     }
 
     /// Begin a graceful end.
