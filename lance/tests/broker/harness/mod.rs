@@ -26,6 +26,7 @@ use lance::broker::Clock;
 use lnc_log::disk::memory::{CrashChoice, Order};
 use lnc_log::journal::GroupId;
 use lnc_log::segment::SegmentConfig;
+use lnc_replication::formation::Formats;
 use std::collections::BTreeMap;
 
 /// Virtual time per tick, in microseconds.
@@ -158,7 +159,7 @@ impl Cluster {
         for other in self.running().into_iter().filter(|other| *other != id) {
             for (here, there) in [(id, other), (other, id)] {
                 if let Some(broker) = self.node_mut(here).broker_mut() {
-                    broker.peer_changed(clock, lnc_raft::NodeId(there), true);
+                    broker.peer_changed(clock, lnc_raft::NodeId(there), Some(Formats::BUILD));
                 }
             }
         }
@@ -184,7 +185,7 @@ impl Cluster {
         let clock = self.clock();
         for other in self.running() {
             if let Some(broker) = self.node_mut(other).broker_mut() {
-                broker.peer_changed(clock, lnc_raft::NodeId(id), false);
+                broker.peer_changed(clock, lnc_raft::NodeId(id), None);
             }
         }
     }
