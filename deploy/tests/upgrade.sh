@@ -154,7 +154,7 @@ LANCE_BIN=$new "$work/genCluster.sh" start >/dev/null 2>&1
 "$new" cluster finalize --yes | grep "the cluster has format 2: there is nothing to finalize" || fail "the format was lost"
 progress
 
-kill -INT "$load"
+kill -USR1 "$load"
 code=0
 wait "$load" || code=$?
 load=
