@@ -16,14 +16,16 @@ Checks format, lints and documentation, runs all tests, among them one in which 
 under faults, with fresh seeds, and proves that known mistakes are found there; then a cluster of three nodes of the
 release build: produces a text and reads it back, undisturbed, while the leader is killed (kill -9)
 and restarted, without each of the nodes, and after all nodes were killed at once; last, a short measurement of
-throughput, and faults while producers write. Needs bash 5, awk, coreutils, util-linux, a C compiler, and Rust with rustfmt and clippy. Uses free ports of
+throughput, the steps of deploy/test.sh (manifests, alerts, run books, documents, an upgrade from the previous release), and faults
+while producers write. Needs bash 5, awk, coreutils, util-linux, a C compiler, and Rust with rustfmt and clippy. Uses free ports of
 127.0.0.1 and a temporary directory; leaves neither processes nor files but the build in target/.
 
 Power is lost on file systems of its own, for which it needs root, loop devices, e2fsprogs and xfsprogs; the last two
 are installed with apt-get if they are missing. Where that does not work, the step is skipped and counted as such.
 
   --long  five times the text, a longer measurement, 20 times the cases of the property tests, four times as many
-          losses of power, and 20 minutes of simulation instead of one
+          losses of power, 20 minutes of simulation instead of one, and the steps of deploy/test.sh that build
+          static binaries, start containers from them and install the package
   --fuzz  fuzz every decoder of bytes from outside as well, each for this many seconds (30); needs cargo-fuzz and a
           nightly toolchain
   --keep  keep the logs and the data of the run
@@ -515,6 +517,16 @@ chaos() {
     return "$code"
 }
 
+# What LANCE is deployed with, and what is written about it. The rest builds for minutes.
+deployment=(manifests rules prometheus kubectl runbooks documents upgrade)
+[[ -z $long ]] || deployment+=(build container package)
+
+deployed() {
+    # Those that are about the static binary bring it along.
+    [[ $1 == build || $1 == container || $1 == package ]] || export LANCE_BIN=$lance
+    deploy/test.sh "$1"
+}
+
 # The logs of a cluster whose step failed.
 node_logs() {
     local log
@@ -574,6 +586,7 @@ if ((failed == before)); then
     on_cluster "text, 1 partition, all nodes killed and restarted" all_killed 1
     on_cluster "text, 3 partitions, all nodes killed and restarted" all_killed 3
     on_cluster "throughput" throughput
+    for name in "${deployment[@]}"; do step "deployment: $name" deployed "$name"; done
     if [[ -x $target_dir/simulate/lnc-chaos ]]; then
         step "chaos on real processes" chaos
     else
@@ -581,8 +594,8 @@ if ((failed == before)); then
         skipped=$((skipped + 1))
     fi
 else
-    printf '== NOT RUN, since there is no release: the eight steps with a cluster\n'
-    skipped=$((skipped + 8))
+    printf '== NOT RUN, since there is no release: the eight steps with a cluster, and those of the deployment\n'
+    skipped=$((skipped + 8 + ${#deployment[@]}))
 fi
 
 printf '\n%s passed, %s failed' "$passed" "$failed"

@@ -160,5 +160,5 @@ wait "$load" || code=$?
 load=
 cat "$work/load"
 ((code == 0)) || fail "lnc-chaos ended with $code"
-sed -n 's/^\(acknowledged .*\|read back .*\|PASS\)$/> \1/p' "$work/load"
+sed -n 's/^\(produced .*\|consumed .*\)$/> \1/p' "$work/load"
 printf '> %s, upgraded to %s with two nodes going back, then finalized\n' "$("$old" --version)" "$("$new" --version)"
