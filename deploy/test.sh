@@ -99,7 +99,7 @@ verifier() {
 # depends on is there from the tests.
 previous_release() {
     local tag
-    tag=$(git tag --list 'v[0-9]*' --merged HEAD --sort=-v:refname 2>/dev/null | grep -vx "v$(version)" | head -n 1)
+    tag=$(git tag --list 'v[0-9]*' --merged HEAD --sort=-v:refname 2>/dev/null | grep -vx "v$(version)" | head -n 1) || true
     [[ -n $tag ]] || skip "there is no tag of a release before $(version): git fetch --tags, and no shallow clone"
     old=$root/target/upgrade/$tag-$(git rev-parse --short=12 "$tag^{commit}")
     [[ ! -x $old ]] || return 0

@@ -6,7 +6,7 @@ a reader would, beside a cluster of three nodes, in a network and with processes
     <!-- run: until stopped -->     the block's last command stays in the foreground; without a cluster beside it
 
 The words of LANCE's own programs are checked in any case, also in blocks that are not run and where commands stand in the
-text. Configurations are checked by `lance config check`. Needs root, and lance, lnc-bench and lnc-chaos in $LANCE_PROGRAMS.
+text. Configurations are checked by `lance config check`. Files, links and headings that are named must exist. Needs root, and lance, lnc-bench and lnc-chaos in $LANCE_PROGRAMS.
 """
 
 import os
@@ -99,7 +99,31 @@ def misunderstood(command):
     return None if done.returncode == 0 else done.stderr.strip().split("\n")[0]
 
 
+def heading_ids(text):
+    """The fragments by which the headings of a page are linked to."""
+    for heading in re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), flags=re.M):
+        yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def check_names(page, text):
+    """Files and links that a page names."""
+    outside = re.sub(r"^( *)```.*?^ *```$", "", text, flags=re.M | re.S)
+    for path in re.findall(r"`((?:(?:lance|lnc-\w+)/(?:src|tests|examples)|deploy|docs|fuzz)[\w./-]+)`", outside):
+        if not (ROOT / path).exists():
+            yield f"{page}: there is no {path}"
+    for target in re.findall(r"\]\(([^)\s]+)\)", outside):
+        if re.match(r"\w+:", target):
+            continue
+        path, _, fragment = target.partition("#")
+        linked = (ROOT / page).parent / path if path else ROOT / page
+        if not linked.exists():
+            yield f"{page}: the link {target} leads nowhere"
+        elif fragment and fragment not in heading_ids(text if not path else linked.read_text()):
+            yield f"{page}: {target}: there is no such heading"
+
+
 def check_words(page, text):
+    yield from check_names(page, text)
     for line, command in spans(text):
         if problem := misunderstood(command):
             yield f"{page}:{line}: `{command}`: {problem}"
@@ -184,6 +208,9 @@ def self_test():
         fence("text", "  lnc-bench produce --partition 3      explained"),
         fence("toml", "[node]\nidd = 3"),
         "`lance cluster stat`\n",
+        "as `lance/tests/nothing.rs` proves\n",
+        "see [there](docs/NOWHERE.md)\n",
+        "see [there](docs/README.md#nothing)\n",
         "and `lance\nproduce --ack none`\n",
     ]:
         assert list(check_words("bad", text)), f"not found:\n{text}"
