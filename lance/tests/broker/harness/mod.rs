@@ -65,6 +65,8 @@ pub(crate) struct Settings {
     pub(crate) segments: SegmentConfig,
     /// Seed of the election timeouts.
     pub(crate) seed: u64,
+    /// Nodes that tell others, when they start, that they speak the first format alone.
+    pub(crate) old: Vec<u64>,
 }
 
 impl Default for Settings {
@@ -82,6 +84,7 @@ impl Default for Settings {
             reserve_bytes: 0,
             segments: SegmentConfig { write_block: 8192, index_interval_bytes: 1500, ..SegmentConfig::default() },
             seed: 1,
+            old: Vec::new(),
         }
     }
 }
@@ -158,8 +161,10 @@ impl Cluster {
         self.node_mut(id).open(&settings)?;
         for other in self.running().into_iter().filter(|other| *other != id) {
             for (here, there) in [(id, other), (other, id)] {
+                let old = settings.old.contains(&there);
+                let formats = if old { Formats { oldest: 1, newest: 1 } } else { Formats::BUILD };
                 if let Some(broker) = self.node_mut(here).broker_mut() {
-                    broker.peer_changed(clock, lnc_raft::NodeId(there), Some(Formats::BUILD));
+                    broker.peer_changed(clock, lnc_raft::NodeId(there), Some(formats));
                 }
             }
         }
