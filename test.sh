@@ -20,7 +20,8 @@ Usage: ./test.sh [--long] [--gates] [--fuzz[=SECONDS]] [--report] [--keep]
 Checks format, lints and documentation, runs all tests, among them one in which disks lose power; simulates clusters
 under faults, with fresh seeds, and proves that known mistakes are found there; then a cluster of three nodes of the
 release build: produces a text and reads it back, undisturbed, while the leader is killed (kill -9)
-and restarted, without each of the nodes, and after all nodes were killed at once; last, the gates, whose thresholds
+and restarted, without each of the nodes, and after all nodes were killed at once; the steps of deploy/test.sh
+(manifests, alerts, run books, documents, an upgrade from the previous release); last, the gates, whose thresholds
 and their reasons are in gates.conf: readiness, rate and latency, faults while producers write, and the instructions that
 the hot functions take. Needs bash 5, awk, coreutils, util-linux, a C compiler, and Rust with rustfmt and clippy. Uses
 free ports of 127.0.0.1 and a temporary directory; leaves neither processes nor files but what is in target/: the build,
@@ -34,8 +35,8 @@ partitions need root, iproute2 and nftables; instructions are counted by valgrin
 what is missing. Where that does not work, the step is skipped and counted as such.
 
   --long  five times the text, a longer bench gate, 20 times the cases of the property tests, four times as many
-          losses of power, 20 minutes of simulation instead of one, each fault of the chaos gates four times; and two gates
-          more: how long failovers take, in the median, and ten minutes at full load without a change of leadership.
+          losses of power, 20 minutes of simulation instead of one, each fault of the chaos gates four times; the steps of
+          deploy/test.sh that build static binaries, start containers from them and install the package; and two gates more: how long failovers take, in the median, and ten minutes at full load without a change of leadership.
           About an hour and a half
   --gates only the gates, and the builds that they need
   --fuzz  fuzz every decoder of bytes from outside as well, each for this many seconds (30); needs cargo-fuzz and a
@@ -643,6 +644,16 @@ failover() {
     at_most "$failover_errors" "$(figure "$reports/report.json" producer_errors)" "failed deliveries"
 }
 
+# What LANCE is deployed with, and what is written about it. The rest builds for minutes.
+deployment=(manifests rules prometheus page kubectl runbooks documents upgrade)
+[[ -z $long ]] || deployment+=(build container package)
+
+deployed() {
+    # Those that are about the static binary bring it along.
+    [[ $1 == build || $1 == container || $1 == package ]] || export LANCE_BIN=$lance
+    deploy/test.sh "$1"
+}
+
 # The logs of a cluster whose step failed.
 node_logs() {
     local log
@@ -709,6 +720,11 @@ texts() {
     on_cluster "text, 3 partitions, all nodes killed and restarted" all_killed 3
 }
 
+deployments() {
+    local name
+    for name in "${deployment[@]}"; do step "deployment: $name" deployed "$name"; done
+}
+
 gates() {
     step "comparisons of the gates" comparisons
     on_cluster "gate: readiness" readiness
@@ -732,10 +748,13 @@ gates() {
 before=$failed
 step "build of the release" build_release
 if ((failed == before)); then
-    [[ -n $gates_only ]] || texts
+    if [[ -z $gates_only ]]; then
+        texts
+        deployments
+    fi
     gates
 else
-    not_run "there is no release" "the steps with a cluster, and the gates"
+    not_run "there is no release" "the steps with a cluster, those of the deployment, and the gates"
 fi
 
 append=()

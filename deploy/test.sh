@@ -4,8 +4,9 @@ set -uo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit 1
+target_dir=${CARGO_TARGET_DIR:-$root/target}
 
-steps=(build manifests rules prometheus page container package kubectl runbooks)
+steps=(build manifests rules prometheus page container package kubectl runbooks documents upgrade)
 
 usage() {
     cat <<TEXT
@@ -23,15 +24,19 @@ Usage: deploy/test.sh [STEP…]
   kubectl     what the scripts say to Kubernetes, against a stand-in for kubectl that records it, and whose
               pods are real nodes on this machine
   runbooks    both ways of backup and restore that docs/ops describes
+  documents   README.md and docs/: every block of commands does what it says, or says why it is not run
+  upgrade     a cluster under load goes from the previous release to this version, node by node, back, and is finalized
 
 Without a STEP, all of them. With one, it exits with 77 if the step cannot run here; the last line of output is the
 reason. With several, the last line counts: "N passed, N failed", and ", N skipped" if there were any.
 
-What is missing is installed: Debian's packages prometheus, chromium, runc, iproute2, debootstrap and systemd-container as root with
-apt-get, Python's into target/deploy-venv with pip, cargo-deb into target/tools with cargo. The binary is that of ./build.sh, which is run if target/dist is not there.
+What is missing is installed: Debian's packages prometheus, chromium, runc, iproute2, debootstrap and systemd-container as
+root with apt-get, Python's into target/deploy-venv with pip, cargo-deb into target/tools with cargo. The binary is that of
+./build.sh, which is run if target/dist is not there; lnc-chaos is target/simulate/lnc-chaos, and the previous release
+target/upgrade/TAG, both built if they are not there.
 
 Environment:
-  LANCE_BIN  a static lance binary to test instead
+  LANCE_BIN  a lance binary to test instead, static for the step container, with lnc-bench beside it for documents
 TEXT
 }
 
@@ -85,6 +90,31 @@ binary() {
         exit 1
     }
     export LANCE_BIN
+}
+
+# The verifier, as ./test.sh builds it.
+verifier() {
+    chaos=$target_dir/simulate/lnc-chaos
+    [[ -x $chaos ]] || cargo build --profile simulate --locked -p lnc-chaos --features mutations
+}
+
+# The newest release before this version, built once. Formats do not depend on the profile; this one builds fast, since what it
+# depends on is there from the tests.
+previous_release() {
+    local tag
+    tag=$(git tag --list 'v[0-9]*' --merged HEAD --sort=-v:refname 2>/dev/null | grep -vx "v$(version)" | head -n 1) || true
+    [[ -n $tag ]] || skip "there is no tag of a release before $(version): git fetch --tags, and no shallow clone"
+    old=$root/target/upgrade/$tag-$(git rev-parse --short=12 "$tag^{commit}")
+    [[ ! -x $old ]] || return 0
+    rm -rf -- target/upgrade
+    mkdir -p target/upgrade/src
+    git archive "$tag" | tar -x -C target/upgrade/src
+    (
+        cd target/upgrade/src
+        CARGO_BUILD_BUILD_DIR=$target_dir CARGO_TARGET_DIR=$root/target/upgrade/out cargo build --locked -p lance
+    )
+    mv target/upgrade/out/debug/lance "$old"
+    rm -rf -- target/upgrade/src target/upgrade/out
 }
 
 # asked ARGUMENTS…: what build.sh asks of a stand-in for docker.
@@ -200,6 +230,29 @@ runbooks() {
     python
     binary
     python3 deploy/tests/backup.py
+}
+
+documents() {
+    ((EUID == 0)) || skip "a network of its own needs root"
+    package ip iproute2
+    package curl curl
+    package unshare util-linux
+    binary
+    verifier
+    local programs code=0
+    programs=$(mktemp -d)
+    ln -s "$LANCE_BIN" "$programs/lance"
+    ln -s "$(dirname "$LANCE_BIN")/lnc-bench" "$chaos" "$programs/"
+    LANCE_PROGRAMS=$programs python3 deploy/tests/documents.py || code=$?
+    rm -rf -- "$programs"
+    return "$code"
+}
+
+upgrade() {
+    binary
+    previous_release
+    verifier
+    deploy/tests/upgrade.sh "$old" "$LANCE_BIN" "$chaos"
 }
 
 # The steps whose names are commands too.

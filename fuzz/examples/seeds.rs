@@ -14,7 +14,7 @@ use lnc_protocol::batch::BatchHeader;
 use lnc_protocol::message::TopicOptions;
 use lnc_protocol::{BatchBuilder, Codec, frame};
 use lnc_raft::{AppendReply, Body, Entry, EntryKind, Message, NodeId};
-use lnc_replication::formation::{Channel, Cluster, Greeting, Identity};
+use lnc_replication::formation::{Channel, Cluster, Formats, Greeting, Identity};
 use lnc_replication::transfer::{Offer, Part, Range, Transfer, TransferBody};
 use lnc_replication::wire::{PeerMessage, put_frame, put_message};
 use std::error::Error;
@@ -152,7 +152,7 @@ fn peers(seeds: &Seeds) -> Result<()> {
     seeds.write("peers", "frames", &all)?;
     let members = [(NodeId(1), 11), (NodeId(2), 12), (NodeId(3), 13)].into();
     let identity = Identity { node: NodeId(1), incarnation: 11, cluster: Some(Cluster::found(members, 3)) };
-    let greeting = Greeting { channel: Channel::Control, identity, refusal: Some("no".to_owned()) };
+    let greeting = Greeting { channel: Channel::Control, identity, refusal: Some("no".to_owned()), formats: Formats::BUILD };
     let mut out = BytesMut::new();
     greeting.encode(&mut out);
     seeds.write("peers", "greeting", &out)

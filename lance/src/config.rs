@@ -62,4 +62,6 @@ impl Default for Config {
 }
 
 #[cfg(test)]
+mod reference;
+#[cfg(test)]
 mod tests;

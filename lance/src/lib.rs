@@ -6,6 +6,9 @@ pub mod broker;
 pub mod cli;
 pub mod config;
 pub mod dev;
+#[cfg(test)]
+#[path = "../tests/documents/mod.rs"]
+mod documents;
 pub mod gateway;
 pub mod http;
 pub mod server;

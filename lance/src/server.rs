@@ -15,7 +15,7 @@ use lnc_log::segment::SegmentConfig;
 use lnc_metrics::Metrics;
 use lnc_raft::NodeId;
 use lnc_replication::ShardConfig;
-use lnc_replication::formation::{Cluster, Decision, Identity, Nodes, decide};
+use lnc_replication::formation::{Cluster, Decision, Formats, Identity, Nodes, decide};
 use lnc_replication::peers::{PeerEvent, Peers};
 use lnc_replication::wire::take_message;
 use std::cell::RefCell;
@@ -168,6 +168,7 @@ impl Server {
         let peers = Peers::start(
             peer_listener,
             identity.clone(),
+            Formats::BUILD.in_cluster(data_dir.format()),
             others.map(|node| (node.id, node.peer.to_string())).collect(),
             metrics.clone(),
             Box::new(move |event| {
@@ -263,7 +264,7 @@ impl Server {
         self.systemd.beat(Instant::now(), &readiness);
         self.health.set_ready(readiness);
         self.follow_membership();
-        Ok(())
+        self.follow_format()
     }
 
     /// Let the peers' channels and the gateway know who belongs to the cluster now.
@@ -285,20 +286,31 @@ impl Server {
         self.membership = membership;
     }
 
+    /// When the cluster's format was raised, versions that do not speak it must neither open this data directory nor
+    /// connect.
+    fn follow_format(&mut self) -> Result<(), ServerError> {
+        let format = self.broker.format();
+        if format > self.data_dir.format() {
+            self.data_dir.raise_format(format)?;
+            self.peers.set_formats(Formats::BUILD.in_cluster(format));
+        }
+        Ok(())
+    }
+
     fn turn(&mut self) -> Result<(), ServerError> {
         let clock = self.clocks.now();
         for event in self.inbox.events.take() {
             match event {
                 PeerEvent::Frame { from, mut body } => self.peer_frame(clock, from, &mut body),
-                PeerEvent::Lost(peer) => self.broker.peer_changed(clock, peer, false),
+                PeerEvent::Lost(peer) => self.broker.peer_changed(clock, peer, None),
                 PeerEvent::Heard(Identity { node, incarnation, cluster: None }) => {
                     self.broker.applicant(clock, node.node(), incarnation);
                 }
                 PeerEvent::Heard(_) | PeerEvent::Refused { .. } => {}
             }
         }
-        for peer in self.peers.connected() {
-            self.broker.peer_changed(clock, peer, true);
+        for (peer, formats) in self.peers.connected() {
+            self.broker.peer_changed(clock, peer, Some(formats));
         }
         self.serve_requests(clock);
         let mut outputs = Vec::new();

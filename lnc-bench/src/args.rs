@@ -371,6 +371,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_command_line_is_documented() {
+        crate::documents::documented("docs/CLI.md", "lnc-bench", &crate::documents::command_line(Cli::command()));
+    }
+
+    #[test]
     fn durations_have_a_unit() {
         assert_eq!(parse_duration("15s"), Ok(Duration::from_secs(15)));
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));

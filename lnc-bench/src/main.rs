@@ -15,6 +15,9 @@ mod args;
 mod batches;
 mod consume;
 mod delivery;
+#[cfg(test)]
+#[path = "../../lance/tests/documents/mod.rs"]
+mod documents;
 mod evidence;
 mod html;
 mod library;

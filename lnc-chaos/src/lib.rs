@@ -3,6 +3,9 @@
 #![forbid(unsafe_code)]
 
 pub mod cli;
+#[cfg(all(test, not(feature = "mutations")))]
+#[path = "../../lance/tests/documents/mod.rs"]
+mod documents;
 pub mod linearizability;
 pub mod live;
 mod records;

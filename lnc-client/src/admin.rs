@@ -6,8 +6,8 @@ use std::time::Duration;
 use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{
     ChangeMembersRequest, ClusterInfoResponse, CreateTopicRequest, DeleteTopicRequest, DescribeTopicRequest,
-    ListOffsetsPartition, ListOffsetsRequest, MetadataRequest, MetadataResponse, OffsetSpec, Request, Response,
-    TopicDescription, TopicOptions, TopicSummary,
+    ListOffsetsPartition, ListOffsetsRequest, MetadataRequest, MetadataResponse, OffsetSpec, RaiseFormatRequest,
+    Request, Response, TopicDescription, TopicOptions, TopicSummary,
 };
 use tokio::time::Instant;
 
@@ -135,6 +135,16 @@ impl Client {
         let operation = Operation::new("change members");
         let outcome = self.call(Call::new(operation.clone(), Request::ChangeMembers(request))).await?;
         expect!(outcome, operation, Response::ChangeMembers => ())
+    }
+
+    /// Raises the format of the cluster, for good: versions of the broker that do not speak it cannot come back. Returns
+    /// when it is decided; it may be repeated.
+    pub async fn raise_format(&self, format: u32) -> Result<()> {
+        let operation = Operation::new("raise format");
+        let timeout_ms = Client::broker_timeout_ms(self.call_timeout());
+        let request = Request::RaiseFormat(RaiseFormatRequest { format, timeout_ms });
+        let outcome = self.call(Call::new(operation.clone(), request)).await?;
+        expect!(outcome, operation, Response::RaiseFormat => ())
     }
 
     /// The earliest or latest offset of a partition, or that of the first record at or after a time; a time beyond

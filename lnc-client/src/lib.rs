@@ -26,6 +26,11 @@
 //! [`Connection`] is the layer below, for tools that want to place each request themselves.
 #![forbid(unsafe_code)]
 
+/// The code of the client guide compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/CLIENT.md")]
+struct ClientGuide;
+
 mod admin;
 mod backoff;
 mod client;

@@ -12,11 +12,15 @@
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
+use std::ops::RangeInclusive;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-/// The version that this build writes, and the only one that it reads.
-pub const FORMAT_VERSION: u32 = 1;
+/// The formats that this build reads and writes. A directory begins with the oldest, and is raised when its cluster is:
+/// until then, the version of LANCE that came before can go on with it.
+///
+/// 1: version 0.1.0. 2: the catalog holds the format of the cluster.
+pub const FORMATS: RangeInclusive<u32> = 1..=2;
 
 const LOCK: &str = "LOCK";
 const FORMAT: &str = "FORMAT";
@@ -76,8 +80,8 @@ pub enum DataDirError {
     },
     /// The directory was written by another version of the format.
     #[error(
-        "{path} says format {found}, this build reads format {FORMAT_VERSION}: run the version of LANCE that wrote the \
-         directory, or one that upgrades it"
+        "{path} says format {found}, this build reads formats {} to {}: run the version of LANCE that wrote the \
+         directory, or a later one", FORMATS.start(), FORMATS.end()
     )]
     Format {
         /// The `FORMAT` file.
@@ -150,6 +154,7 @@ pub enum DataDirError {
 pub struct DataDir {
     root: PathBuf,
     identity: Option<Identity>,
+    format: u32,
     /// Closing it releases the lock.
     _lock: File,
 }
@@ -161,12 +166,12 @@ impl DataDir {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o750).create(&root).map_err(at("create", &root))?;
         let lock = lock(&root)?;
-        check_format(&root)?;
+        let format = read_format(&root)?;
         let identity = read_identity(&root)?;
         if identity.is_none() {
             refuse_data(&root, IDENTITY)?;
         }
-        Ok(Self { root, identity, _lock: lock })
+        Ok(Self { root, identity, format, _lock: lock })
     }
 
     /// The path of the directory.
@@ -213,6 +218,20 @@ impl DataDir {
         }
     }
 
+    /// The format of what is stored.
+    pub fn format(&self) -> u32 {
+        self.format
+    }
+
+    /// From now on what is stored may have this format: builds that do not know it leave the directory alone.
+    pub fn raise_format(&mut self, format: u32) -> Result<(), DataDirError> {
+        if format > self.format {
+            write_format(&self.root, format)?;
+            self.format = format;
+        }
+        Ok(())
+    }
+
     fn store(&mut self, identity: Identity) -> Result<(), DataDirError> {
         write_atomically(&self.root, IDENTITY, &encode_identity(&identity))?;
         self.identity = Some(identity);
@@ -253,7 +272,12 @@ fn lock(root: &Path) -> Result<File, DataDirError> {
     Ok(file)
 }
 
-fn check_format(root: &Path) -> Result<(), DataDirError> {
+fn write_format(root: &Path, format: u32) -> Result<(), DataDirError> {
+    write_atomically(root, FORMAT, &format!("{FORMAT_PREFIX}{format}\n"))
+}
+
+/// The format of the directory; a fresh one begins with the oldest.
+fn read_format(root: &Path) -> Result<u32, DataDirError> {
     let path = root.join(FORMAT);
     let Some(text) = read_file(&path)? else {
         if read_file(&root.join(IDENTITY))?.is_some() {
@@ -261,13 +285,13 @@ fn check_format(root: &Path) -> Result<(), DataDirError> {
             return Err(DataDirError::NoIdentity { path, found, missing: FORMAT });
         }
         refuse_data(root, FORMAT)?;
-        return write_atomically(root, FORMAT, &format!("{FORMAT_PREFIX}{FORMAT_VERSION}\n"));
+        return write_format(root, *FORMATS.start()).map(|()| *FORMATS.start());
     };
     let version = text.strip_prefix(FORMAT_PREFIX).and_then(|rest| rest.trim_end().parse::<u32>().ok());
     match version {
-        Some(FORMAT_VERSION) => Ok(()),
+        Some(found) if FORMATS.contains(&found) => Ok(found),
         Some(found) => Err(DataDirError::Format { path, found }),
-        None => Err(damaged(&path, format!("{FORMAT_PREFIX}{FORMAT_VERSION}"), excerpt(&text))),
+        None => Err(damaged(&path, format!("{FORMAT_PREFIX}{}", FORMATS.end()), excerpt(&text))),
     }
 }
 
@@ -466,11 +490,26 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_begins_with_the_oldest_format_and_never_goes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut data = DataDir::open(dir.path()).unwrap();
+        assert_eq!(data.format(), *FORMATS.start());
+        for format in [*FORMATS.end(), *FORMATS.start()] {
+            data.raise_format(format).unwrap();
+            assert_eq!(data.format(), *FORMATS.end());
+        }
+        drop(data);
+        assert_eq!(DataDir::open(dir.path()).unwrap().format(), *FORMATS.end());
+    }
+
+    #[test]
     fn another_format_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         drop(DataDir::open(dir.path()).unwrap());
-        fs::write(dir.path().join(FORMAT), format!("{FORMAT_PREFIX}2\n")).unwrap();
-        assert!(matches!(DataDir::open(dir.path()), Err(DataDirError::Format { found: 2, .. })));
+        for other in [FORMATS.start() - 1, FORMATS.end() + 1] {
+            fs::write(dir.path().join(FORMAT), format!("{FORMAT_PREFIX}{other}\n")).unwrap();
+            assert!(matches!(DataDir::open(dir.path()), Err(DataDirError::Format { found, .. }) if found == other));
+        }
         fs::write(dir.path().join(FORMAT), b"").unwrap();
         assert!(matches!(DataDir::open(dir.path()), Err(DataDirError::Damaged { .. })));
     }

@@ -110,6 +110,7 @@ error_codes! {
     UnknownMember = 50, false, "The node is not a member of the cluster";
     MemberExists = 51, false, "The node is a member of the cluster already, under other addresses";
     InvalidMembership = 52, false, "The change would break a rule for the members of a cluster";
+    FormatNotCommon = 53, false, "Not every member of the cluster is there and speaks the format";
 }
 
 impl From<ErrorCode> for u16 {

@@ -117,6 +117,8 @@ fn requests() -> Vec<(&'static str, Flags, Request)> {
         ("produce-forwarded", Flags::FORWARDED, Request::Produce(ProduceRequest { acks: Acks::Leader, ..produce })),
         ("fetch", none, Request::Fetch(fetch)),
         ("list-offsets", none, Request::ListOffsets(offsets)),
+        ("formats", none, Request::Formats),
+        ("raise-format", none, Request::RaiseFormat(RaiseFormatRequest { format: 2, timeout_ms: 10_000 })),
     ]
 }
 
@@ -270,6 +272,9 @@ fn replies() -> Vec<(&'static str, Opcode, Reply)> {
         ("init-producer", Opcode::InitProducer, Response::InitProducer(producer).into()),
     ];
     all.extend(data_replies());
+    let formats = FormatsResponse { format: 1, oldest: 1, newest: 2 };
+    all.push(("formats", Opcode::Formats, Response::Formats(formats).into()));
+    all.push(("raise-format", Opcode::RaiseFormat, Response::RaiseFormat.into()));
     all
 }
 

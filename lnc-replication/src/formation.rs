@@ -7,6 +7,7 @@
 //! come to the same one without a vote. From then on the cluster itself decides who is a member.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use lnc_log::data_dir::FORMATS;
 use lnc_mutation::{Mutation, mutated};
 use lnc_raft::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,8 +17,8 @@ use thiserror::Error;
 /// First bytes of a greeting.
 const MAGIC: u32 = 0x5043_4e4c;
 
-/// Version of the protocol between brokers.
-pub const PEER_VERSION: u16 = 1;
+/// Version of the greeting's layout. It stays: what is new comes behind what there was, where older versions do not look.
+const GREETING_VERSION: u16 = 1;
 
 /// Most members that a greeting may name.
 const MAX_MEMBERS: usize = 64;
@@ -87,6 +88,46 @@ impl Channel {
     }
 }
 
+/// The formats, a range, that a node speaks: what nodes store and send to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Formats {
+    /// The oldest; later than what the build knows where the cluster has gone on to a later one.
+    pub oldest: u32,
+    /// The newest.
+    pub newest: u32,
+}
+
+impl Formats {
+    /// What this build can speak.
+    pub const BUILD: Self = Self { oldest: *FORMATS.start(), newest: *FORMATS.end() };
+
+    /// What version 0.1.0 speaks, whose greeting does not say it.
+    const UNSAID: Self = Self { oldest: 1, newest: 1 };
+
+    /// The same in a cluster of this format, which has no room for older ones.
+    pub fn in_cluster(self, format: u32) -> Self {
+        Self { oldest: self.oldest.max(format), ..self }
+    }
+
+    /// Whether the format is among them.
+    pub fn contains(self, format: u32) -> bool {
+        (self.oldest..=self.newest).contains(&format)
+    }
+
+    /// The newest format that both speak. The error is told to the peer.
+    pub fn agree(self, theirs: Self) -> Result<u32, String> {
+        let newest = self.newest.min(theirs.newest);
+        match self.contains(newest) && theirs.contains(newest) {
+            true => Ok(newest),
+            false => Err(format!(
+                "no common format: this node speaks {} to {}, the other {} to {}; a cluster whose format was raised \
+                 has no room for older versions",
+                self.oldest, self.newest, theirs.oldest, theirs.newest
+            )),
+        }
+    }
+}
+
 /// The first frame in each direction of a connection between brokers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Greeting {
@@ -96,6 +137,8 @@ pub struct Greeting {
     pub identity: Identity,
     /// In a reply: why the connection is refused.
     pub refusal: Option<String>,
+    /// Which formats it speaks.
+    pub formats: Formats,
 }
 
 /// Why a greeting could not be read.
@@ -105,8 +148,8 @@ pub enum GreetingError {
     /// Not a broker of this kind.
     #[error("not a LANCE broker: greeting starts with {0:08x}")]
     BadMagic(u32),
-    /// A broker of another version.
-    #[error("the peer speaks version {found} of the broker protocol, this node version {PEER_VERSION}")]
+    /// A greeting of another layout.
+    #[error("the peer's greeting has version {found}, this node reads version {GREETING_VERSION}")]
     Version {
         /// The peer's version.
         found: u16,
@@ -120,7 +163,7 @@ impl Greeting {
     /// Append the body of the greeting's frame.
     pub fn encode(&self, out: &mut BytesMut) {
         out.put_u32_le(MAGIC);
-        out.put_u16_le(PEER_VERSION);
+        out.put_u16_le(GREETING_VERSION);
         out.put_u8(self.channel as u8);
         out.put_u64_le(self.identity.node.0);
         out.put_u64_le(self.identity.incarnation);
@@ -139,6 +182,8 @@ impl Greeting {
         let refusal = &refusal.as_bytes()[..refusal.len().min(1024)];
         out.put_u16_le(refusal.len() as u16);
         out.put_slice(refusal);
+        out.put_u32_le(self.formats.oldest);
+        out.put_u32_le(self.formats.newest);
     }
 
     /// Read a greeting from its frame's body.
@@ -149,7 +194,7 @@ impl Greeting {
             return Err(GreetingError::BadMagic(magic));
         }
         let found = body.try_get_u16_le().map_err(short("version"))?;
-        if found != PEER_VERSION {
+        if found != GREETING_VERSION {
             return Err(GreetingError::Version { found });
         }
         let channel = match body.try_get_u8().map_err(short("channel"))? {
@@ -176,9 +221,19 @@ impl Greeting {
         if len > body.len() {
             return Err(GreetingError::Malformed("refusal"));
         }
-        let refusal = (len > 0).then(|| String::from_utf8_lossy(&body[..len]).into_owned());
-        Ok(Self { channel, identity: Identity { node, incarnation, cluster }, refusal })
+        let words = body.split_to(len);
+        let refusal = (len > 0).then(|| String::from_utf8_lossy(&words).into_owned());
+        let formats = get_formats(&mut body).ok_or(GreetingError::Malformed("formats"))?;
+        Ok(Self { channel, identity: Identity { node, incarnation, cluster }, refusal, formats })
     }
+}
+
+fn get_formats(body: &mut Bytes) -> Option<Formats> {
+    if body.is_empty() {
+        return Some(Formats::UNSAID);
+    }
+    let formats = Formats { oldest: body.try_get_u32_le().ok()?, newest: body.try_get_u32_le().ok()? };
+    (1..=formats.newest).contains(&formats.oldest).then_some(formats)
 }
 
 fn put_members(out: &mut BytesMut, members: &BTreeMap<NodeId, u64>) {
@@ -440,19 +495,36 @@ mod tests {
     }
 
     #[test]
+    fn the_newest_common_format_is_agreed_upon() {
+        let speaks = |oldest, newest| Formats { oldest, newest };
+        assert_eq!(speaks(1, 2).agree(speaks(1, 1)), Ok(1));
+        assert_eq!(speaks(1, 3).agree(speaks(2, 5)), Ok(3));
+        assert!(speaks(1, 2).in_cluster(2).agree(speaks(1, 1)).is_err(), "the cluster has gone on");
+        assert!(speaks(1, 1).agree(speaks(1, 2).in_cluster(2)).is_err(), "and it says so itself");
+    }
+
+    #[test]
     fn greetings_survive_the_wire_and_nonsense_is_refused() {
         let greeting = Greeting {
             channel: Channel::Replication,
             identity: Identity { cluster: Some(formed()), ..fresh(1, 11) },
             refusal: Some("because".into()),
+            formats: Formats { oldest: 2, newest: 7 },
         };
         let mut out = BytesMut::new();
         greeting.encode(&mut out);
         let bytes = out.freeze();
         assert_eq!(Greeting::decode(bytes.clone()), Ok(greeting.clone()));
-        for len in 0..bytes.len() {
+        let without_formats = bytes.len() - 8;
+        for len in (0..bytes.len()).filter(|len| *len != without_formats) {
             assert!(Greeting::decode(bytes.slice(..len)).is_err());
         }
+        let first = Greeting::decode(bytes.slice(..without_formats)).unwrap();
+        assert_eq!(
+            first,
+            Greeting { formats: Formats { oldest: 1, newest: 1 }, ..greeting.clone() },
+            "as 0.1.0 greets"
+        );
         let mut other = greeting;
         other.identity.cluster.as_mut().unwrap().founders.remove(&NodeId(3));
         let mut out = BytesMut::new();

@@ -6,7 +6,7 @@
 //! So is one whose other end is gone without a word, or does not read: see [`UNANSWERED`].
 //! Everything here runs on the shard's own thread.
 
-use crate::formation::{Channel, Greeting, Identity, admit};
+use crate::formation::{Channel, Formats, Greeting, Identity, admit};
 use crate::wire::{MAX_FRAME_BODY, PeerMessage, WireError, put_frame, put_messages, take_frame};
 use bytes::{Bytes, BytesMut};
 use lnc_metrics::Metrics;
@@ -77,7 +77,7 @@ struct Outgoing {
     given_up: Notify,
     connected: Cell<bool>,
     /// Who is at the other end, once connected.
-    member: Cell<Option<NodeId>>,
+    member: Cell<Option<(NodeId, Formats)>>,
     /// The node is no longer to be dialled.
     dropped: Cell<bool>,
 }
@@ -93,6 +93,7 @@ impl Outgoing {
 /// The outgoing connections of a node, and what its peers need to know of it.
 pub struct Peers {
     identity: RefCell<Identity>,
+    formats: Cell<Formats>,
     /// By node number.
     addresses: RefCell<BTreeMap<u64, String>>,
     outgoing: RefCell<BTreeMap<(u64, Channel), Rc<Outgoing>>>,
@@ -108,6 +109,7 @@ impl Peers {
     pub fn start(
         listener: TcpListener,
         identity: Identity,
+        formats: Formats,
         addresses: BTreeMap<u64, String>,
         metrics: Arc<Metrics>,
         events: Box<dyn Fn(PeerEvent)>,
@@ -115,6 +117,7 @@ impl Peers {
         let jitter = Cell::new(identity.incarnation | 1);
         let peers = Rc::new(Self {
             identity: RefCell::new(identity.clone()),
+            formats: Cell::new(formats),
             addresses: RefCell::default(),
             outgoing: RefCell::default(),
             metrics,
@@ -150,13 +153,18 @@ impl Peers {
         *self.addresses.borrow_mut() = addresses;
     }
 
+    /// From now on this node speaks these formats.
+    pub fn set_formats(&self, formats: Formats) {
+        self.formats.set(formats);
+    }
+
     /// Who this node is, and whom it knows as members.
     pub fn identity(&self) -> Identity {
         self.identity.borrow().clone()
     }
 
-    /// The members to which the outgoing control connection stands.
-    pub fn connected(&self) -> Vec<NodeId> {
+    /// The members to which the outgoing control connection stands, and the formats that they speak.
+    pub fn connected(&self) -> Vec<(NodeId, Formats)> {
         let outgoing = self.outgoing.borrow();
         let control = outgoing.iter().filter(|((_, channel), o)| *channel == Channel::Control && o.connected.get());
         control.filter_map(|(_, connection)| connection.member.get()).collect()
@@ -170,7 +178,7 @@ impl Peers {
             let all = self.outgoing.borrow();
             let Some(outgoing) = all.get(&(to.node(), channel)) else { continue };
             // A member that was replaced has its node's address, but is not whom the message is for.
-            if !outgoing.connected.get() || outgoing.member.get() != Some(to) {
+            if !outgoing.connected.get() || outgoing.member.get().map(|(member, _)| member) != Some(to) {
                 continue;
             }
             let limit = if channel == Channel::Control { CONTROL_QUEUE } else { REPLICATION_QUEUE };
@@ -238,7 +246,7 @@ impl Peers {
         configure(&stream)?;
         let mut buf = BytesMut::new();
         let own = self.identity.borrow().clone();
-        send_greeting(&mut stream, channel, &own, None).await?;
+        self.send_greeting(&mut stream, channel, &own, None).await?;
         let reply = timeout(GREETING_TIMEOUT, read_greeting(&mut stream, &mut buf)).await??;
         let member = reply.identity.node;
         if member.node() != peer {
@@ -251,15 +259,16 @@ impl Peers {
             return Err(io::Error::other(reason));
         }
         admit(&self.identity.borrow(), &reply.identity).map_err(io::Error::other)?;
+        let format = self.formats.get().agree(reply.formats).map_err(io::Error::other)?;
         if outgoing.dropped.get() {
             return Err(io::Error::other("it is no longer to be dialled"));
         }
-        outgoing.member.set(Some(member));
+        outgoing.member.set(Some((member, reply.formats)));
         outgoing.connected.set(true);
         let peer_name = peer.to_string();
         let gauge = self.metrics.peer_connected.with_label_values(&[&peer_name, channel.name()]);
         gauge.set(1);
-        tracing::info!(%peer, channel = channel.name(), "connected to peer");
+        tracing::info!(%peer, channel = channel.name(), format, "connected to peer");
         let error = carry(&mut stream, outgoing).await;
         outgoing.connected.set(false);
         outgoing.queue.take();
@@ -296,8 +305,9 @@ impl Peers {
         let hello = timeout(GREETING_TIMEOUT, read_greeting(&mut stream, &mut buf)).await??;
         self.learn(&hello.identity);
         let own = self.identity.borrow().clone();
-        let refusal = admit(&own, &hello.identity).err();
-        send_greeting(&mut stream, hello.channel, &own, refusal.clone()).await?;
+        let agreed = admit(&own, &hello.identity).and_then(|()| self.formats.get().agree(hello.formats));
+        let refusal = agreed.err();
+        self.send_greeting(&mut stream, hello.channel, &own, refusal.clone()).await?;
         if let Some(reason) = refusal {
             // It may be a node that waits to be admitted.
             (self.events)(PeerEvent::Heard(hello.identity));
@@ -309,6 +319,19 @@ impl Peers {
             (self.events)(PeerEvent::Lost(from));
         }
         result
+    }
+
+    async fn send_greeting(
+        &self,
+        stream: &mut TcpStream,
+        channel: Channel,
+        identity: &Identity,
+        refusal: Option<String>,
+    ) -> io::Result<()> {
+        let greeting = Greeting { channel, identity: identity.clone(), refusal, formats: self.formats.get() };
+        let mut out = BytesMut::new();
+        put_frame(&mut out, |body| greeting.encode(body));
+        stream.write_all(&out).await
     }
 
     async fn receive_frames(&self, stream: &mut TcpStream, buf: &mut BytesMut, from: NodeId) -> io::Result<()> {
@@ -372,18 +395,6 @@ async fn carry(stream: &mut TcpStream, outgoing: &Outgoing) -> io::Error {
             Err(error) => error,
         },
     }
-}
-
-async fn send_greeting(
-    stream: &mut TcpStream,
-    channel: Channel,
-    identity: &Identity,
-    refusal: Option<String>,
-) -> io::Result<()> {
-    let greeting = Greeting { channel, identity: identity.clone(), refusal };
-    let mut out = BytesMut::new();
-    put_frame(&mut out, |body| greeting.encode(body));
-    stream.write_all(&out).await
 }
 
 async fn read_greeting(stream: &mut TcpStream, buf: &mut BytesMut) -> io::Result<Greeting> {

@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 use lnc_log::journal::GroupId;
 use lnc_metrics::Metrics;
 use lnc_raft::{Body, Entry, EntryKind, Message, NodeId};
-use lnc_replication::formation::{Channel, Cluster, Greeting, Identity};
+use lnc_replication::formation::{Channel, Cluster, Formats, Greeting, Identity};
 use lnc_replication::peers::{PeerEvent, Peers};
 use lnc_replication::wire::{MAX_FRAME_BODY, PeerMessage, put_frame, take_frame, take_message};
 use std::cell::Cell;
@@ -51,7 +51,8 @@ impl QuietPeer {
             let body = read_frame(&mut stream, &mut BytesMut::new()).await;
             let hello = Greeting::decode(body).unwrap();
             assert_eq!((hello.identity.node, hello.refusal), (OWN, None));
-            let reply = Greeting { channel: hello.channel, identity: identity(PEER), refusal: None };
+            let reply =
+                Greeting { channel: hello.channel, identity: identity(PEER), refusal: None, formats: Formats::BUILD };
             let mut out = BytesMut::new();
             put_frame(&mut out, |body| reply.encode(body));
             stream.write_all(&out).await.unwrap();
@@ -83,7 +84,7 @@ async fn start(peer: &QuietPeer) -> (Rc<Peers>, Rc<Cell<u32>>) {
             count.set(count.get() + 1);
         }
     };
-    (Peers::start(listener, identity(OWN), addresses, Metrics::new(), Box::new(events)), lost)
+    (Peers::start(listener, identity(OWN), Formats::BUILD, addresses, Metrics::new(), Box::new(events)), lost)
 }
 
 fn heartbeat(round: u64) -> PeerMessage {
@@ -125,10 +126,10 @@ async fn a_peer_that_does_not_read_is_given_up_and_dialled_again() {
         let mut peer = QuietPeer::new();
         let (peers, lost) = start(&peer).await;
         let _stuck = peer.accept(Channel::Control).await;
-        while !peers.connected().contains(&PEER) {
+        while !peers.connected().contains(&(PEER, Formats::BUILD)) {
             yield_now().await;
         }
-        while peers.connected().contains(&PEER) {
+        while peers.connected().contains(&(PEER, Formats::BUILD)) {
             peers.send(&mut (0..5000).map(heartbeat).collect());
             yield_now().await;
         }
@@ -137,7 +138,7 @@ async fn a_peer_that_does_not_read_is_given_up_and_dialled_again() {
         let arrived = first_arrival(&peers, &mut again, heartbeat(1_000_000)).await;
         // Nothing of the old queue came along.
         assert!(matches!(arrived, Body::Heartbeat { round: 1_000_000, .. }), "{arrived:?}");
-        assert!(peers.connected().contains(&PEER));
+        assert!(peers.connected().contains(&(PEER, Formats::BUILD)));
     })
     .await;
 }
@@ -156,6 +157,37 @@ async fn a_connection_that_stalls_with_little_queued_is_replaced() {
         let arrived = first_arrival(&peers, &mut again, append(99, Bytes::new())).await;
         assert!(matches!(arrived, Body::Append { prev_index: 99, .. }), "{arrived:?}");
         assert_eq!(lost.get(), 0, "the control connection stands");
+    })
+    .await;
+}
+
+/// Greet as a build does that knows format 1 alone and does not say so, and give the answer.
+async fn greet_as_the_first_version(address: &str) -> Greeting {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let formats = Formats { oldest: 1, newest: 1 };
+    let greeting = Greeting { channel: Channel::Control, identity: identity(PEER), refusal: None, formats };
+    let mut body = BytesMut::new();
+    greeting.encode(&mut body);
+    let mut out = BytesMut::new();
+    put_frame(&mut out, |frame| frame.extend_from_slice(&body[..body.len() - 8]));
+    stream.write_all(&out).await.unwrap();
+    Greeting::decode(read_frame(&mut stream, &mut BytesMut::new()).await).unwrap()
+}
+
+#[tokio::test]
+async fn an_older_version_takes_part_until_the_format_is_raised() {
+    run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let nobody = BTreeMap::new();
+        let peers = Peers::start(listener, identity(OWN), Formats::BUILD, nobody, Metrics::new(), Box::new(|_| ()));
+        let answer = greet_as_the_first_version(&address).await;
+        assert_eq!((answer.refusal, answer.formats), (None, Formats::BUILD));
+        let raised = Formats::BUILD.in_cluster(2);
+        peers.set_formats(raised);
+        let answer = greet_as_the_first_version(&address).await;
+        assert_eq!(answer.formats, raised);
+        assert!(answer.refusal.is_some_and(|words| words.starts_with("no common format")));
     })
     .await;
 }

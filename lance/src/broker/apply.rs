@@ -89,6 +89,7 @@ enum Outcome {
     Deleted(Option<Topic>),
     Producer(u64),
     Members(Result<(), MemberError>),
+    FormatRaised,
     Appended { key: PartitionKey, result: Result<Appended, Refusal>, append_ms: u64 },
     Silent,
 }
@@ -177,6 +178,10 @@ impl<D: Disk> Broker<D> {
             Command::ForgetMember { id } => {
                 self.catalog.members_mut().forget(id);
                 Outcome::Silent
+            }
+            Command::RaiseFormat { format } => {
+                self.apply_format(format)?;
+                Outcome::FormatRaised
             }
             Command::Append { key, batch } => {
                 let result = self.append(group, epoch, key, &batch, runs);
@@ -281,6 +286,7 @@ impl<D: Disk> Broker<D> {
                 self.answer(origin, Response::InitProducer(response));
             }
             Outcome::Members(result) => self.members_changed(origin, result),
+            Outcome::FormatRaised => self.answer(origin, Response::RaiseFormat),
             Outcome::Appended { key, result, append_ms } => self.appended(group, origin, key, result, append_ms),
             Outcome::Silent => {
                 debug_assert!(false, "group {META:?} or a data group answered a command nobody asked for")

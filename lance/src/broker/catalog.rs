@@ -62,9 +62,24 @@ pub struct Catalog {
     by_name: BTreeMap<String, Topic>,
     names: BTreeMap<u64, String>,
     members: Members,
+    /// Formats after the first that the cluster was raised to.
+    raised: u32,
 }
 
+/// The format of a cluster that was never raised.
+const FIRST_FORMAT: u32 = 1;
+
 impl Catalog {
+    /// The format of the cluster: what later ones add is not used, so that versions without them can take part.
+    pub fn format(&self) -> u32 {
+        FIRST_FORMAT + self.raised
+    }
+
+    /// Raise it. It never goes back.
+    pub fn raise_format(&mut self, format: u32) {
+        self.raised = self.raised.max(format.saturating_sub(FIRST_FORMAT));
+    }
+
     /// Who belongs to the cluster.
     pub fn members(&self) -> &Members {
         &self.members
@@ -181,6 +196,10 @@ impl Catalog {
             out.put_u64_le(topic.created_ms);
         }
         self.members.encode(out);
+        // The first format has no place for itself.
+        if self.raised > 0 {
+            out.put_u32_le(self.raised);
+        }
     }
 
     /// The state from a checkpoint.
@@ -201,6 +220,9 @@ impl Catalog {
             }
         }
         catalog.members = Members::decode(from)?;
+        if !from.is_empty() {
+            catalog.raised = get_u32(from).ok().filter(|raised| *raised > 0).ok_or(CommandError("the format"))?;
+        }
         Ok(catalog)
     }
 }
@@ -232,9 +254,21 @@ mod tests {
         catalog.create("b", 2, 3, &TopicOptions::default(), 6).unwrap();
         catalog.delete("a");
         catalog.init_producer();
-        let mut out = BytesMut::new();
-        catalog.encode(&mut out);
-        assert_eq!(Catalog::decode(&mut out.freeze()), Ok(catalog));
+        let encoded = |catalog: &Catalog| {
+            let mut out = BytesMut::new();
+            catalog.encode(&mut out);
+            out.freeze()
+        };
+        let first = encoded(&catalog);
+        assert_eq!(Catalog::decode(&mut first.clone()), Ok(catalog.clone()));
+        assert_eq!(catalog.format(), 1);
+        for _ in 0..2 {
+            catalog.raise_format(2);
+            catalog.raise_format(1);
+        }
+        assert_eq!(catalog.format(), 2);
+        assert_eq!(encoded(&catalog).len(), first.len() + 4, "before it is raised, it is what 0.1.0 reads");
+        assert_eq!(Catalog::decode(&mut encoded(&catalog)), Ok(catalog));
     }
 
     #[test]

@@ -259,7 +259,7 @@ pub fn open<D: Disk>(
         reconcile: false,
         retry_full: false,
         draining: false,
-        peers_connected: BTreeSet::new(),
+        peers_connected: BTreeMap::new(),
         misplaced_since_us: BTreeMap::new(),
         transfers,
         scrub: Scrub::default(),

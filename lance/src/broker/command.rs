@@ -71,6 +71,11 @@ pub enum Command {
         /// Node and generation.
         id: NodeId,
     },
+    /// Meta group: from here on, what later formats add may be used. Every member speaks it.
+    RaiseFormat {
+        /// The format.
+        format: u32,
+    },
     /// Data group: append one record batch, as the producer sent it.
     Append {
         /// Where to.
@@ -218,6 +223,10 @@ fn encode(out: &mut BytesMut, command: &Command) -> u8 {
             out.put_u64_le(*log_start_offset);
             13
         }
+        Command::RaiseFormat { format } => {
+            out.put_u32_le(*format);
+            14
+        }
     }
 }
 
@@ -265,6 +274,7 @@ impl Commands {
             11 => Command::CreatePartition { key: get_key(f)?, segment_bytes: get_optional(f)? },
             12 => Command::DeletePartition { key: get_key(f)? },
             13 => Command::Trim { key: get_key(f)?, log_start_offset: get_u64(f)? },
+            14 => Command::RaiseFormat { format: get_u32(f)? },
             _ => return Err(CommandError("a command of unknown kind")),
         };
         if fields.is_empty() { Ok(command) } else { Err(CommandError("bytes behind a command's fields")) }
@@ -370,6 +380,7 @@ mod tests {
             Command::CreatePartition { key, segment_bytes: None },
             Command::DeletePartition { key },
             Command::Trim { key, log_start_offset: 9 },
+            Command::RaiseFormat { format: 2 },
         ]
     }
 

@@ -147,6 +147,9 @@ impl<D: Disk> Broker<D> {
         };
         let founders = self.config.founders.iter().map(member).collect();
         self.submit(META, &Command::FoundMembers { founders }, None);
+        if let Some(format) = self.founding_format() {
+            self.submit(META, &Command::RaiseFormat { format }, None);
+        }
     }
 
     /// Admit who is expected, and who comes back with an empty disk once its former self is silent: while that one
@@ -160,7 +163,7 @@ impl<D: Disk> Broker<D> {
         let members = self.catalog.members();
         let welcome = |(node, applicant): (&u64, &Applicant)| {
             let member = members.of_node(*node)?;
-            let alive = self.peers_connected.contains(&member.id)
+            let alive = self.peers_connected.contains_key(&member.id)
                 || status.peers.iter().any(|peer| peer.id == member.id && peer.recently_active);
             let new = member.incarnation != applicant.incarnation;
             let incarnation = applicant.incarnation;

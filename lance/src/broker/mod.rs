@@ -14,6 +14,7 @@ pub mod catalog;
 mod checkpoint;
 pub mod command;
 mod fetch;
+mod formats;
 pub mod inspect;
 pub mod members;
 mod membership;
@@ -41,6 +42,7 @@ use lnc_protocol::ErrorCode;
 use lnc_protocol::frame::Flags;
 use lnc_protocol::message::{ErrorReply, LeaderHint, Opcode, Reply, Request, Response};
 use lnc_raft::{Body, Entry, Message, NodeId, ProgressState, Role};
+use lnc_replication::formation::Formats;
 use lnc_replication::wire::PeerMessage;
 use lnc_replication::{Outputs, Shard, ShardError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -231,7 +233,8 @@ pub struct Broker<D: Disk> {
     /// The disk was full, and it is time to try again.
     retry_full: bool,
     draining: bool,
-    peers_connected: BTreeSet<NodeId>,
+    /// And the formats that they speak.
+    peers_connected: BTreeMap<NodeId, Formats>,
     /// Since when each data group that another node should lead is led here, for rebalancing.
     misplaced_since_us: BTreeMap<GroupId, u64>,
     transfers: transfer::Transfers,
@@ -271,7 +274,7 @@ impl<D: Disk> Broker<D> {
     }
 
     fn is_connected(&self, node: u64) -> bool {
-        self.peers_connected.iter().any(|peer| peer.node() == node)
+        self.peers_connected.keys().any(|peer| peer.node() == node)
     }
 
     /// The disk, for the driver that waits for it.
@@ -309,6 +312,8 @@ impl<D: Disk> Broker<D> {
             }
             Request::ClusterInfo => self.cluster_info(caller),
             Request::ChangeMembers(change) => self.change_members(caller, change, body),
+            Request::Formats => self.formats(caller),
+            Request::RaiseFormat(raise) => self.raise_format(caller, &raise, body),
             Request::CreateTopic(create) => self.create_topic(caller, create, body),
             Request::DeleteTopic(delete) => self.delete_topic(caller, delete, body),
             Request::InitProducer => self.init_producer(caller, body),
@@ -380,16 +385,19 @@ impl<D: Disk> Broker<D> {
         self.config.checkpoint_bytes.saturating_add(self.config.memory_bytes as u64)
     }
 
-    /// The control connection to a peer came up or broke.
-    pub fn peer_changed(&mut self, clock: Clock, peer: NodeId, connected: bool) {
+    /// The control connection to a peer stands, and it speaks these formats; or it broke.
+    pub fn peer_changed(&mut self, clock: Clock, peer: NodeId, speaks: Option<Formats>) {
         self.clock = clock;
-        if connected {
-            if self.peers_connected.insert(peer) {
-                self.shard.peer_back(peer);
+        match speaks {
+            Some(formats) => {
+                if self.peers_connected.insert(peer, formats).is_none() {
+                    self.shard.peer_back(peer);
+                }
             }
-        } else {
-            self.peers_connected.remove(&peer);
-            self.shard.peer_lost(peer);
+            None => {
+                self.peers_connected.remove(&peer);
+                self.shard.peer_lost(peer);
+            }
         }
     }
 
@@ -638,7 +646,7 @@ impl<D: Disk> Broker<D> {
             peer.recently_active
                 && (self.draining || !peer.slow)
                 && voters.contains(&peer.id)
-                && self.peers_connected.contains(&peer.id)
+                && self.peers_connected.contains_key(&peer.id)
         };
         status.peers.iter().filter(fit).max_by_key(|peer| peer.match_index).map(|peer| peer.id)
     }
@@ -657,7 +665,9 @@ impl<D: Disk> Broker<D> {
         for group in groups {
             let preferred = self.preferred_leader(group).filter(|node| *node != self.config.node);
             let fit = preferred.filter(|node| {
-                self.shard.is_leader(group) && self.peers_connected.contains(node) && self.could_take_over(group, *node)
+                self.shard.is_leader(group)
+                    && self.peers_connected.contains_key(node)
+                    && self.could_take_over(group, *node)
             });
             let Some(to) = fit else {
                 self.misplaced_since_us.remove(&group);

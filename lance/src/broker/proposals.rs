@@ -37,6 +37,7 @@ pub(super) enum Kind {
     DeleteTopic,
     InitProducer,
     ChangeMembers,
+    RaiseFormat,
 }
 
 /// Commands of one entry with their positions.

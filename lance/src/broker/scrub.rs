@@ -194,8 +194,8 @@ impl<D: Disk> Broker<D> {
             repair.writing &= now < repair.asked_us + WRITE_US;
             let waiting = repair.asked.is_some() && now < repair.asked_us + PATIENCE_US;
             if !repair.writing && !waiting {
-                let after = peers.iter().find(|peer| repair.asked.is_none_or(|asked| **peer > asked));
-                if let Some(to) = after.or(peers.first()) {
+                let after = peers.keys().find(|peer| repair.asked.is_none_or(|asked| **peer > asked));
+                if let Some(to) = after.or(peers.keys().next()) {
                     (repair.asked, repair.asked_us) = (Some(*to), now);
                     let part = Part::Records { key: *key, offset: repair.place.offset };
                     asks.push((*to, group, Range { part, max_bytes: MAX_RANGE }));

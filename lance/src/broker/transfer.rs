@@ -196,9 +196,9 @@ impl<D: Disk> Broker<D> {
     /// Whom to ask: the leader, or after trouble with one peer another.
     fn transfer_source(&self, group: GroupId, not: Option<NodeId>) -> Option<NodeId> {
         let leader = self.shard.leader(group);
-        let fit = |peer: &NodeId| self.peers_connected.contains(peer) && Some(*peer) != not;
-        let others = || self.peers_connected.iter().copied().find(fit);
-        leader.filter(fit).or_else(others).or(not.filter(|peer| self.peers_connected.contains(peer)))
+        let fit = |peer: &NodeId| self.peers_connected.contains_key(peer) && Some(*peer) != not;
+        let others = || self.peers_connected.keys().copied().find(fit);
+        leader.filter(fit).or_else(others).or(not.filter(|peer| self.peers_connected.contains_key(peer)))
     }
 
     /// Ask for what comes next.
@@ -272,7 +272,7 @@ impl<D: Disk> Broker<D> {
         self.transfers.entries_asked_us = now;
         self.transfers.entries_asked += 1;
         let turn = self.transfers.entries_asked % self.peers_connected.len();
-        let Some(to) = self.peers_connected.iter().nth(turn).copied() else { return };
+        let Some(to) = self.peers_connected.keys().nth(turn).copied() else { return };
         for (group, wanted) in wanted {
             self.answer_peer(to, group, TransferBody::AskEntries { wanted });
         }

@@ -15,12 +15,13 @@ use tokio::task::JoinSet;
 
 use super::Global;
 use super::error::CliError;
+use super::formats::{self, Formats};
 use super::members;
 use super::output::{self, OutputFormat, Table, or_dash};
 use crate::config::units::format_size;
 
 /// Longest time to wait for one node's answer.
-const NODE_TIMEOUT: Duration = Duration::from_secs(3);
+pub(super) const NODE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Show the state of the cluster, and change who belongs to it
 #[derive(Debug, Args)]
@@ -29,7 +30,8 @@ Examples:
   lance cluster status
   lance cluster add 4 --client n4:1992 --peer n4:1993 --http n4:1994 --wait
   lance cluster remove 2 --wait
-  lance cluster replace 3 --wait")]
+  lance cluster replace 3 --wait
+  lance cluster finalize --yes")]
 pub(super) struct ClusterArgs {
     #[command(subcommand)]
     command: ClusterCommand,
@@ -48,6 +50,7 @@ Example:
     Add(members::AddArgs),
     Remove(members::RemoveArgs),
     Replace(members::ReplaceArgs),
+    Finalize(formats::FinalizeArgs),
 }
 
 pub(super) async fn run(global: &Global, args: ClusterArgs) -> Result<ExitCode, CliError> {
@@ -56,14 +59,26 @@ pub(super) async fn run(global: &Global, args: ClusterArgs) -> Result<ExitCode, 
         ClusterCommand::Add(args) => members::add(global, args).await,
         ClusterCommand::Remove(args) => members::remove(global, args).await,
         ClusterCommand::Replace(args) => members::replace(global, args).await,
+        ClusterCommand::Finalize(args) => {
+            let addresses = View::new(ask_all(global).await?).addresses();
+            formats::finalize(global, &args, &addresses).await
+        }
     }
 }
 
 async fn status(global: &Global) -> Result<ExitCode, CliError> {
     let view = View::new(ask_all(global).await?);
+    let formats = Formats::ask(global, &view.addresses()).await;
     match global.output {
-        OutputFormat::Json => output::print_json(&view.json())?,
-        OutputFormat::Table => output::print(&view.text())?,
+        OutputFormat::Json => {
+            let mut json = view.json();
+            json["formats"] = formats.json();
+            output::print_json(&json)?;
+        }
+        OutputFormat::Table => {
+            let formats = Some(formats.text()).filter(|text| !text.is_empty());
+            output::print(&format!("{}{}", view.text(), formats.map_or(String::new(), |text| format!("\n{text}"))))?;
+        }
     }
     let problems = view.problems();
     if problems.is_empty() {
@@ -177,6 +192,12 @@ impl View {
         }
         replicas.sort_by_key(|replica| (replica.status.group, replica.node));
         Self { cluster_id, nodes: nodes.into_values().collect(), replicas, transfers }
+    }
+
+    /// Where the nodes that answered are, for clients.
+    fn addresses(&self) -> Vec<String> {
+        let answered = self.nodes.iter().filter(|node| node.answered);
+        answered.map(|node| node.status.client_address.clone()).collect()
     }
 
     /// The leader of each group, as the replica with the latest term knows it.

@@ -10,6 +10,7 @@ mod consume;
 mod dev;
 mod error;
 mod format;
+mod formats;
 mod man;
 mod members;
 mod output;

@@ -8,6 +8,11 @@ fn parse(line: &str) -> Result<Cli, clap::Error> {
     Cli::try_parse_from(line.split_whitespace())
 }
 
+#[test]
+fn the_command_line_is_documented() {
+    crate::documents::documented("docs/CLI.md", "lance", &crate::documents::command_line(Cli::command()));
+}
+
 /// Every command with its full name, depth first.
 fn commands() -> Vec<(String, clap::Command)> {
     fn walk(name: &str, command: &clap::Command, all: &mut Vec<(String, clap::Command)>) {

@@ -17,6 +17,8 @@ pub(super) struct Key {
     pub(super) default: &'static str,
     /// Lowest and highest value, as text.
     pub(super) range: Option<(&'static str, &'static str)>,
+    /// For how long the first value stays, where a restart does not change it.
+    pub(super) fixed: Option<&'static str>,
     pub(super) form: &'static str,
     pub(super) quoted: bool,
 }
@@ -49,7 +51,8 @@ macro_rules! settings {
         $section:ident: $Section:ident {
             $(
                 $(#[doc = $doc:literal])+
-                $key:ident: $type:ty [$kind:ty] = $default:literal $(in $low:literal ..= $high:literal)?;
+                $key:ident: $type:ty [$kind:ty] = $default:literal $(in $low:literal ..= $high:literal)?
+                    $(fixed $fixed:literal)?;
             )+
             $(extra { $(#[doc = $extra_doc:literal])+ $extra:ident: $extra_type:ty = $extra_value:expr })?
         }
@@ -81,7 +84,8 @@ macro_rules! settings {
                 name: stringify!($key),
                 doc: &[$($doc),+],
                 default: $default,
-                range: settings!(@range $($low, $high)?),
+                range: settings!(@optional $(($low, $high))?),
+                fixed: settings!(@optional $($fixed)?),
                 form: <$kind as Kind>::FORM,
                 quoted: <$kind as Kind>::QUOTED,
             },)+],
@@ -100,8 +104,8 @@ macro_rules! settings {
             })
         }
     };
-    (@range) => { None };
-    (@range $low:literal, $high:literal) => { Some(($low, $high)) };
+    (@optional) => { None };
+    (@optional $value:expr) => { Some($value) };
 }
 
 settings! {
@@ -109,7 +113,7 @@ settings! {
     node: Node {
         /// Number of this node, unique in the cluster. A node that comes back without its data is admitted as a new
         /// member under its old number, and replaces its former self once it has caught up.
-        id: u64 [Whole] = "1" in "1" ..= "4294967295";
+        id: u64 [Whole] = "1" in "1" ..= "4294967295" fixed "for the life of the data directory";
         /// Directory for everything that this node stores. One node per directory; it is locked while in use.
         data_dir: std::path::PathBuf [Path] = "lance-data";
     }
@@ -144,9 +148,8 @@ settings! {
     /// ```
     cluster: Cluster {
         /// Raft groups that hold partitions. More groups spread the work of leading over more nodes; each costs a
-        /// little memory on every node. It is fixed when the cluster is founded; later values have no effect. 0 means one
-        /// per node.
-        data_groups: u32 [Whole32] = "0" in "0" ..= "256";
+        /// little memory on every node. 0 means one per node.
+        data_groups: u32 [Whole32] = "0" in "0" ..= "256" fixed "for the life of the cluster";
         extra {
             /// All nodes of the cluster in the order of their numbers, this one included.
             nodes: Vec<NodeAddresses> = Vec::new()

@@ -21,6 +21,9 @@ pub fn default_toml() -> String {
             if let Some((low, high)) = key.range {
                 let _ = writeln!(text, "# Allowed: {low} to {high}.");
             }
+            if let Some(term) = key.fixed {
+                let _ = writeln!(text, "# Stays {term}.");
+            }
             let quote = if key.quoted { "\"" } else { "" };
             let _ = writeln!(text, "{} = {quote}{}{quote}", key.name, key.default);
         }

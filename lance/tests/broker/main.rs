@@ -5,6 +5,7 @@ mod harness;
 mod acknowledgement;
 mod corners;
 mod failover;
+mod formats;
 mod limits;
 mod network_faults;
 mod power_loss;

@@ -19,6 +19,7 @@ const DURATION: Duration = Duration::from_secs(60);
 #[command(after_help = "\
 Exit codes: 0 every promise was kept, 1 one was broken, 2 the run could not be carried out.
 Lengths of time are seconds, or have a unit: 90, 90s, 2m, 1h, 500ms.
+With --endpoint, SIGUSR1 ends the duration; what was written is checked all the same.
 
 Examples:
   lnc-chaos live --list

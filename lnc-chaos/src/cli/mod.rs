@@ -74,6 +74,13 @@ mod tests {
         assert!(parse_duration("x").is_err() && parse_duration("3 weeks").is_err());
     }
 
+    #[cfg(not(feature = "mutations"))]
+    #[test]
+    fn the_command_line_is_documented() {
+        let command = <Arguments as clap::CommandFactory>::command();
+        crate::documents::documented("docs/CLI.md", "lnc-chaos", &crate::documents::command_line(command));
+    }
+
     #[test]
     fn the_arguments_are_consistent() {
         <Arguments as clap::CommandFactory>::command().debug_assert();

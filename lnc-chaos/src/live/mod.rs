@@ -309,7 +309,12 @@ async fn trouble(options: &Options, nemesis: &mut Nemesis<'_>, clients: &Clients
     let Options { every, hold, repeat, seed, .. } = *options;
     let schedule = Schedule::new(options.source.clone(), every, hold, repeat, seed);
     let end = options.duration.map(|duration| Instant::now() + duration);
-    nemesis.run(schedule, end).await?;
+    let mut enough = signal(SignalKind::user_defined1()).map_err(os("watch for SIGUSR1"))?;
+    tokio::select! {
+        result = nemesis.run(schedule, end) => result?,
+        // What this program has not struck needs nobody to take it back.
+        _ = enough.recv(), if matches!(options.place, Where::Running(_)) => {}
+    }
     nemesis.watch_until(Instant::now() + options.post_roll).await;
     clients.enter(Phase::Drain);
     Ok(())

@@ -13,7 +13,7 @@ use lnc_metrics::Metrics;
 use lnc_protocol::Opcode;
 use lnc_raft::NodeId;
 use lnc_replication::ShardConfig;
-use lnc_replication::formation::Identity;
+use lnc_replication::formation::{Formats, Identity};
 use lnc_replication::transfer::TransferBody;
 use lnc_replication::wire::{MAX_FRAME_BODY, PeerMessage, WireError, put_messages, take_frame, take_message};
 use std::collections::{BTreeMap, BTreeSet};
@@ -78,7 +78,7 @@ impl Process {
     }
 
     pub(super) fn peer_changed(&mut self, clock: Clock, peer: NodeId, connected: bool) {
-        self.broker.peer_changed(clock, peer, connected);
+        self.broker.peer_changed(clock, peer, connected.then_some(Formats::BUILD));
     }
 
     /// The members of a group that it leads, unless a change is under way.

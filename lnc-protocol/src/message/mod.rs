@@ -24,12 +24,12 @@ pub use reply::{ErrorReply, LeaderHint, Reply, decode_reply, encode_reply, encod
 pub use request::{
     Acks, ChangeMembersRequest, CreateTopicRequest, DeleteTopicRequest, DescribeTopicRequest, FetchPartition,
     FetchRequest, HelloRequest, ListOffsetsPartition, ListOffsetsRequest, MemberChange, MetadataRequest, OffsetSpec,
-    ProduceRequest, TopicOptions,
+    ProduceRequest, RaiseFormatRequest, TopicOptions,
 };
 pub use response::{
-    ClusterInfoResponse, FetchedPartition, GroupStatus, HelloResponse, InitProducerResponse, MetadataResponse,
-    NodeInfo, NodeStatus, PartitionDescription, PartitionMetadata, PartitionOffset, PeerProgress, ProduceResponse,
-    Records, TopicDescription, TopicMetadata, TopicSummary, TransferStatus,
+    ClusterInfoResponse, FetchedPartition, FormatsResponse, GroupStatus, HelloResponse, InitProducerResponse,
+    MetadataResponse, NodeInfo, NodeStatus, PartitionDescription, PartitionMetadata, PartitionOffset, PeerProgress,
+    ProduceResponse, Records, TopicDescription, TopicMetadata, TopicSummary, TransferStatus,
 };
 
 macro_rules! opcodes {
@@ -76,6 +76,10 @@ opcodes! {
     ClusterInfo = 4;
     /// Changes who belongs to the cluster.
     ChangeMembers = 5;
+    /// Which formats the answering node speaks, and which the cluster has.
+    Formats = 6;
+    /// Raises the cluster's format, for good.
+    RaiseFormat = 7;
     /// Creates a topic.
     CreateTopic = 10;
     /// Deletes a topic and its records.
@@ -114,6 +118,10 @@ pub enum Request {
     ClusterInfo,
     /// See [`Opcode::ChangeMembers`].
     ChangeMembers(ChangeMembersRequest),
+    /// See [`Opcode::Formats`].
+    Formats,
+    /// See [`Opcode::RaiseFormat`].
+    RaiseFormat(RaiseFormatRequest),
     /// See [`Opcode::CreateTopic`].
     CreateTopic(CreateTopicRequest),
     /// See [`Opcode::DeleteTopic`].
@@ -141,6 +149,8 @@ impl Request {
             Request::Metadata(_) => Opcode::Metadata,
             Request::ClusterInfo => Opcode::ClusterInfo,
             Request::ChangeMembers(_) => Opcode::ChangeMembers,
+            Request::Formats => Opcode::Formats,
+            Request::RaiseFormat(_) => Opcode::RaiseFormat,
             Request::CreateTopic(_) => Opcode::CreateTopic,
             Request::DeleteTopic(_) => Opcode::DeleteTopic,
             Request::ListTopics => Opcode::ListTopics,
@@ -155,9 +165,10 @@ impl Request {
     /// Appends the body.
     pub fn encode_body(&self, out: &mut BytesMut) {
         match self {
-            Request::Ping | Request::ClusterInfo | Request::ListTopics | Request::InitProducer => {}
+            Request::Ping | Request::ClusterInfo | Request::Formats | Request::ListTopics | Request::InitProducer => {}
             Request::Hello(request) => request.encode(out),
             Request::ChangeMembers(request) => request.encode(out),
+            Request::RaiseFormat(request) => request.encode(out),
             Request::Metadata(request) => request.encode(out),
             Request::CreateTopic(request) => request.encode(out),
             Request::DeleteTopic(request) => request.encode(out),
@@ -177,6 +188,8 @@ impl Request {
             Opcode::Metadata => decode_all(body).map(Request::Metadata),
             Opcode::ClusterInfo => empty(Request::ClusterInfo, body),
             Opcode::ChangeMembers => decode_all(body).map(Request::ChangeMembers),
+            Opcode::Formats => empty(Request::Formats, body),
+            Opcode::RaiseFormat => decode_all(body).map(Request::RaiseFormat),
             Opcode::CreateTopic => decode_all(body).map(Request::CreateTopic),
             Opcode::DeleteTopic => decode_all(body).map(Request::DeleteTopic),
             Opcode::ListTopics => empty(Request::ListTopics, body),
@@ -208,6 +221,10 @@ pub enum Response {
     ClusterInfo(ClusterInfoResponse),
     /// Answers [`Opcode::ChangeMembers`]: the change is decided; [`Opcode::ClusterInfo`] shows how far it is.
     ChangeMembers,
+    /// Answers [`Opcode::Formats`].
+    Formats(FormatsResponse),
+    /// Answers [`Opcode::RaiseFormat`]: it is decided.
+    RaiseFormat,
     /// Answers [`Opcode::CreateTopic`]: the topic as it was created.
     CreateTopic(TopicDescription),
     /// Answers [`Opcode::DeleteTopic`].
@@ -235,6 +252,8 @@ impl Response {
             Response::Metadata(_) => Opcode::Metadata,
             Response::ClusterInfo(_) => Opcode::ClusterInfo,
             Response::ChangeMembers => Opcode::ChangeMembers,
+            Response::Formats(_) => Opcode::Formats,
+            Response::RaiseFormat => Opcode::RaiseFormat,
             Response::CreateTopic(_) => Opcode::CreateTopic,
             Response::DeleteTopic => Opcode::DeleteTopic,
             Response::ListTopics(_) => Opcode::ListTopics,
@@ -249,10 +268,11 @@ impl Response {
     /// Appends the payload, which follows the outcome in a reply's body.
     pub fn encode_body(&self, out: &mut BytesMut) {
         match self {
-            Response::Pong | Response::ChangeMembers | Response::DeleteTopic => {}
+            Response::Pong | Response::ChangeMembers | Response::RaiseFormat | Response::DeleteTopic => {}
             Response::Hello(response) => response.encode(out),
             Response::Metadata(response) => response.encode(out),
             Response::ClusterInfo(response) => response.encode(out),
+            Response::Formats(response) => response.encode(out),
             Response::CreateTopic(response) | Response::DescribeTopic(response) => response.encode(out),
             Response::ListTopics(response) => response.encode(out),
             Response::InitProducer(response) => response.encode(out),
@@ -271,6 +291,8 @@ impl Response {
             Opcode::Metadata => decode_all(payload).map(Response::Metadata),
             Opcode::ClusterInfo => decode_all(payload).map(Response::ClusterInfo),
             Opcode::ChangeMembers => empty(Response::ChangeMembers, payload),
+            Opcode::Formats => decode_all(payload).map(Response::Formats),
+            Opcode::RaiseFormat => empty(Response::RaiseFormat, payload),
             Opcode::CreateTopic => decode_all(payload).map(Response::CreateTopic),
             Opcode::DeleteTopic => empty(Response::DeleteTopic, payload),
             Opcode::ListTopics => decode_all(payload).map(Response::ListTopics),

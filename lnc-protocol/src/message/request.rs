@@ -90,6 +90,16 @@ wire_struct! {
 }
 
 wire_struct! {
+    /// Raises the cluster's format. Asking for the one that it has changes nothing.
+    pub struct RaiseFormatRequest {
+        /// The format that the cluster is to have; see [`FormatsResponse`](super::FormatsResponse).
+        pub format: u32,
+        /// How long to wait for the decision, in milliseconds.
+        pub timeout_ms: u32,
+    }
+}
+
+wire_struct! {
     /// Creates a topic.
     pub struct CreateTopicRequest {
         /// The name; see [`names`](crate::names).

@@ -27,6 +27,19 @@ wire_struct! {
 }
 
 wire_struct! {
+    /// Which formats there are. A format says what nodes store and what they send to each other; later versions speak
+    /// later ones.
+    pub struct FormatsResponse {
+        /// The format of the cluster, as far as the answering node knows: no node uses a later one.
+        pub format: u32,
+        /// The oldest format that the answering node's version speaks.
+        pub oldest: u32,
+        /// The newest format that the answering node's version speaks.
+        pub newest: u32,
+    }
+}
+
+wire_struct! {
     /// A node, as clients need to know it.
     pub struct NodeInfo {
         /// The node's id.

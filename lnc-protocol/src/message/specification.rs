@@ -85,7 +85,7 @@ fn the_fields_of_every_message_are_as_specified() {
     }
     let structs = structs! {
         HelloRequest HelloResponse MetadataRequest MetadataResponse NodeInfo TopicMetadata PartitionMetadata
-        ClusterInfoResponse ChangeMembersRequest TransferStatus NodeStatus GroupStatus PeerProgress CreateTopicRequest TopicOptions TopicDescription
+        ClusterInfoResponse ChangeMembersRequest FormatsResponse RaiseFormatRequest TransferStatus NodeStatus GroupStatus PeerProgress CreateTopicRequest TopicOptions TopicDescription
         PartitionDescription DeleteTopicRequest TopicSummary DescribeTopicRequest InitProducerResponse ProduceRequest
         ProduceResponse FetchRequest FetchPartition FetchedPartition ListOffsetsRequest ListOffsetsPartition
         PartitionOffset LeaderHint

@@ -26,6 +26,7 @@ use lance::broker::Clock;
 use lnc_log::disk::memory::{CrashChoice, Order};
 use lnc_log::journal::GroupId;
 use lnc_log::segment::SegmentConfig;
+use lnc_replication::formation::Formats;
 use std::collections::BTreeMap;
 
 /// Virtual time per tick, in microseconds.
@@ -64,6 +65,8 @@ pub(crate) struct Settings {
     pub(crate) segments: SegmentConfig,
     /// Seed of the election timeouts.
     pub(crate) seed: u64,
+    /// Nodes that tell others, when they start, that they speak the first format alone.
+    pub(crate) old: Vec<u64>,
 }
 
 impl Default for Settings {
@@ -81,6 +84,7 @@ impl Default for Settings {
             reserve_bytes: 0,
             segments: SegmentConfig { write_block: 8192, index_interval_bytes: 1500, ..SegmentConfig::default() },
             seed: 1,
+            old: Vec::new(),
         }
     }
 }
@@ -157,8 +161,10 @@ impl Cluster {
         self.node_mut(id).open(&settings)?;
         for other in self.running().into_iter().filter(|other| *other != id) {
             for (here, there) in [(id, other), (other, id)] {
+                let old = settings.old.contains(&there);
+                let formats = if old { Formats { oldest: 1, newest: 1 } } else { Formats::BUILD };
                 if let Some(broker) = self.node_mut(here).broker_mut() {
-                    broker.peer_changed(clock, lnc_raft::NodeId(there), true);
+                    broker.peer_changed(clock, lnc_raft::NodeId(there), Some(formats));
                 }
             }
         }
@@ -184,7 +190,7 @@ impl Cluster {
         let clock = self.clock();
         for other in self.running() {
             if let Some(broker) = self.node_mut(other).broker_mut() {
-                broker.peer_changed(clock, lnc_raft::NodeId(id), false);
+                broker.peer_changed(clock, lnc_raft::NodeId(id), None);
             }
         }
     }

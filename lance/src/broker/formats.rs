@@ -1,0 +1,83 @@
+//! The format of the cluster: what nodes store and send to each other. Versions speak a range of formats; the catalog says
+//! which one the cluster has, and nobody uses what a later one adds. So versions may be mixed, and go back, until an
+//! operator raises it, which needs every member to speak it. A new cluster begins with the newest that its founders speak.
+
+use super::catalog::META;
+use super::command::{Command, CommandError};
+use super::proposals::Kind;
+use super::{Broker, BrokerError, Caller};
+use bytes::Bytes;
+use lnc_log::disk::Disk;
+use lnc_protocol::ErrorCode;
+use lnc_protocol::message::{FormatsResponse, Opcode, RaiseFormatRequest, Response};
+use lnc_raft::NodeId;
+use lnc_replication::formation::Formats;
+
+impl<D: Disk> Broker<D> {
+    /// The format of the cluster, as far as this node knows.
+    pub fn format(&self) -> u32 {
+        self.catalog.format()
+    }
+
+    pub(super) fn formats(&mut self, caller: Caller) {
+        let Formats { oldest, newest } = Formats::BUILD;
+        let response = FormatsResponse { format: self.format(), oldest, newest };
+        self.reply(caller, Opcode::Formats, Response::Formats(response));
+    }
+
+    /// An operator wants the format raised.
+    pub(super) fn raise_format(&mut self, caller: Caller, request: &RaiseFormatRequest, body: Bytes) {
+        let opcode = Opcode::RaiseFormat;
+        if !self.shard.is_leader(META) {
+            return self.elsewhere(caller, opcode, META, body);
+        }
+        let (format, current) = (request.format, self.format());
+        if format < current {
+            let message = format!("the cluster has format {current}, and cannot go back to {format}");
+            return self.refuse(caller, opcode, ErrorCode::InvalidRequest, message);
+        }
+        let lacking = self.members_without(format);
+        if !lacking.is_empty() {
+            let message = format!("format {format} is not spoken by all members: {}", lacking.join("; "));
+            return self.refuse(caller, opcode, ErrorCode::FormatNotCommon, message);
+        }
+        let command = Command::RaiseFormat { format };
+        self.submit_admin(caller, opcode, &command, request.timeout_ms, Kind::RaiseFormat);
+    }
+
+    /// Why each member that stands in the way of a format does.
+    fn members_without(&self, format: u32) -> Vec<String> {
+        let lacks = |member: NodeId| match self.formats_of(member) {
+            None => Some(format!("node {member} is not connected")),
+            Some(speaks) if speaks.contains(format) => None,
+            Some(Formats { oldest, newest }) => Some(format!("node {member} speaks formats {oldest} to {newest}")),
+        };
+        self.membership().members.into_keys().filter_map(lacks).collect()
+    }
+
+    fn formats_of(&self, member: NodeId) -> Option<Formats> {
+        match member == self.config.node {
+            true => Some(Formats::BUILD),
+            false => self.peers_connected.get(&member).copied(),
+        }
+    }
+
+    /// The newest format that all founders of a new cluster speak, if they are all there.
+    pub(super) fn founding_format(&self) -> Option<u32> {
+        let newest = |member: &NodeId| self.formats_of(*member).map(|formats| formats.newest);
+        let newest: Option<Vec<u32>> = self.config.founders.keys().map(newest).collect();
+        newest?.into_iter().min()
+    }
+
+    pub(super) fn apply_format(&mut self, format: u32) -> Result<(), BrokerError> {
+        if format > Formats::BUILD.newest {
+            let error = CommandError("a format that this version does not speak");
+            return Err(BrokerError::State { group: META.0, error });
+        }
+        if format > self.format() {
+            tracing::info!(format, "the format of the cluster was raised");
+        }
+        self.catalog.raise_format(format);
+        Ok(())
+    }
+}

@@ -1,0 +1,75 @@
+//! Versions that speak different formats, in one cluster.
+
+use crate::harness::{Cluster, SECOND, Settings};
+use lnc_log::disk::memory::CrashChoice;
+use lnc_protocol::message::{FormatsResponse, RaiseFormatRequest};
+use lnc_protocol::{ErrorCode, Request, Response};
+use lnc_replication::formation::Formats;
+
+fn format(cluster: &mut Cluster, node: u64) -> u32 {
+    match cluster.ask(node, &Request::Formats) {
+        Ok(Response::Formats(FormatsResponse { format, oldest, newest })) => {
+            assert_eq!(Formats { oldest, newest }, Formats::BUILD);
+            format
+        }
+        other => panic!("not an answer: {other:?}"),
+    }
+}
+
+fn raise(format: u32) -> Request {
+    Request::RaiseFormat(RaiseFormatRequest { format, timeout_ms: 5_000 })
+}
+
+/// Why the leader of the catalog does not raise the format.
+fn refusal(cluster: &mut Cluster, format: u32) -> (ErrorCode, String) {
+    let error = cluster.ask(1, &raise(format)).expect_err("it should be refused");
+    (error.code, error.message)
+}
+
+fn await_format(cluster: &mut Cluster, wanted: u32) {
+    cluster.until("every node knows the format", |cluster| {
+        cluster.running().into_iter().all(|node| format(cluster, node) == wanted)
+    });
+}
+
+#[test]
+fn a_new_cluster_has_the_newest_format_that_its_founders_speak() {
+    let mut cluster = Cluster::ready(Settings::default());
+    await_format(&mut cluster, Formats::BUILD.newest);
+}
+
+#[test]
+fn the_format_is_raised_once_every_member_is_there_and_speaks_it() {
+    let mut cluster = Cluster::ready(Settings { old: vec![3], ..Settings::default() });
+    cluster.create_topic("t", 1);
+    cluster.ticks(5 * SECOND);
+    cluster.await_balance();
+    await_format(&mut cluster, 1);
+    let (code, why) = refusal(&mut cluster, 2);
+    assert_eq!(code, ErrorCode::FormatNotCommon);
+    assert!(why.ends_with("node 3 speaks formats 1 to 1"), "{why}");
+
+    cluster.kill(3);
+    let (code, why) = refusal(&mut cluster, 2);
+    assert_eq!(code, ErrorCode::FormatNotCommon);
+    assert!(why.ends_with("node 3 is not connected"), "{why}");
+
+    cluster.settings.old.clear();
+    cluster.start(3);
+    for _ in 0..2 {
+        assert_eq!(cluster.demand(&raise(2)), Response::RaiseFormat, "said twice");
+    }
+    await_format(&mut cluster, 2);
+    assert_eq!(refusal(&mut cluster, 1).0, ErrorCode::InvalidRequest, "there is no way back");
+    assert_eq!(refusal(&mut cluster, Formats::BUILD.newest + 1).0, ErrorCode::FormatNotCommon);
+
+    cluster.await_same();
+    for node in cluster.ids() {
+        cluster.crash(node, CrashChoice::Nothing);
+    }
+    for node in cluster.ids() {
+        cluster.start(node);
+    }
+    cluster.await_leaders();
+    await_format(&mut cluster, 2);
+}

@@ -1,0 +1,48 @@
+//! The parts of docs/ that come from the code: compared with what the code says, or written anew with LANCE_WRITE_DOCS=1.
+//! Tests of several crates include this file.
+
+use std::fs;
+use std::path::Path;
+
+/// The command that brings all generated parts up to date.
+const COMMAND: &str = "LANCE_WRITE_DOCS=1 cargo test -p lance -p lnc-bench -p lnc-chaos documented";
+
+/// Compares the part of a page between `<!-- NAME: generated -->` and `<!-- NAME: end -->` with what it should be.
+pub(crate) fn documented(page: &str, name: &str, expected: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace").join(page);
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let (begin, end) = (format!("<!-- {name}: generated -->\n"), format!("<!-- {name}: end -->\n"));
+    let (head, rest) = text.split_once(&begin).unwrap_or_else(|| panic!("{page} has no line {begin}"));
+    let (found, tail) = rest.split_once(&end).unwrap_or_else(|| panic!("{page} has no line {end}"));
+    if std::env::var_os("LANCE_WRITE_DOCS").is_some() {
+        fs::write(&path, [head, &begin, expected, &end, tail].concat()).expect("the page can be written");
+        return;
+    }
+    let stale = found.lines().zip(expected.lines()).find(|(found, expected)| found != expected);
+    assert!(
+        found == expected,
+        "{page}, part {name}, is not what the code says; bring it up to date with\n    {COMMAND}\nfirst difference: {stale:?}"
+    );
+}
+
+/// A command line with all of its commands, as `--help` shows them.
+pub(crate) fn command_line(mut command: clap::Command) -> String {
+    fn show(name: &str, level: usize, command: &clap::Command, out: &mut String) {
+        // A value of the environment is this machine's, and what every command has is shown once.
+        let shown = command.clone().term_width(110).mut_args(|argument| {
+            let repeated = level > 2 && argument.is_global_set();
+            argument.hide_env_values(true).hide(repeated)
+        });
+        let help = shown.clone().render_long_help().to_string();
+        let help: Vec<&str> = help.lines().map(str::trim_end).collect();
+        *out += &format!("{} `{name}`\n\n```text\n{}\n```\n\n", "#".repeat(level), help.join("\n").trim_end());
+        for inner in command.get_subcommands().filter(|inner| !inner.is_hide_set() && inner.get_name() != "help") {
+            show(&format!("{name} {}", inner.get_name()), (level + 1).min(4), inner, out);
+        }
+    }
+    command.build();
+    let mut out = "\n".to_owned();
+    let name = command.get_name().to_owned();
+    show(&name, 2, &command, &mut out);
+    out
+}
