@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import termios
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -85,6 +86,30 @@ class Visit:
         expect(self.rows("groups")).to_have_count(4)
 
 
+@contextlib.contextmanager
+def load(lance, environment, topic):
+    """Records come all the time, now more, now fewer, until the block ends."""
+    ended = threading.Event()
+    producer = subprocess.Popen([lance, "produce", topic, "--quiet"], env=environment, stdin=subprocess.PIPE)
+
+    def produce():
+        for step in range(1 << 20):
+            if ended.wait(0.1):
+                break
+            producer.stdin.write(b"a line of an ordinary length, and some more of it\n" * (5 + step % 17 * 2))
+            producer.stdin.flush()
+        producer.stdin.close()
+
+    thread = threading.Thread(target=produce)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        assert producer.wait(30) == 0
+
+
 def get(url):
     with urllib.request.urlopen(url, timeout=5) as answer:
         return answer.read()
@@ -105,8 +130,12 @@ def shows_the_cluster(browser, url):
             ends = sum(int(row.locator("td").nth(2).text_content().replace(",", "")) for row in partitions.all())
             assert ends == 30_000, f"{ends} records in orders"
             assert visit.rows("elections").count() >= 4
-            drawn = page.locator("#charts svg .line").first.get_attribute("d")
-            assert drawn.startswith("M"), f"the first chart is empty: {drawn!r}"
+            growing = page.locator("tbody", has_text="t-00").locator("td").nth(4)
+            expect(growing).not_to_have_text("0")
+            expect(growing).not_to_have_text("–")
+            for chart in page.locator("#charts svg .line").all():
+                assert chart.get_attribute("d").startswith("M"), "a chart is empty"
+            expect(page.locator("#charts .now").first).not_to_have_text("0")
             page.wait_for_timeout(1500)
             PICTURES.mkdir(parents=True, exist_ok=True)
             page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
@@ -150,7 +179,7 @@ def can_be_used_by_keyboard(browser, url):
         expect(orders).to_be_focused()
 
         # Where the order of topics changes under the focus, the focus goes with the topic.
-        page.evaluate("document.getElementById('sort').value = 'size'; document.getElementById('sort').dispatchEvent(new Event('change'))")
+        page.evaluate("document.getElementById('sort').value = 'records'; document.getElementById('sort').dispatchEvent(new Event('change'))")
         expect(page.locator("#topics-table tbody").first).to_contain_text("orders")
         expect(orders).to_be_focused()
 
@@ -335,7 +364,10 @@ def main():
         stack.callback(browser.close)
         expect.set_options(timeout=8_000)
         pages_and_sorts_topics(browser, url(1))
-        shows_the_cluster(browser, url(1))
+        topics = json.loads(get(f"{url(1)}status.json"))["view"]["topics"]["page"]
+        leader = next(topic["page"][0]["leader"] for topic in topics if topic["name"] == "t-00")
+        with load(lance, environment, "t-00"):
+            shows_the_cluster(browser, url(leader))
         can_be_used_by_keyboard(browser, url(1))
         hostile_names_are_text(browser, url(1))
         runs_nothing_but_its_own_script(browser, url(1))
