@@ -6,6 +6,7 @@ pub mod broker;
 pub mod cli;
 pub mod config;
 pub mod dev;
+mod drift;
 pub mod gateway;
 pub mod http;
 pub mod server;

@@ -39,6 +39,10 @@ pub struct ShardConfig {
     pub election_ticks: u32,
     /// Ticks between heartbeats.
     pub heartbeat_ticks: u32,
+    /// Ticks after which a voter that has not answered is asked again.
+    pub election_rpc_ticks: u32,
+    /// Ticks after which an election round is over.
+    pub election_round_ticks: u32,
     /// Entry bytes sent to one follower and not yet acknowledged, per group.
     pub max_in_flight_bytes: usize,
     /// Bytes of entries in one append message.
@@ -341,6 +345,8 @@ impl Shard {
         let config = Config {
             election_ticks: self.config.election_ticks,
             heartbeat_ticks: self.config.heartbeat_ticks,
+            election_rpc_ticks: self.config.election_rpc_ticks,
+            election_round_ticks: self.config.election_round_ticks,
             max_append_bytes: self.config.max_append_bytes,
             max_in_flight_bytes: self.config.max_in_flight_bytes,
             ..Config::new(self.config.node, Configuration::of(self.config.founders.iter().copied()), seed)

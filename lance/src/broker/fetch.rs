@@ -132,8 +132,20 @@ impl<D: Disk> Broker<D> {
     fn answer_fetch(&mut self, parked: Parked, results: Vec<FetchedPartition>) {
         let bytes: usize = results.iter().map(|found| found.records.len()).sum();
         self.metrics.bytes_out_total.inc_by(bytes as u64);
-        let records: u64 = results.iter().flat_map(|found| found.records.pieces()).map(count_records).sum();
+        let mut records = 0;
+        for (wanted, found) in parked.request.partitions.iter().zip(&results) {
+            let mut position = wanted.offset;
+            for (count, end) in found.records.pieces().iter().map(tally) {
+                records += count;
+                position = position.max(end);
+            }
+            if let Some(topic) = self.catalog.topic(&wanted.topic).filter(|_| found.error == ErrorCode::None) {
+                let key = topic.key(wanted.partition);
+                self.figures.read(key, parked.caller.connection, position, self.clock.mono_us);
+            }
+        }
         self.metrics.messages_out_total.inc_by(records);
+        self.metrics.fetch_bytes.observe(bytes as f64);
         if parked.request.max_wait_ms == 0 || bytes > 0 {
             let micros = self.now_us().saturating_sub(parked.since_us);
             self.metrics.fetch_latency_seconds.observe(micros as f64 / 1e6);
@@ -267,14 +279,15 @@ impl<D: Disk> Broker<D> {
     }
 }
 
-/// Records in whole batches that lie one behind the other.
-fn count_records(batches: &Bytes) -> u64 {
-    let (mut records, mut position) = (0, 0);
+/// Records in whole batches that lie one behind the other, and the offset that follows on them.
+fn tally(batches: &Bytes) -> (u64, u64) {
+    let (mut records, mut end, mut position) = (0, 0, 0);
     while let Some(Ok(header)) = batches.get(position..).map(BatchHeader::parse) {
         records += u64::from(header.record_count);
+        end = header.last_offset() + 1;
         position += header.total_len();
     }
-    records
+    (records, end)
 }
 
 /// Only batches that end at or below the high watermark: segments hold committed data only, so this cuts nothing unless

@@ -76,6 +76,7 @@ impl<D: Disk> Broker<D> {
         let due = self.scrub.began_us.is_none_or(|began| now >= began + self.config.scrub_interval_us);
         if rate > 0 && !self.scrub.in_journal && self.scrub.at.is_none() && due {
             self.scrub.began_us = Some(now);
+            self.metrics.scrub_passes_total.inc();
             self.scrub.in_journal = true;
             self.shard.begin_scrub();
         }

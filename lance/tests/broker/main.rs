@@ -6,6 +6,7 @@ mod acknowledgement;
 mod corners;
 mod failover;
 mod limits;
+mod metrics;
 mod network_faults;
 mod power_loss;
 mod random;
