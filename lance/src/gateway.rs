@@ -154,7 +154,11 @@ impl Gateway {
             match listener.accept().await {
                 Ok((stream, from)) => self.clone().admit(stream, from),
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a client connection");
+                    tracing::warn!(
+                        %error,
+                        "cannot accept a client connection; trying again. If file descriptors run out, raise the limit of \
+                         this process (LimitNOFILE, ulimit -n)"
+                    );
                     sleep(PAUSE).await;
                 }
             }
@@ -180,7 +184,11 @@ impl Gateway {
         let open = self.connections.borrow().len();
         if open >= self.config.max_connections {
             self.metrics.connections_refused_total.inc();
-            tracing::warn!(%from, open, "refusing a client: limits.max_connections is reached");
+            tracing::warn!(
+                %from,
+                open,
+                "refusing a client: limits.max_connections is reached; raise it, or look for clients that leave connections open"
+            );
             let message = format!("this node has {open} connections, which is its limit");
             connection.refuse(0, 0, ErrorReply::new(ErrorCode::Overloaded, message));
             connection.closing.set(true);

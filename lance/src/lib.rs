@@ -9,5 +9,6 @@ pub mod dev;
 mod drift;
 pub mod gateway;
 pub mod http;
+mod log;
 pub mod server;
 mod systemd;

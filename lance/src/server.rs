@@ -345,10 +345,18 @@ impl Server {
             match take_message(body, self.broker.member()) {
                 Ok(message) if message.from() == from => self.broker.peer_message(clock, message),
                 Ok(message) => {
-                    tracing::warn!(%from, claimed = %message.from(), "peer speaks in another's name; message dropped");
+                    tracing::warn!(
+                        %from,
+                        claimed = %message.from(),
+                        "peer speaks in another's name; message dropped. Look whether two nodes are configured with one id"
+                    );
                 }
                 Err(error) => {
-                    tracing::warn!(%from, %error, "peer frame not understood; the rest of it is dropped");
+                    tracing::warn!(
+                        %from,
+                        %error,
+                        "peer frame not understood; the rest of it is dropped. Look whether all nodes run the same version"
+                    );
                     return;
                 }
             }

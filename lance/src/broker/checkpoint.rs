@@ -167,7 +167,7 @@ impl<D: Disk> Broker<D> {
                 }
             }
             Err(error) if error.is_retriable() => {
-                tracing::warn!(%error, "no space for a checkpoint; the previous one stands, trying again");
+                tracing::warn!(%error, "no space for a checkpoint; the previous one stands, trying again. Make room in the data directory");
                 self.checkpoint.phase = Phase::Idle;
                 self.checkpoint.wanted = true;
             }

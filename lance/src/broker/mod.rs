@@ -591,7 +591,8 @@ impl<D: Disk> Broker<D> {
         match self.slow_disk.second(limit_us, under_way_us) {
             Some(true) => tracing::warn!(
                 limit_ms = limit_us / 1000,
-                "syncs of the journal take long: groups led here are handed to nodes with faster disks"
+                "syncs of the journal take long: groups led here are handed to nodes with faster disks; look at the disk and at \
+                 what else uses it"
             ),
             Some(false) => tracing::info!("syncs of the journal are fast again"),
             None => {}

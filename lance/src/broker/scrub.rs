@@ -227,7 +227,13 @@ impl<D: Disk> Broker<D> {
         if self.segments.repair(&mut self.disk, repair.place, came) {
             (repair.writing, repair.asked_us) = (true, now);
         } else {
-            tracing::warn!(group = group.0, %from, partition = %key, offset, "a peer has other records at a damaged place");
+            tracing::warn!(
+                group = group.0,
+                %from,
+                partition = %key,
+                offset,
+                "a peer has other records at a damaged place; asking another. If it stays damaged, look at that peer's disk too"
+            );
         }
     }
 

@@ -328,7 +328,7 @@ impl<D: Disk> Broker<D> {
         let bytes = match read.result {
             Ok(batches) => Some(batches.concat().into()),
             Err(error) => {
-                tracing::warn!(%error, %to, "cannot give records to a peer");
+                tracing::warn!(%error, %to, "cannot give records to a peer, which asks another node; if this repeats, look at this node's disk");
                 None
             }
         };
@@ -432,7 +432,7 @@ impl<D: Disk> Broker<D> {
                     fetching.phase = Phase::Complete { since_us: now };
                 }
                 Err(error) => {
-                    tracing::warn!(group = group.0, %error, "the transfer of a group's state begins anew");
+                    tracing::warn!(group = group.0, %error, "the transfer of a group's state begins anew; if this repeats, look at this node's disk and at the space on it");
                     self.begin_anew(group);
                 }
             }
