@@ -15,7 +15,8 @@ Usage: deploy/test.sh [STEP…]
   build       ./build.sh makes static binaries, and the same archive twice
   manifests   every overlay of deploy/k8s renders, follows the schemas, and fits together
   rules       alerts and dashboards of deploy/monitoring name metrics that exist; the alerts' unit tests pass
-  prometheus  a real Prometheus scrapes a cluster of three nodes, and the dashboards' queries have values
+  prometheus  a real Prometheus scrapes a cluster of three nodes, and the dashboards' queries have values; promtool
+              finds nothing wrong with what the nodes serve, but for names that are excepted
   page        the status page of a node in a headless Chromium: light and dark, on a desk and on a phone, by keyboard,
               with hostile names, and when the node is gone
   container   three containers as Kubernetes would start them form a cluster: no root, no rights, a read-only root,

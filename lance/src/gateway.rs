@@ -12,7 +12,7 @@ mod tests;
 
 use crate::broker::{Caller, Output};
 use bytes::{Buf, Bytes, BytesMut};
-use lnc_metrics::Metrics;
+use lnc_metrics::{Histogram, Metrics};
 use lnc_protocol::frame::{self, Frame};
 use lnc_protocol::{ErrorCode, ErrorReply, Flags, Opcode, Reply};
 use lnc_raft::NodeId;
@@ -82,6 +82,8 @@ struct Connection {
     abort: Notify,
     requests: Cell<usize>,
     fetches: RefCell<Fetches>,
+    /// Since when replies wait to be taken for writing.
+    ready_since: Cell<Option<Instant>>,
     /// Close once what is queued has been written.
     closing: Cell<bool>,
     greeted: Cell<bool>,
@@ -154,7 +156,11 @@ impl Gateway {
             match listener.accept().await {
                 Ok((stream, from)) => self.clone().admit(stream, from),
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a client connection");
+                    tracing::warn!(
+                        %error,
+                        "cannot accept a client connection; trying again. If file descriptors run out, raise the limit of \
+                         this process (LimitNOFILE, ulimit -n)"
+                    );
                     sleep(PAUSE).await;
                 }
             }
@@ -172,13 +178,19 @@ impl Gateway {
             abort: Notify::new(),
             requests: Cell::new(0),
             fetches: RefCell::default(),
+            ready_since: Cell::new(None),
             closing: Cell::new(false),
             greeted: Cell::new(false),
             last_active: Cell::new(Instant::now()),
         });
         let open = self.connections.borrow().len();
         if open >= self.config.max_connections {
-            tracing::warn!(%from, open, "refusing a client: limits.max_connections is reached");
+            self.metrics.connections_refused_total.inc();
+            tracing::warn!(
+                %from,
+                open,
+                "refusing a client: limits.max_connections is reached; raise it, or look for clients that leave connections open"
+            );
             let message = format!("this node has {open} connections, which is its limit");
             connection.refuse(0, 0, ErrorReply::new(ErrorCode::Overloaded, message));
             connection.closing.set(true);
@@ -199,7 +211,7 @@ impl Gateway {
     async fn serve(&self, mut stream: TcpStream, id: u64, connection: &Connection) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let (mut reader, mut writer) = stream.split();
-        let write = connection.write(&mut writer);
+        let write = connection.write(&mut writer, &self.metrics.reply_seconds);
         let read = async {
             self.read(&mut reader, id, connection).await?;
             // The client has sent its last request, or one that cannot be answered: what is queued still leaves.
@@ -368,7 +380,9 @@ impl Gateway {
 
     fn wake(&self, touched: impl IntoIterator<Item = u64>) {
         let connections = self.connections.borrow();
+        let now = Instant::now();
         for connection in touched.into_iter().filter_map(|id| connections.get(&id)) {
+            connection.ready_since.set(connection.ready_since.get().or(Some(now)));
             connection.wake_writer.notify_one();
             connection.wake_reader.notify_one();
         }
@@ -376,7 +390,12 @@ impl Gateway {
 
     /// Stop or resume reading from clients.
     pub fn set_paused(&self, paused: bool) {
-        if self.paused.replace(paused) && !paused {
+        let before = self.paused.replace(paused);
+        if before != paused {
+            self.metrics.reading_paused.set(paused.into());
+            self.metrics.reading_pauses_total.inc_by(paused.into());
+        }
+        if before && !paused {
             self.connections.borrow().values().for_each(|connection| connection.wake_reader.notify_one());
         }
     }
@@ -385,7 +404,9 @@ impl Gateway {
     /// to a node that does not answer. To be called from time to time.
     pub fn expire(&self, now: Instant) {
         let is_over = |since: &Cell<Instant>| now.saturating_duration_since(since.get()) > self.config.idle_timeout;
+        let mut requests = 0;
         for connection in self.connections.borrow().values() {
+            requests += connection.requests.get() as u64;
             if connection.writing.get() > 0 {
                 if is_over(&connection.last_written) {
                     connection.abort.notify_one();
@@ -395,6 +416,7 @@ impl Gateway {
                 connection.wake_writer.notify_one();
             }
         }
+        self.metrics.in_flight_requests.set(requests);
         for link in self.forwards.borrow().values() {
             link.expire(self, now);
         }
@@ -412,6 +434,7 @@ impl Gateway {
 
     /// Pass a request on to the node that must serve it.
     fn forward(self: &Rc<Self>, to: NodeId, caller: Caller, opcode: Opcode, body: Bytes) {
+        self.metrics.forwarded_requests_total.inc();
         let Some(address) = self.nodes.borrow().get(&to.node()).cloned() else {
             return self.refuse(
                 caller,
@@ -467,7 +490,7 @@ impl Connection {
     }
 
     /// Write what is queued until the connection is to close.
-    async fn write(&self, writer: &mut WriteHalf<'_>) -> io::Result<()> {
+    async fn write(&self, writer: &mut WriteHalf<'_>, reply_seconds: &Histogram) -> io::Result<()> {
         loop {
             let mut chunk = self.out.borrow_mut().take();
             if !chunk.has_remaining() {
@@ -477,6 +500,7 @@ impl Connection {
                 self.wake_writer.notified().await;
                 continue;
             }
+            let ready_since = self.ready_since.take();
             self.last_written.set(Instant::now());
             while chunk.has_remaining() {
                 self.writing.set(chunk.remaining());
@@ -486,6 +510,9 @@ impl Connection {
             }
             self.writing.set(0);
             self.last_active.set(self.last_written.get());
+            if let Some(since) = ready_since {
+                reply_seconds.observe(self.last_written.get().saturating_duration_since(since).as_secs_f64());
+            }
             self.wake_reader.notify_one();
         }
     }

@@ -9,8 +9,10 @@ pub mod dev;
 #[cfg(test)]
 #[path = "../tests/documents/mod.rs"]
 mod documents;
+mod drift;
 pub mod gateway;
 pub mod http;
+mod log;
 pub mod server;
 pub mod status;
 mod systemd;

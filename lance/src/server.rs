@@ -1,9 +1,11 @@
 //! The node as a process: it opens the data directory, binds the ports, helps to form the cluster, and then drives the
 //! broker. Clocks, sockets and signals are read here and nowhere below.
 
+use crate::broker::control::Budgets;
 use crate::broker::members::Addresses;
 use crate::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Membership};
 use crate::config::{Address, BackendChoice, Config, NodeAddresses};
+use crate::drift::Drift;
 use crate::gateway::{Gateway, GatewayConfig, Incoming};
 use crate::http::{self, Health, HttpState};
 use crate::status::{Question, Status};
@@ -96,6 +98,11 @@ struct Clocks {
 }
 
 impl Clocks {
+    /// Microseconds, to measure with.
+    fn stopwatch(self) -> Box<dyn Fn() -> u64> {
+        Box::new(move || self.start.elapsed().as_micros() as u64)
+    }
+
     fn now(self) -> Clock {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Clock { wall_ms: wall.as_millis() as u64, mono_us: self.start.elapsed().as_micros() as u64 }
@@ -133,6 +140,7 @@ struct Server {
     health: Arc<Health>,
     systemd: Systemd,
     clocks: Clocks,
+    drift: Drift,
     requests: VecDeque<Incoming>,
     /// Those who want to see how the node is.
     questions: mpsc::Receiver<Question>,
@@ -194,6 +202,7 @@ impl Server {
             health,
             systemd,
             clocks: Clocks { start: Instant::now() },
+            drift: Drift::new(Instant::now()),
             requests: VecDeque::new(),
             questions,
             membership: Membership::default(),
@@ -208,6 +217,7 @@ impl Server {
 
     /// Take turns until told to stop, then hand over and finish.
     async fn drive(&mut self, stop: &mut Stop) -> Result<(), ServerError> {
+        self.broker.set_stopwatch(self.clocks.stopwatch());
         let mut ticks = interval(Duration::from_millis(self.config.raft.tick_ms));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut draining_until: Option<Instant> = None;
@@ -219,7 +229,7 @@ impl Server {
                     ready.map_err(process("wait for the disk"))?.clear_ready();
                     self.broker.disk().drain_notifier();
                 }
-                _ = ticks.tick() => self.tick()?,
+                due = ticks.tick() => self.tick(due.into_std())?,
                 Some(question) = self.questions.recv() => {
                     // Whoever asked may have gone away.
                     let _ = question.send(self.broker.snapshot());
@@ -252,11 +262,14 @@ impl Server {
         self.gateway.drop_clients();
         self.requests.clear();
         (self.broker, self.notifier) = open_broker(&self.config, &self.data_dir, &self.identity, self.metrics.clone())?;
+        self.broker.set_stopwatch(self.clocks.stopwatch());
         self.membership = Membership::default();
         Ok(())
     }
 
-    fn tick(&mut self) -> Result<(), ServerError> {
+    fn tick(&mut self, due: Instant) -> Result<(), ServerError> {
+        let drift = self.drift.ticked(due, Instant::now());
+        self.metrics.cluster_coordinator_tick_drift_ms.set(drift.as_millis() as u64);
         self.broker.tick(self.clocks.now())?;
         self.gateway.expire(Instant::now());
         self.health.beat();
@@ -318,6 +331,8 @@ impl Server {
         self.peers.send(&mut messages);
         self.gateway.dispatch(&mut outputs);
         self.gateway.set_paused(self.broker.should_pause());
+        let took_us = self.clocks.now().mono_us.saturating_sub(clock.mono_us);
+        self.metrics.turn_seconds.observe(took_us as f64 / 1e6);
         if self.broker.wants_turn() || !self.requests.is_empty() {
             self.inbox.wake.notify_one();
         }
@@ -351,10 +366,18 @@ impl Server {
             match take_message(body, self.broker.member()) {
                 Ok(message) if message.from() == from => self.broker.peer_message(clock, message),
                 Ok(message) => {
-                    tracing::warn!(%from, claimed = %message.from(), "peer speaks in another's name; message dropped");
+                    tracing::warn!(
+                        %from,
+                        claimed = %message.from(),
+                        "peer speaks in another's name; message dropped. Look whether two nodes are configured with one id"
+                    );
                 }
                 Err(error) => {
-                    tracing::warn!(%from, %error, "peer frame not understood; the rest of it is dropped");
+                    tracing::warn!(
+                        %from,
+                        %error,
+                        "peer frame not understood; the rest of it is dropped. Look whether all nodes run the same version"
+                    );
                     return;
                 }
             }
@@ -474,6 +497,7 @@ fn data_groups(config: &Config, identity: &Identity) -> u32 {
 
 fn shard_config(config: &Config, identity: &Identity, seed: u64) -> ShardConfig {
     let ticks = |ms: u64| (ms / config.raft.tick_ms).max(1) as u32;
+    let budgets = Budgets::of_heartbeat(config.raft.heartbeat_ms);
     let founders = identity.cluster.as_ref().map(|cluster| cluster.founders.clone()).unwrap_or_default();
     ShardConfig {
         node: identity.node,
@@ -481,6 +505,8 @@ fn shard_config(config: &Config, identity: &Identity, seed: u64) -> ShardConfig 
         groups: (0..=data_groups(config, identity)).map(GroupId).collect(),
         election_ticks: ticks(config.raft.election_timeout_ms),
         heartbeat_ticks: ticks(config.raft.heartbeat_ms),
+        election_rpc_ticks: ticks(budgets.election_rpc_ms),
+        election_round_ticks: ticks(budgets.election_round_ms),
         max_in_flight_bytes: 16 << 20,
         max_append_bytes: 2 << 20,
         entry_cache_bytes: ENTRY_CACHE_BYTES,
@@ -532,6 +558,7 @@ fn broker_config(config: &Config, identity: &Identity) -> BrokerConfig {
         scrub_bytes_per_second: config.storage.scrub_bytes_per_second,
         scrub_interval_us: config.storage.scrub_interval.as_micros() as u64,
         segment_bytes: config.storage.segment_bytes,
+        budgets: Budgets::of_heartbeat(config.raft.heartbeat_ms),
     }
 }
 

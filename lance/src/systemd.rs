@@ -41,7 +41,7 @@ impl Systemd {
         match Self::connected(&name, watchdog) {
             Ok(systemd) => systemd,
             Err(error) => {
-                tracing::warn!(socket = ?name, %error, "systemd cannot be told about this node");
+                tracing::warn!(socket = ?name, %error, "systemd cannot be told about this node; with Type=notify it will take the start for failed");
                 Self::default()
             }
         }

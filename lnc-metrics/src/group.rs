@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::catalogue::Metrics;
-use crate::instrument::{Counter, Gauge, GaugeVec};
+use crate::instrument::{Counter, CounterVec, Gauge, GaugeVec};
 
 /// What a replica is in its group, as the `lance_role` gauge shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,29 @@ pub struct GroupMetrics {
     role: Gauge,
     group: String,
     lag_family: GaugeVec,
-    lag: BTreeMap<u64, Gauge>,
+    in_flight_family: GaugeVec,
+    evicted_family: GaugeVec,
+    evictions: CounterVec,
+    peers: BTreeMap<u64, Peer>,
+}
+
+/// A leader's gauges of one peer.
+#[derive(Clone, Debug)]
+struct Peer {
+    lag: Gauge,
+    in_flight: Gauge,
+    evicted: Gauge,
+}
+
+/// What a leader shows of one peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerFigures {
+    /// Entries of the leader's log that the peer does not have yet.
+    pub lag: u64,
+    /// Messages with entries that are not acknowledged yet.
+    pub in_flight: u64,
+    /// Whether it is left out of the fan-out.
+    pub evicted: bool,
 }
 
 impl GroupMetrics {
@@ -53,30 +75,57 @@ impl GroupMetrics {
             leader_changes_total: metrics.leader_changes_total.with_label_values(&label),
             role: metrics.role.with_label_values(&label),
             lag_family: metrics.replication_lag.clone(),
-            lag: BTreeMap::new(),
+            in_flight_family: metrics.replication_in_flight.clone(),
+            evicted_family: metrics.fan_out_evicted.clone(),
+            evictions: metrics.fan_out_evictions_total.clone(),
+            peers: BTreeMap::new(),
             group,
         }
     }
 
-    /// Shows what this node is in the group. Only a leader knows how far its peers lag, so any other role drops the
-    /// lag gauges: a stale lag would look like a stuck follower.
+    /// Shows what this node is in the group. Only a leader knows how its peers are, so any other role drops their gauges:
+    /// a stale lag would look like a stuck follower.
     pub fn set_role(&mut self, role: Role) {
         self.role.set(role as u64);
         if role != Role::Leader {
-            for peer in std::mem::take(&mut self.lag).into_keys() {
-                // Fails only where another handle of the same group removed the gauge first.
-                let _ = self.lag_family.remove_label_values(&[&self.group, &peer.to_string()]);
+            for peer in std::mem::take(&mut self.peers).into_keys() {
+                self.drop_gauges(peer);
             }
         }
     }
 
-    /// Shows how many entries of the leader's log `peer` does not have yet.
-    pub fn set_replication_lag(&mut self, peer: u64, entries: u64) {
-        let gauge = self
-            .lag
-            .entry(peer)
-            .or_insert_with(|| self.lag_family.with_label_values(&[&self.group, &peer.to_string()]));
-        gauge.set(entries);
+    /// Shows how a peer of the leader is. A peer that is left out of the fan-out from now on is counted.
+    pub fn set_peer(&mut self, peer: u64, figures: PeerFigures) {
+        let gauges = self.peers.entry(peer).or_insert_with(|| {
+            let labels = [self.group.as_str(), &peer.to_string()];
+            Peer {
+                lag: self.lag_family.with_label_values(&labels),
+                in_flight: self.in_flight_family.with_label_values(&labels),
+                evicted: self.evicted_family.with_label_values(&labels),
+            }
+        });
+        gauges.lag.set(figures.lag);
+        gauges.in_flight.set(figures.in_flight);
+        if figures.evicted && gauges.evicted.get() == 0 {
+            self.evictions.with_label_values(&[&peer.to_string()]).inc();
+        }
+        gauges.evicted.set(figures.evicted.into());
+    }
+
+    /// Shows nothing any more of peers that are not among these: they were removed.
+    pub fn keep_peers(&mut self, keep: impl Fn(u64) -> bool) {
+        let gone: Vec<u64> = self.peers.keys().copied().filter(|peer| !keep(*peer)).collect();
+        for peer in gone {
+            self.peers.remove(&peer);
+            self.drop_gauges(peer);
+        }
+    }
+
+    fn drop_gauges(&self, peer: u64) {
+        for family in [&self.lag_family, &self.in_flight_family, &self.evicted_family] {
+            // Fails only where another handle of the same group removed the gauge first.
+            let _ = family.remove_label_values(&[&self.group, &peer.to_string()]);
+        }
     }
 }
 
@@ -100,20 +149,39 @@ mod tests {
         assert!(text.contains("lance_role{group=\"7\"} 2\n"), "{text}");
     }
 
+    fn lag(lag: u64) -> PeerFigures {
+        PeerFigures { lag, in_flight: 0, evicted: false }
+    }
+
     #[test]
-    fn a_leader_that_steps_down_drops_its_lag_gauges() {
+    fn a_leader_that_steps_down_drops_the_gauges_of_its_peers() {
         let metrics = Metrics::new();
         let mut group = metrics.group(1);
         group.set_role(Role::Leader);
-        group.set_replication_lag(2, 9);
-        group.set_replication_lag(2, 5);
+        group.set_peer(2, lag(9));
+        group.set_peer(2, lag(5));
         assert!(metrics.render().contains("lance_replication_lag{group=\"1\",peer=\"2\"} 5\n"));
 
         group.set_role(Role::Follower);
-        assert!(!metrics.render().contains("lance_replication_lag{"), "{}", metrics.render());
+        assert!(!metrics.render().contains("peer=\"2\""), "{}", metrics.render());
 
         group.set_role(Role::Leader);
-        group.set_replication_lag(2, 3);
+        group.set_peer(2, lag(3));
+        group.set_peer(3, lag(4));
+        group.keep_peers(|peer| peer == 2);
         assert!(metrics.render().contains("lance_replication_lag{group=\"1\",peer=\"2\"} 3\n"));
+        assert!(!metrics.render().contains("peer=\"3\""), "{}", metrics.render());
+    }
+
+    #[test]
+    fn each_eviction_is_counted_once() {
+        let metrics = Metrics::new();
+        let mut group = metrics.group(1);
+        let figures = |evicted| PeerFigures { lag: 0, in_flight: 0, evicted };
+        for evicted in [false, true, true, false, true] {
+            group.set_peer(2, figures(evicted));
+        }
+        assert!(metrics.render().contains("lance_fan_out_evictions_total{peer=\"2\"} 2\n"), "{}", metrics.render());
+        assert!(metrics.render().contains("lance_fan_out_evicted{group=\"1\",peer=\"2\"} 1\n"));
     }
 }

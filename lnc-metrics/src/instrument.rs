@@ -28,9 +28,22 @@ pub enum Kind {
     Histogram,
 }
 
+impl Kind {
+    /// As Prometheus writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
 /// One line of the catalogue.
 #[derive(Clone, Copy, Debug)]
 pub struct Definition {
+    /// What it is about; lines of one section stand together.
+    pub section: &'static str,
     /// Full name in the exposition, with [`PREFIX`].
     pub name: &'static str,
     /// One sentence for people who read the exposition.

@@ -7,9 +7,13 @@
 #![forbid(unsafe_code)]
 
 mod catalogue;
+mod document;
 mod group;
 mod instrument;
+mod topics;
 
 pub use catalogue::{CATALOGUE, Metrics};
-pub use group::{GroupMetrics, Role};
+pub use document::document;
+pub use group::{GroupMetrics, PeerFigures, Role};
 pub use instrument::{Counter, CounterVec, Definition, Gauge, GaugeVec, Histogram, Kind, PREFIX};
+pub use topics::{TOPIC_LABELS, TopicFigures, TopicMetrics};

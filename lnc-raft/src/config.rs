@@ -16,6 +16,11 @@ pub struct Config {
     pub election_ticks: u32,
     /// Ticks between a leader's heartbeats; less than `election_ticks`, well less if messages get lost.
     pub heartbeat_ticks: u32,
+    /// Ticks to wait for a voter's answer to a pre-vote or a vote; then it is asked again, within the same round.
+    pub election_rpc_ticks: u32,
+    /// Ticks after which an election round that has come to nothing is over, pre-vote and vote together. The next one
+    /// begins when the election timer says so.
+    pub election_round_ticks: u32,
     /// Entries in one append, in bytes of [`Entry::size`]; an entry larger than this travels alone.
     pub max_append_bytes: usize,
     /// Entries sent to one follower and not yet acknowledged, in bytes. More hides longer round trips; a hung
@@ -38,6 +43,8 @@ impl Config {
             founding,
             election_ticks: 50,
             heartbeat_ticks: 5,
+            election_rpc_ticks: 100,
+            election_round_ticks: 300,
             max_append_bytes: 1 << 20,
             max_in_flight_bytes: 16 << 20,
             max_in_flight_appends: 64,
@@ -58,6 +65,8 @@ impl Config {
             return Err(ConfigError::Ticks { election: self.election_ticks, heartbeat: self.heartbeat_ticks });
         }
         for (name, value) in [
+            ("election_rpc_ticks", self.election_rpc_ticks as usize),
+            ("election_round_ticks", self.election_round_ticks as usize),
             ("max_append_bytes", self.max_append_bytes),
             ("max_in_flight_bytes", self.max_in_flight_bytes),
             ("max_in_flight_appends", self.max_in_flight_appends),
@@ -191,6 +200,7 @@ mod tests {
         assert!(matches!(config(|c| c.heartbeat_ticks = 0), Err(ConfigError::Ticks { .. })));
         assert!(matches!(config(|c| c.heartbeat_ticks = c.election_ticks), Err(ConfigError::Ticks { .. })));
         assert!(matches!(config(|c| c.election_ticks = u32::MAX), Err(ConfigError::Ticks { .. })));
+        assert_eq!(config(|c| c.election_rpc_ticks = 0), Err(ConfigError::ZeroLimit { name: "election_rpc_ticks" }));
         assert_eq!(config(|c| c.max_append_bytes = 0), Err(ConfigError::ZeroLimit { name: "max_append_bytes" }));
     }
 

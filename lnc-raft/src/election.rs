@@ -22,6 +22,11 @@ pub(crate) struct Election {
     elapsed: u32,
     /// When a (new) round begins; drawn anew each time the timer starts.
     timeout: u32,
+    /// Ticks since the round began, and since its voters were asked.
+    round_ticks: u32,
+    asked_ticks: u32,
+    /// A leader asked for this election.
+    transfer: bool,
     /// Numbers pre-vote rounds. Starts anywhere, so that no reply to an earlier run of this node counts.
     round: u64,
     /// The answers of this round, one per voter.
@@ -43,6 +48,9 @@ impl Election {
         Self {
             elapsed: 0,
             timeout: election_ticks + rng.below(election_ticks),
+            round_ticks: 0,
+            asked_ticks: 0,
+            transfer: false,
             round: rng.next(),
             votes: BTreeMap::new(),
             leader_lost: false,
@@ -72,6 +80,20 @@ impl Raft {
             // A round that has come to nothing starts over here, from pre-vote: a candidate that cannot win must
             // not drive terms up.
             self.start_pre_vote();
+        } else if matches!(self.role, Role::PreCandidate | Role::Candidate) {
+            self.tick_round();
+        }
+    }
+
+    /// Keeps a round within its budgets.
+    fn tick_round(&mut self) {
+        self.election.round_ticks = self.election.round_ticks.saturating_add(1);
+        self.election.asked_ticks = self.election.asked_ticks.saturating_add(1);
+        if self.election.round_ticks >= self.config.election_round_ticks {
+            // It ends here; the timer runs on and starts the next one.
+            self.role = Role::Follower;
+        } else if self.election.asked_ticks >= self.config.election_rpc_ticks {
+            self.ask_voters();
         }
     }
 
@@ -187,10 +209,22 @@ impl Raft {
         if self.ballot() == Ballot::Won {
             return self.campaign(false);
         }
+        self.election.round_ticks = 0;
+        self.ask_voters();
+    }
+
+    /// Asks the voters that have not answered in this round, now or again.
+    fn ask_voters(&mut self) {
+        self.election.asked_ticks = 0;
         let (last_index, last_term) = (self.log.last_index(), self.log.last_term());
-        let round = self.election.round;
-        for node in self.rivals() {
-            self.send(node, Body::PreVote { last_index, last_term, round });
+        let (round, transfer) = (self.election.round, self.election.transfer);
+        let silent = |node: &NodeId| !self.election.votes.contains_key(node);
+        for node in self.rivals().into_iter().filter(silent).collect::<Vec<_>>() {
+            match self.role {
+                Role::PreCandidate => self.send(node, Body::PreVote { last_index, last_term, round }),
+                // The request says "I have voted for myself": that vote must not be forgotten.
+                _ => self.send_after_durable(node, Body::Vote { last_index, last_term, transfer }),
+            }
         }
     }
 
@@ -213,11 +247,11 @@ impl Raft {
         if self.ballot() == Ballot::Won {
             return self.become_leader();
         }
-        let (last_index, last_term) = (self.log.last_index(), self.log.last_term());
-        for node in self.rivals() {
-            // The request says "I have voted for myself": that vote must not be forgotten.
-            self.send_after_durable(node, Body::Vote { last_index, last_term, transfer });
+        if transfer {
+            self.election.round_ticks = 0;
         }
+        self.election.transfer = transfer;
+        self.ask_voters();
     }
 
     fn become_leader(&mut self) {

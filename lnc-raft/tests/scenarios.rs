@@ -4,7 +4,8 @@
 //! Commands (a leading `!` keeps the trace short by hiding what the command did):
 //!
 //! ```text
-//! cluster SIZE [option=value ...]   options: append (bytes), appends, bytes, uncommitted, election, heartbeat
+//! cluster SIZE [option=value ...]   options: append (bytes), appends, bytes, uncommitted, election, heartbeat,
+//!                                   rpc, round (ticks)
 //! disk N term=T [vote=V] T,T,T...   restart N from a disk with entries of these terms
 //! tick N [COUNT]                    time passes on N
 //! campaign N                        time passes on N until it starts a round
@@ -278,6 +279,8 @@ fn new_cluster(words: &[&str]) -> Cluster {
         config.max_uncommitted_bytes = field("uncommitted", config.max_uncommitted_bytes);
         config.election_ticks = field("election", config.election_ticks as usize) as u32;
         config.heartbeat_ticks = field("heartbeat", config.heartbeat_ticks as usize) as u32;
+        config.election_rpc_ticks = field("rpc", config.election_rpc_ticks as usize) as u32;
+        config.election_round_ticks = field("round", config.election_round_ticks as usize) as u32;
     })
 }
 

@@ -184,7 +184,12 @@ impl Peers {
             let limit = if channel == Channel::Control { CONTROL_QUEUE } else { REPLICATION_QUEUE };
             let mut queue = outgoing.queue.borrow_mut();
             if queue.len() > limit {
-                tracing::warn!(peer = %to, channel = channel.name(), bytes = queue.len(), "peer does not read; reconnecting");
+                tracing::warn!(
+                    peer = %to,
+                    channel = channel.name(),
+                    bytes = queue.len(),
+                    "peer does not read; reconnecting. Look whether it runs, at its processor, and at the network to it"
+                );
                 outgoing.give_up();
             } else {
                 queue.reserve(batch.iter().map(PeerMessage::size_hint).sum());
@@ -291,7 +296,11 @@ impl Peers {
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a peer connection");
+                    tracing::warn!(
+                        %error,
+                        "cannot accept a peer connection; trying again. If file descriptors run out, raise the limit of this \
+                         process (LimitNOFILE, ulimit -n)"
+                    );
                     sleep(RETRY.1).await;
                 }
             }

@@ -39,6 +39,10 @@ pub struct ShardConfig {
     pub election_ticks: u32,
     /// Ticks between heartbeats.
     pub heartbeat_ticks: u32,
+    /// Ticks after which a voter that has not answered is asked again.
+    pub election_rpc_ticks: u32,
+    /// Ticks after which an election round is over.
+    pub election_round_ticks: u32,
     /// Entry bytes sent to one follower and not yet acknowledged, per group.
     pub max_in_flight_bytes: usize,
     /// Bytes of entries in one append message.
@@ -234,7 +238,10 @@ impl Shard {
             tracing::error!(%damage, "the journal is damaged; what was lost there is fetched from the other nodes");
         }
         if let Some(cut) = torn_tail {
-            tracing::warn!(?cut, "the journal ended in an unfinished flush, as a crash leaves it; it was cut");
+            tracing::warn!(
+                ?cut,
+                "the journal ended in an unfinished flush, as a crash leaves it; it was cut, and nothing is to be done"
+            );
         }
         let mut shard = Self {
             journal,
@@ -341,6 +348,8 @@ impl Shard {
         let config = Config {
             election_ticks: self.config.election_ticks,
             heartbeat_ticks: self.config.heartbeat_ticks,
+            election_rpc_ticks: self.config.election_rpc_ticks,
+            election_round_ticks: self.config.election_round_ticks,
             max_append_bytes: self.config.max_append_bytes,
             max_in_flight_bytes: self.config.max_in_flight_bytes,
             ..Config::new(self.config.node, Configuration::of(self.config.founders.iter().copied()), seed)
@@ -378,7 +387,7 @@ impl Shard {
             tracing::warn!(
                 group = group.0,
                 from = message.from.0,
-                "peer message for a group that this shard does not have"
+                "peer message for a group that this shard does not have; look whether its node belongs to this cluster"
             );
             return;
         };
@@ -471,7 +480,7 @@ impl Shard {
         match self.journal.read(disk, ticket, &places) {
             Ok(()) => drop(self.catch_ups.insert(ticket, CatchUp::Repair(found))),
             Err(error) => {
-                tracing::warn!(group = group.0, peer = %to, %error, "cannot read entries that a peer has lost")
+                tracing::warn!(group = group.0, peer = %to, %error, "cannot read entries that a peer has lost; look at this node's disk")
             }
         }
     }
@@ -668,7 +677,8 @@ impl Shard {
                     group = id.0,
                     peer = wanted.to.0,
                     wanted = wanted.from_index,
-                    "a follower needs entries that the journal no longer has"
+                    "a follower needs entries that the journal no longer has: it fetches the group's state; raise \
+                     journal.retain_bytes to make this rare"
                 );
                 group.raft.entries_unavailable(wanted.to);
             }
@@ -874,7 +884,7 @@ fn lost_found(mut found: Found, result: Result<Vec<RecoveredEntry>, JournalError
             out.found.push(found);
         }
         Err(error) => {
-            tracing::warn!(group = found.group.0, peer = %found.to, %error, "cannot read entries that a peer has lost");
+            tracing::warn!(group = found.group.0, peer = %found.to, %error, "cannot read entries that a peer has lost; look at this node's disk");
         }
     }
 }
@@ -882,7 +892,7 @@ fn lost_found(mut found: Found, result: Result<Vec<RecoveredEntry>, JournalError
 /// Old entries for a follower could not be read. What may work the next time is tried again at the pace of heartbeats;
 /// otherwise the follower needs more than entries.
 fn read_failed(id: GroupId, group: &mut Group, to: NodeId, error: &JournalError) {
-    tracing::error!(group = id.0, peer = to.0, %error, "cannot read old entries for a follower");
+    tracing::error!(group = id.0, peer = to.0, %error, "cannot read old entries for a follower; look at this node's disk");
     if error.is_retriable() {
         group.raft.peer_lost(to);
     } else {

@@ -10,7 +10,7 @@ use lnc_replication::wire::{MAX_FRAME_BODY, PeerMessage, put_frame, take_frame, 
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::{LocalSet, yield_now};
@@ -47,20 +47,26 @@ impl QuietPeer {
     /// The next connection for `channel`, greeted.
     async fn accept(&mut self, channel: Channel) -> TcpStream {
         loop {
-            let (mut stream, _) = self.listener.accept().await.unwrap();
-            let body = read_frame(&mut stream, &mut BytesMut::new()).await;
-            let hello = Greeting::decode(body).unwrap();
-            assert_eq!((hello.identity.node, hello.refusal), (OWN, None));
-            let reply =
-                Greeting { channel: hello.channel, identity: identity(PEER), refusal: None, formats: Formats::BUILD };
-            let mut out = BytesMut::new();
-            put_frame(&mut out, |body| reply.encode(body));
-            stream.write_all(&out).await.unwrap();
-            if hello.channel == channel {
+            let (accepted, stream) = self.accept_any().await;
+            if accepted == channel {
                 return stream;
             }
             self.others.push(stream);
         }
+    }
+
+    /// The next connection, greeted.
+    async fn accept_any(&mut self) -> (Channel, TcpStream) {
+        let (mut stream, _) = self.listener.accept().await.unwrap();
+        let body = read_frame(&mut stream, &mut BytesMut::new()).await;
+        let hello = Greeting::decode(body).unwrap();
+        assert_eq!((hello.identity.node, hello.refusal), (OWN, None));
+        let reply =
+            Greeting { channel: hello.channel, identity: identity(PEER), refusal: None, formats: Formats::BUILD };
+        let mut out = BytesMut::new();
+        put_frame(&mut out, |body| reply.encode(body));
+        stream.write_all(&out).await.unwrap();
+        (hello.channel, stream)
     }
 }
 
@@ -188,6 +194,68 @@ async fn an_older_version_takes_part_until_the_format_is_raised() {
         let answer = greet_as_the_first_version(&address).await;
         assert_eq!(answer.formats, raised);
         assert!(answer.refusal.is_some_and(|words| words.starts_with("no common format")));
+    })
+    .await;
+}
+
+/// Time from sending each of `count` heartbeats to its arrival; the median and the longest.
+async fn heartbeat_times(peers: &Peers, stream: &mut TcpStream, count: u64) -> (Duration, Duration) {
+    let mut buf = BytesMut::new();
+    let mut times = Vec::new();
+    for round in 1..=count {
+        let start = Instant::now();
+        peers.send(&mut vec![heartbeat(round)]);
+        let mut body = read_frame(stream, &mut buf).await;
+        times.push(start.elapsed());
+        let Ok(PeerMessage::Raft(_, message)) = take_message(&mut body, PEER) else { panic!("not a message of Raft") };
+        assert!(matches!(message.body, Body::Heartbeat { round: arrived, .. } if arrived == round));
+    }
+    times.sort_unstable();
+    (times[times.len() / 2], times[times.len() - 1])
+}
+
+/// Data is queued that the peer does not take, far more than sockets hold; heartbeats arrive as if there were none.
+#[tokio::test]
+async fn a_saturated_replication_channel_delays_no_heartbeat() {
+    const HEARTBEATS: u64 = 200;
+    const APPENDS: u64 = 64;
+    run(async {
+        let mut peer = QuietPeer::new();
+        let (peers, _) = start(&peer).await;
+        let (mut control, mut data) = (None, None);
+        while control.is_none() || data.is_none() {
+            match peer.accept_any().await {
+                (Channel::Control, stream) => control = Some(stream),
+                (Channel::Replication, stream) => data = Some(stream),
+            }
+        }
+        let (mut control, mut data) = (control.unwrap(), data.unwrap());
+        // Both stand once something has arrived on each.
+        first_arrival(&peers, &mut data, append(1, Bytes::new())).await;
+        first_arrival(&peers, &mut control, heartbeat(0)).await;
+        let mut buf = BytesMut::new();
+        peers.send(&mut vec![heartbeat(u64::MAX)]);
+        loop {
+            // What was sent while the dialler did not know yet.
+            let mut body = read_frame(&mut control, &mut buf).await;
+            let Ok(PeerMessage::Raft(_, message)) = take_message(&mut body, PEER) else { panic!("not a message") };
+            if matches!(message.body, Body::Heartbeat { round: u64::MAX, .. }) {
+                break;
+            }
+        }
+        let (quiet, _) = heartbeat_times(&peers, &mut control, HEARTBEATS).await;
+        peers.send(&mut (0..APPENDS).map(|i| append(i, vec![0; 1 << 20].into())).collect());
+        let (saturated, longest) = heartbeat_times(&peers, &mut control, HEARTBEATS).await;
+        println!("median of heartbeats: {quiet:?} quiet, {saturated:?} saturated, {longest:?} at worst");
+        assert!(saturated < 10 * quiet + Duration::from_millis(2), "{quiet:?}, then {saturated:?}");
+        assert!(longest < Duration::from_millis(500), "{longest:?}");
+
+        // All that time the data was waiting.
+        let mut waited = 0;
+        while waited < APPENDS << 20 {
+            waited += data.read_buf(&mut buf).await.unwrap() as u64;
+            buf.clear();
+        }
     })
     .await;
 }

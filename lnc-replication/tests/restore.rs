@@ -17,6 +17,8 @@ fn config() -> ShardConfig {
         groups: vec![GroupId(0)],
         election_ticks: 20,
         heartbeat_ticks: 4,
+        election_rpc_ticks: 40,
+        election_round_ticks: 120,
         max_in_flight_bytes: 1 << 20,
         max_append_bytes: 1 << 20,
         entry_cache_bytes: 1 << 20,

@@ -4,7 +4,7 @@ use super::catalog::{CreateError, META, Topic};
 use super::command::{Command, Commands};
 use super::members::MemberError;
 use super::partitions::{Appended, Refusal};
-use super::proposals::{Kind, Origin};
+use super::proposals::{Committed, Kind, Origin};
 use super::{Broker, BrokerError};
 use bytes::{Bytes, BytesMut};
 use lnc_log::disk::Disk;
@@ -97,7 +97,10 @@ enum Outcome {
 impl<D: Disk> Broker<D> {
     /// Apply a committed entry. Called once per entry, in order of the group's log.
     pub(super) fn apply(&mut self, group: GroupId, entry: Entry) -> Result<(), BrokerError> {
-        let (mut origins, lost) = self.proposals(group).committed(entry.term, entry.index);
+        let Committed { mut origins, lost, proposed_us } = self.proposals(group).committed(entry.term, entry.index);
+        if let Some(since_us) = proposed_us {
+            self.metrics.replication_seconds.observe(self.now_us().saturating_sub(since_us) as f64 / 1e6);
+        }
         for origin in lost {
             let message = "another leader's entry took its place in the log".to_owned();
             self.fail(origin, ErrorCode::LeadershipLost, message);

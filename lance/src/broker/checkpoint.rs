@@ -6,7 +6,9 @@
 
 use super::catalog::{Catalog, META};
 use super::command::{CommandError, get_key, get_optional, get_u32};
+use super::control::ControlPath;
 use super::fetch::Fetches;
+use super::gauges::Figures;
 use super::offsets::Scans;
 use super::partitions::PartitionGroup;
 use super::scrub::Scrub;
@@ -57,6 +59,7 @@ pub(super) struct Progress {
     writer: CheckpointWriter,
     next_number: u64,
     started_us: u64,
+    pub(super) completed_us: u64,
     /// Entry bytes applied since the last checkpoint began.
     pub(super) applied_bytes: u64,
     /// One is wanted soon: segments or partitions were removed, whose files go once a checkpoint no longer names them, or
@@ -158,12 +161,13 @@ impl<D: Disk> Broker<D> {
                     self.metrics.damage_repaired_total.inc_by(gone);
                     self.segments.release_removed(&mut self.disk);
                     self.metrics.checkpoints_total.inc();
+                    self.checkpoint.completed_us = self.now_us();
                     let micros = self.now_us().saturating_sub(self.checkpoint.started_us);
                     self.metrics.checkpoint_seconds.observe(micros as f64 / 1e6);
                 }
             }
             Err(error) if error.is_retriable() => {
-                tracing::warn!(%error, "no space for a checkpoint; the previous one stands, trying again");
+                tracing::warn!(%error, "no space for a checkpoint; the previous one stands, trying again. Make room in the data directory");
                 self.checkpoint.phase = Phase::Idle;
                 self.checkpoint.wanted = true;
             }
@@ -232,6 +236,7 @@ pub fn open<D: Disk>(
     }
     metrics.set_backend(disk.name());
     let free_bytes = disk.free_bytes().unwrap_or(u64::MAX);
+    let budgets = config.budgets;
     Ok(Broker {
         cache: TailCache::new(config.tail_cache_bytes),
         config,
@@ -251,6 +256,7 @@ pub fn open<D: Disk>(
             writer: CheckpointWriter::new(),
             next_number: loaded.next_number,
             started_us: 0,
+            completed_us: 0,
             applied_bytes: 0,
             wanted: copy_lost,
         },
@@ -274,6 +280,9 @@ pub fn open<D: Disk>(
             .iter()
             .map(|opcode| (*opcode, metrics.requests_total.with_label_values(&[opcode.name()])))
             .collect(),
+        control: ControlPath::new(budgets, metrics.clone()),
+        figures: Figures::new(&metrics),
+        stopwatch: None,
         metrics,
         group_metrics,
         flushes: VecDeque::new(),

@@ -9,6 +9,7 @@ use lnc_log::segment::{Batches, PartitionKey, ReadDone, SegmentError};
 use lnc_protocol::message::{FetchPartition, FetchRequest, FetchedPartition, Opcode, Records, Request, Response};
 use lnc_protocol::{BatchHeader, ErrorCode};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// Longest time that a fetch may wait, in milliseconds.
 const MAX_WAIT_MS: u32 = 60_000;
@@ -51,8 +52,8 @@ impl Fetches {
 
 /// What one partition of a fetch comes to.
 enum Slot {
-    /// With the number of its records.
-    Done(FetchedPartition, u64),
+    /// With the offsets of its records.
+    Done(FetchedPartition, Range<u64>),
     Cold {
         key: PartitionKey,
         offset: u64,
@@ -100,13 +101,13 @@ impl<D: Disk> Broker<D> {
         let mut room = (parked.request.max_bytes as usize).min(limit);
         let mut results = Vec::with_capacity(parked.request.partitions.len());
         let mut reads = Vec::new();
-        let mut records = 0;
+        let mut offsets = Vec::with_capacity(parked.request.partitions.len());
         for (position, wanted) in parked.request.partitions.iter().enumerate() {
             let cold = parked.cold.get(&position);
             match self.fetch_slot(wanted, &parked.confirmed, cold, room, results.is_empty()) {
-                Slot::Done(found, count) => {
+                Slot::Done(found, range) => {
                     room = room.saturating_sub(found.records.len());
-                    records += count;
+                    offsets.push(range);
                     results.push(found);
                 }
                 Slot::Cold { key, offset, max_bytes } => {
@@ -123,7 +124,7 @@ impl<D: Disk> Broker<D> {
         let failed = results.iter().any(|found| found.error != ErrorCode::None);
         let enough = bytes >= (parked.request.min_bytes.max(1) as usize).min(limit);
         if enough || failed || parked.deadline_us <= self.now_us() {
-            return self.answer_fetch(parked, results, records);
+            return self.answer_fetch(parked, results, &offsets);
         }
         for wanted in &parked.request.partitions {
             if let Some(topic) = self.catalog.topic(&wanted.topic) {
@@ -136,10 +137,19 @@ impl<D: Disk> Broker<D> {
         self.fetches.parked.insert(id, parked);
     }
 
-    fn answer_fetch(&mut self, parked: Parked, results: Vec<FetchedPartition>, records: u64) {
+    fn answer_fetch(&mut self, parked: Parked, results: Vec<FetchedPartition>, offsets: &[Range<u64>]) {
         let bytes: usize = results.iter().map(|found| found.records.len()).sum();
         self.metrics.bytes_out_total.inc_by(bytes as u64);
+        let mut records = 0;
+        for ((wanted, found), offsets) in parked.request.partitions.iter().zip(&results).zip(offsets) {
+            records += offsets.end - offsets.start;
+            if let Some(topic) = self.catalog.topic(&wanted.topic).filter(|_| found.error == ErrorCode::None) {
+                let (key, position) = (topic.key(wanted.partition), wanted.offset.max(offsets.end));
+                self.figures.read(key, parked.caller.connection, position, self.clock.mono_us);
+            }
+        }
         self.metrics.messages_out_total.inc_by(records);
+        self.metrics.fetch_bytes.observe(bytes as f64);
         if parked.request.max_wait_ms == 0 || bytes > 0 {
             let micros = self.now_us().saturating_sub(parked.since_us);
             self.metrics.fetch_latency_seconds.observe(micros as f64 / 1e6);
@@ -201,12 +211,12 @@ impl<D: Disk> Broker<D> {
             Ok(found) => found,
             Err((error, message)) => {
                 (found.error, found.message) = (error, message);
-                return Slot::Done(found, 0);
+                return Slot::Done(found, 0..0);
             }
         };
         let Some(state) = self.groups.get(&group).and_then(|data| data.state.get(key)) else {
             // Created, but its first entry has not come here yet: nothing to read.
-            return Slot::Done(found, 0);
+            return Slot::Done(found, 0..0);
         };
         (found.log_start_offset, found.high_watermark) = (state.log_start_offset, state.log_end_offset);
         let (start, end) = (found.log_start_offset, found.high_watermark);
@@ -215,29 +225,29 @@ impl<D: Disk> Broker<D> {
             found.message = format!(
                 "topic {name:?} partition {partition} has offsets {start} to {end}, offset {offset} is not among them"
             );
-            return Slot::Done(found, 0);
+            return Slot::Done(found, 0..0);
         }
         if let Some(result) = cold {
-            let mut count = 0;
+            let mut range = 0..0;
             match result {
-                Ok(batches) => (found.records, count) = clamp(batches, end),
+                Ok(batches) => (found.records, range) = clamp(batches, end),
                 Err(error) => {
                     tracing::error!(topic = %name, partition, offset, %error, "cannot read a segment");
                     found.error = ErrorCode::StorageDamaged;
                     found.message = error.to_string();
                 }
             }
-            return Slot::Done(found, count);
+            return Slot::Done(found, range);
         }
         let max_bytes = (wanted.max_bytes as usize).min(room);
         if offset >= end || (max_bytes == 0 && !first) {
-            return Slot::Done(found, 0);
+            return Slot::Done(found, 0..0);
         }
         match self.cache.read(key, offset, max_bytes) {
             Some(cached) => {
                 self.metrics.fetch_cache_hits_total.inc();
                 found.records = cached.pieces.into_iter().collect();
-                Slot::Done(found, cached.end_offset - cached.base_offset)
+                Slot::Done(found, cached.base_offset..cached.end_offset)
             }
             None => Slot::Cold { key, offset, max_bytes },
         }
@@ -274,11 +284,11 @@ impl<D: Disk> Broker<D> {
     }
 }
 
-/// Only batches that end at or below the high watermark, and the number of their records: segments hold committed data
+/// Only batches that end at or below the high watermark, and the offsets of their records: segments hold committed data
 /// only, so this cuts nothing unless the partition was trimmed or removed while the read was under way.
-fn clamp(batches: &Batches, high_watermark: u64) -> (Records, u64) {
+fn clamp(batches: &Batches, high_watermark: u64) -> (Records, Range<u64>) {
     if batches.end_offset <= high_watermark {
-        return (batches.bytes.clone().into(), batches.end_offset - batches.base_offset);
+        return (batches.bytes.clone().into(), batches.base_offset..batches.end_offset);
     }
     let (mut len, mut end) = (0, batches.base_offset);
     while let Some(Ok(header)) = batches.bytes.get(len..).map(BatchHeader::parse) {
@@ -288,5 +298,5 @@ fn clamp(batches: &Batches, high_watermark: u64) -> (Records, u64) {
         len += header.total_len();
         end = header.last_offset() + 1;
     }
-    (batches.bytes.slice(..len).into(), end - batches.base_offset)
+    (batches.bytes.slice(..len).into(), batches.base_offset..end)
 }

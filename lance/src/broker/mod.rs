@@ -13,8 +13,10 @@ mod apply;
 pub mod catalog;
 mod checkpoint;
 pub mod command;
+pub mod control;
 mod fetch;
 mod formats;
+mod gauges;
 pub mod inspect;
 pub mod members;
 mod membership;
@@ -141,6 +143,8 @@ pub struct BrokerConfig {
     pub scrub_interval_us: u64,
     /// Segment size of topics that do not set one; fixed for a partition when it is made.
     pub segment_bytes: u64,
+    /// How long the control path may take.
+    pub budgets: control::Budgets,
 }
 
 /// Why the broker must stop.
@@ -249,6 +253,10 @@ pub struct Broker<D: Disk> {
     outputs: Vec<Output>,
     completions: Vec<Completion>,
     metrics: Arc<Metrics>,
+    control: control::ControlPath,
+    figures: gauges::Figures,
+    /// Microseconds on a clock for measuring, from who drives the broker: nothing but metrics may depend on it.
+    stopwatch: Option<Box<dyn Fn() -> u64>>,
     group_metrics: BTreeMap<GroupId, GroupMetrics>,
     request_counters: BTreeMap<Opcode, Counter>,
     /// Journal flushes under way and when they were submitted.
@@ -280,6 +288,11 @@ impl<D: Disk> Broker<D> {
     /// The disk, for the driver that waits for it.
     pub fn disk(&self) -> &D {
         &self.disk
+    }
+
+    /// Give it a clock, in microseconds, with which it measures how long it takes over its own work.
+    pub fn set_stopwatch(&mut self, stopwatch: Box<dyn Fn() -> u64>) {
+        self.stopwatch = Some(stopwatch);
     }
 
     /// A number for whatever completes later.
@@ -338,6 +351,7 @@ impl<D: Disk> Broker<D> {
     }
 
     fn raft_message(&mut self, group: GroupId, message: Message) {
+        self.control.received(self.clock.mono_us, group, &message);
         /// What appends without records stay below, in bytes.
         const SMALL_APPEND: usize = 4096;
         let bytes = match &message.body {
@@ -396,6 +410,7 @@ impl<D: Disk> Broker<D> {
             }
             None => {
                 self.peers_connected.remove(&peer);
+                self.control.peer_lost(peer);
                 self.shard.peer_lost(peer);
             }
         }
@@ -414,6 +429,7 @@ impl<D: Disk> Broker<D> {
         self.measure_freshness();
         self.tick_transfers();
         self.tick_scrub();
+        self.control.tick(clock.mono_us);
         if self.draining {
             self.hand_over();
         }
@@ -468,6 +484,10 @@ impl<D: Disk> Broker<D> {
         self.drive_checkpoint()?;
         self.disk.kick();
         outputs.append(&mut self.outputs);
+        for (group, message) in &out.messages {
+            let is_connected = self.peers_connected.contains_key(&message.to);
+            self.control.sent(clock.mono_us, *group, message, is_connected);
+        }
         let raft = out.messages.drain(..).map(|(group, message)| PeerMessage::Raft(group, message));
         let messages = raft.chain(self.transfers.outbox.drain(..).map(PeerMessage::Transfer)).collect();
         self.shard_outputs = out;
@@ -500,6 +520,7 @@ impl<D: Disk> Broker<D> {
         for (group, change) in std::mem::take(&mut out.roles) {
             self.observe_role(group, change);
             self.elections.note(self.clock.wall_ms, group, change);
+            self.control.role_changed(self.clock.mono_us, group, change);
             if change.role == Role::Leader {
                 tracing::info!(group = group.0, term = change.term, "this node leads the group");
                 if group == META {
@@ -526,9 +547,7 @@ impl<D: Disk> Broker<D> {
         for (group, term, index) in std::mem::take(&mut out.durable) {
             self.leader_durable(group, term, index);
         }
-        for (group, entry) in std::mem::take(&mut out.committed) {
-            self.apply(group, entry)?;
-        }
+        self.apply_committed(out)?;
         for (group, ctx, index) in std::mem::take(&mut out.reads) {
             self.barrier_index(group, ctx, index);
         }
@@ -545,6 +564,20 @@ impl<D: Disk> Broker<D> {
             self.state_needed(group, index);
         }
         self.pass_barriers();
+        Ok(())
+    }
+
+    fn apply_committed(&mut self, out: &mut Outputs) -> Result<(), BrokerError> {
+        if out.committed.is_empty() {
+            return Ok(());
+        }
+        let start = self.stopwatch.as_ref().map(|now| now());
+        for (group, entry) in std::mem::take(&mut out.committed) {
+            self.apply(group, entry)?;
+        }
+        if let (Some(now), Some(start)) = (&self.stopwatch, start) {
+            self.metrics.apply_seconds.observe(now().saturating_sub(start) as f64 / 1e6);
+        }
         Ok(())
     }
 
@@ -570,7 +603,8 @@ impl<D: Disk> Broker<D> {
         match self.slow_disk.second(limit_us, under_way_us) {
             Some(true) => tracing::warn!(
                 limit_ms = limit_us / 1000,
-                "syncs of the journal take long: groups led here are handed to nodes with faster disks"
+                "syncs of the journal take long: groups led here are handed to nodes with faster disks; look at the disk and at \
+                 what else uses it"
             ),
             Some(false) => tracing::info!("syncs of the journal are fast again"),
             None => {}
@@ -738,6 +772,7 @@ impl<D: Disk> Broker<D> {
             if fresh.target.is_none() {
                 fresh.target = status.leader_commit.map(|index| (index, now));
             }
+            self.show_peers(group, &status);
         }
     }
 
@@ -762,29 +797,6 @@ impl<D: Disk> Broker<D> {
             }
         }
         self.left_behind = behind;
-    }
-
-    fn update_gauges(&mut self) {
-        for (group, metrics) in &mut self.group_metrics {
-            let Some(status) = self.shard.status(*group) else { continue };
-            metrics.commit_index.set(status.commit);
-            metrics.applied_index.set(self.applied.get(group).map_or(0, |(index, _)| *index));
-            metrics.durable_index.set(status.durable);
-            metrics.last_index.set(status.last);
-            metrics.term.set(status.term);
-            metrics.set_role(match status.role {
-                Role::Leader => lnc_metrics::Role::Leader,
-                Role::Follower => lnc_metrics::Role::Follower,
-                Role::PreCandidate | Role::Candidate => lnc_metrics::Role::Candidate,
-            });
-            for peer in &status.peers {
-                metrics.set_replication_lag(peer.id.node(), status.last.saturating_sub(peer.match_index));
-            }
-        }
-        self.metrics.in_flight_bytes.set(self.in_flight_bytes as u64);
-        self.metrics.journal_bytes.set(self.shard.journal().bytes());
-        let segment_bytes: u64 = self.segments.partitions().map(|key| self.segments.size_bytes(key)).sum();
-        self.metrics.segment_bytes.set(segment_bytes);
     }
 
     fn reply(&mut self, caller: Caller, opcode: Opcode, response: Response) {

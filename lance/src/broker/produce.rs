@@ -42,6 +42,7 @@ impl<D: Disk> Broker<D> {
             return self.refuse_new_work(caller, opcode);
         }
         if let Err((code, message)) = self.room_for(group, batch.len()) {
+            self.metrics.rejected_bytes_total.with_label_values(&[code.name()]).inc_by(batch.len() as u64);
             return self.refuse(caller, opcode, code, message);
         }
         let limits = Limits {
@@ -66,6 +67,8 @@ impl<D: Disk> Broker<D> {
         let bytes = batch.bytes().len();
         self.metrics.bytes_in_total.inc_by(bytes as u64);
         self.metrics.messages_in_total.inc_by(u64::from(batch.header().record_count));
+        self.metrics.produce_batch_bytes.observe(bytes as f64);
+        self.metrics.produce_batch_records.observe(f64::from(batch.header().record_count));
         let command = Command::Append { key, batch: batch.into_bytes() };
         if acks == Acks::None {
             self.submit(group, &command, None);

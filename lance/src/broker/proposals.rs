@@ -47,6 +47,19 @@ struct Proposed {
     term: u64,
     index: u64,
     origins: Origins,
+    since_us: u64,
+    /// This node's own disk has it.
+    durable: bool,
+}
+
+/// What is known of an entry that has committed.
+#[derive(Default)]
+pub(super) struct Committed {
+    pub(super) origins: Origins,
+    /// The origins of entries that lost their place in the log to it.
+    pub(super) lost: Vec<Origin>,
+    /// When this node proposed it, if it did.
+    pub(super) proposed_us: Option<u64>,
 }
 
 /// The commands of one group that are not applied yet.
@@ -84,8 +97,8 @@ impl Proposals {
             .or_else(|| (self.next.count() > 0).then(|| (self.next.finish(wall_ms), std::mem::take(&mut self.origins))))
     }
 
-    /// The origins of the entry that has just committed, and those of entries that lost their place in the log.
-    pub(super) fn committed(&mut self, term: u64, index: u64) -> (Origins, Vec<Origin>) {
+    /// Take what is known of the entry that has just committed.
+    pub(super) fn committed(&mut self, term: u64, index: u64) -> Committed {
         let mut lost = Vec::new();
         while let Some(first) = self.proposed.front() {
             if first.index > index {
@@ -93,11 +106,11 @@ impl Proposals {
             }
             let Some(first) = self.proposed.pop_front() else { break };
             if (first.term, first.index) == (term, index) {
-                return (first.origins, lost);
+                return Committed { origins: first.origins, lost, proposed_us: Some(first.since_us) };
             }
             lost.extend(first.origins.into_iter().filter_map(|(_, origin)| origin));
         }
-        (Vec::new(), lost)
+        Committed { lost, ..Committed::default() }
     }
 
     fn take_all(&mut self) -> (Vec<Origin>, Vec<Origin>) {
@@ -141,7 +154,14 @@ impl<D: Disk> Broker<D> {
             }
             while let Some((payload, origins)) = proposals.pop(self.clock.wall_ms) {
                 match self.shard.propose(group, payload.clone()) {
-                    Ok((term, index)) => proposals.proposed.push_back(Proposed { term, index, origins }),
+                    Ok((term, index)) => {
+                        let since_us = self.clock.mono_us;
+                        if let Some((_, Some(oldest))) = origins.first() {
+                            let micros = since_us.saturating_sub(oldest.since_us);
+                            self.metrics.produce_queue_seconds.observe(micros as f64 / 1e6);
+                        }
+                        proposals.proposed.push_back(Proposed { term, index, origins, since_us, durable: false });
+                    }
                     // They wait for room, or for the end of a transfer: what is in flight then is on the new leader's
                     // disk and gets its answer, the rest is told to ask that leader.
                     Err(ProposeError::TooMuchInFlight | ProposeError::Transferring) => {
@@ -192,6 +212,10 @@ impl<D: Disk> Broker<D> {
         let Some(proposals) = self.proposals.get_mut(&group) else { return };
         let mut done = Vec::new();
         for proposed in proposals.proposed.iter_mut().take_while(|p| p.index <= index && p.term <= term) {
+            if !std::mem::replace(&mut proposed.durable, true) {
+                let micros = self.clock.mono_us.saturating_sub(proposed.since_us);
+                self.metrics.journal_write_seconds.observe(micros as f64 / 1e6);
+            }
             for (_, origin) in &mut proposed.origins {
                 let leader_only = |o: &mut Origin| matches!(o.kind, Kind::Produce { acks: Acks::Leader, .. });
                 done.extend(origin.take_if(leader_only));

@@ -75,6 +75,7 @@ impl<D: Disk> Broker<D> {
         let due = self.scrub.began_us.is_none_or(|began| now >= began + self.config.scrub_interval_us);
         if rate > 0 && !self.scrub.in_journal && self.scrub.at.is_none() && due {
             self.scrub.began_us = Some(now);
+            self.metrics.scrub_passes_total.inc();
             self.scrub.in_journal = true;
             self.shard.begin_scrub();
         }
@@ -221,7 +222,13 @@ impl<D: Disk> Broker<D> {
         if self.segments.repair(&mut self.disk, repair.place, came) {
             (repair.writing, repair.asked_us) = (true, now);
         } else {
-            tracing::warn!(group = group.0, %from, partition = %key, offset, "a peer has other records at a damaged place");
+            tracing::warn!(
+                group = group.0,
+                %from,
+                partition = %key,
+                offset,
+                "a peer has other records at a damaged place; asking another. If it stays damaged, look at that peer's disk too"
+            );
         }
     }
 

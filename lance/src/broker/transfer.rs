@@ -187,6 +187,7 @@ impl<D: Disk> Broker<D> {
             return;
         }
         let Some(from) = self.transfer_source(group, None) else { return };
+        self.metrics.transfers_started_total.inc();
         tracing::info!(group = group.0, %from, index, "too far behind for the journal: fetching the group's state");
         let fetching = Fetching { from, need: index, needed_us: now, asked_us: 0, tries: 0, phase: Phase::Asked };
         self.transfers.fetching.insert(group, fetching);
@@ -311,7 +312,9 @@ impl<D: Disk> Broker<D> {
     }
 
     fn send_range(&mut self, to: NodeId, group: GroupId, range: Range, bytes: Option<Bytes>) {
-        self.transfers.budget -= bytes.as_ref().map_or(0, |bytes| bytes.len() as i64);
+        let sent = bytes.as_ref().map_or(0, Bytes::len);
+        self.transfers.budget -= sent as i64;
+        self.metrics.transfer_out_bytes_total.inc_by(sent as u64);
         self.answer_peer(to, group, TransferBody::Range { range, bytes });
     }
 
@@ -325,7 +328,7 @@ impl<D: Disk> Broker<D> {
         let bytes = match read.result {
             Ok(batches) => Some(batches.bytes),
             Err(error) => {
-                tracing::warn!(%error, %to, "cannot give records to a peer");
+                tracing::warn!(%error, %to, "cannot give records to a peer, which asks another node; if this repeats, look at this node's disk");
                 None
             }
         };
@@ -351,6 +354,7 @@ impl<D: Disk> Broker<D> {
     }
 
     fn range_came(&mut self, from: NodeId, group: GroupId, range: Range, came: Option<Bytes>) {
+        self.metrics.transfer_in_bytes_total.inc_by(came.as_ref().map_or(0, |came| came.len() as u64));
         self.repair_came(from, group, range, came.as_ref());
         let Some(fetching) = self.transfers.fetching.get_mut(&group) else { return };
         if fetching.from != from {
@@ -424,10 +428,11 @@ impl<D: Disk> Broker<D> {
                 Ok(false) => self.ask(group),
                 Ok(true) => {
                     tracing::info!(group = group.0, "the group's state is here; taking it over");
+                    self.metrics.transfers_completed_total.inc();
                     fetching.phase = Phase::Complete { since_us: now };
                 }
                 Err(error) => {
-                    tracing::warn!(group = group.0, %error, "the transfer of a group's state begins anew");
+                    tracing::warn!(group = group.0, %error, "the transfer of a group's state begins anew; if this repeats, look at this node's disk and at the space on it");
                     self.begin_anew(group);
                 }
             }
@@ -437,6 +442,7 @@ impl<D: Disk> Broker<D> {
 
     /// Ask the same peer for a newer offer. What has come is kept.
     fn begin_anew(&mut self, group: GroupId) {
+        self.metrics.transfers_restarted_total.inc();
         self.keep_what_came(group);
         if let Some(fetching) = self.transfers.fetching.get_mut(&group) {
             // Not at once: the answer would be the same.
@@ -445,6 +451,7 @@ impl<D: Disk> Broker<D> {
     }
 
     fn ask_another(&mut self, group: GroupId) {
+        self.metrics.transfers_restarted_total.inc();
         self.keep_what_came(group);
         let from = self.transfers.fetching.get(&group).map(|fetching| fetching.from);
         match self.transfer_source(group, from) {

@@ -5,11 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use tracing_subscriber::EnvFilter;
 
 use super::config::environment;
 use super::error::CliError;
-use crate::config::{Config, Log, LogFormat, Sources};
+use crate::config::{Config, Sources};
 
 /// Run one node, until it is asked to stop (SIGTERM, SIGINT)
 #[derive(Debug, Args)]
@@ -81,7 +80,7 @@ pub(super) fn run(args: ServerArgs) -> Result<ExitCode, CliError> {
         sources = sources.set("node.id", node_of_host()?, "--node-id-from-hostname");
     }
     let config = Config::load(&sources).map_err(|error| CliError::usage(error.to_string()))?;
-    start_log(&config.log);
+    crate::log::start(&config.log);
     let (requests, tail_cache) = (config.limits.memory_bytes, config.limits.tail_cache_bytes);
     tracing::info!(node = config.node.id, requests, tail_cache, "starting; memory budgets in bytes");
     if args.stop_with_stdin {
@@ -113,19 +112,6 @@ fn node_of(pod: &str) -> Option<u64> {
     let pod = pod.split('.').next()?;
     let (_, ordinal) = pod.rsplit_once('-')?;
     ordinal.parse::<u32>().ok().map(|ordinal| u64::from(ordinal) + 1)
-}
-
-/// Sends the log to standard error.
-fn start_log(log: &Log) {
-    use std::io::IsTerminal;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(log.level.as_str()))
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    match log.format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
-    }
 }
 
 /// Asks this process to stop, as an operator would, once standard input ends.

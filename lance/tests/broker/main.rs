@@ -7,6 +7,7 @@ mod corners;
 mod failover;
 mod formats;
 mod limits;
+mod metrics;
 mod network_faults;
 mod power_loss;
 mod random;

@@ -13,6 +13,7 @@ mod full_disk;
 mod hostile;
 mod idempotence;
 mod lagging;
+mod logging;
 mod members;
 mod metrics;
 mod power_loss;

@@ -3,6 +3,8 @@
 use super::support::cluster::Cluster;
 use super::support::node::{Node, run};
 use super::support::{eventually, lines_of_every_kind};
+use rustix::process::Signal;
+use std::time::Duration;
 
 /// The sum over all label values of a metric on the pages of all nodes.
 fn total(pages: &[String], name: &str) -> f64 {
@@ -46,6 +48,35 @@ fn no_important_metric_of_a_cluster_under_load_is_zero() {
         "lance_segment_bytes",
         "lance_checkpoints_total",
         "lance_checkpoint_seconds_count",
+        "lance_checkpoint_pending_bytes",
+        "lance_disk_free_bytes",
+        "lance_disk_reserve_bytes",
+        "lance_tail_cache_bytes",
+        "lance_produce_batch_bytes_count",
+        "lance_produce_batch_records_sum",
+        "lance_produce_queue_seconds_count",
+        "lance_journal_write_seconds_sum",
+        "lance_replication_seconds_sum",
+        "lance_apply_seconds_sum",
+        "lance_reply_seconds_sum",
+        "lance_turn_seconds_sum",
+        "lance_fetch_bytes_sum",
+        "lance_heartbeat_latency_seconds_sum",
+        "lance_raft_election_round_ms_count",
+        "lance_raft_pre_vote_rpc_latency_ms_sum",
+        "lance_raft_vote_rpc_latency_ms_sum",
+        "lance_election_rounds_total",
+        "lance_topics",
+        "lance_partitions",
+        "lance_topic_partitions",
+        "lance_topic_bytes",
+        "lance_topic_end_offset",
+        "lance_topic_records",
+        "lance_topic_consumer_position",
+        "process_resident_memory_bytes",
+        "process_open_fds",
+        "process_threads",
+        "process_start_time_seconds",
         "lance_backend_info",
         "lance_build_info",
     ];
@@ -57,10 +88,10 @@ fn no_important_metric_of_a_cluster_under_load_is_zero() {
     run(cluster.command(&["consume", "nothing", "--until-end"]), b"");
     let _open = cluster.wire(1);
     let pages = || cluster.nodes.iter().map(|node| node.metrics()).collect::<Vec<String>>();
-    // Gauges are refreshed once a second.
+    // Gauges are refreshed once a second, those of topics every five.
     eventually("checkpoints and gauges are there", || {
         let pages = pages();
-        let names = ["lance_checkpoints_total", "lance_segment_bytes", "lance_commit_index"];
+        let names = ["lance_checkpoints_total", "lance_topic_consumer_position", "lance_commit_index"];
         names.iter().all(|name| total(&pages, name) > 0.0).then_some(())
     });
     let pages = pages();
@@ -75,4 +106,19 @@ fn no_important_metric_of_a_cluster_under_load_is_zero() {
         let first = committed(&cluster.nodes[0]);
         cluster.nodes.iter().all(|node| committed(node) == first).then_some(())
     });
+}
+
+/// A node that gets no processor for a while.
+#[test]
+fn a_node_that_was_stopped_shows_that_its_clock_ticked_late() {
+    const STOPPED: Duration = Duration::from_millis(400);
+    let cluster = Cluster::start_with(&[]);
+    let node = &cluster.nodes[0];
+    let drift = || total(&[node.metrics()], "lance_cluster_coordinator_tick_drift_ms");
+    node.signal(Signal::STOP);
+    std::thread::sleep(STOPPED);
+    node.signal(Signal::CONT);
+    // One tick may have been due only at the end.
+    eventually("the drift shows", || (drift() >= 300.0).then_some(()));
+    assert!(drift() < 10_000.0);
 }

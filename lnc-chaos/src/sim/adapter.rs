@@ -2,8 +2,9 @@
 //! leaves for peers leaves here as bytes, and comes back as bytes.
 
 use super::network::Wire;
-use super::settings::{MAX_IN_FLIGHT_BYTES, Settings};
+use super::settings::{MAX_IN_FLIGHT_BYTES, Settings, TICK_US};
 use bytes::{Bytes, BytesMut};
+use lance::broker::control::Budgets;
 use lance::broker::inspect::{GroupInspection, MemoryInspection, Observed};
 use lance::broker::members::Addresses;
 use lance::broker::{self, Broker, BrokerConfig, BrokerError, Caller, Clock, Output};
@@ -217,7 +218,19 @@ fn broker_config(settings: &Settings, identity: &Identity) -> BrokerConfig {
         max_partitions_per_topic: 20,
         checkpoint_bytes: settings.checkpoint_bytes,
         segment_bytes: settings.segments.segment_bytes,
+        budgets: budgets(),
     }
+}
+
+/// Ticks between two heartbeats.
+const HEARTBEAT_TICKS: u32 = 2;
+
+fn budgets() -> Budgets {
+    Budgets::of_heartbeat(u64::from(HEARTBEAT_TICKS) * TICK_US / 1000)
+}
+
+fn ticks(ms: u64) -> u32 {
+    (ms * 1000 / TICK_US) as u32
 }
 
 fn shard_config(settings: &Settings, identity: &Identity, life: u32) -> ShardConfig {
@@ -228,7 +241,9 @@ fn shard_config(settings: &Settings, identity: &Identity, life: u32) -> ShardCon
         founders: founders.copied().collect(),
         groups: (0..=settings.data_groups).map(GroupId).collect(),
         election_ticks: 10,
-        heartbeat_ticks: 2,
+        heartbeat_ticks: HEARTBEAT_TICKS,
+        election_rpc_ticks: ticks(budgets().election_rpc_ms),
+        election_round_ticks: ticks(budgets().election_round_ms),
         max_in_flight_bytes: MAX_IN_FLIGHT_BYTES,
         max_append_bytes: settings.max_append_bytes,
         entry_cache_bytes: settings.entry_cache_bytes,

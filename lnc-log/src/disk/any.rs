@@ -40,7 +40,7 @@ impl AnyDisk {
             BackendChoice::Threads => threads(),
             BackendChoice::Uring => probed_uring(root).map(Self::Uring),
             BackendChoice::Auto => probed_uring(root).map(Self::Uring).or_else(|error| {
-                tracing::warn!(%error, data_dir = %root.display(), "io_uring is not usable, falling back to threads");
+                tracing::warn!(%error, data_dir = %root.display(), "io_uring is not usable, falling back to threads; allow it in the container's seccomp profile, or set storage.backend to threads");
                 threads()
             }),
         }

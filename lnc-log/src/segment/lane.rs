@@ -280,7 +280,7 @@ impl SegmentStore {
         };
         if let Step::ReadDamaged { .. } = step {
             // What cannot be read stays damaged. Reads say so, and whoever repairs tries again.
-            tracing::warn!(%file, error = %source, "cannot read what is to be repaired");
+            tracing::warn!(%file, error = %source, "cannot read what is to be repaired; trying again, look at the disk");
             if let Some(partition) = self.partitions.get_mut(&key) {
                 partition.repair = None;
             }
@@ -291,7 +291,7 @@ impl SegmentStore {
             return Err(io_error(action, file, source));
         }
         if self.stalled.insert(key) {
-            tracing::warn!(%file, "disk full: segment data waits in memory");
+            tracing::warn!(%file, "disk full: segment data waits in memory; make room in the data directory");
         }
         self.free_lane(disk, key, false);
         Ok(())

@@ -326,7 +326,10 @@ impl SegmentStore {
         match loaded {
             Some(index) => self.index_loaded(id, index),
             None => {
-                tracing::warn!(file = task.key.index_path(task.base), "index missing or damaged: rebuilding it");
+                tracing::warn!(
+                    file = task.key.index_path(task.base),
+                    "index missing or damaged: rebuilding it, and nothing is to be done"
+                );
                 begin_scan(state)
             }
         }

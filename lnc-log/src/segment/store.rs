@@ -212,7 +212,7 @@ impl SegmentStore {
             Some(Pending::Removal(path)) => {
                 if let Err(error) = result {
                     // Harmless: what no checkpoint names is removed at the next start.
-                    tracing::warn!(%path, %error, "cannot remove");
+                    tracing::warn!(%path, %error, "cannot remove a file that is no longer needed; look at its permissions and at the disk");
                 }
                 self.removal_in_flight = false;
                 self.pump_removals(disk);

@@ -89,8 +89,8 @@ impl Cluster {
         let running = self.node(node).is_running();
         let outcome = (!running).then_some(Outcome::Lost);
         self.calls.pending.insert(call, Pending { node, opcode, outcome });
+        let caller = Caller { connection: self.connection, correlation: call.0, flags };
         if let Some(broker) = self.node_mut(node).broker_mut() {
-            let caller = Caller { connection: 1, correlation: call.0, flags };
             broker.request(clock, caller, opcode, body.freeze());
         }
         call

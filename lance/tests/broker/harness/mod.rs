@@ -31,6 +31,8 @@ use std::collections::BTreeMap;
 
 /// Virtual time per tick, in microseconds.
 pub(crate) const TICK_US: u64 = 10_000;
+/// Ticks between two heartbeats.
+pub(crate) const HEARTBEAT_TICKS: u32 = 2;
 /// Ticks per virtual second.
 pub(crate) const SECOND: u32 = 100;
 /// Wall-clock time at the start of every run, in milliseconds since 1970.
@@ -94,6 +96,8 @@ pub(crate) struct Cluster {
     pub(crate) settings: Settings,
     pub(crate) nodes: BTreeMap<u64, Node>,
     pub(crate) network: Network,
+    /// The client's connection: another number is another client.
+    pub(crate) connection: u64,
     now_us: u64,
     calls: client::Calls,
 }
@@ -103,7 +107,7 @@ impl Cluster {
     pub(crate) fn new(settings: Settings) -> Self {
         let nodes = (1..=settings.nodes).map(|id| (id, Node::new(id))).collect();
         let network = Network::new(settings.seed);
-        let mut cluster = Self { settings, nodes, network, now_us: 0, calls: client::Calls::default() };
+        let mut cluster = Self { settings, nodes, network, connection: 1, now_us: 0, calls: client::Calls::default() };
         for id in cluster.ids() {
             cluster.start(id);
         }

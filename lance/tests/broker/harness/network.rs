@@ -70,12 +70,22 @@ pub(crate) struct Network {
     pub(crate) max_delay_us: u64,
     /// Messages lost, of 100.
     pub(crate) loss_percent: u64,
+    /// Messages that travel for this much longer, in microseconds.
+    pub(crate) slow: Option<(Cut, u64)>,
 }
 
 impl Network {
     pub(super) fn new(seed: u64) -> Self {
         let rng = Rng::new(seed);
-        Self { cuts: Vec::new(), under_way: BTreeMap::new(), sent: 0, rng, max_delay_us: 0, loss_percent: 0 }
+        Self {
+            cuts: Vec::new(),
+            under_way: BTreeMap::new(),
+            sent: 0,
+            rng,
+            max_delay_us: 0,
+            loss_percent: 0,
+            slow: None,
+        }
     }
 
     /// Lose messages from now on.
@@ -92,7 +102,7 @@ impl Network {
     /// Everything arrives again, soon and in order.
     pub(crate) fn heal(&mut self) {
         self.cuts.clear();
-        (self.max_delay_us, self.loss_percent) = (0, 0);
+        (self.max_delay_us, self.loss_percent, self.slow) = (0, 0, None);
     }
 
     pub(super) fn send(&mut self, now_us: u64, message: PeerMessage) {
@@ -105,7 +115,8 @@ impl Network {
         let (from, to) = (message.from().0, message.to().0);
         let received = take_message(&mut wire.freeze(), NodeId(to)).expect("what is sent can be read");
         assert_eq!(received, message, "the codec changed a message");
-        let delay = if self.max_delay_us > 0 { self.rng.below(self.max_delay_us + 1) } else { 0 };
+        let slow = self.slow.filter(|(slow, _)| slow.matches(&received)).map_or(0, |(_, delay)| delay);
+        let delay = slow + if self.max_delay_us > 0 { self.rng.below(self.max_delay_us + 1) } else { 0 };
         self.sent += 1;
         self.under_way.insert((now_us + delay, self.sent), Packet { to, from, message: received });
     }

@@ -1,6 +1,7 @@
 //! One node: its disk, which outlives it, and its broker while it runs.
 
-use super::{Cluster, Outcome, Settings};
+use super::{Cluster, HEARTBEAT_TICKS, Outcome, SECOND, Settings, TICK_US};
+use lance::broker::control::Budgets;
 use lance::broker::members::Addresses;
 use lance::broker::status::Snapshot;
 use lance::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Output};
@@ -244,6 +245,7 @@ fn broker_config(id: u64, settings: &Settings) -> BrokerConfig {
         scrub_bytes_per_second: settings.scrub_bytes_per_second,
         scrub_interval_us: 1_000_000,
         segment_bytes: settings.segments.segment_bytes,
+        budgets: Budgets::of_heartbeat(u64::from(HEARTBEAT_TICKS) * TICK_US / 1000),
     }
 }
 
@@ -253,7 +255,9 @@ fn shard_config(id: u64, starts: u64, settings: &Settings) -> ShardConfig {
         founders: (1..=settings.nodes).map(NodeId).collect(),
         groups: (0..=settings.data_groups).map(GroupId).collect(),
         election_ticks: 10,
-        heartbeat_ticks: 2,
+        heartbeat_ticks: HEARTBEAT_TICKS,
+        election_rpc_ticks: SECOND,
+        election_round_ticks: 3 * SECOND,
         max_in_flight_bytes: 1 << 20,
         max_append_bytes: 256 << 10,
         entry_cache_bytes: settings.entry_cache_bytes,

@@ -1,0 +1,5 @@
+//! Prints `docs/Monitoring.md`.
+
+fn main() {
+    print!("{}", lnc_metrics::document());
+}
