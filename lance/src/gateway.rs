@@ -1,9 +1,9 @@
 //! Client connections: frames in, replies out, and requests passed on to the node that must serve them.
 //!
 //! All of it runs on the shard's thread. A connection decodes frames into the gateway's inbox and wakes the node's turn;
-//! the turn's replies are encoded straight into the connection's buffer and leave in one write; records are not copied. A connection is not read
-//! while its replies pile up, while it has too many requests under way, or while the node is short of memory. A client
-//! that does not take its replies is cut off.
+//! the turn's replies are encoded straight into the connection's buffer and leave in one write; records are not copied.
+//! A connection is not read while its replies pile up, while it has too many requests under way, or while the node is
+//! short of memory. A client that does not take its replies is cut off.
 
 mod forward;
 mod outgoing;
