@@ -651,7 +651,8 @@ deployment=(manifests rules prometheus page kubectl runbooks documents upgrade)
 deployed() {
     # Those that are about the static binary bring it along.
     [[ $1 == build || $1 == container || $1 == package ]] || export LANCE_BIN=$lance
-    deploy/test.sh "$1"
+    # Where clusters are looked for, and ended, whatever ends this.
+    TMPDIR=$work deploy/test.sh "$1"
 }
 
 # The logs of a cluster whose step failed.

@@ -66,6 +66,13 @@ impl Formats {
         self.speakers.iter().map(|speaker| speaker.formats.newest).min().unwrap_or_default()
     }
 
+    /// Who keeps the cluster from the newest format that anybody speaks.
+    fn behind(&self) -> Vec<String> {
+        let newest = self.speakers.iter().map(|speaker| speaker.formats.newest).max().unwrap_or_default();
+        let behind = self.speakers.iter().filter(|speaker| speaker.formats.newest < newest);
+        behind.map(|speaker| format!("node {} runs {}", speaker.node, speaker.version)).collect()
+    }
+
     /// What is worth saying: nothing, where all nodes run one version and the cluster has its format.
     pub(super) fn text(&self) -> String {
         let mut versions: Vec<&str> = self.speakers.iter().map(|speaker| speaker.version.as_str()).collect();
@@ -119,6 +126,10 @@ async fn ask(address: &str) -> Option<Speaker> {
 pub(super) async fn finalize(global: &Global, args: &FinalizeArgs, addresses: &[String]) -> Result<ExitCode, CliError> {
     let formats = Formats::ask(global, addresses).await;
     let (current, newest) = (formats.current(), formats.newest());
+    let behind = formats.behind();
+    if !behind.is_empty() {
+        return Err(CliError::failed(format!("upgrade all nodes first: {}", behind.join(", "))));
+    }
     if newest > current {
         if !args.yes {
             confirm(current, newest)?;
@@ -171,7 +182,9 @@ mod tests {
         let half = formats(&[("lance/2", 1, 2), ("lance/1", 1, 1), ("lance/2", 1, 2)]);
         assert_eq!(half.text(), "version lance/1: node 2\nversion lance/2: node 1, 3\n");
         assert_eq!((half.current(), half.newest()), (1, 1));
+        assert_eq!(half.behind(), ["node 2 runs lance/1"]);
         let whole = formats(&[("lance/2", 1, 2), ("lance/2", 1, 2)]);
+        assert!(whole.behind().is_empty());
         assert!(whole.text().contains("`lance cluster finalize` ends the upgrade"), "{}", whole.text());
         assert_eq!(whole.json()["nodes"][0]["newest_format"], 2);
     }
