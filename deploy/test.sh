@@ -192,7 +192,7 @@ status_page() {
     python
     package chromium chromium
     # It brings a driver, not a browser.
-    pip install -q --disable-pip-version-check playwright==1.65.2 || skip "pip cannot install playwright"
+    python3 -m pip install -q --disable-pip-version-check playwright==1.65.2 || skip "pip cannot install playwright"
     binary
     python3 deploy/tests/page.py
 }

@@ -90,8 +90,7 @@ pub struct Snapshot {
 }
 
 impl<D: Disk> Broker<D> {
-    /// What this node knows of the cluster now. Takes time in proportion to the partitions, a fraction of a microsecond
-    /// for each.
+    /// What this node knows of the cluster now. Takes time in proportion to the partitions, up to [`MAX_PARTITIONS`].
     pub fn snapshot(&self) -> Snapshot {
         let behind = self.shard.group_ids().filter_map(|group| Some((group.0, self.behind(group)?)));
         let describe = |topic: &Topic, key| self.describe_partition(topic, key);
