@@ -105,6 +105,8 @@ pub struct Gateway {
     inbox: RefCell<Vec<Incoming>>,
     connections: RefCell<BTreeMap<u64, Rc<Connection>>>,
     forwards: RefCell<BTreeMap<NodeId, Rc<forward::Link>>>,
+    /// Connections that have ended since somebody asked.
+    ended: RefCell<Vec<u64>>,
     next_connection: Cell<u64>,
     paused: Cell<bool>,
     /// Whether there is a broker behind the inbox.
@@ -122,6 +124,7 @@ impl Gateway {
             inbox: RefCell::default(),
             connections: RefCell::default(),
             forwards: RefCell::default(),
+            ended: RefCell::default(),
             next_connection: Cell::new(0),
             paused: Cell::new(false),
             serving: Cell::new(false),
@@ -203,6 +206,9 @@ impl Gateway {
             }
             self.connections.borrow_mut().remove(&id);
             self.metrics.connections.dec();
+            if self.serving.get() {
+                self.ended.borrow_mut().push(id);
+            }
         });
     }
 
@@ -339,6 +345,11 @@ impl Gateway {
     /// Take the requests that have come in.
     pub fn take_inbox(&self, into: &mut VecDeque<Incoming>) {
         into.extend(self.inbox.borrow_mut().drain(..));
+    }
+
+    /// Take the connections that have ended.
+    pub fn take_ended(&self) -> Vec<u64> {
+        self.ended.take()
     }
 
     /// Send what a turn has answered.

@@ -141,7 +141,7 @@ impl<D: Disk> Broker<D> {
             }
             if let Some(topic) = self.catalog.topic(&wanted.topic).filter(|_| found.error == ErrorCode::None) {
                 let key = topic.key(wanted.partition);
-                self.figures.read(key, parked.caller.connection, position, self.clock.mono_us);
+                self.figures.read(parked.caller.connection, key, position, self.clock.mono_us);
             }
         }
         self.metrics.messages_out_total.inc_by(records);
