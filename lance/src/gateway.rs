@@ -187,6 +187,7 @@ impl Gateway {
         let open = self.connections.borrow().len();
         if open >= self.config.max_connections {
             self.metrics.connections_refused_total.inc();
+            self.count_error(ErrorCode::Overloaded);
             tracing::warn!(
                 %from,
                 open,
@@ -247,6 +248,7 @@ impl Gateway {
                     }
                     Ok(None) => break,
                     Err(error) => {
+                        self.count_error(error.code());
                         connection.refuse(0, 0, ErrorReply::new(error.code(), error.to_string()));
                         return Ok(());
                     }
@@ -312,7 +314,8 @@ impl Gateway {
     fn take_frame(&self, id: u64, connection: &Connection, frame: Frame, expected: usize) -> bool {
         let Frame { header, body } = frame;
         let correlation = header.correlation;
-        let refuse = |code, message: String| {
+        let refuse = |code: ErrorCode, message: String| {
+            self.count_error(code);
             connection.refuse(header.opcode, correlation, ErrorReply::new(code, message));
             false
         };
@@ -460,7 +463,12 @@ impl Gateway {
         }
     }
 
+    fn count_error(&self, code: ErrorCode) {
+        self.metrics.errors_total.with_label_values(&[code.name()]).inc();
+    }
+
     fn refuse(&self, caller: Caller, opcode: Opcode, code: ErrorCode, message: String) {
+        self.count_error(code);
         let reply = Reply { result: Err(ErrorReply::new(code, message)) };
         self.answer(caller, opcode, |out| encode_reply(out, opcode, caller.correlation, &reply));
         self.wake([caller.connection]);
