@@ -173,6 +173,8 @@ def scenario(prometheus, base, directory, lance, environment):
     prometheus.until("lance:nodes:up", lambda v: v == [3])
 
     check_page(base)
+    # Those of topics come every five seconds, and a rate needs two of them.
+    prometheus.until("rate(lance_topic_end_offset[1m])", lambda v: len(v) == 3)
     dashboard = json.loads((ROOT / "deploy/monitoring/dashboard.json").read_text())
     asked, empty = 0, []
     for where, expression in rules.dashboard_queries(dashboard):

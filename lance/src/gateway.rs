@@ -107,6 +107,8 @@ pub struct Gateway {
     inbox: RefCell<Vec<Incoming>>,
     connections: RefCell<BTreeMap<u64, Rc<Connection>>>,
     forwards: RefCell<BTreeMap<NodeId, Rc<forward::Link>>>,
+    /// Connections that have ended since somebody asked.
+    ended: RefCell<Vec<u64>>,
     next_connection: Cell<u64>,
     paused: Cell<bool>,
     /// Whether there is a broker behind the inbox.
@@ -124,6 +126,7 @@ impl Gateway {
             inbox: RefCell::default(),
             connections: RefCell::default(),
             forwards: RefCell::default(),
+            ended: RefCell::default(),
             next_connection: Cell::new(0),
             paused: Cell::new(false),
             serving: Cell::new(false),
@@ -186,6 +189,7 @@ impl Gateway {
         let open = self.connections.borrow().len();
         if open >= self.config.max_connections {
             self.metrics.connections_refused_total.inc();
+            self.count_error(ErrorCode::Overloaded);
             tracing::warn!(
                 %from,
                 open,
@@ -205,6 +209,9 @@ impl Gateway {
             }
             self.connections.borrow_mut().remove(&id);
             self.metrics.connections.dec();
+            if self.serving.get() {
+                self.ended.borrow_mut().push(id);
+            }
         });
     }
 
@@ -243,6 +250,7 @@ impl Gateway {
                     }
                     Ok(None) => break,
                     Err(error) => {
+                        self.count_error(error.code());
                         connection.refuse(0, 0, ErrorReply::new(error.code(), error.to_string()));
                         return Ok(());
                     }
@@ -308,7 +316,8 @@ impl Gateway {
     fn take_frame(&self, id: u64, connection: &Connection, frame: Frame, expected: usize) -> bool {
         let Frame { header, body } = frame;
         let correlation = header.correlation;
-        let refuse = |code, message: String| {
+        let refuse = |code: ErrorCode, message: String| {
+            self.count_error(code);
             connection.refuse(header.opcode, correlation, ErrorReply::new(code, message));
             false
         };
@@ -341,6 +350,11 @@ impl Gateway {
     /// Take the requests that have come in.
     pub fn take_inbox(&self, into: &mut VecDeque<Incoming>) {
         into.extend(self.inbox.borrow_mut().drain(..));
+    }
+
+    /// Take the connections that have ended.
+    pub fn take_ended(&self) -> Vec<u64> {
+        self.ended.take()
     }
 
     /// Send what a turn has answered.
@@ -451,7 +465,12 @@ impl Gateway {
         }
     }
 
+    fn count_error(&self, code: ErrorCode) {
+        self.metrics.errors_total.with_label_values(&[code.name()]).inc();
+    }
+
     fn refuse(&self, caller: Caller, opcode: Opcode, code: ErrorCode, message: String) {
+        self.count_error(code);
         let reply = Reply { result: Err(ErrorReply::new(code, message)) };
         self.answer(caller, opcode, |out| out.put_reply(opcode, caller.correlation, &reply));
         self.wake([caller.connection]);

@@ -272,6 +272,7 @@ impl Server {
         self.metrics.cluster_coordinator_tick_drift_ms.set(drift.as_millis() as u64);
         self.broker.tick(self.clocks.now())?;
         self.gateway.expire(Instant::now());
+        self.gateway.take_ended().into_iter().for_each(|connection| self.broker.client_gone(connection));
         self.health.beat();
         let readiness = self.broker.readiness();
         self.systemd.beat(Instant::now(), &readiness);

@@ -170,7 +170,7 @@ catalogue! {
         topic_bytes: GaugeVec, ["topic"], [], "Disk space that the topic's segments take on this node.";
         topic_end_offset: GaugeVec, ["topic"], [], "Log end offsets of the topic's partitions, added up: records ever appended.";
         topic_records: GaugeVec, ["topic"], [], "Records of the topic that this node has, between log start and log end.";
-        topic_consumer_position: GaugeVec, ["topic"], [], "Offsets up to which clients that fetch from this node were given records, added up over the partitions fetched within 90 seconds; of several clients that read a partition, the one furthest behind counts.";
+        topic_consumer_position: GaugeVec, ["topic"], [], "Offsets up to which clients that fetch from this node were given records, added up over the partitions that connected clients have fetched within 90 seconds; of several that read a partition, the one furthest behind counts.";
         topic_consumer_lag: GaugeVec, ["topic"], [], "Records beyond the positions of topic_consumer_position, up to the end: what is not read yet.";
     }
     "The node" {

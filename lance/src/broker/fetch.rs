@@ -145,7 +145,7 @@ impl<D: Disk> Broker<D> {
             records += offsets.end - offsets.start;
             if let Some(topic) = self.catalog.topic(&wanted.topic).filter(|_| found.error == ErrorCode::None) {
                 let (key, position) = (topic.key(wanted.partition), wanted.offset.max(offsets.end));
-                self.figures.read(key, parked.caller.connection, position, self.clock.mono_us);
+                self.figures.read(parked.caller.connection, key, position, self.clock.mono_us);
             }
         }
         self.metrics.messages_out_total.inc_by(records);

@@ -29,8 +29,8 @@ struct Position {
 /// The figures of topics, and what they need to know.
 pub(super) struct Figures {
     topics: TopicMetrics,
-    /// By partition and connection.
-    positions: BTreeMap<(PartitionKey, u64), Position>,
+    /// By connection and partition.
+    positions: BTreeMap<(u64, PartitionKey), Position>,
     next_look_us: u64,
 }
 
@@ -40,22 +40,42 @@ impl Figures {
     }
 
     /// A client was given everything up to `offset` of a partition.
-    pub(super) fn read(&mut self, key: PartitionKey, connection: u64, offset: u64, at_us: u64) {
+    pub(super) fn read(&mut self, connection: u64, key: PartitionKey, offset: u64, at_us: u64) {
         let room = self.positions.len() < MAX_READERS;
-        match self.positions.entry((key, connection)) {
+        match self.positions.entry((connection, key)) {
             Entry::Occupied(mut known) => *known.get_mut() = Position { offset, at_us },
             Entry::Vacant(new) if room => drop(new.insert(Position { offset, at_us })),
             Entry::Vacant(_) => {}
         }
     }
 
-    /// Of the readers of a partition, where the one furthest behind is.
-    fn position(&self, key: PartitionKey) -> Option<u64> {
-        self.positions.range((key, 0)..=(key, u64::MAX)).map(|(_, position)| position.offset).min()
+    fn forget(&mut self, connection: u64) {
+        /// Before every partition.
+        const FIRST: PartitionKey = PartitionKey { topic_id: 0, partition: 0 };
+        while let Some((&reader, _)) = self.positions.range((connection, FIRST)..).next()
+            && reader.0 == connection
+        {
+            self.positions.remove(&reader);
+        }
+    }
+
+    /// Of the readers of each partition, where the one furthest behind is.
+    fn furthest_behind(&self) -> BTreeMap<PartitionKey, u64> {
+        let mut least = BTreeMap::new();
+        for ((_, key), position) in &self.positions {
+            let offset = least.entry(*key).or_insert(position.offset);
+            *offset = position.offset.min(*offset);
+        }
+        least
     }
 }
 
 impl<D: Disk> Broker<D> {
+    /// A client's connection has ended.
+    pub fn client_gone(&mut self, connection: u64) {
+        self.figures.forget(connection);
+    }
+
     /// Show how the peers of a group that is led here are.
     pub(super) fn show_peers(&mut self, group: GroupId, status: &lnc_raft::Status) {
         let Some(metrics) = self.group_metrics.get_mut(&group) else { return };
@@ -107,6 +127,7 @@ impl<D: Disk> Broker<D> {
         let now = self.now_us();
         let (segments, figures) = (&self.segments, &mut self.figures);
         figures.positions.retain(|_, position| position.at_us + KEEP_US > now);
+        let positions = figures.furthest_behind();
         let mut by_topic: BTreeMap<u64, TopicFigures> = BTreeMap::new();
         let mut partitions = 0;
         for (key, partition) in self.groups.values().flat_map(|data| data.state.iter()) {
@@ -116,7 +137,7 @@ impl<D: Disk> Broker<D> {
             topic.bytes += segments.size_bytes(key);
             topic.end_offset += partition.log_end_offset;
             topic.records += partition.log_end_offset.saturating_sub(partition.log_start_offset);
-            if let Some(offset) = figures.position(key) {
+            if let Some(&offset) = positions.get(&key) {
                 let (sum, behind) = topic.position.unwrap_or_default();
                 topic.position = Some((sum + offset, behind + partition.log_end_offset.saturating_sub(offset)));
             }

@@ -341,6 +341,9 @@ fn readers_positions_and_what_lies_behind_them_are_shown_by_topic() {
     cluster.ticks(6 * SECOND);
     assert_eq!(of(&cluster, "lance_topic_consumer_position"), value(1.0), "the one furthest behind counts");
     assert_eq!(of(&cluster, "lance_topic_consumer_lag"), value(4.0));
+    cluster.leave();
+    cluster.ticks(6 * SECOND);
+    assert_eq!(of(&cluster, "lance_topic_consumer_lag"), value(0.0), "the other one is up to date");
     cluster.ticks(100 * SECOND);
     assert_eq!(of(&cluster, "lance_topic_consumer_lag"), [], "nobody reads any more");
 

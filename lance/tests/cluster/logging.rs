@@ -39,4 +39,6 @@ fn a_warning_that_repeats_is_told_a_few_times() {
     assert!(messages.iter().any(|message| message.contains("are left out")), "{log}");
     let counted = format!("\nlance_connections_refused_total {CLIENTS}\n");
     assert!(node.metrics().contains(&counted), "all are counted");
+    let errors = format!("\nlance_errors_total{{code=\"Overloaded\"}} {CLIENTS}\n");
+    assert!(node.metrics().contains(&errors), "and with them their errors");
 }

@@ -96,6 +96,16 @@ impl Cluster {
         call
     }
 
+    /// The client's connection ends at every node.
+    pub(crate) fn leave(&mut self) {
+        let connection = self.connection;
+        for node in self.running() {
+            if let Some(broker) = self.node_mut(node).broker_mut() {
+                broker.client_gone(connection);
+            }
+        }
+    }
+
     /// Whether a request has an outcome.
     pub(crate) fn is_answered(&self, call: Call) -> bool {
         self.calls.pending.get(&call).is_none_or(|pending| pending.outcome.is_some())
