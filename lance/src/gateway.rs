@@ -43,6 +43,10 @@ const MAX_FETCH_BYTES: usize = 4 * MAX_REPLY_BYTES;
 /// Room for one read from a socket.
 const READ_CHUNK: usize = 64 << 10;
 
+/// Room that a read finds at least. What was read stays where it is for as long as its requests and their records are
+/// needed, so a new chunk for every read would hold on to a chunk for every few of them.
+const LEAST_READ: usize = READ_CHUNK / 4;
+
 /// What the gateway needs to know.
 pub struct GatewayConfig {
     /// Largest frame body.
@@ -262,7 +266,9 @@ impl Gateway {
             if came {
                 self.turn.notify_one();
             }
-            buf.reserve(READ_CHUNK);
+            if buf.capacity() - buf.len() < LEAST_READ {
+                buf.reserve(READ_CHUNK);
+            }
             if reader.read_buf(&mut buf).await? == 0 {
                 while connection.requests.get() > 0 {
                     connection.wake_reader.notified().await;

@@ -45,6 +45,10 @@ const KEEPALIVE: Duration = Duration::from_secs(1);
 /// Room for one read from a socket.
 const READ_CHUNK: usize = 256 << 10;
 
+/// Room that a read finds at least. What was read stays where it is for as long as the entries in it are needed, so a new
+/// chunk for every read would hold on to a chunk for every few of them.
+const LEAST_READ: usize = READ_CHUNK / 4;
+
 /// What the channels tell the node.
 pub enum PeerEvent {
     /// A frame of messages, to be read with [`crate::wire::take_message`].
@@ -351,7 +355,9 @@ impl Peers {
                 }
                 (self.events)(PeerEvent::Frame { from, body });
             }
-            buf.reserve(READ_CHUNK);
+            if buf.capacity() - buf.len() < LEAST_READ {
+                buf.reserve(READ_CHUNK);
+            }
             if stream.read_buf(buf).await? == 0 {
                 return Ok(());
             }

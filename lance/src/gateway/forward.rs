@@ -4,7 +4,7 @@
 //! that the outcome is not known: the client may try again, and idempotence makes that safe. The same is said when the
 //! other node does not answer, and the connection is given up: the next request tries a new one.
 
-use super::{Caller, Gateway};
+use super::{Caller, Gateway, LEAST_READ, READ_CHUNK};
 use bytes::{BufMut, Bytes, BytesMut};
 use lnc_protocol::frame;
 use lnc_protocol::message::HelloRequest;
@@ -32,8 +32,6 @@ pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_PENDING: usize = 16 << 10;
 /// Bytes that may wait to be sent to it.
 const MAX_QUEUE: usize = 32 << 20;
-/// Room for one read.
-const READ_CHUNK: usize = 64 << 10;
 
 /// A connection to another node, for as long as it holds.
 pub(super) struct Link {
@@ -139,7 +137,9 @@ impl Link {
                         gateway.relay(caller, opcode, &frame.body);
                     }
                 }
-                buf.reserve(READ_CHUNK);
+                if buf.capacity() - buf.len() < LEAST_READ {
+                    buf.reserve(READ_CHUNK);
+                }
                 if reader.read_buf(&mut buf).await? == 0 {
                     return Ok(());
                 }
