@@ -102,14 +102,18 @@ verifier() {
 # The newest release before this version, built once. Formats do not depend on the profile; this one builds fast, since what it
 # depends on is there from the tests.
 previous_release() {
-    local tag
+    local tag commit
     tag=$(git tag --list 'v[0-9]*' --merged HEAD --sort=-v:refname 2>/dev/null | grep -vx "v$(version)" | head -n 1) || true
-    [[ -n $tag ]] || skip "there is no tag of a release before $(version): git fetch --tags, and no shallow clone"
-    old=$root/target/upgrade/$tag-$(git rev-parse --short=12 "$tag^{commit}")
+    commit=$tag
+    # A clone without tags still has the commit.
+    [[ -n $tag ]] || read -r tag commit <deploy/tests/previous-release
+    commit=$(git rev-parse --quiet --verify "$commit^{commit}") ||
+        skip "neither the tag nor the commit of the release before $(version) is here: this is a shallow clone"
+    old=$root/target/upgrade/$tag-${commit:0:12}
     [[ ! -x $old ]] || return 0
     rm -rf -- target/upgrade
     mkdir -p target/upgrade/src
-    git archive "$tag" | tar -x -C target/upgrade/src
+    git archive "$commit" | tar -x -C target/upgrade/src
     (
         cd target/upgrade/src
         CARGO_BUILD_BUILD_DIR=$target_dir CARGO_TARGET_DIR=$root/target/upgrade/out cargo build --locked -p lance
