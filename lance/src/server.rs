@@ -275,8 +275,9 @@ impl Server {
         self.gateway.take_ended().into_iter().for_each(|connection| self.broker.client_gone(connection));
         self.health.beat();
         let readiness = self.broker.readiness();
+        // Who hears from systemd that the node is ready finds it so.
+        self.health.set_ready(readiness.clone());
         self.systemd.beat(Instant::now(), &readiness);
-        self.health.set_ready(readiness);
         self.follow_membership();
         self.follow_format()
     }

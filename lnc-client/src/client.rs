@@ -236,11 +236,16 @@ impl Client {
         let mut backoff = Backoff::new();
         let mut repeated = false;
         let mut redirects = 0;
+        let mut cause = None;
         loop {
             let error = match self.attempt(&call, deadline).await {
                 Ok((response, address)) => return Ok(Outcome { response, address }),
                 Err(error) => error,
             };
+            // That an attempt took too long says less than what an earlier one has met.
+            if cause.is_none() || !matches!(error, Error::DeadlineExceeded { .. }) {
+                cause = Some(error.clone());
+            }
             if !error.is_retriable() {
                 return Err(Failure { error, repeated });
             }
@@ -257,7 +262,7 @@ impl Client {
             };
             let resume = Instant::now() + pause;
             if resume >= deadline {
-                let last = Some(Box::new(error));
+                let last = cause.map(Box::new);
                 let error = Error::DeadlineExceeded { operation: call.operation, after, last };
                 return Err(Failure { error, repeated });
             }
