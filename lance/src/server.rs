@@ -331,6 +331,7 @@ impl Server {
         let mut outputs = Vec::new();
         let mut messages = self.broker.turn(clock, &mut outputs)?;
         self.peers.send(&mut messages);
+        self.broker.kick();
         self.gateway.dispatch(&mut outputs);
         self.gateway.set_paused(self.broker.should_pause());
         let took_us = self.clocks.now().mono_us.saturating_sub(clock.mono_us);
