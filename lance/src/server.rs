@@ -222,13 +222,13 @@ impl Server {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut draining_until: Option<Instant> = None;
         let wake = self.inbox.wake.clone();
+        let busy_poll = busy_poll(&self.config);
+        let mut awake_until = Instant::now();
         loop {
+            let stay_awake = !busy_poll.is_zero() && Instant::now() < awake_until;
             tokio::select! {
-                () = wake.notified() => {}
-                ready = self.notifier.readable() => {
-                    ready.map_err(process("wait for the disk"))?.clear_ready();
-                    self.broker.disk().drain_notifier();
-                }
+                // What is rare comes before what may always be there, and looking again comes last.
+                biased;
                 due = ticks.tick() => self.tick(due.into_std())?,
                 Some(question) = self.questions.recv() => {
                     // Whoever asked may have gone away.
@@ -240,8 +240,21 @@ impl Server {
                     self.systemd.stopping();
                     self.broker.drain();
                 }
+                ready = self.notifier.readable() => {
+                    ready.map_err(process("wait for the disk"))?.clear_ready();
+                    self.broker.disk().drain_notifier();
+                }
+                () = wake.notified() => {}
+                () = tokio::task::yield_now(), if stay_awake => {
+                    // Other threads may need the processor for what this one waits for.
+                    std::thread::yield_now();
+                    continue;
+                }
             }
             self.turn()?;
+            if self.broker.expects_soon() {
+                awake_until = Instant::now() + busy_poll;
+            }
             if self.broker.wants_reopen() {
                 self.reopen()?;
             }
@@ -563,6 +576,12 @@ fn broker_config(config: &Config, identity: &Identity) -> BrokerConfig {
         segment_bytes: config.storage.segment_bytes,
         budgets: Budgets::of_heartbeat(config.raft.heartbeat_ms),
     }
+}
+
+/// How long to look for events before sleeping. On a single processor, whoever looks keeps others from what is looked for.
+fn busy_poll(config: &Config) -> Duration {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    if processors > 1 { Duration::from_micros(config.node.busy_poll_us) } else { Duration::ZERO }
 }
 
 /// Have the runtime watch a descriptor for readability.

@@ -104,8 +104,9 @@ impl Bench {
         let connection = self.gateway.connections.borrow().values().next().unwrap().clone();
         let stuck = async {
             let mut before = 0;
-            while connection.writing.get() == 0 || connection.writing.get() != before {
-                before = connection.writing.get();
+            let unwritten = || connection.writing.borrow().pieces.remaining();
+            while unwritten() == 0 || unwritten() != before {
+                before = unwritten();
                 sleep(Duration::from_millis(20)).await;
             }
         };
