@@ -8,8 +8,9 @@ use crate::disk::{Disk, FileId, Op, Outcome, Owner};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
-/// Spares kept for reuse; more than this many are removed to give the space back.
-pub(super) const MAX_SPARES: usize = 2;
+/// Spares kept for reuse; more than this many are removed to give the space back. A checkpoint releases several files at
+/// once, and a new one has to be filled, which takes as much of the disk as writing it once more.
+pub(super) const MAX_SPARES: usize = 4;
 
 #[derive(Debug)]
 pub(super) struct Live {
