@@ -20,6 +20,7 @@ use lnc_replication::ShardConfig;
 use lnc_replication::formation::{Cluster, Decision, Formats, Identity, Nodes, decide};
 use lnc_replication::peers::{PeerEvent, Peers};
 use lnc_replication::wire::take_message;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -417,10 +418,26 @@ fn open_broker(
     let disk = AnyDisk::open(data_dir.root(), choice).map_err(backend)?;
     let notifier = disk.notifier().try_clone_to_owned().and_then(watch).map_err(backend)?;
     let shard_config = shard_config(config, identity, random()?);
-    let segment_config = SegmentConfig { segment_bytes: config.storage.segment_bytes, ..SegmentConfig::default() };
+    let segment_config = SegmentConfig {
+        segment_bytes: config.storage.segment_bytes,
+        max_open_files: open_files() / 2,
+        ..SegmentConfig::default()
+    };
     let broker = broker::open(broker_config(config, identity), shard_config, segment_config, disk, metrics)?;
     tracing::info!(node = %identity.node, "the node has recovered");
     Ok((broker, notifier))
+}
+
+/// How many files this process may have open, after asking for as many as it may ask for.
+fn open_files() -> usize {
+    /// More than a node has use for.
+    const ENOUGH: u64 = 64 << 10;
+    let limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.unwrap_or(ENOUGH).min(ENOUGH);
+    let current = limit.current.unwrap_or(ENOUGH);
+    let raised = Rlimit { current: Some(most), maximum: limit.maximum };
+    let files = if current < most && setrlimit(Resource::Nofile, raised).is_ok() { most } else { current.min(ENOUGH) };
+    files as usize
 }
 
 /// Who the node of a data directory is.
