@@ -131,6 +131,56 @@ impl Stop {
     }
 }
 
+/// Decides whether to look for the next event (`node.busy_poll_us`) or to sleep until it comes.
+struct Awake {
+    /// Zero on a single processor: there, whoever looks keeps others from what is looked for.
+    busy_poll: Duration,
+    until: Instant,
+    /// Others have use for the processor until then.
+    not_before: Instant,
+}
+
+impl Awake {
+    fn new(config: &Config) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let micros = if processors > 1 { config.node.busy_poll_us } else { 0 };
+        let now = Instant::now();
+        Self { busy_poll: Duration::from_micros(micros), until: now, not_before: now }
+    }
+
+    fn is_set(&self) -> bool {
+        !self.busy_poll.is_zero() && Instant::now() < self.until
+    }
+
+    /// A turn is over; `expects_soon` as the broker says it.
+    fn turned(&mut self, expects_soon: bool) {
+        let now = Instant::now();
+        if now < self.not_before {
+            return;
+        }
+        self.until = if expects_soon {
+            now + self.busy_poll
+        } else {
+            // Who was just answered often asks again at once.
+            self.until.min(now + self.busy_poll / 4)
+        };
+    }
+
+    /// What this thread waits for may need its processor. Where that takes long, the processor is short: whoever sleeps is
+    /// woken in time there, and whoever looks is made to wait.
+    fn let_others_run(&mut self) {
+        /// Far longer than others of its kind take.
+        const LONG: Duration = Duration::from_micros(500);
+        const PAUSE: Duration = Duration::from_millis(250);
+        let before = Instant::now();
+        std::thread::yield_now();
+        let now = Instant::now();
+        if now - before > LONG {
+            (self.until, self.not_before) = (now, now + PAUSE);
+        }
+    }
+}
+
 struct Server {
     config: Config,
     broker: Broker<AnyDisk>,
@@ -223,10 +273,8 @@ impl Server {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut draining_until: Option<Instant> = None;
         let wake = self.inbox.wake.clone();
-        let busy_poll = busy_poll(&self.config);
-        let mut awake_until = Instant::now();
+        let mut awake = Awake::new(&self.config);
         loop {
-            let stay_awake = !busy_poll.is_zero() && Instant::now() < awake_until;
             tokio::select! {
                 // What is rare comes before what may always be there, and looking again comes last.
                 biased;
@@ -246,16 +294,13 @@ impl Server {
                     self.broker.disk().drain_notifier();
                 }
                 () = wake.notified() => {}
-                () = tokio::task::yield_now(), if stay_awake => {
-                    // Other threads may need the processor for what this one waits for.
-                    std::thread::yield_now();
+                () = tokio::task::yield_now(), if awake.is_set() => {
+                    awake.let_others_run();
                     continue;
                 }
             }
             self.turn()?;
-            if self.broker.expects_soon() {
-                awake_until = Instant::now() + busy_poll;
-            }
+            awake.turned(self.broker.expects_soon());
             if self.broker.wants_reopen() {
                 self.reopen()?;
             }
@@ -593,12 +638,6 @@ fn broker_config(config: &Config, identity: &Identity) -> BrokerConfig {
         segment_bytes: config.storage.segment_bytes,
         budgets: Budgets::of_heartbeat(config.raft.heartbeat_ms),
     }
-}
-
-/// How long to look for events before sleeping. On a single processor, whoever looks keeps others from what is looked for.
-fn busy_poll(config: &Config) -> Duration {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    if processors > 1 { Duration::from_micros(config.node.busy_poll_us) } else { Duration::ZERO }
 }
 
 /// Have the runtime watch a descriptor for readability.
