@@ -30,7 +30,7 @@ impl Bench {
             idle_timeout: IDLE,
             nodes: [(OTHER.node(), other.to_owned())].into(),
         };
-        let gateway = Gateway::new(config, Rc::new(Notify::new()), Metrics::new());
+        let gateway = Gateway::new(config, Rc::new(Notify::new()), Metrics::new(), None);
         gateway.start_serving();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
