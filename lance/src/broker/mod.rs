@@ -988,6 +988,9 @@ impl<D: Disk> Broker<D> {
 
     /// Add a command to the group's next entry.
     fn submit(&mut self, group: GroupId, command: &command::Command, origin: Option<Origin>) {
+        if let (Some(tracer), Some(origin)) = (&mut self.tracer, &origin) {
+            tracer.queued(origin.caller);
+        }
         let wall_ms = self.clock.wall_ms;
         self.proposals(group).push(command, origin, wall_ms);
     }

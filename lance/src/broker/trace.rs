@@ -6,7 +6,7 @@
 //!
 //! | span | from | to |
 //! |---|---|---|
-//! | `queue` | the request is accepted | its entry is proposed |
+//! | `queue` | the request is checked and accepted | its entry is proposed |
 //! | `replicate` | the entry is proposed | the entry is committed |
 //! | `journal` | a flush of the journal with the entry is submitted | the entry is on stable storage |
 //! | `apply` | the entry is committed | the reply is there |
@@ -114,7 +114,8 @@ struct Place {
 /// A request that is being followed.
 struct Followed {
     context: TraceContext,
-    accepted_us: u64,
+    arrived_us: u64,
+    queued_us: Option<u64>,
     place: Option<Place>,
     /// Its reply has left, perhaps with this error.
     replied: Option<Option<&'static str>>,
@@ -190,8 +191,17 @@ impl Tracer {
         if self.requests.len() >= MOST {
             return self.left_out.inc();
         }
-        let followed = Followed { context, accepted_us: self.now(), place: None, replied: None };
+        let followed = Followed { context, arrived_us: self.now(), queued_us: None, place: None, replied: None };
         self.requests.insert((caller.connection, caller.correlation), followed);
+    }
+
+    /// A request waits to be proposed.
+    pub(super) fn queued(&mut self, caller: Caller) {
+        if is_traced(&caller) {
+            let now = self.now();
+            let followed = self.requests.get_mut(&(caller.connection, caller.correlation));
+            followed.into_iter().for_each(|followed| followed.queued_us = Some(now));
+        }
     }
 
     /// Commands have become an entry.
@@ -375,7 +385,7 @@ impl Tracer {
         }
         let now = self.now();
         let is_late = |since: u64, patience: u64| now >= since.saturating_add(patience);
-        let late = |_: &(u64, u64), followed: &mut Followed| is_late(followed.accepted_us, REQUEST_PATIENCE_US);
+        let late = |_: &(u64, u64), followed: &mut Followed| is_late(followed.arrived_us, REQUEST_PATIENCE_US);
         let requests: Vec<Followed> = self.requests.extract_if(.., late).map(|(_, followed)| followed).collect();
         requests.into_iter().for_each(|followed| self.finish(followed, Some("Timeout"), now));
         let late = |_: &(GroupId, Index, u64), watched: &mut Watched| is_late(watched.heard_us, PATIENCE_US);
@@ -383,9 +393,10 @@ impl Tracer {
         watched.into_iter().for_each(|watched| self.finish_watched(watched, Some("Timeout"), now));
     }
 
-    /// Make a request's spans; `error` belongs to the stage that it was in.
+    /// Make a request's spans; `error` belongs to the stage that it was in. One that was refused before it was in any has
+    /// none.
     fn finish(&mut self, followed: Followed, error: Option<&'static str>, now: u64) {
-        let Followed { context, accepted_us, place, .. } = followed;
+        let Followed { context, queued_us: Some(queued_us), place, .. } = followed else { return };
         let (trace_id, parent, node) = (context.trace_id, context.span_id, self.node);
         let queued_until = place.as_ref().map_or(now, |place| place.proposed_us);
         let mut make = |stage, name: &'static str, kind, from: u64, to: Option<u64>, attributes, error: Option<_>| {
@@ -403,7 +414,7 @@ impl Tracer {
         };
         let own = vec![("lance.node.id", Value::Number(node))];
         let waiting = error.filter(|_| place.is_none());
-        make(Stage::Queue, "queue", SpanKind::Internal, accepted_us, Some(queued_until), own, waiting);
+        make(Stage::Queue, "queue", SpanKind::Internal, queued_us, Some(queued_until), own, waiting);
         let Some(Place { group, term, index, entry_bytes, proposed_us, journaled, committed_us, .. }) = place else {
             return;
         };
