@@ -4,6 +4,7 @@ use crate::support::{PATIENCE, within};
 use axum::Router;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
+use lnc_protocol::TraceContext;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
@@ -12,7 +13,7 @@ use prost::Message;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
@@ -37,6 +38,10 @@ fn text(attributes: &[KeyValue], key: &str) -> String {
 }
 
 impl Found {
+    pub(super) fn trace_id(&self) -> u128 {
+        u128::from_be_bytes(self.span.trace_id[..].try_into().expect("an id has 16 bytes"))
+    }
+
     #[track_caller]
     pub(super) fn text(&self, key: &str) -> String {
         text(&self.span.attributes, key)
@@ -92,23 +97,20 @@ impl Collector {
         format!("http://{}/v1/traces", self.address)
     }
 
-    /// Everything that came since the last call of [`Collector::forget`].
+    /// Everything that came.
     pub(super) fn spans(&self) -> Vec<Found> {
         self.spans.lock().unwrap().clone()
     }
 
-    /// Waits until so many have come, or for a few deliveries; `None` if there are fewer.
-    pub(super) fn wait_for(&self, count: usize) -> Option<Vec<Found>> {
-        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+    /// Waits until a trace has so many, or for a few deliveries; `None` if there are fewer.
+    pub(super) fn wait_for(&self, trace: TraceContext, count: usize) -> Option<Vec<Found>> {
+        let deadline = Instant::now() + Duration::from_secs(5);
         within(PATIENCE, "spans come, or do not", || {
-            let spans = self.spans();
+            let mut spans = self.spans();
+            spans.retain(|found| found.trace_id() == trace.trace_id);
             let enough = spans.len() >= count;
-            (enough || std::time::Instant::now() >= deadline).then_some(enough.then_some(spans))
+            (enough || Instant::now() >= deadline).then_some(enough.then_some(spans))
         })
-    }
-
-    pub(super) fn forget(&self) {
-        self.spans.lock().unwrap().clear();
     }
 }
 
