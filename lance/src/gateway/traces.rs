@@ -189,3 +189,125 @@ impl Traces {
         u128::from(self.new_id()) << 64 | u128::from(self.draw())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lnc_protocol::{BatchBuilder, Codec};
+
+    /// Traces with a clock that goes on by one with each look at it, and what they have recorded.
+    fn recording(share: f64) -> (Traces, Rc<RefCell<Vec<Span>>>) {
+        let (spans, clock) = (Rc::new(RefCell::new(Vec::new())), Cell::new(100));
+        let kept = spans.clone();
+        let sink = Rc::new(move |span| kept.borrow_mut().push(span));
+        (Traces::new(3, share, 42, Box::new(move || clock.replace(clock.get() + 1)), sink), spans)
+    }
+
+    fn caller(correlation: u64, flags: Flags) -> Caller {
+        Caller { connection: 1, correlation, flags }
+    }
+
+    fn body(topic: &str) -> Bytes {
+        let mut batch = BatchBuilder::new(Codec::None);
+        for value in [&b"one"[..], b"two"] {
+            batch.append(1_700_000_000_000, None, Some(value), &[]).unwrap();
+        }
+        let request =
+            ProduceRequest { topic: topic.to_owned(), partition: 4, batch: batch.build(), ..Default::default() };
+        let mut body = bytes::BytesMut::new();
+        Request::Produce(request).encode_body(&mut body);
+        body.freeze()
+    }
+
+    fn is_recorded(traces: &Traces, flags: Flags, opcode: Opcode, context: Option<TraceContext>) -> bool {
+        let caller = caller(1, flags);
+        let flags = traces.arrived(caller, opcode, context, &body("t"));
+        let found = traces.context(caller).is_some();
+        traces.forget();
+        assert_eq!(flags.contains(Flags::TRACED), found);
+        found
+    }
+
+    #[test]
+    fn a_context_decides_and_without_one_chance_does_at_the_first_node() {
+        let context = TraceContext { trace_id: 7, span_id: 8, sampled: true };
+        let unrecorded = TraceContext { sampled: false, ..context };
+        let (none, forwarded) = (Flags::NONE, Flags::FORWARDED);
+        for (share, flags, context, expected) in [
+            (0.0, none, None, false),
+            (0.0, none, Some(context), true),
+            (0.0, forwarded, Some(context), true),
+            (1.0, none, None, true),
+            (1.0, none, Some(unrecorded), false),
+            (1.0, forwarded, None, false),
+        ] {
+            let (traces, _) = recording(share);
+            assert_eq!(
+                is_recorded(&traces, flags, Opcode::Produce, context),
+                expected,
+                "{share} {flags:?} {context:?}"
+            );
+            assert!(!is_recorded(&traces, flags, Opcode::Fetch, context), "only produce requests");
+        }
+        // A flag without a context, which the wire does not let through, means nothing.
+        let (traces, _) = recording(0.0);
+        assert!(!is_recorded(&traces, Flags::TRACED, Opcode::Produce, None));
+    }
+
+    #[test]
+    fn the_share_is_kept() {
+        let (traces, _) = recording(0.1);
+        let recorded = (0..10_000).filter(|_| is_recorded(&traces, Flags::NONE, Opcode::Produce, None)).count();
+        assert!((850..1150).contains(&recorded), "{recorded}");
+    }
+
+    #[test]
+    fn a_request_that_is_passed_on_is_two_spans() {
+        let (traces, spans) = recording(1.0);
+        let caller = caller(1, Flags::NONE);
+        assert_eq!(traces.arrived(caller, Opcode::Produce, None, &body("words")), Flags::TRACED);
+        let request = traces.context(caller).unwrap();
+        let forward = traces.forwarded(caller, NodeId(2)).unwrap();
+        assert_eq!((forward.trace_id, forward.sampled), (request.trace_id, true));
+        assert!(request.trace_id != 0 && request.span_id != forward.span_id);
+        traces.answered(caller, ErrorCode::NotLeader);
+        assert_eq!(traces.context(caller), None);
+        traces.answered(caller, ErrorCode::None);
+        let spans = spans.take();
+        assert_eq!(spans.len(), 2);
+        let [wait, whole] = &spans[..] else { unreachable!() };
+        assert_eq!((wait.name.as_ref(), wait.parent, wait.kind), ("forward", Some(request.span_id), SpanKind::Client));
+        assert_eq!((whole.name.as_ref(), whole.parent, whole.kind), ("produce words", None, SpanKind::Server));
+        assert!(spans.iter().all(|span| span.error.as_deref() == Some("NotLeader")));
+        assert!(whole.start_us < wait.start_us && wait.end_us <= whole.end_us);
+        for expected in [
+            ("messaging.destination.name", Value::Text("words".into())),
+            ("messaging.destination.partition.id", Value::Text("4".into())),
+            ("messaging.batch.message_count", Value::Number(2)),
+            ("lance.acks", Value::Text("quorum".into())),
+            ("lance.node.id", Value::Number(3)),
+        ] {
+            assert!(whole.attributes.contains(&expected), "{expected:?} in {whole:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_produce_request_or_names_no_topic_is_recorded_all_the_same() {
+        let (traces, spans) = recording(1.0);
+        for (number, body) in [Bytes::from_static(b"nonsense"), body("no topic has blanks")].into_iter().enumerate() {
+            let caller = caller(number as u64, Flags::NONE);
+            traces.arrived(caller, Opcode::Produce, None, &body);
+            traces.answered(caller, ErrorCode::InvalidRequest);
+        }
+        let names: Vec<_> = spans.take().into_iter().map(|span| span.name).collect();
+        assert_eq!(names, ["produce", "produce"], "names of spans are bounded");
+    }
+
+    #[test]
+    fn requests_beyond_the_most_are_not_sampled() {
+        let (traces, _) = recording(1.0);
+        let recorded = |number| traces.arrived(caller(number, Flags::NONE), Opcode::Produce, None, &body("t"));
+        assert!((0..MOST as u64).all(|number| recorded(number) == Flags::TRACED));
+        assert_eq!(recorded(MOST as u64), Flags::NONE);
+    }
+}
