@@ -228,7 +228,9 @@ impl Server {
         let result = server.drive(&mut stop).await;
         server.health.set_ready(Err("stopped".to_owned()));
         #[cfg(feature = "otel")]
-        exporter.map(crate::otel::Exporter::finish);
+        if let Some(exporter) = exporter {
+            exporter.finish();
+        }
         result
     }
 
