@@ -1,7 +1,7 @@
 //! Spans on their way to a collector, in OTLP over HTTP. Only in programs with the feature `otel`.
 //!
 //! The node's thread puts spans into a queue and never waits for it; what finds no room is left out and counted. A thread
-//! of its own collects for a moment, encodes what has come together ([`encode`]) and posts it ([`post`]). Spans that the
+//! of its own collects for a moment, encodes what has come together (`encode.rs`) and posts it (`post.rs`). Spans that the
 //! collector does not take are lost and counted: nothing is kept or tried again for its sake.
 
 mod encode;
