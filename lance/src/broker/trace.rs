@@ -500,3 +500,101 @@ impl<D: Disk> Broker<D> {
         tracer.turned(self.config.node, &self.outputs, messages, knows)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use lnc_metrics::Metrics;
+    use lnc_raft::EntryKind;
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    const GROUP: GroupId = GroupId(1);
+    const LEADER: NodeId = NodeId(1);
+    const ME: NodeId = NodeId(2);
+
+    /// A tracer, its clock, and what it has left out.
+    fn tracer() -> (Tracer, Rc<Cell<u64>>, Counter) {
+        let clock = Rc::new(Cell::new(0));
+        let left_out = Metrics::new().trace_spans_total.with_label_values(&["left_out"]);
+        let stopwatch = clock.clone();
+        (Tracer::new(ME.node(), Box::new(move || stopwatch.get()), left_out.clone()), clock, left_out)
+    }
+
+    fn notice(index: Index) -> TraceNotice {
+        TraceNotice { from: LEADER, to: ME, group: GROUP, term: 4, index, trace_id: 7, span_id: 100 + index }
+    }
+
+    fn append(term: Term, index: Index) -> Message {
+        let entry = Entry { term, index, kind: EntryKind::Normal, payload: Bytes::from_static(b"payload") };
+        let body = Body::Append { prev_index: index - 1, prev_term: 4, commit: 0, entries: vec![entry] };
+        Message { from: LEADER, to: ME, term, body }
+    }
+
+    fn acknowledge(tracer: &mut Tracer, match_index: Index) {
+        let body = Body::AppendReply(AppendReply::Accepted { match_index });
+        let message = Message { from: ME, to: LEADER, term: 4, body };
+        assert!(tracer.turned(ME, &[], &[(GROUP, message)], |_| true).is_empty());
+    }
+
+    #[test]
+    fn an_entry_is_followed_from_its_arrival_to_its_acknowledgement() {
+        let (mut tracer, clock, _) = tracer();
+        tracer.heard(notice(5));
+        tracer.heard(notice(6));
+        clock.set(10);
+        // Of another term, it is another entry.
+        tracer.received(GROUP, &append(3, 5));
+        tracer.flush_submitted();
+        clock.set(20);
+        tracer.received(GROUP, &append(4, 5));
+        clock.set(30);
+        tracer.flush_submitted();
+        // What is acknowledged here is what was durable before.
+        acknowledge(&mut tracer, 5);
+        assert_eq!(tracer.spans, []);
+        clock.set(40);
+        tracer.durable(GroupId(2), 4, 9);
+        clock.set(50);
+        tracer.durable(GROUP, 4, 9);
+        clock.set(60);
+        acknowledge(&mut tracer, 4);
+        acknowledge(&mut tracer, 9);
+        let times: Vec<_> = tracer.spans.iter().map(|s| (s.name.as_ref(), s.start_us, s.end_us)).collect();
+        assert_eq!(times, [("journal", 30, 50), ("append", 20, 60)]);
+        assert_eq!(tracer.watched.len(), 1, "the other one has not come");
+    }
+
+    #[test]
+    fn what_never_ends_is_told_as_late_and_forgotten() {
+        let (mut tracer, clock, _) = tracer();
+        tracer.heard(notice(5));
+        tracer.heard(notice(6));
+        tracer.received(GROUP, &append(4, 5));
+        let caller = Caller { connection: 1, correlation: 2, flags: Flags::TRACED };
+        tracer.begin(caller, TraceContext { trace_id: 8, span_id: 9, sampled: true });
+        tracer.queued(caller);
+        clock.set(PATIENCE_US - 1);
+        tracer.expire();
+        assert_eq!(tracer.spans, []);
+        clock.set(PATIENCE_US);
+        tracer.expire();
+        clock.set(REQUEST_PATIENCE_US);
+        tracer.expire();
+        let ends: Vec<_> = tracer.spans.iter().map(|s| (s.name.as_ref(), s.trace_id, s.error.as_deref())).collect();
+        assert_eq!(ends, [("append", 7, Some("Timeout")), ("queue", 8, Some("Timeout"))]);
+        assert!(tracer.watched.is_empty() && tracer.requests.is_empty());
+    }
+
+    #[test]
+    fn no_more_is_followed_than_there_is_room_for() {
+        let (mut tracer, _, left_out) = tracer();
+        for number in 0..MOST as u64 + 3 {
+            tracer.heard(notice(number));
+            let caller = Caller { connection: 1, correlation: number, flags: Flags::TRACED };
+            tracer.begin(caller, TraceContext { trace_id: 8, span_id: 9, sampled: true });
+        }
+        assert_eq!((tracer.watched.len(), tracer.requests.len(), left_out.get()), (MOST, MOST, 6));
+    }
+}
