@@ -82,7 +82,7 @@ binaries() {
     say "Building static binaries of $version ($commit) for $target"
     # With a target, the flags do not reach build scripts and macros, which must stay dynamic.
     RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" \
-        cargo build --release --locked --target "$target" -p lance -p lnc-bench
+        cargo build --release --locked --target "$target" -p lance -p lnc-bench --features lance/otel
     rm -rf -- "$dist"
     mkdir -p "$dist"/{bin,man,completions}
     for binary in lance lnc-bench; do

@@ -230,10 +230,11 @@ lints_of_scripts() {
 lints_of_rust() {
     cargo clippy --version || skip "clippy is not installed: rustup component add clippy"
     cargo clippy --workspace --all-targets --locked -- -D warnings
+    cargo clippy -p lance --features otel --all-targets --locked -- -D warnings
 }
 
 documentation() {
-    RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items --locked
+    RUSTDOCFLAGS='-D warnings' cargo doc --workspace --features lance/otel --no-deps --document-private-items --locked
 }
 
 build_tests() { cargo test --workspace --no-run --locked; }
@@ -256,6 +257,9 @@ run_tests() {
     sed -n '/^failures:$/,/^test result: /p' "$work/tests.log"
     return "$code"
 }
+
+# What only programs with the feature have.
+tests_of_traces() { cargo test -p lance --features otel --lib --test cluster --locked -- otel traces; }
 
 # In a mount namespace of its own: whatever ends the test also ends its mounts, and with them its loop devices.
 power_loss() {
@@ -681,6 +685,7 @@ if [[ -z $gates_only ]]; then
     step "documentation" documentation
     step "build of the tests" build_tests
     step "tests" run_tests
+    step "tests of traces" tests_of_traces
     step "power loss" power_loss
 fi
 [[ -z $fuzz_seconds ]] || fuzz_all

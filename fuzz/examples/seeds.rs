@@ -15,6 +15,7 @@ use lnc_protocol::message::TopicOptions;
 use lnc_protocol::{BatchBuilder, Codec, frame};
 use lnc_raft::{AppendReply, Body, Entry, EntryKind, Message, NodeId};
 use lnc_replication::formation::{Channel, Cluster, Formats, Greeting, Identity};
+use lnc_replication::trace::TraceNotice;
 use lnc_replication::transfer::{Offer, Part, Range, Transfer, TransferBody};
 use lnc_replication::wire::{PeerMessage, put_frame, put_message};
 use std::error::Error;
@@ -149,6 +150,12 @@ fn peers(seeds: &Seeds) -> Result<()> {
         put_frame(&mut all, |frame| frame.extend_from_slice(&out));
         seeds.write("peers", name, &out)?;
     }
+    let (from, to, group) = (NodeId(1), NodeId(2), GroupId(2));
+    let notice = TraceNotice { from, to, group, term: 9, index: 8, trace_id: 7, span_id: 6 };
+    let mut out = BytesMut::new();
+    put_message(&mut out, &PeerMessage::Trace(notice));
+    put_frame(&mut all, |frame| frame.extend_from_slice(&out));
+    seeds.write("peers", "trace-notice", &out)?;
     seeds.write("peers", "frames", &all)?;
     let members = [(NodeId(1), 11), (NodeId(2), 12), (NodeId(3), 13)].into();
     let identity = Identity { node: NodeId(1), incarnation: 11, cluster: Some(Cluster::found(members, 3)) };

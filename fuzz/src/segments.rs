@@ -138,9 +138,10 @@ fn read_all(store: &mut SegmentStore, disk: &mut MemoryDisk) {
         let done = done.remove(0);
         assert_eq!(done.ticket, offset);
         let Ok(batches) = done.result else { continue };
-        assert!(!batches.is_empty(), "a read gives a batch or an error");
+        assert!(!batches.bytes.is_empty(), "a read gives a batch or an error");
         let mut next = None;
-        for bytes in batches {
+        for bytes in batch::split(batches.bytes.clone()) {
+            let bytes = bytes.expect("whole batches");
             let header = batch::check(&bytes).expect("a whole, checked batch");
             let (base, last) = (header.base_offset, header.last_offset());
             assert_eq!(next.unwrap_or(base), base, "offsets follow one another");
@@ -148,6 +149,7 @@ fn read_all(store: &mut SegmentStore, disk: &mut MemoryDisk) {
             assert_eq!(*served.entry(base).or_insert_with(|| bytes.clone()), bytes, "the same bytes at an offset");
             next = Some(last + 1);
         }
+        assert_eq!(next, Some(batches.end_offset), "it says where it ends");
     }
 }
 

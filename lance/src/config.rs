@@ -25,9 +25,9 @@ pub mod units;
 mod validate;
 
 pub use error::{ConfigError, Problem};
-pub use kinds::{Address, BackendChoice, LogFormat, LogLevel};
+pub use kinds::{Address, BackendChoice, LogFormat, LogLevel, Url};
 pub use schema::{
-    Advertise, Cluster, Config, Journal, Limits, Listen, Log, Node, NodeAddresses, Raft, Shutdown, Storage,
+    Advertise, Cluster, Config, Journal, Limits, Listen, Log, Node, NodeAddresses, Raft, Shutdown, Storage, Tracing,
 };
 pub use source::{Origin, Sources};
 pub use template::default_toml;

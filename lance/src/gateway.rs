@@ -5,17 +5,20 @@
 //! copied.
 //! A connection is not read while its replies pile up, while it has too many requests under way, or while the node is
 //! short of memory. A client that does not take its replies is cut off.
+//!
+//! Where traces are recorded ([`traces`]), it is here that it is decided which, before a request reaches the inbox.
 
 mod forward;
 mod outgoing;
 #[cfg(test)]
 mod tests;
+pub mod traces;
 
 use crate::broker::{Caller, Output};
 use bytes::{Buf, Bytes, BytesMut};
 use lnc_metrics::{Histogram, Metrics};
 use lnc_protocol::frame::{self, Frame};
-use lnc_protocol::{ErrorCode, ErrorReply, Flags, Opcode, Reply};
+use lnc_protocol::{ErrorCode, ErrorReply, Flags, Opcode, Reply, TraceContext, trace};
 use lnc_raft::NodeId;
 use outgoing::{Outgoing, Pieces};
 use std::cell::{Cell, RefCell};
@@ -30,6 +33,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 use tokio::time::sleep;
+use traces::Traces;
 
 /// Requests of one connection that may be under way.
 const MAX_REQUESTS: usize = 16 << 10;
@@ -130,11 +134,13 @@ pub struct Gateway {
     serving: Cell<bool>,
     turn: Rc<Notify>,
     metrics: Arc<Metrics>,
+    /// Set where traces are recorded.
+    traces: Option<Traces>,
 }
 
 impl Gateway {
     /// A gateway that wakes `turn` when requests have come. Nothing is accepted yet.
-    pub fn new(config: GatewayConfig, turn: Rc<Notify>, metrics: Arc<Metrics>) -> Rc<Self> {
+    pub fn new(config: GatewayConfig, turn: Rc<Notify>, metrics: Arc<Metrics>, traces: Option<Traces>) -> Rc<Self> {
         Rc::new(Self {
             nodes: RefCell::new(config.nodes.clone()),
             config,
@@ -147,6 +153,7 @@ impl Gateway {
             serving: Cell::new(false),
             turn,
             metrics,
+            traces,
         })
     }
 
@@ -163,6 +170,9 @@ impl Gateway {
     /// End all connections of clients, whatever they have under way.
     pub fn drop_clients(&self) {
         self.inbox.borrow_mut().clear();
+        if let Some(traces) = &self.traces {
+            traces.forget();
+        }
         self.connections.borrow().values().for_each(|connection| connection.abort.notify_one());
     }
 
@@ -325,14 +335,18 @@ impl Gateway {
         if frame.header.opcode != u8::from(Opcode::Fetch) {
             return 0;
         }
+        let context = if frame.header.flags.contains(Flags::TRACED) { trace::LEN } else { 0 };
         // One that is too short to be a fetch is refused with a few bytes.
-        let wanted = frame.body.get(MAX_BYTES).map_or(0, |mut bytes| bytes.get_u32_le() as usize);
+        let wanted = frame
+            .body
+            .get(MAX_BYTES.start + context..MAX_BYTES.end + context)
+            .map_or(0, |mut bytes| bytes.get_u32_le() as usize);
         wanted.max(self.config.max_batch_bytes).max(LEAST).min(self.config.max_frame_bytes)
     }
 
     /// Put a frame's request into the inbox; `false` if it was answered with an error at once.
     fn take_frame(&self, id: u64, connection: &Connection, frame: Frame, expected: usize) -> bool {
-        let Frame { header, body } = frame;
+        let Frame { header, mut body } = frame;
         let correlation = header.correlation;
         let refuse = |code: ErrorCode, message: String| {
             self.count_error(code);
@@ -356,11 +370,20 @@ impl Gateway {
             let message = format!("the first request of a connection must be Hello, not {}", opcode.name());
             return refuse(ErrorCode::InvalidRequest, message);
         }
+        let context = match header.flags.contains(Flags::TRACED).then(|| TraceContext::take(&mut body)) {
+            Some(Err(error)) => return refuse(error.code(), format!("the trace context is too short: {error}")),
+            Some(Ok(context)) => context,
+            None => None,
+        };
         connection.requests.set(connection.requests.get() + 1);
         if opcode == Opcode::Fetch {
             connection.fetches.borrow_mut().start(correlation, expected);
         }
-        let caller = Caller { connection: id, correlation, flags: header.flags };
+        let mut caller = Caller { connection: id, correlation, flags: header.flags };
+        match &self.traces {
+            Some(traces) => caller.flags = traces.arrived(caller, opcode, context, &body),
+            None => caller.flags = caller.flags.without(Flags::TRACED),
+        }
         self.inbox.borrow_mut().push(Incoming { caller, opcode, body });
         true
     }
@@ -368,6 +391,18 @@ impl Gateway {
     /// Take the requests that have come in.
     pub fn take_inbox(&self, into: &mut VecDeque<Incoming>) {
         into.extend(self.inbox.borrow_mut().drain(..));
+    }
+
+    /// The trace of a request whose caller has the flag `TRACED`.
+    pub fn trace_context(&self, caller: Caller) -> Option<TraceContext> {
+        self.traces.as_ref()?.context(caller)
+    }
+
+    /// The end of a request, for its trace if it has one.
+    fn trace_answer(&self, caller: Caller, code: ErrorCode) {
+        if let Some(traces) = self.traces.as_ref().filter(|_| caller.flags.contains(Flags::TRACED)) {
+            traces.answered(caller, code);
+        }
     }
 
     /// Take the connections that have ended.
@@ -386,6 +421,7 @@ impl Gateway {
                         self.close(caller.connection);
                     }
                     self.answer(caller, opcode, |out| out.put_reply(opcode, caller.correlation, &reply));
+                    self.trace_answer(caller, reply.result.as_ref().err().map_or(ErrorCode::None, |error| error.code));
                 }
                 Output::Forward { caller, opcode, body, to } => self.forward(to, caller, opcode, body),
             }
@@ -480,7 +516,9 @@ impl Gateway {
         };
         let mut forwards = self.forwards.borrow_mut();
         let link = forwards.entry(to).or_insert_with(|| forward::Link::start(self.clone(), to, address));
-        if let Err(message) = link.send(caller, opcode, &body) {
+        let traces = self.traces.as_ref().filter(|_| caller.flags.contains(Flags::TRACED));
+        let context = traces.and_then(|traces| traces.forwarded(caller, to));
+        if let Err(message) = link.send(caller, opcode, context, &body) {
             drop(forwards);
             self.refuse(caller, opcode, ErrorCode::Overloaded, message);
         }
@@ -494,12 +532,16 @@ impl Gateway {
         self.count_error(code);
         let reply = Reply { result: Err(ErrorReply::new(code, message)) };
         self.answer(caller, opcode, |out| out.put_reply(opcode, caller.correlation, &reply));
+        self.trace_answer(caller, code);
         self.wake([caller.connection]);
     }
 
     /// The reply of another node: its body as it came, under the client's own correlation id.
     fn relay(&self, caller: Caller, opcode: Opcode, body: &Bytes) {
         self.answer(caller, opcode, |out| out.put_body(opcode, caller.correlation, body));
+        // The outcome comes first in every reply.
+        let code = body.first_chunk().map_or(0, |bytes| u16::from_le_bytes(*bytes));
+        self.trace_answer(caller, ErrorCode::from(code));
         self.wake([caller.connection]);
     }
 }

@@ -13,6 +13,8 @@ mod drift;
 pub mod gateway;
 pub mod http;
 mod log;
+#[cfg(feature = "otel")]
+mod otel;
 pub mod server;
 pub mod status;
 mod systemd;

@@ -6,6 +6,7 @@ use crate::broker::members::Addresses;
 use crate::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Membership};
 use crate::config::{Address, BackendChoice, Config, NodeAddresses};
 use crate::drift::Drift;
+use crate::gateway::traces::{SpanSink, Traces};
 use crate::gateway::{Gateway, GatewayConfig, Incoming};
 use crate::http::{self, Health, HttpState};
 use crate::status::{Question, Status};
@@ -15,6 +16,7 @@ use lnc_log::disk::AnyDisk;
 use lnc_log::journal::{GroupId, JournalConfig};
 use lnc_log::segment::SegmentConfig;
 use lnc_metrics::Metrics;
+use lnc_protocol::Flags;
 use lnc_raft::NodeId;
 use lnc_replication::ShardConfig;
 use lnc_replication::formation::{Cluster, Decision, Formats, Identity, Nodes, decide};
@@ -195,6 +197,8 @@ struct Server {
     requests: VecDeque<Incoming>,
     /// Those who want to see how the node is.
     questions: mpsc::Receiver<Question>,
+    /// Where spans go, if traces are recorded.
+    spans: Option<SpanSink>,
     /// What the peers and the gateway know of the members.
     membership: Membership,
     identity: Identity,
@@ -235,7 +239,17 @@ impl Server {
                 events.wake.notify_one();
             }),
         );
-        let gateway = Gateway::new(gateway_config(&config), inbox.wake.clone(), metrics.clone());
+        let clocks = Clocks { start: Instant::now() };
+        #[cfg(feature = "otel")]
+        let exporter =
+            crate::otel::Exporter::start(&config, clocks.start, &metrics).map_err(process("start sending traces"))?;
+        #[cfg(feature = "otel")]
+        let spans = exporter.as_ref().map(crate::otel::Exporter::sink);
+        // The configuration was refused if it asks for traces.
+        #[cfg(not(feature = "otel"))]
+        let spans: Option<SpanSink> = None;
+        let traces = traces(&config, clocks, spans.clone())?;
+        let gateway = Gateway::new(gateway_config(&config), inbox.wake.clone(), metrics.clone(), traces);
         spawn_local(gateway.clone().accept(clients));
         let identity = tokio::select! {
             identity = form(&config, &mut data_dir, identity, &peers, &inbox, (&health, &mut systemd)) => identity?,
@@ -252,10 +266,11 @@ impl Server {
             notifier,
             health,
             systemd,
-            clocks: Clocks { start: Instant::now() },
+            clocks,
             drift: Drift::new(Instant::now()),
             requests: VecDeque::new(),
             questions,
+            spans,
             membership: Membership::default(),
             identity,
             metrics,
@@ -263,12 +278,16 @@ impl Server {
         };
         let result = server.drive(&mut stop).await;
         server.health.set_ready(Err("stopped".to_owned()));
+        #[cfg(feature = "otel")]
+        if let Some(exporter) = exporter {
+            exporter.finish();
+        }
         result
     }
 
     /// Take turns until told to stop, then hand over and finish.
     async fn drive(&mut self, stop: &mut Stop) -> Result<(), ServerError> {
-        self.broker.set_stopwatch(self.clocks.stopwatch());
+        self.set_stopwatches();
         let mut ticks = interval(Duration::from_millis(self.config.raft.tick_ms));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut draining_until: Option<Instant> = None;
@@ -313,6 +332,14 @@ impl Server {
         }
     }
 
+    /// Give the broker what it measures with.
+    fn set_stopwatches(&mut self) {
+        self.broker.set_stopwatch(self.clocks.stopwatch());
+        if self.spans.is_some() {
+            self.broker.record_traces(self.clocks.stopwatch());
+        }
+    }
+
     /// Start the broker anew, so that it takes over what it has fetched from a peer. Clients connect again and go on:
     /// what they have under way has an outcome that is not known to them, as after any lost connection.
     fn reopen(&mut self) -> Result<(), ServerError> {
@@ -321,7 +348,7 @@ impl Server {
         self.gateway.drop_clients();
         self.requests.clear();
         (self.broker, self.notifier) = open_broker(&self.config, &self.data_dir, &self.identity, self.metrics.clone())?;
-        self.broker.set_stopwatch(self.clocks.stopwatch());
+        self.set_stopwatches();
         self.membership = Membership::default();
         Ok(())
     }
@@ -392,6 +419,9 @@ impl Server {
         self.peers.send(&mut messages);
         self.broker.kick();
         self.gateway.dispatch(&mut outputs);
+        if let Some(sink) = &self.spans {
+            self.broker.take_spans().into_iter().for_each(|span| sink(span));
+        }
         self.gateway.set_paused(self.broker.should_pause());
         let took_us = self.clocks.now().mono_us.saturating_sub(clock.mono_us);
         self.metrics.turn_seconds.observe(took_us as f64 / 1e6);
@@ -415,6 +445,11 @@ impl Server {
         while let Some(Incoming { caller, opcode, body }) = self.requests.pop_front() {
             bytes += body.len();
             served += 1;
+            if caller.flags.contains(Flags::TRACED)
+                && let Some(context) = self.gateway.trace_context(caller)
+            {
+                self.broker.trace(caller, context);
+            }
             self.broker.request(clock, caller, opcode, body);
             let late = served % LOOK == 0 && self.clocks.now().mono_us > clock.mono_us + MAX_US;
             if bytes > MAX_BYTES || late {
@@ -606,6 +641,13 @@ fn gateway_config(config: &Config) -> GatewayConfig {
         idle_timeout: config.limits.idle_timeout,
         nodes: config.cluster.nodes.iter().map(|node| (node.id, node.client.to_string())).collect(),
     }
+}
+
+/// What decides which requests are recorded, if there is somewhere to send traces.
+fn traces(config: &Config, clocks: Clocks, spans: Option<SpanSink>) -> Result<Option<Traces>, ServerError> {
+    let Some(sink) = spans else { return Ok(None) };
+    let share = config.tracing.sample_ratio;
+    Ok(Some(Traces::new(config.node.id, share, random()?, clocks.stopwatch(), sink)))
 }
 
 fn broker_config(config: &Config, identity: &Identity) -> BrokerConfig {

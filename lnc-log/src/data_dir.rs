@@ -19,7 +19,8 @@ use std::path::{Path, PathBuf};
 /// The formats that this build reads and writes. A directory begins with the oldest, and is raised when its cluster is:
 /// until then, the version of LANCE that came before can go on with it.
 ///
-/// 1: version 0.1.0. 2: the catalog holds the format of the cluster.
+/// 1: version 0.1.0. 2: the catalog holds the format of the cluster; leaders tell followers which entries belong to
+/// recorded traces.
 pub const FORMATS: RangeInclusive<u32> = 1..=2;
 
 const LOCK: &str = "LOCK";

@@ -175,6 +175,7 @@ catalogue! {
     }
     "The node" {
         backend_info: GaugeVec, ["backend"], [], "The disk backend in use, as a label; always 1.";
+        trace_spans_total: CounterVec, ["outcome"], [], "Spans of recorded traces: sent to the collector, refused by it, lost since it could not be reached, or left_out since too many were waiting.";
         build_info: GaugeVec, ["version"], [], "The version of this node, as a label; always 1.";
     }
 }

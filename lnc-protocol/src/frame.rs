@@ -46,8 +46,10 @@ impl Flags {
     pub const NO_FORWARD: Flags = Flags(2);
     /// A broker has forwarded this request; the receiver must not forward it again.
     pub const FORWARDED: Flags = Flags(4);
+    /// A trace context precedes the request; see [`crate::trace`].
+    pub const TRACED: Flags = Flags(8);
 
-    const KNOWN: u16 = Flags::RESPONSE.0 | Flags::NO_FORWARD.0 | Flags::FORWARDED.0;
+    const KNOWN: u16 = Flags::RESPONSE.0 | Flags::NO_FORWARD.0 | Flags::FORWARDED.0 | Flags::TRACED.0;
 
     /// The flags with these bits, or `None` if one of them has no meaning.
     pub const fn from_bits(bits: u16) -> Option<Flags> {
@@ -62,6 +64,11 @@ impl Flags {
     /// Whether every flag of `other` is set.
     pub const fn contains(self, other: Flags) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    /// These flags but for those of `other`.
+    pub const fn without(self, other: Flags) -> Flags {
+        Flags(self.0 & !other.0)
     }
 }
 
@@ -360,7 +367,7 @@ mod tests {
             decode(&mut wire, LIMIT).unwrap_err()
         };
         assert_eq!(with(4, 9), FrameError::UnsupportedVersion { found: 9 });
-        assert_eq!(with(6, 8), FrameError::UnknownFlags { bits: 8 });
+        assert_eq!(with(6, 16), FrameError::UnknownFlags { bits: 16 });
         assert_eq!(with(20, 1), FrameError::Reserved { found: 1 });
         assert_eq!(with(27, 1), FrameError::Reserved { found: 1 << 56 });
         assert!(matches!(with(28, 1), FrameError::BadCrc { .. }));

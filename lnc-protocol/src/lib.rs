@@ -19,6 +19,7 @@ pub mod frame;
 pub mod message;
 pub mod names;
 pub mod primitives;
+pub mod trace;
 
 pub use batch::{BatchBuilder, BatchError, BatchHeader, Limits, Record, RecordBatch};
 pub use codec::Codec;
@@ -28,6 +29,7 @@ pub use message::{
     ErrorReply, LeaderHint, Opcode, Reply, Request, Response, decode_reply, encode_reply, encode_request,
 };
 pub use primitives::DecodeError;
+pub use trace::TraceContext;
 
 /// The version of the protocol that this crate speaks; also the only one it accepts in a frame.
 pub const PROTOCOL_VERSION: u8 = 1;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use bytes::{Bytes, BytesMut};
 use lnc_protocol::message::*;
 use lnc_protocol::{BatchBuilder, Codec, Flags, Limits, RecordBatch, batch, frame};
-use lnc_protocol::{ErrorCode, ErrorReply, Opcode, Reply, Request, Response};
+use lnc_protocol::{ErrorCode, ErrorReply, Opcode, Reply, Request, Response, TraceContext};
 
 const CLUSTER_ID: u128 = 0x0011_2233_4455_6677_8899_AABB_CCDD_EEFF;
 
@@ -278,6 +278,21 @@ fn replies() -> Vec<(&'static str, Opcode, Reply)> {
     all
 }
 
+/// A request with a trace context in front of it.
+fn traced(correlation: u64) -> Bytes {
+    let trace_id = 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736;
+    let context = TraceContext { trace_id, span_id: 0x00f0_67aa_0ba9_02b7, sampled: true };
+    let mut out = BytesMut::new();
+    frame::encode(&mut out, Opcode::Produce, Flags::TRACED, correlation, |out| {
+        context.encode(out);
+        let mut request = BytesMut::new();
+        let (_, _, produce) = requests().into_iter().find(|(name, ..)| *name == "produce").unwrap();
+        encode_request(&mut request, Flags::NONE, correlation, &produce);
+        out.extend_from_slice(&request[frame::HEADER_LEN..]);
+    });
+    out.freeze()
+}
+
 #[test]
 fn request_frames_are_byte_for_byte_as_specified() {
     let mut vectors = Vec::new();
@@ -286,6 +301,7 @@ fn request_frames_are_byte_for_byte_as_specified() {
         encode_request(&mut out, flags, correlation, &request);
         vectors.push((name, out.freeze()));
     }
+    vectors.push(("produce-traced", traced(vectors.len() as u64 + 1)));
     check("requests.txt", "Whole request frames; correlation ids count from 1. name hex", &vectors);
     let recorded = read("requests.txt");
     for (correlation, (name, flags, request)) in (1..).zip(requests()) {

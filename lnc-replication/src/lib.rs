@@ -9,6 +9,7 @@ mod group;
 pub mod peers;
 mod repair;
 mod shard;
+pub mod trace;
 pub mod transfer;
 pub mod wire;
 

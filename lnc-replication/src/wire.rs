@@ -7,6 +7,7 @@
 //! about 1 MiB in each.
 
 use crate::formation::Channel;
+use crate::trace::{self, TraceNotice};
 use crate::transfer::{self, Transfer};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use lnc_log::journal::GroupId;
@@ -20,6 +21,8 @@ pub enum PeerMessage {
     Raft(GroupId, Message),
     /// State, files and lost entries.
     Transfer(Transfer),
+    /// The trace of an entry, for peers that speak [`trace::SINCE_FORMAT`].
+    Trace(TraceNotice),
 }
 
 impl PeerMessage {
@@ -28,6 +31,7 @@ impl PeerMessage {
         match self {
             Self::Raft(_, message) => message.from,
             Self::Transfer(transfer) => transfer.from,
+            Self::Trace(notice) => notice.from,
         }
     }
 
@@ -36,6 +40,7 @@ impl PeerMessage {
         match self {
             Self::Raft(_, message) => message.to,
             Self::Transfer(transfer) => transfer.to,
+            Self::Trace(notice) => notice.to,
         }
     }
 
@@ -44,6 +49,7 @@ impl PeerMessage {
         match self {
             Self::Raft(group, _) => *group,
             Self::Transfer(transfer) => transfer.group,
+            Self::Trace(notice) => notice.group,
         }
     }
 
@@ -54,7 +60,8 @@ impl PeerMessage {
                 lnc_raft::Channel::Control => Channel::Control,
                 lnc_raft::Channel::Replication => Channel::Replication,
             },
-            Self::Transfer(_) => Channel::Replication,
+            // A notice stays in front of the append that it is about.
+            Self::Transfer(_) | Self::Trace(_) => Channel::Replication,
         }
     }
 
@@ -65,7 +72,7 @@ impl PeerMessage {
             Self::Raft(_, Message { body: Body::Append { entries, .. }, .. }) => {
                 FIELDS + entries.iter().map(Entry::size).sum::<usize>()
             }
-            Self::Raft(..) => FIELDS,
+            Self::Raft(..) | Self::Trace(_) => FIELDS,
             Self::Transfer(transfer) => FIELDS + transfer.body.bytes(),
         }
     }
@@ -183,6 +190,10 @@ pub fn put_message(out: &mut BytesMut, message: &PeerMessage) {
             out.put_u64_le(0);
             transfer.body.encode(out);
         }
+        PeerMessage::Trace(notice) => {
+            out.put_u64_le(notice.term);
+            notice.encode(out);
+        }
     }
 }
 
@@ -289,6 +300,9 @@ pub fn take_message(body: &mut Bytes, to: NodeId) -> Result<PeerMessage, WireErr
     let from = NodeId(u64_of(body, "sender")?);
     let term = u64_of(body, "term")?;
     let kind = u8_of(body, "kind")?;
+    if kind == trace::KIND {
+        return TraceNotice::decode(from, to, group, term, body).map(PeerMessage::Trace);
+    }
     if kind >= transfer::FIRST_KIND {
         if term != 0 {
             return Err(WireError::Unknown { field: "the term of a transfer", value: term });

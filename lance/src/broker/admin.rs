@@ -14,7 +14,7 @@ use lnc_protocol::message::{
     MetadataRequest, MetadataResponse, NodeInfo, NodeStatus, Opcode, PartitionDescription, PartitionMetadata,
     PeerProgress, Response, TopicDescription, TopicMetadata, TopicOptions, TopicSummary, TransferStatus,
 };
-use lnc_protocol::{ErrorCode, PROTOCOL_VERSION, names};
+use lnc_protocol::{ErrorCode, PROTOCOL_VERSION, names, trace};
 use lnc_raft::{NodeId, Role, Status};
 
 /// Longest time that an administrative request may ask to wait, in milliseconds.
@@ -40,7 +40,7 @@ impl<D: Disk> Broker<D> {
         }
         let response = HelloResponse {
             version: PROTOCOL_VERSION,
-            features: 0,
+            features: hello.features & trace::FEATURE,
             cluster_id: self.config.cluster_id,
             node_id: self.config.node.node(),
             server_name: concat!("lance/", env!("CARGO_PKG_VERSION")).to_owned(),

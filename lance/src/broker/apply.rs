@@ -101,6 +101,9 @@ impl<D: Disk> Broker<D> {
         if let Some(since_us) = proposed_us {
             self.metrics.replication_seconds.observe(self.now_us().saturating_sub(since_us) as f64 / 1e6);
         }
+        if let Some(tracer) = &mut self.tracer {
+            tracer.committed(group, entry.term, entry.index);
+        }
         for origin in lost {
             let message = "another leader's entry took its place in the log".to_owned();
             self.fail(origin, ErrorCode::LeadershipLost, message);

@@ -291,6 +291,7 @@ pub fn open<D: Disk>(
         last_second_us: 0,
         elections: super::status::Elections::default(),
         observer: None,
+        tracer: None,
     })
 }
 

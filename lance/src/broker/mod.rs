@@ -28,6 +28,7 @@ mod scrub;
 mod slow_disk;
 pub mod status;
 pub mod tail_cache;
+pub mod trace;
 mod transfer;
 
 use self::catalog::{Catalog, META};
@@ -274,6 +275,8 @@ pub struct Broker<D: Disk> {
     elections: status::Elections,
     /// Set where someone looks on.
     observer: Option<inspect::Observer>,
+    /// Set where traces are recorded.
+    tracer: Option<Box<trace::Tracer>>,
 }
 
 impl<D: Disk> Broker<D> {
@@ -353,6 +356,11 @@ impl<D: Disk> Broker<D> {
         match message {
             PeerMessage::Raft(group, message) => self.raft_message(group, message),
             PeerMessage::Transfer(message) => self.transfer_message(message),
+            PeerMessage::Trace(notice) => {
+                if let Some(tracer) = &mut self.tracer {
+                    tracer.heard(notice);
+                }
+            }
         }
     }
 
@@ -373,6 +381,9 @@ impl<D: Disk> Broker<D> {
             // Nor must it give the reserve away to records. What is decided without any, votes, deletions and trims
             // among it, is small.
             return;
+        }
+        if let Some(tracer) = &mut self.tracer {
+            tracer.received(group, &message);
         }
         self.shard.step(group, message);
     }
@@ -435,6 +446,9 @@ impl<D: Disk> Broker<D> {
         self.measure_freshness();
         self.tick_transfers();
         self.tick_scrub();
+        if let Some(tracer) = &mut self.tracer {
+            tracer.expire();
+        }
         self.control.tick(clock.mono_us);
         if self.draining {
             self.hand_over();
@@ -489,12 +503,14 @@ impl<D: Disk> Broker<D> {
         self.cache.evict(|key| segments.written_offset(key));
         self.shard.release_memory();
         self.drive_checkpoint()?;
+        let notices = self.trace_turn(&out.messages);
         outputs.append(&mut self.outputs);
         for (group, message) in &out.messages {
             let is_connected = self.peers_connected.contains_key(&message.to);
             self.control.sent(clock.mono_us, *group, message, is_connected);
         }
         let raft = out.messages.drain(..).map(|(group, message)| PeerMessage::Raft(group, message));
+        let raft = notices.into_iter().map(PeerMessage::Trace).chain(raft);
         let messages = raft.chain(self.transfers.outbox.drain(..).map(PeerMessage::Transfer)).collect();
         self.shard_outputs = out;
         Ok(messages)
@@ -558,6 +574,9 @@ impl<D: Disk> Broker<D> {
         }
         self.time_flushes(out);
         for (group, term, index) in std::mem::take(&mut out.durable) {
+            if let Some(tracer) = &mut self.tracer {
+                tracer.durable(group, term, index);
+            }
             self.leader_durable(group, term, index);
         }
         self.apply_committed(out)?;
@@ -597,6 +616,9 @@ impl<D: Disk> Broker<D> {
     /// Keep the books of the journal's flushes.
     fn time_flushes(&mut self, out: &mut Outputs) {
         let now = self.now_us();
+        if let Some(tracer) = self.tracer.as_mut().filter(|_| !out.flushes_started.is_empty()) {
+            tracer.flush_submitted();
+        }
         for (number, bytes) in out.flushes_started.drain(..) {
             self.metrics.journal_flush_bytes.observe(bytes as f64);
             self.flushes.push_back(FlushUnderWay { number, bytes, since_us: now });
@@ -989,6 +1011,9 @@ impl<D: Disk> Broker<D> {
 
     /// Add a command to the group's next entry.
     fn submit(&mut self, group: GroupId, command: &command::Command, origin: Option<Origin>) {
+        if let (Some(tracer), Some(origin)) = (&mut self.tracer, &origin) {
+            tracer.queued(origin.caller);
+        }
         let wall_ms = self.clock.wall_ms;
         self.proposals(group).push(command, origin, wall_ms);
     }

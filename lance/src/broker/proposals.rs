@@ -160,6 +160,9 @@ impl<D: Disk> Broker<D> {
                             let micros = since_us.saturating_sub(oldest.since_us);
                             self.metrics.produce_queue_seconds.observe(micros as f64 / 1e6);
                         }
+                        if let Some(tracer) = &mut self.tracer {
+                            tracer.proposed(group, (term, index), payload.len(), &origins);
+                        }
                         proposals.proposed.push_back(Proposed { term, index, origins, since_us, durable: false });
                     }
                     // They wait for room, or for the end of a transfer: what is in flight then is on the new leader's

@@ -35,6 +35,12 @@ pub(super) struct Path;
 pub(super) struct HostPort;
 /// The same, or nothing.
 pub(super) struct MaybeHostPort;
+/// A share of a whole.
+pub(super) struct Share;
+/// Words.
+pub(super) struct Text;
+/// Where to post over plain HTTP, or nothing.
+pub(super) struct MaybeUrl;
 
 impl Kind for Whole {
     type Value = u64;
@@ -107,6 +113,62 @@ impl Kind for MaybeHostPort {
 
     fn parse(text: &str) -> Option<Option<Address>> {
         if text.is_empty() { Some(None) } else { Address::parse(text).map(Some) }
+    }
+}
+
+impl Kind for Share {
+    type Value = f64;
+    const FORM: &'static str = "a number";
+    const QUOTED: bool = false;
+
+    fn parse(text: &str) -> Option<f64> {
+        text.trim().parse().ok().filter(|share: &f64| share.is_finite())
+    }
+}
+
+impl Kind for Text {
+    type Value = String;
+    const FORM: &'static str = "a text of up to 255 bytes, not empty";
+
+    fn parse(text: &str) -> Option<String> {
+        let fits = (1..256).contains(&text.len()) && !text.contains(char::is_control);
+        fits.then(|| text.to_owned())
+    }
+}
+
+impl Kind for MaybeUrl {
+    type Value = Option<Url>;
+    const FORM: &'static str = "a URL such as http://127.0.0.1:4318/v1/traces, with a port and without TLS, or empty";
+
+    fn parse(text: &str) -> Option<Option<Url>> {
+        if text.is_empty() { Some(None) } else { Url::parse(text).map(Some) }
+    }
+}
+
+/// A place to post to over plain HTTP: `http://host:port/path`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Url {
+    /// Where to connect.
+    pub address: Address,
+    /// What to ask for there, with the leading slash.
+    pub path: String,
+}
+
+impl Url {
+    /// Reads a URL. A path that is not given is that of traces in OTLP.
+    fn parse(text: &str) -> Option<Self> {
+        let rest = text.trim().strip_prefix("http://")?;
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let address = Address::parse(authority).filter(|address| address.port() > 0 && !address.is_unspecified())?;
+        let plain = |c: char| c.is_ascii_graphic() && c != '#';
+        let path = if path.len() <= 1 { "/v1/traces" } else { path };
+        path.chars().all(plain).then(|| Self { address, path: path.to_owned() })
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}{}", self.address, self.path)
     }
 }
 

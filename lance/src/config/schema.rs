@@ -2,8 +2,8 @@
 
 use super::error::Problem;
 use super::kinds::{
-    Address, BackendChoice, Budget, HostPort, Kind, LogFormat, LogLevel, MaybeHostPort, Path, Size, Span, Whole,
-    Whole32,
+    Address, BackendChoice, Budget, HostPort, Kind, LogFormat, LogLevel, MaybeHostPort, MaybeUrl, Path, Share, Size,
+    Span, Text, Url, Whole, Whole32,
 };
 use super::source::{Given, Origin, Setting};
 
@@ -227,6 +227,20 @@ settings! {
         level: LogLevel [LogLevel] = "info";
         /// text for people, json for machines.
         format: LogFormat [LogFormat] = "text";
+    }
+    /// Traces of produce requests, for OpenTelemetry: who took how long over one, on every node that had a part in it.
+    /// The program must have been built with the feature `otel`.
+    tracing: Tracing {
+        /// Where spans are sent, in OTLP over HTTP: a collector on this machine or in a network that you trust. Empty
+        /// turns traces off.
+        otlp_endpoint: Option<Url> [MaybeUrl] = "";
+        /// Share of the produce requests that are recorded, chosen at random by the node that a client is connected to.
+        /// Requests that come with a trace context are recorded if their trace is, whatever this says.
+        sample_ratio: f64 [Share] = "0.001" in "0" ..= "1";
+        /// `service.name` of the spans. The node is told by `service.instance.id`, its number.
+        service_name: String [Text] = "lance";
+        /// Time that the collector may take over one delivery. Spans that it did not take are lost, and counted.
+        timeout: std::time::Duration [Span] = "10s" in "1ms" ..= "10m";
     }
     /// The end of a node that is asked to stop.
     shutdown: Shutdown {

@@ -157,6 +157,12 @@ fn bad_values_name_key_value_range_and_origin() {
         ),
         ("[node]\ndata_dir = \"\"\n", "`node.data_dir` = `` (line 2): must be a path"),
         ("raft = 3\n", "`raft` = `a value` (line 1): must be a section, written [raft]"),
+        ("[tracing]\nsample_ratio = 1.5\n", "`tracing.sample_ratio` = `1.5` (line 2): must be a number, 0 to 1"),
+        ("[tracing]\nsample_ratio = nan\n", "`tracing.sample_ratio` = `nan` (line 2): must be a number, 0 to 1"),
+        (
+            "[tracing]\nservice_name = \"\"\n",
+            "`tracing.service_name` = `` (line 2): must be a text of up to 255 bytes, not empty",
+        ),
     ];
     for (toml, expected) in cases {
         assert_eq!(problems(toml), [expected], "{toml}");
@@ -287,4 +293,46 @@ fn budgets_may_follow_the_memory() {
     assert!(config.limits.memory_bytes >= 1 << 20 && config.limits.memory_bytes.is_multiple_of(1 << 20));
     let refused = problems("[limits]\nmemory_bytes = \"most\"\n");
     assert!(refused[0].contains("must be a size such as 64MiB, or auto, 1MiB to 1TiB"), "{refused:?}");
+}
+
+#[test]
+fn an_endpoint_for_traces_is_a_url_that_can_be_reached_without_tls() {
+    let parse = |text: &str| <kinds::MaybeUrl as kinds::Kind>::parse(text);
+    let url = |text: &str| parse(text).flatten().map(|url| url.to_string());
+    assert_eq!(parse(""), Some(None));
+    assert_eq!(url("http://127.0.0.1:4318/v1/traces").as_deref(), Some("http://127.0.0.1:4318/v1/traces"));
+    assert_eq!(url("http://collector.tools:4318").as_deref(), Some("http://collector.tools:4318/v1/traces"));
+    assert_eq!(url("http://[::1]:80/").as_deref(), Some("http://[::1]:80/v1/traces"));
+    assert_eq!(url("http://c:1/otlp?tenant=a").as_deref(), Some("http://c:1/otlp?tenant=a"));
+    for bad in [
+        "https://127.0.0.1:4318/v1/traces",
+        "127.0.0.1:4318",
+        "http://",
+        "http://collector",
+        "http://collector:0/",
+        "http://0.0.0.0:4318",
+        "http://user@collector:4318",
+        "http://c:1/a b",
+        "http://c:1/a\r\nX: y",
+        "http://c:1/a#b",
+    ] {
+        assert_eq!(parse(bad), None, "{bad}");
+    }
+}
+
+/// Whoever asks for traces gets them or is told why not.
+#[test]
+fn traces_need_a_program_that_was_built_for_them() {
+    let text = "[tracing]\notlp_endpoint = \"http://127.0.0.1:4318\"\nsample_ratio = 0.25\n";
+    if cfg!(feature = "otel") {
+        let tracing = load(text).unwrap().tracing;
+        assert_eq!(tracing.otlp_endpoint.unwrap().path, "/v1/traces");
+        assert_eq!(tracing.sample_ratio, 0.25);
+    } else {
+        let expected = "`tracing.otlp_endpoint` = `http://127.0.0.1:4318/v1/traces` (line 2): must be empty, since this \
+                        program was built without the feature `otel`: build it with `cargo build --release -p lance \
+                        --features otel`";
+        assert_eq!(problems(text), [expected]);
+    }
+    assert_eq!(load("[tracing]\nsample_ratio = 1\n").unwrap().tracing.otlp_endpoint, None, "nothing is asked for");
 }

@@ -65,6 +65,12 @@ fn relations(config: &Config, report: &mut Report<'_>) {
     let file = limits.max_batch_bytes.saturating_mul(2);
     report.size_at_least("journal.file_bytes", journal.file_bytes, "twice limits.max_batch_bytes", file);
 
+    if let Some(endpoint) = config.tracing.otlp_endpoint.as_ref().filter(|_| !cfg!(feature = "otel")) {
+        let allowed = "empty, since this program was built without the feature `otel`: build it with `cargo build --release \
+                       -p lance --features otel`";
+        report.refuse("tracing.otlp_endpoint", endpoint, allowed);
+    }
+
     let listen = [&config.listen.client, &config.listen.peer, &config.listen.http];
     for (at, (key, address)) in ["listen.client", "listen.peer", "listen.http"].iter().zip(listen).enumerate() {
         if address.port() != 0 && listen[..at].contains(&address) {

@@ -6,9 +6,12 @@
 
 use super::{Caller, Gateway, LEAST_READ, READ_CHUNK};
 use bytes::{BufMut, Bytes, BytesMut};
-use lnc_protocol::frame;
+use lnc_protocol::frame::{self, Frame};
 use lnc_protocol::message::HelloRequest;
-use lnc_protocol::{ErrorCode, Flags, Opcode, PROTOCOL_VERSION, Request, encode_request};
+use lnc_protocol::{
+    ErrorCode, Flags, Opcode, PROTOCOL_VERSION, Reply, Request, Response, TraceContext, decode_reply, encode_request,
+    trace,
+};
 use lnc_raft::NodeId;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -42,6 +45,9 @@ pub(super) struct Link {
     /// By number, which ascends with the time.
     pending: RefCell<BTreeMap<u64, Pending>>,
     next: Cell<u64>,
+    /// Longest body with which a trace context may travel, in bytes. The other node may not know of them, or not have said
+    /// so yet.
+    context_room: Cell<usize>,
 }
 
 /// A request that the other node has not answered yet.
@@ -60,12 +66,13 @@ impl Link {
             abort: Notify::new(),
             pending: RefCell::default(),
             next: Cell::new(HELLO + 1),
+            context_room: Cell::new(0),
         });
         let hello = HelloRequest {
             min_version: PROTOCOL_VERSION,
             max_version: PROTOCOL_VERSION,
             client_name: "lance-forward".to_owned(),
-            features: 0,
+            features: if gateway.traces.is_some() { trace::FEATURE } else { 0 },
             auth: Bytes::new(),
         };
         encode_request(&mut link.queue.borrow_mut(), Flags::NONE, HELLO, &Request::Hello(hello));
@@ -84,8 +91,14 @@ impl Link {
         link
     }
 
-    /// Queue a request; an error says why there is no room.
-    pub(super) fn send(&self, caller: Caller, opcode: Opcode, body: &Bytes) -> Result<(), String> {
+    /// Queue a request, with its trace if the other node understands that; an error says why there is no room.
+    pub(super) fn send(
+        &self,
+        caller: Caller,
+        opcode: Opcode,
+        context: Option<TraceContext>,
+        body: &Bytes,
+    ) -> Result<(), String> {
         let (waiting, bytes) = (self.pending.borrow().len(), self.queue.borrow().len());
         if waiting >= MAX_PENDING || bytes >= MAX_QUEUE {
             return Err(format!("{waiting} requests with {bytes} bytes wait for the leader already"));
@@ -93,7 +106,12 @@ impl Link {
         let number = self.next.get();
         self.next.set(number + 1);
         self.pending.borrow_mut().insert(number, Pending { caller, opcode, since: Instant::now() });
-        frame::encode(&mut self.queue.borrow_mut(), opcode, Flags::FORWARDED, number, |out| out.put_slice(body));
+        let context = context.filter(|_| body.len() + trace::LEN <= self.context_room.get());
+        let traced = if context.is_some() { Flags::TRACED } else { Flags::NONE };
+        frame::encode(&mut self.queue.borrow_mut(), opcode, Flags::FORWARDED | traced, number, |out| {
+            context.inspect(|context| context.encode(out));
+            out.put_slice(body);
+        });
         self.wake.notify_one();
         Ok(())
     }
@@ -110,6 +128,14 @@ impl Link {
             let seconds = ANSWER_TIMEOUT.as_secs();
             let message = format!("the leader has not answered for {seconds} s; the outcome is not known");
             gateway.refuse(caller, opcode, ErrorCode::Timeout, message);
+        }
+    }
+
+    /// The other node has answered the greeting.
+    fn greeted(&self, frame: Frame) {
+        let Ok(Reply { result: Ok(Response::Hello(hello)) }) = decode_reply(Opcode::Hello, frame.body) else { return };
+        if hello.features & trace::FEATURE != 0 {
+            self.context_room.set(hello.max_frame_bytes as usize);
         }
     }
 
@@ -132,6 +158,10 @@ impl Link {
             loop {
                 let limit = gateway.config.max_frame_bytes;
                 while let Some(frame) = frame::decode(&mut buf, limit).map_err(io::Error::other)? {
+                    if frame.header.correlation == HELLO {
+                        self.greeted(frame);
+                        continue;
+                    }
                     let pending = self.pending.borrow_mut().remove(&frame.header.correlation);
                     if let Some(Pending { caller, opcode, .. }) = pending {
                         gateway.relay(caller, opcode, &frame.body);

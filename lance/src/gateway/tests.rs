@@ -2,7 +2,8 @@
 
 use super::*;
 use lnc_protocol::message::{FetchRequest, FetchedPartition, HelloRequest, HelloResponse};
-use lnc_protocol::{PROTOCOL_VERSION, Request, Response, decode_reply, encode_request};
+use lnc_protocol::{PROTOCOL_VERSION, Request, Response, decode_reply, encode_reply, encode_request};
+use tokio::io::AsyncWriteExt;
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 
@@ -23,6 +24,10 @@ struct Bench {
 
 impl Bench {
     async fn new(max_frame_bytes: usize, other: &str) -> Self {
+        Self::with_traces(max_frame_bytes, other, None).await
+    }
+
+    async fn with_traces(max_frame_bytes: usize, other: &str, traces: Option<Traces>) -> Self {
         let config = GatewayConfig {
             max_frame_bytes,
             max_batch_bytes: MIB as usize,
@@ -30,7 +35,7 @@ impl Bench {
             idle_timeout: IDLE,
             nodes: [(OTHER.node(), other.to_owned())].into(),
         };
-        let gateway = Gateway::new(config, Rc::new(Notify::new()), Metrics::new());
+        let gateway = Gateway::new(config, Rc::new(Notify::new()), Metrics::new(), traces);
         gateway.start_serving();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -52,6 +57,19 @@ impl Bench {
         let mut out = BytesMut::new();
         for request in requests {
             encode_request(&mut out, Flags::NONE, self.sent, request);
+            self.sent += 1;
+        }
+        assert_eq!(self.client.try_write(&out).unwrap(), out.len());
+    }
+
+    /// Sends so many requests with this body in one piece, each in a trace.
+    fn send_traced(&mut self, count: usize, opcode: Opcode, context: TraceContext, body: &[u8]) {
+        let mut out = BytesMut::new();
+        for _ in 0..count {
+            frame::encode(&mut out, opcode, Flags::TRACED, self.sent, |out| {
+                context.encode(out);
+                out.extend_from_slice(body);
+            });
             self.sent += 1;
         }
         assert_eq!(self.client.try_write(&out).unwrap(), out.len());
@@ -224,5 +242,87 @@ fn who_waits_for_a_node_that_does_not_answer_is_told_so() {
         timeout(PATIENCE, first.read_to_end(&mut heard)).await.expect("the connection is given up").unwrap();
         bench.forward(2);
         timeout(PATIENCE, silent.accept()).await.expect("the next request tries a new one").unwrap();
+    });
+}
+
+const CONTEXT: TraceContext = TraceContext { trace_id: 77, span_id: 5, sampled: true };
+
+/// The next frame from a node that passes requests on.
+async fn heard(stream: &mut TcpStream, received: &mut BytesMut) -> Frame {
+    loop {
+        if let Some(frame) = frame::decode(received, 1 << 20).unwrap() {
+            return frame;
+        }
+        assert!(timeout(PATIENCE, stream.read_buf(received)).await.expect("a request comes").unwrap() > 0);
+    }
+}
+
+/// What another node hears of recorded requests that are passed on, once it has said how long frames may be and which
+/// features it has: the flags and the body of the first one, sent before it has said anything, and of the second.
+async fn passed_on(features: u64, max_frame_bytes: u32) -> [(Flags, Bytes); 2] {
+    let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = other.local_addr().unwrap().to_string();
+    let traces = Traces::new(1, 0.0, 7, Box::new(|| 0), Rc::new(|_| {}));
+    let mut bench = Bench::with_traces(1 << 20, &address, Some(traces)).await;
+    bench.send_traced(2, Opcode::Produce, CONTEXT, b"body");
+    assert_eq!(bench.served().await, [1, 2]);
+    assert!(bench.caller(1).flags.contains(Flags::TRACED));
+    let pass_on = |bench: &Bench, number| {
+        let (caller, opcode) = (bench.caller(number), Opcode::Produce);
+        let body = Bytes::from_static(b"body");
+        bench.gateway.dispatch(&mut vec![Output::Forward { caller, opcode, body, to: OTHER }]);
+    };
+    pass_on(&bench, 1);
+    let (mut stream, _) = other.accept().await.unwrap();
+    let mut received = BytesMut::new();
+    let hello = heard(&mut stream, &mut received).await;
+    assert!(matches!(Request::decode(Opcode::Hello, hello.body), Ok(Request::Hello(hello)) if hello.features == 1));
+    let first = heard(&mut stream, &mut received).await;
+    let greeting = HelloResponse { features, max_frame_bytes, ..HelloResponse::default() };
+    let mut out = BytesMut::new();
+    encode_reply(&mut out, Opcode::Hello, hello.header.correlation, &Response::Hello(greeting).into());
+    let refusal = Reply { result: Err(ErrorReply::new(ErrorCode::NotReady, "")) };
+    encode_reply(&mut out, Opcode::Produce, first.header.correlation, &refusal);
+    stream.write_all(&out).await.unwrap();
+    assert_eq!(bench.next_frame().await.header.correlation, 1);
+    pass_on(&bench, 2);
+    let second = heard(&mut stream, &mut received).await;
+    [first, second].map(|frame| (frame.header.flags, frame.body))
+}
+
+#[test]
+fn a_context_is_passed_on_to_nodes_that_know_it_and_have_room() {
+    run(async {
+        let plain = (Flags::FORWARDED, Bytes::from_static(b"body"));
+        let [first, (flags, mut body)] = passed_on(trace::FEATURE, 1 << 20).await;
+        assert_eq!(first, plain, "the other node has not said yet that it knows contexts");
+        assert_eq!(flags, Flags::FORWARDED | Flags::TRACED);
+        let context = TraceContext::take(&mut body).unwrap().unwrap();
+        assert_eq!((context.trace_id, context.sampled, &body[..]), (CONTEXT.trace_id, true, &b"body"[..]));
+        assert_ne!(context.span_id, CONTEXT.span_id, "the wait is a span of its own");
+        assert_eq!(passed_on(0, 1 << 20).await[1], plain, "as version 0.1.0 answers");
+        assert_eq!(passed_on(trace::FEATURE, 28).await[1], plain, "four bytes and the context are 29");
+        assert_eq!(passed_on(trace::FEATURE, 29).await[1].0, flags);
+    });
+}
+
+#[test]
+fn contexts_of_other_requests_are_read_past_and_short_ones_refused() {
+    run(async {
+        let mut bench = Bench::new(8 << 20, "").await;
+        let mut wait = BytesMut::new();
+        fetch(8 * MIB).encode_body(&mut wait);
+        bench.send_traced(5, Opcode::Fetch, CONTEXT, &wait);
+        assert_eq!(bench.served().await, [1, 2, 3, 4], "their room is reckoned behind the context");
+        assert!(!bench.caller(1).flags.contains(Flags::TRACED), "nothing is recorded here");
+        bench.answer_fetch(1, 10);
+        assert_eq!(bench.served().await, [5]);
+        bench.next_frame().await;
+        let mut short = BytesMut::new();
+        frame::encode(&mut short, Opcode::Ping, Flags::TRACED, 9, |out| out.extend_from_slice(&[1; 24]));
+        assert_eq!(bench.client.try_write(&short).unwrap(), short.len());
+        let answer = bench.next_frame().await;
+        let error = decode_reply(Opcode::Ping, answer.body).unwrap().result.unwrap_err();
+        assert_eq!((answer.header.correlation, error.code), (9, ErrorCode::InvalidRequest), "{error}");
     });
 }

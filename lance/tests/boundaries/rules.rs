@@ -92,6 +92,8 @@ pub(crate) const MANIFESTS: &[Manifest] = &[
             "hyper",
             "hyper-util",
             "indicatif",
+            "opentelemetry-proto",
+            "prost",
             "ratatui",
             "rustix",
             "serde",

@@ -17,3 +17,4 @@ mod repair;
 mod replicas;
 mod status;
 mod topics;
+mod traces;

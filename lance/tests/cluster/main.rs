@@ -23,3 +23,5 @@ mod soak;
 mod startup;
 mod status;
 mod support;
+#[cfg(feature = "otel")]
+mod traces;

@@ -166,6 +166,10 @@ pub(super) fn describe(bytes: &BytesMut, to: u64) -> String {
                     let _ = write!(text, "[group {} {}]", transfer.group.0, transfer_text(&transfer.body));
                     continue;
                 }
+                PeerMessage::Trace(notice) => {
+                    let _ = write!(text, "[group {} trace of {}]", notice.group.0, notice.index);
+                    continue;
+                }
             };
             let _ = write!(text, "[group {} term {} ", group.0, message.term);
             let _ = match &message.body {

@@ -13,7 +13,7 @@ wire_struct! {
         pub max_version: u8,
         /// Who this is, for logs and metrics of the broker.
         pub client_name: String,
-        /// Optional features that the client can use, one bit each; none is defined yet.
+        /// Optional features that the client can use, one bit each: 1 is trace contexts.
         pub features: u64,
         /// Credentials; empty where the broker asks for none.
         pub auth: Bytes,

@@ -11,7 +11,7 @@ wire_struct! {
     pub struct HelloResponse {
         /// The protocol version of this connection.
         pub version: u8,
-        /// The features that both sides have, one bit each; none is defined yet.
+        /// The features that both sides have, one bit each: 1 is trace contexts.
         pub features: u64,
         /// The cluster's id.
         pub cluster_id: u128,

@@ -55,8 +55,17 @@ fn codecs_flags_and_limits_are_as_specified() {
 
     let flags = table_after(&text, "and then the body |\n");
     let flags: Vec<_> = flags.into_iter().map(|row| (row[0].parse().unwrap(), row[1].clone())).collect();
-    let known = [(Flags::RESPONSE, "RESPONSE"), (Flags::NO_FORWARD, "NO_FORWARD"), (Flags::FORWARDED, "FORWARDED")];
+    let known = [
+        (Flags::RESPONSE, "RESPONSE"),
+        (Flags::NO_FORWARD, "NO_FORWARD"),
+        (Flags::FORWARDED, "FORWARDED"),
+        (Flags::TRACED, "TRACED"),
+    ];
     assert_eq!(flags, known.map(|(flag, name)| (flag.bits(), name.to_owned())));
+
+    let context = text.split("## Trace contexts\n").nth(1).expect("trace contexts are specified");
+    assert!(context.contains(&format!("{} bytes", crate::trace::LEN)));
+    assert!(context.contains(&format!("feature {}", crate::trace::FEATURE)));
 
     assert_eq!(MAX_LIST_LEN, 1_048_576);
     assert!(text.contains("at most 1,048,576"));

@@ -8,7 +8,7 @@ use lnc_protocol::message::{
     Acks, CreateTopicRequest, DeleteTopicRequest, FetchPartition, FetchRequest, FetchedPartition, ListOffsetsPartition,
     ListOffsetsRequest, OffsetSpec, ProduceRequest, ProduceResponse, TopicDescription, TopicOptions,
 };
-use lnc_protocol::{ErrorCode, ErrorReply, Flags, Opcode, Request, Response};
+use lnc_protocol::{ErrorCode, ErrorReply, Flags, Opcode, Request, Response, TraceContext};
 use std::collections::BTreeMap;
 
 /// A request that was sent.
@@ -78,6 +78,15 @@ impl Cluster {
     /// Send a request; nothing happens before the next turn of the node.
     pub(crate) fn send(&mut self, node: u64, request: &Request) -> Call {
         self.send_flagged(node, request, Flags::NONE)
+    }
+
+    /// The same, as part of a recorded trace.
+    pub(crate) fn send_traced(&mut self, node: u64, request: &Request, context: TraceContext) -> Call {
+        let caller = Caller { connection: self.connection, correlation: self.calls.last + 1, flags: Flags::TRACED };
+        if let Some(broker) = self.node_mut(node).broker_mut() {
+            broker.trace(caller, context);
+        }
+        self.send_flagged(node, request, caller.flags)
     }
 
     pub(crate) fn send_flagged(&mut self, node: u64, request: &Request, flags: Flags) -> Call {

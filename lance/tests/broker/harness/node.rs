@@ -4,6 +4,7 @@ use super::{Cluster, HEARTBEAT_TICKS, Outcome, SECOND, Settings, TICK_US};
 use lance::broker::control::Budgets;
 use lance::broker::members::Addresses;
 use lance::broker::status::Snapshot;
+use lance::broker::trace::Span;
 use lance::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Output};
 use lnc_log::checkpoint::{GroupCheckpoint, load_latest};
 use lnc_log::disk::MemoryDisk;
@@ -103,6 +104,16 @@ impl Node {
     /// What it knows of the cluster.
     pub(crate) fn snapshot(&self) -> Snapshot {
         self.broker.as_ref().expect("the node runs").snapshot()
+    }
+
+    /// Record traces, with the times of this stopwatch, until it ends.
+    pub(crate) fn record_traces(&mut self, stopwatch: impl Fn() -> u64 + 'static) {
+        self.broker.as_mut().expect("the node runs").record_traces(Box::new(stopwatch));
+    }
+
+    /// The spans that are over.
+    pub(crate) fn spans(&mut self) -> Vec<Span> {
+        self.broker.as_mut().expect("the node runs").take_spans()
     }
 
     /// Begin a graceful end.
