@@ -1,7 +1,8 @@
 //! Client connections: frames in, replies out, and requests passed on to the node that must serve them.
 //!
 //! All of it runs on the shard's thread. A connection decodes frames into the gateway's inbox and wakes the node's turn;
-//! the turn's replies are encoded straight into the connection's buffer and leave in one write; records are not copied.
+//! the turn's replies are encoded straight into the connection's buffer and leave in one write at its end; records are not
+//! copied.
 //! A connection is not read while its replies pile up, while it has too many requests under way, or while the node is
 //! short of memory. A client that does not take its replies is cut off.
 //!
@@ -19,15 +20,15 @@ use lnc_metrics::{Histogram, Metrics};
 use lnc_protocol::frame::{self, Frame};
 use lnc_protocol::{ErrorCode, ErrorReply, Flags, Opcode, Reply, TraceContext, trace};
 use lnc_raft::NodeId;
-use outgoing::Outgoing;
+use outgoing::{Outgoing, Pieces};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::io;
+use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::io::AsyncReadExt;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
@@ -78,11 +79,13 @@ pub struct Incoming {
 /// One client.
 struct Connection {
     out: RefCell<Outgoing>,
-    /// Bytes taken from `out` that the kernel has not accepted yet.
-    writing: Cell<usize>,
+    /// What was taken from `out` and the kernel has not accepted yet.
+    writing: RefCell<Writing>,
+    /// There until the connection closes.
+    stream: RefCell<Option<Rc<OwnedWriteHalf>>>,
     /// When the kernel last accepted some, or was first offered them.
     last_written: Cell<Instant>,
-    /// There is something to write, or the connection must close.
+    /// The kernel did not take all there is to write, or the connection must close.
     wake_writer: Notify,
     /// The connection may be read again.
     wake_reader: Notify,
@@ -96,6 +99,14 @@ struct Connection {
     closing: Cell<bool>,
     greeted: Cell<bool>,
     last_active: Cell<Instant>,
+}
+
+/// See [`Connection::writing`].
+#[derive(Default)]
+struct Writing {
+    pieces: Pieces,
+    /// Since when they waited to be taken.
+    since: Option<Instant>,
 }
 
 /// The fetches of a connection that are under way.
@@ -188,7 +199,8 @@ impl Gateway {
         self.metrics.connections_total.inc();
         let connection = Rc::new(Connection {
             out: RefCell::default(),
-            writing: Cell::new(0),
+            writing: RefCell::default(),
+            stream: RefCell::default(),
             last_written: Cell::new(Instant::now()),
             wake_writer: Notify::new(),
             wake_reader: Notify::new(),
@@ -229,10 +241,10 @@ impl Gateway {
         });
     }
 
-    async fn serve(&self, mut stream: TcpStream, id: u64, connection: &Connection) -> io::Result<()> {
+    async fn serve(&self, stream: TcpStream, id: u64, connection: &Connection) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        let (mut reader, mut writer) = stream.split();
-        let write = connection.write(&mut writer, &self.metrics.reply_seconds);
+        let (mut reader, writer) = stream.into_split();
+        let write = connection.write(Rc::new(writer), &self.metrics.reply_seconds);
         let read = async {
             self.read(&mut reader, id, connection).await?;
             // The client has sent its last request, or one that cannot be answered: what is queued still leaves.
@@ -250,7 +262,7 @@ impl Gateway {
     }
 
     /// Read frames until the client ends or breaks the rules of the wire.
-    async fn read(&self, reader: &mut ReadHalf<'_>, id: u64, connection: &Connection) -> io::Result<()> {
+    async fn read(&self, reader: &mut OwnedReadHalf, id: u64, connection: &Connection) -> io::Result<()> {
         let mut buf = BytesMut::with_capacity(READ_CHUNK);
         loop {
             let mut came = false;
@@ -439,7 +451,10 @@ impl Gateway {
         let now = Instant::now();
         for connection in touched.into_iter().filter_map(|id| connections.get(&id)) {
             connection.ready_since.set(connection.ready_since.get().or(Some(now)));
-            connection.wake_writer.notify_one();
+            let all = matches!(connection.flush(&self.metrics.reply_seconds), Ok(true));
+            if !all || connection.closing.get() {
+                connection.wake_writer.notify_one();
+            }
             connection.wake_reader.notify_one();
         }
     }
@@ -463,7 +478,7 @@ impl Gateway {
         let mut requests = 0;
         for connection in self.connections.borrow().values() {
             requests += connection.requests.get() as u64;
-            if connection.writing.get() > 0 {
+            if connection.writing.borrow().pieces.has_remaining() {
                 if is_over(&connection.last_written) {
                     connection.abort.notify_one();
                 }
@@ -548,7 +563,7 @@ impl Fetches {
 impl Connection {
     /// Reply bytes that the kernel has not accepted yet.
     fn unsent(&self) -> usize {
-        self.out.borrow().len() + self.writing.get()
+        self.out.borrow().len() + self.writing.borrow().pieces.remaining()
     }
 
     fn refuse(&self, opcode: u8, correlation: u64, error: ErrorReply) {
@@ -556,31 +571,54 @@ impl Connection {
         self.wake_writer.notify_one();
     }
 
-    /// Write what is queued until the connection is to close.
-    async fn write(&self, writer: &mut WriteHalf<'_>, reply_seconds: &Histogram) -> io::Result<()> {
+    /// Hand what is queued to the kernel, as far as it takes it now. Whether that is all.
+    fn flush(&self, reply_seconds: &Histogram) -> io::Result<bool> {
+        /// Pieces in one write.
+        const MAX_PIECES: usize = 64;
+        let stream = self.stream.borrow();
+        let Some(stream) = stream.as_ref() else { return Ok(false) };
+        let mut writing = self.writing.borrow_mut();
         loop {
-            let mut chunk = self.out.borrow_mut().take();
-            if !chunk.has_remaining() {
-                if self.closing.get() {
-                    return writer.shutdown().await;
+            if !writing.pieces.has_remaining() {
+                if let Some(since) = writing.since.take() {
+                    reply_seconds.observe(since.elapsed().as_secs_f64());
                 }
-                self.wake_writer.notified().await;
-                continue;
-            }
-            let ready_since = self.ready_since.take();
-            self.last_written.set(Instant::now());
-            while chunk.has_remaining() {
-                self.writing.set(chunk.remaining());
-                writer.write_buf(&mut chunk).await?;
+                writing.pieces = self.out.borrow_mut().take();
+                if !writing.pieces.has_remaining() {
+                    return Ok(true);
+                }
+                writing.since = self.ready_since.take();
                 self.last_written.set(Instant::now());
-                self.wake_reader.notify_one();
             }
-            self.writing.set(0);
-            self.last_active.set(self.last_written.get());
-            if let Some(since) = ready_since {
-                reply_seconds.observe(self.last_written.get().saturating_duration_since(since).as_secs_f64());
+            let mut slices = [IoSlice::new(&[]); MAX_PIECES];
+            let count = writing.pieces.chunks_vectored(&mut slices);
+            match stream.try_write_vectored(&slices[..count]) {
+                Ok(written) => {
+                    writing.pieces.advance(written);
+                    let now = Instant::now();
+                    self.last_written.set(now);
+                    self.last_active.set(now);
+                    self.wake_reader.notify_one();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
             }
-            self.wake_reader.notify_one();
+        }
+    }
+
+    /// Write what is queued until the connection is to close.
+    async fn write(&self, writer: Rc<OwnedWriteHalf>, reply_seconds: &Histogram) -> io::Result<()> {
+        self.stream.replace(Some(writer.clone()));
+        loop {
+            if !self.flush(reply_seconds)? {
+                writer.writable().await?;
+            } else if self.closing.get() {
+                // Nobody holds the stream's half then, and that ends it.
+                self.stream.take();
+                return Ok(());
+            } else {
+                self.wake_writer.notified().await;
+            }
         }
     }
 }

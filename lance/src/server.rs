@@ -22,6 +22,7 @@ use lnc_replication::ShardConfig;
 use lnc_replication::formation::{Cluster, Decision, Formats, Identity, Nodes, decide};
 use lnc_replication::peers::{PeerEvent, Peers};
 use lnc_replication::wire::take_message;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -128,6 +129,56 @@ impl Stop {
         tokio::select! {
             _ = self.term.recv() => {}
             _ = self.int.recv() => {}
+        }
+    }
+}
+
+/// Decides whether to look for the next event (`node.busy_poll_us`) or to sleep until it comes.
+struct Awake {
+    /// Zero on a single processor: there, whoever looks keeps others from what is looked for.
+    busy_poll: Duration,
+    until: Instant,
+    /// Others have use for the processor until then.
+    not_before: Instant,
+}
+
+impl Awake {
+    fn new(config: &Config) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let micros = if processors > 1 { config.node.busy_poll_us } else { 0 };
+        let now = Instant::now();
+        Self { busy_poll: Duration::from_micros(micros), until: now, not_before: now }
+    }
+
+    fn is_set(&self) -> bool {
+        !self.busy_poll.is_zero() && Instant::now() < self.until
+    }
+
+    /// A turn is over; `expects_soon` as the broker says it.
+    fn turned(&mut self, expects_soon: bool) {
+        let now = Instant::now();
+        if now < self.not_before {
+            return;
+        }
+        self.until = if expects_soon {
+            now + self.busy_poll
+        } else {
+            // Who was just answered often asks again at once.
+            self.until.min(now + self.busy_poll / 4)
+        };
+    }
+
+    /// What this thread waits for may need its processor. Where that takes long, the processor is short: whoever sleeps is
+    /// woken in time there, and whoever looks is made to wait.
+    fn let_others_run(&mut self) {
+        /// Far longer than others of its kind take.
+        const LONG: Duration = Duration::from_micros(500);
+        const PAUSE: Duration = Duration::from_millis(250);
+        let before = Instant::now();
+        std::thread::yield_now();
+        let now = Instant::now();
+        if now - before > LONG {
+            (self.until, self.not_before) = (now, now + PAUSE);
         }
     }
 }
@@ -241,13 +292,11 @@ impl Server {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut draining_until: Option<Instant> = None;
         let wake = self.inbox.wake.clone();
+        let mut awake = Awake::new(&self.config);
         loop {
             tokio::select! {
-                () = wake.notified() => {}
-                ready = self.notifier.readable() => {
-                    ready.map_err(process("wait for the disk"))?.clear_ready();
-                    self.broker.disk().drain_notifier();
-                }
+                // What is rare comes before what may always be there, and looking again comes last.
+                biased;
                 due = ticks.tick() => self.tick(due.into_std())?,
                 Some(question) = self.questions.recv() => {
                     // Whoever asked may have gone away.
@@ -259,8 +308,18 @@ impl Server {
                     self.systemd.stopping();
                     self.broker.drain();
                 }
+                ready = self.notifier.readable() => {
+                    ready.map_err(process("wait for the disk"))?.clear_ready();
+                    self.broker.disk().drain_notifier();
+                }
+                () = wake.notified() => {}
+                () = tokio::task::yield_now(), if awake.is_set() => {
+                    awake.let_others_run();
+                    continue;
+                }
             }
             self.turn()?;
+            awake.turned(self.broker.expects_soon());
             if self.broker.wants_reopen() {
                 self.reopen()?;
             }
@@ -358,6 +417,7 @@ impl Server {
         let mut outputs = Vec::new();
         let mut messages = self.broker.turn(clock, &mut outputs)?;
         self.peers.send(&mut messages);
+        self.broker.kick();
         self.gateway.dispatch(&mut outputs);
         if let Some(sink) = &self.spans {
             self.broker.take_spans().into_iter().for_each(|span| sink(span));
@@ -438,10 +498,26 @@ fn open_broker(
     let disk = AnyDisk::open(data_dir.root(), choice).map_err(backend)?;
     let notifier = disk.notifier().try_clone_to_owned().and_then(watch).map_err(backend)?;
     let shard_config = shard_config(config, identity, random()?);
-    let segment_config = SegmentConfig { segment_bytes: config.storage.segment_bytes, ..SegmentConfig::default() };
+    let segment_config = SegmentConfig {
+        segment_bytes: config.storage.segment_bytes,
+        max_open_files: open_files() / 2,
+        ..SegmentConfig::default()
+    };
     let broker = broker::open(broker_config(config, identity), shard_config, segment_config, disk, metrics)?;
     tracing::info!(node = %identity.node, "the node has recovered");
     Ok((broker, notifier))
+}
+
+/// How many files this process may have open, after asking for as many as it may ask for.
+fn open_files() -> usize {
+    /// More than a node has use for.
+    const ENOUGH: u64 = 64 << 10;
+    let limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.unwrap_or(ENOUGH).min(ENOUGH);
+    let current = limit.current.unwrap_or(ENOUGH);
+    let raised = Rlimit { current: Some(most), maximum: limit.maximum };
+    let files = if current < most && setrlimit(Resource::Nofile, raised).is_ok() { most } else { current.min(ENOUGH) };
+    files as usize
 }
 
 /// Who the node of a data directory is.

@@ -47,7 +47,9 @@ impl Election {
     pub(crate) fn new(rng: &mut Rng, election_ticks: u32) -> Self {
         Self {
             elapsed: 0,
-            timeout: election_ticks + rng.below(election_ticks),
+            // Nobody was heard yet, so there is no leader to be patient with: where there is one after all, it is the pre-vote
+            // that does not disturb it. A whole cluster that starts has a leader half a time-out earlier.
+            timeout: 1 + rng.below(election_ticks),
             round_ticks: 0,
             asked_ticks: 0,
             transfer: false,

@@ -8,7 +8,7 @@
 
 use crate::formation::{Channel, Formats, Greeting, Identity, admit};
 use crate::wire::{MAX_FRAME_BODY, PeerMessage, WireError, put_frame, put_messages, take_frame};
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use lnc_metrics::Metrics;
 use lnc_raft::NodeId;
 use socket2::{SockRef, TcpKeepalive};
@@ -75,7 +75,9 @@ pub enum PeerEvent {
 #[derive(Default)]
 struct Outgoing {
     queue: RefCell<BytesMut>,
-    /// There is something in the queue.
+    /// There once the greeting is over.
+    stream: RefCell<Option<Rc<TcpStream>>>,
+    /// The kernel did not take all of the queue, or the connection broke.
     wake: Notify,
     /// The connection is no longer to be used, even if a write is under way.
     given_up: Notify,
@@ -91,6 +93,20 @@ impl Outgoing {
     fn give_up(&self) {
         self.connected.set(false);
         self.given_up.notify_one();
+    }
+
+    /// Write as much of the queue as the kernel takes now. Whether that is all.
+    fn write(&self) -> io::Result<bool> {
+        let stream = self.stream.borrow();
+        let mut queue = self.queue.borrow_mut();
+        while let Some(stream) = stream.as_ref().filter(|_| !queue.is_empty()) {
+            match stream.try_write(&queue) {
+                Ok(written) => queue.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -174,7 +190,8 @@ impl Peers {
         control.filter_map(|(_, connection)| connection.member.get()).collect()
     }
 
-    /// Queue messages, in frames per peer and channel. What cannot be queued is dropped.
+    /// Send messages, in frames per peer and channel, as far as the kernel takes them now; the rest is queued. What cannot be
+    /// queued is dropped.
     pub fn send(&self, messages: &mut Vec<PeerMessage>) {
         messages.sort_by_key(|message| (message.to(), message.channel()));
         for batch in messages.chunk_by(|a, b| (a.to(), a.channel()) == (b.to(), b.channel())) {
@@ -198,7 +215,10 @@ impl Peers {
             } else {
                 queue.reserve(batch.iter().map(PeerMessage::size_hint).sum());
                 put_messages(&mut queue, batch);
-                outgoing.wake.notify_one();
+                drop(queue);
+                if !matches!(outgoing.write(), Ok(true)) {
+                    outgoing.wake.notify_one();
+                }
             }
         }
         messages.clear();
@@ -272,14 +292,17 @@ impl Peers {
         if outgoing.dropped.get() {
             return Err(io::Error::other("it is no longer to be dialled"));
         }
+        let stream = Rc::new(stream);
+        *outgoing.stream.borrow_mut() = Some(stream.clone());
         outgoing.member.set(Some((member, reply.formats)));
         outgoing.connected.set(true);
         let peer_name = peer.to_string();
         let gauge = self.metrics.peer_connected.with_label_values(&[&peer_name, channel.name()]);
         gauge.set(1);
         tracing::info!(%peer, channel = channel.name(), format, "connected to peer");
-        let error = carry(&mut stream, outgoing).await;
+        let error = carry(&stream, outgoing).await;
         outgoing.connected.set(false);
+        outgoing.stream.take();
         outgoing.queue.take();
         gauge.set(0);
         if channel == Channel::Control {
@@ -378,20 +401,17 @@ fn configure(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Write what is queued until the connection breaks or is given up; says why it ended.
-async fn carry(stream: &mut TcpStream, outgoing: &Outgoing) -> io::Error {
-    let (mut reader, mut writer) = stream.split();
-    let mut nothing = [0; 16];
+async fn carry(stream: &TcpStream, outgoing: &Outgoing) -> io::Error {
     let write = async {
         loop {
-            outgoing.wake.notified().await;
-            loop {
-                let mut chunk = outgoing.queue.borrow_mut().split();
-                if chunk.is_empty() {
-                    break;
+            match outgoing.write() {
+                Ok(true) => outgoing.wake.notified().await,
+                Ok(false) => {
+                    if let Err(error) = stream.writable().await {
+                        return error;
+                    }
                 }
-                if let Err(error) = writer.write_all_buf(&mut chunk).await {
-                    return error;
-                }
+                Err(error) => return error,
             }
         }
     };
@@ -404,11 +424,22 @@ async fn carry(stream: &mut TcpStream, outgoing: &Outgoing) -> io::Error {
     tokio::select! {
         () = given_up => io::Error::new(io::ErrorKind::TimedOut, "the peer does not read"),
         error = write => error,
-        read = reader.read(&mut nothing) => match read {
-            Ok(0) => io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed the connection"),
-            Ok(_) => io::Error::new(io::ErrorKind::InvalidData, "the peer sent data where none belongs"),
-            Err(error) => error,
-        },
+        error = ended(stream) => error,
+    }
+}
+
+/// Wait until the other end closes a connection on which it never sends.
+async fn ended(stream: &TcpStream) -> io::Error {
+    loop {
+        if let Err(error) = stream.readable().await {
+            return error;
+        }
+        match stream.try_read(&mut [0; 16]) {
+            Ok(0) => return io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed the connection"),
+            Ok(_) => return io::Error::new(io::ErrorKind::InvalidData, "the peer sent data where none belongs"),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return error,
+        }
     }
 }
 
@@ -433,6 +464,19 @@ mod tests {
         (dialled, listener.accept().await.unwrap().0)
     }
 
+    /// What a connection is once the greeting is over.
+    fn outgoing(stream: TcpStream) -> Outgoing {
+        let outgoing = Outgoing::default();
+        *outgoing.stream.borrow_mut() = Some(Rc::new(stream));
+        outgoing.connected.set(true);
+        outgoing
+    }
+
+    async fn carry_on(outgoing: &Outgoing) -> io::Error {
+        let stream = outgoing.stream.borrow().clone().expect("a connection");
+        carry(&stream, outgoing).await
+    }
+
     #[tokio::test]
     async fn the_kernel_watches_over_connections() {
         let (stream, _other) = pair().await;
@@ -447,14 +491,13 @@ mod tests {
     /// Without the kernel's help, whose timeout these sockets do not have.
     #[tokio::test]
     async fn giving_up_ends_a_write_that_is_stuck() {
-        let (mut stream, _silent) = pair().await;
-        let outgoing = Outgoing::default();
-        outgoing.connected.set(true);
-        // Far more than socket buffers hold.
-        outgoing.queue.borrow_mut().resize(64 << 20, 0);
-        outgoing.wake.notify_one();
+        /// Far more than socket buffers hold.
+        const BYTES: usize = 64 << 20;
+        let (stream, _silent) = pair().await;
+        let outgoing = outgoing(stream);
+        outgoing.queue.borrow_mut().resize(BYTES, 0);
         let give_up = async {
-            while !outgoing.queue.borrow().is_empty() {
+            while outgoing.queue.borrow().len() == BYTES {
                 tokio::task::yield_now().await;
             }
             outgoing.give_up();
@@ -462,7 +505,7 @@ mod tests {
         };
         let ended = async {
             tokio::select! {
-                error = carry(&mut stream, &outgoing) => error.to_string(),
+                error = carry_on(&outgoing) => error.to_string(),
                 () = give_up => unreachable!("it never ends"),
             }
         };
@@ -472,15 +515,13 @@ mod tests {
 
     #[tokio::test]
     async fn an_earlier_connection_that_was_given_up_does_not_end_the_next() {
-        let (mut stream, mut other) = pair().await;
-        let outgoing = Outgoing::default();
+        let (stream, mut other) = pair().await;
+        let outgoing = outgoing(stream);
         outgoing.given_up.notify_one();
-        outgoing.connected.set(true);
         outgoing.queue.borrow_mut().extend_from_slice(b"words");
-        outgoing.wake.notify_one();
         let mut heard = [0; 5];
         tokio::select! {
-            error = carry(&mut stream, &outgoing) => panic!("{error}"),
+            error = carry_on(&outgoing) => panic!("{error}"),
             read = other.read_exact(&mut heard) => assert_eq!(read.unwrap(), heard.len()),
         }
         assert_eq!(&heard, b"words");

@@ -192,6 +192,13 @@ struct DataGroup {
     reconciling: BTreeSet<PartitionKey>,
 }
 
+/// A journal flush that the disk has not confirmed.
+struct FlushUnderWay {
+    number: u64,
+    bytes: usize,
+    since_us: u64,
+}
+
 /// How far a group of this node is behind its leader, in time.
 #[derive(Clone, Copy, Default)]
 struct Freshness {
@@ -260,8 +267,7 @@ pub struct Broker<D: Disk> {
     stopwatch: Option<Box<dyn Fn() -> u64>>,
     group_metrics: BTreeMap<GroupId, GroupMetrics>,
     request_counters: BTreeMap<Opcode, Counter>,
-    /// Journal flushes under way and when they were submitted.
-    flushes: VecDeque<(u64, u64)>,
+    flushes: VecDeque<FlushUnderWay>,
     freshness: BTreeMap<GroupId, Freshness>,
     /// Followers that need entries which the journal no longer holds, by group.
     left_behind: BTreeSet<(GroupId, NodeId)>,
@@ -473,7 +479,8 @@ impl<D: Disk> Broker<D> {
         self.checkpoint_if_due()
     }
 
-    /// Do everything that is ready. Gives the messages for peers; replies and forwards go to `outputs`.
+    /// Do everything that is ready. Gives the messages for peers; replies and forwards go to `outputs`. To be followed by
+    /// [`Broker::kick`].
     pub fn turn(&mut self, clock: Clock, outputs: &mut Vec<Output>) -> Result<Vec<PeerMessage>, BrokerError> {
         self.clock = clock;
         let mut out = std::mem::take(&mut self.shard_outputs);
@@ -496,7 +503,6 @@ impl<D: Disk> Broker<D> {
         self.cache.evict(|key| segments.written_offset(key));
         self.shard.release_memory();
         self.drive_checkpoint()?;
-        self.disk.kick();
         let notices = self.trace_turn(&out.messages);
         outputs.append(&mut self.outputs);
         for (group, message) in &out.messages {
@@ -508,6 +514,13 @@ impl<D: Disk> Broker<D> {
         let messages = raft.chain(self.transfers.outbox.drain(..).map(PeerMessage::Transfer)).collect();
         self.shard_outputs = out;
         Ok(messages)
+    }
+
+    /// Have the disk begin what the last turn asked of it. None of the messages of that turn waits for these operations,
+    /// and handing them to the kernel takes about as long as sending: whoever sends first lets the disks of the peers begin
+    /// as early as its own.
+    pub fn kick(&mut self) {
+        self.disk.kick();
     }
 
     /// Take finished disk operations to those who wait for them.
@@ -608,12 +621,13 @@ impl<D: Disk> Broker<D> {
         }
         for (number, bytes) in out.flushes_started.drain(..) {
             self.metrics.journal_flush_bytes.observe(bytes as f64);
-            self.flushes.push_back((number, now));
+            self.flushes.push_back(FlushUnderWay { number, bytes, since_us: now });
         }
-        while let Some((_, since)) = self.flushes.pop_front_if(|(number, _)| *number <= out.flushes_durable) {
+        while let Some(flush) = self.flushes.pop_front_if(|flush| flush.number <= out.flushes_durable) {
+            let took_us = now.saturating_sub(flush.since_us);
             self.metrics.journal_flushes_total.inc();
-            self.metrics.journal_fsync_seconds.observe(now.saturating_sub(since) as f64 / 1e6);
-            self.slow_disk.synced(now.saturating_sub(since));
+            self.metrics.journal_fsync_seconds.observe(took_us as f64 / 1e6);
+            self.slow_disk.synced(took_us);
         }
     }
 
@@ -621,7 +635,7 @@ impl<D: Disk> Broker<D> {
     fn look_at_disk(&mut self) {
         let now = self.now_us();
         let limit_us = self.config.slow_sync_us;
-        let under_way_us = self.flushes.front().map(|(_, since)| now.saturating_sub(*since));
+        let under_way_us = self.flushes.front().map(|flush| now.saturating_sub(flush.since_us));
         match self.slow_disk.second(limit_us, under_way_us) {
             Some(true) => tracing::warn!(
                 limit_ms = limit_us / 1000,
@@ -661,6 +675,15 @@ impl<D: Disk> Broker<D> {
     /// Whether a turn would find something to do that no event announces.
     pub fn wants_turn(&self) -> bool {
         !self.outputs.is_empty() || !self.fetches.woken.is_empty() || self.reconcile || self.can_propose()
+    }
+
+    /// Whether a flush or a majority is waited for with so little to write that the wait is short.
+    pub fn expects_soon(&self) -> bool {
+        /// Bytes under way; a disk takes as long for fewer.
+        const LITTLE: usize = 64 << 10;
+        let flushing: usize = self.flushes.iter().map(|flush| flush.bytes).sum();
+        let waiting = !self.flushes.is_empty() || self.in_flight_bytes > 0;
+        waiting && flushing + self.in_flight_bytes <= LITTLE
     }
 
     /// Whether connections should stop reading: half of the memory for requests is in use.

@@ -1,7 +1,8 @@
 //! The newest committed batches of every partition, in memory, exactly as a reader gets them.
 //!
-//! What a segment file does not hold yet is only here (and in the journal), so it is never evicted; the rest goes, oldest
-//! first over all partitions, once the cache is over its budget.
+//! What a segment file does not hold yet is only here (and in the journal), so it is never evicted; the rest goes, about oldest
+//! first over all partitions, once the cache is over its budget. "About", since what came to one partition within a short
+//! stretch goes together: with many partitions, to look each of them up for every run would cost more than all else here.
 
 use bytes::Bytes;
 use lnc_log::segment::PartitionKey;
@@ -12,7 +13,16 @@ use std::collections::{BTreeMap, VecDeque};
 struct Run {
     base_offset: u64,
     end_offset: u64,
+    /// Bytes that had come to all partitions before it.
+    arrived: u64,
     bytes: Bytes,
+}
+
+#[derive(Default)]
+struct Partition {
+    runs: VecDeque<Run>,
+    /// Where its newest stretch in the order of eviction begins.
+    stretch: Option<u64>,
 }
 
 /// Whole batches, at least one, one behind the other.
@@ -32,15 +42,23 @@ pub struct TailCache {
     bytes: usize,
     /// Number of runs held.
     runs: usize,
-    partitions: BTreeMap<PartitionKey, VecDeque<Run>>,
-    /// Every run in the order of its arrival. A run of a partition that is gone is skipped.
+    /// Bytes that have ever come.
+    arrived: u64,
+    partitions: BTreeMap<PartitionKey, Partition>,
+    /// The stretches of all partitions, each by where it begins, in the order of their arrival. One whose runs are gone is
+    /// skipped.
     order: VecDeque<(PartitionKey, u64)>,
 }
 
 impl TailCache {
     /// A cache that keeps about `budget` bytes.
     pub fn new(budget: usize) -> Self {
-        Self { budget, bytes: 0, runs: 0, partitions: BTreeMap::new(), order: VecDeque::new() }
+        Self { budget, bytes: 0, runs: 0, arrived: 0, partitions: BTreeMap::new(), order: VecDeque::new() }
+    }
+
+    /// Length of a stretch in bytes that have come to all partitions.
+    fn stretch(&self) -> u64 {
+        (self.budget as u64 / 16).max(1)
     }
 
     /// Bytes held.
@@ -50,16 +68,22 @@ impl TailCache {
 
     /// Add consecutive stamped batches with offsets `base_offset..end_offset`.
     pub fn append(&mut self, key: PartitionKey, base_offset: u64, end_offset: u64, bytes: Bytes) {
+        let (arrived, length) = (self.arrived, self.stretch());
+        self.arrived += bytes.len() as u64;
         self.bytes += bytes.len();
         self.runs += 1;
-        self.order.push_back((key, base_offset));
-        self.partitions.entry(key).or_default().push_back(Run { base_offset, end_offset, bytes });
+        let partition = self.partitions.entry(key).or_default();
+        if partition.stretch.is_none_or(|start| arrived >= start + length) {
+            partition.stretch = Some(arrived);
+            self.order.push_back((key, arrived));
+        }
+        partition.runs.push_back(Run { base_offset, end_offset, arrived, bytes });
     }
 
     /// Whole batches from the one that holds `offset` on: at least one, then as many as fit in `max_bytes`. `None` if
     /// that batch is not in memory.
     pub fn read(&self, key: PartitionKey, offset: u64, max_bytes: usize) -> Option<Cached> {
-        let runs = self.partitions.get(&key)?;
+        let runs = &self.partitions.get(&key)?.runs;
         let first = runs.partition_point(|run| run.end_offset <= offset);
         let run = runs.get(first).filter(|run| run.base_offset <= offset)?;
         let mut base_offset = run.base_offset;
@@ -91,18 +115,20 @@ impl TailCache {
 
     /// Forget what exceeds the budget and can be read from segments: everything below `written(key)`.
     pub fn evict(&mut self, written: impl Fn(PartitionKey) -> u64) {
+        let length = self.stretch();
         while self.bytes > self.budget {
-            let Some((key, base_offset)) = self.order.front().copied() else { break };
-            if let Some(runs) = self.partitions.get_mut(&key)
-                && runs.front().is_some_and(|run| run.base_offset == base_offset)
-            {
-                if runs.front().is_some_and(|run| run.end_offset > written(key)) {
-                    break;
-                }
-                if let Some(run) = runs.pop_front() {
+            let Some((key, start)) = self.order.front().copied() else { break };
+            if let Some(partition) = self.partitions.get_mut(&key) {
+                let written = written(key);
+                while let Some(run) = partition.runs.front().filter(|run| run.arrived < start + length) {
+                    if run.end_offset > written || self.bytes <= self.budget {
+                        return;
+                    }
                     self.bytes -= run.bytes.len();
                     self.runs -= 1;
+                    partition.runs.pop_front();
                 }
+                partition.stretch.take_if(|newest| *newest == start);
             }
             self.order.pop_front();
         }
@@ -110,8 +136,8 @@ impl TailCache {
 
     /// The partition's log starts at `offset` now.
     pub fn trim(&mut self, key: PartitionKey, offset: u64) {
-        let Some(runs) = self.partitions.get_mut(&key) else { return };
-        while let Some(run) = runs.pop_front_if(|run| run.end_offset <= offset) {
+        let Some(partition) = self.partitions.get_mut(&key) else { return };
+        while let Some(run) = partition.runs.pop_front_if(|run| run.end_offset <= offset) {
             self.bytes -= run.bytes.len();
             self.runs -= 1;
         }
@@ -120,7 +146,7 @@ impl TailCache {
 
     /// The partition is gone.
     pub fn remove(&mut self, key: PartitionKey) {
-        for run in self.partitions.remove(&key).unwrap_or_default() {
+        for run in self.partitions.remove(&key).unwrap_or_default().runs {
             self.bytes -= run.bytes.len();
             self.runs -= 1;
         }
@@ -132,10 +158,12 @@ impl TailCache {
         /// Entries that are not worth the work.
         const FEW: usize = 1024;
         if self.order.len() > 2 * self.runs + FEW {
-            let partitions = &self.partitions;
-            self.order.retain(|(key, base_offset)| {
-                let first = partitions.get(key).and_then(|runs| runs.front());
-                first.is_some_and(|run| run.base_offset <= *base_offset)
+            let (partitions, length) = (&self.partitions, self.stretch());
+            self.order.retain(|(key, start)| {
+                partitions.get(key).is_some_and(|partition| {
+                    let first = partition.runs.front();
+                    partition.stretch == Some(*start) || first.is_some_and(|run| run.arrived < start + length)
+                })
             });
         }
     }
@@ -207,6 +235,34 @@ mod tests {
         assert!(cache.read(KEY, 4, 1).is_some());
         cache.evict(|_| 8);
         assert_eq!(cache.bytes(), 0);
+    }
+
+    /// Whatever comes in whatever order, no run stays for ever, none goes that is only here, and the oldest goes first.
+    #[test]
+    fn many_partitions_share_the_budget_by_age() {
+        let key = |n: u64| PartitionKey { topic_id: n, partition: 0 };
+        let one = run(0, 1).len();
+        let mut cache = TailCache::new(100 * one);
+        for round in 0..50 {
+            for n in 0..20 {
+                cache.append(key(n), round, round + 1, run(round, 1));
+                cache.evict(|_| u64::MAX);
+                assert!(cache.bytes() <= 100 * one);
+            }
+        }
+        // The last 100 runs are those of the last five rounds, give or take a stretch of the order.
+        for n in 0..20 {
+            assert!(cache.read(key(n), 40, 1).is_none(), "partition {n} keeps what is old");
+            assert!(cache.read(key(n), 47, 1).is_some(), "partition {n} lacks what is new");
+        }
+        cache.append(key(99), 0, 1, run(0, 1));
+        for n in 0..20 {
+            cache.append(key(n), 50, 60, run(50, 10));
+        }
+        cache.evict(|key| if key.topic_id == 99 { 0 } else { u64::MAX });
+        assert!(cache.read(key(99), 0, 1).is_some(), "nothing else holds it");
+        cache.evict(|_| u64::MAX);
+        assert!(cache.read(key(99), 0, 1).is_none() && cache.bytes() <= 100 * one);
     }
 
     #[test]

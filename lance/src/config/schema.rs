@@ -116,6 +116,10 @@ settings! {
         id: u64 [Whole] = "1" in "1" ..= "4294967295" fixed "for the life of the data directory";
         /// Directory for everything that this node stores. One node per directory; it is locked while in use.
         data_dir: std::path::PathBuf [Path] = "lance-data";
+        /// How long this node looks for the next event itself, in microseconds, before it sleeps until it is woken, which
+        /// takes longer than many an event. Only while few bytes are on their way to the disk or to a majority. It costs
+        /// processor time; 0 turns it off, and so does having one processor only.
+        busy_poll_us: u64 [Whole] = "250" in "0" ..= "10000";
     }
     /// The addresses that this node listens on. Port 0 takes any free port, in a cluster of one node.
     listen: Listen {

@@ -3,6 +3,7 @@
 use super::*;
 use lnc_protocol::message::{FetchRequest, FetchedPartition, HelloRequest, HelloResponse};
 use lnc_protocol::{PROTOCOL_VERSION, Request, Response, decode_reply, encode_reply, encode_request};
+use tokio::io::AsyncWriteExt;
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 
@@ -121,8 +122,9 @@ impl Bench {
         let connection = self.gateway.connections.borrow().values().next().unwrap().clone();
         let stuck = async {
             let mut before = 0;
-            while connection.writing.get() == 0 || connection.writing.get() != before {
-                before = connection.writing.get();
+            let unwritten = || connection.writing.borrow().pieces.remaining();
+            while unwritten() == 0 || unwritten() != before {
+                before = unwritten();
                 sleep(Duration::from_millis(20)).await;
             }
         };

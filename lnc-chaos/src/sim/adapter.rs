@@ -110,6 +110,7 @@ impl Process {
     pub(super) fn turn(&mut self, clock: Clock) -> Result<Turned, BrokerError> {
         let mut outputs = Vec::new();
         let mut messages = self.broker.turn(clock, &mut outputs)?;
+        self.broker.kick();
         let key = |message: &PeerMessage| (message.to(), message.channel());
         messages.sort_by_key(key);
         let mut mail = Vec::new();

@@ -2,14 +2,21 @@
 //!
 //! Files are numbered without gaps. A *live* file holds flushes, a *spare* is zeroed, named, synced and waits for its
 //! turn. Changes of names are complete before a flush goes to the file, so no durable flush lies in a lost file.
+//!
+//! A new file is zeroed, so that overwriting it later changes no metadata. Under load that is done a piece at a time, at
+//! twice the pace at which the file before it is written: all at once, it would hold up the flushes.
 
 use super::{DIR, JournalError, file_path};
-use crate::disk::{Disk, FileId, Op, Outcome, Owner};
+use crate::disk::{AlignedBuf, Disk, FileId, Op, Outcome, Owner};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
-/// Spares kept for reuse; more than this many are removed to give the space back.
-pub(super) const MAX_SPARES: usize = 2;
+/// Spares kept for reuse; more than this many are removed to give the space back. A checkpoint releases several files at
+/// once, and a new one has to be filled, which takes as much of the disk as writing it once more.
+pub(super) const MAX_SPARES: usize = 4;
+
+/// Bytes zeroed at a time.
+const PIECE: u64 = 1 << 20;
 
 #[derive(Debug)]
 pub(super) struct Live {
@@ -23,7 +30,12 @@ pub(super) struct Live {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SpareState {
     Opening,
-    Filling,
+    /// Zeroed up to `done`; a piece may be under way.
+    Filling {
+        done: u64,
+        writing: bool,
+    },
+    Syncing,
     Renaming,
     Naming,
     Ready,
@@ -58,6 +70,8 @@ pub(super) struct Files {
     pub(super) live: BTreeMap<u64, Live>,
     spares: VecDeque<Spare>,
     tasks: BTreeMap<u64, Task>,
+    /// Written over and over.
+    zeros: AlignedBuf,
     next_id: u64,
     next_token: u64,
 }
@@ -144,11 +158,11 @@ impl Files {
             }
             SpareState::Full { opened: true } if retry => {
                 spare.len = spare.len.max(len);
-                self.fill_spare(disk);
+                spare.state = SpareState::Filling { done: 0, writing: false };
             }
             SpareState::Ready if spare.len < len => {
+                spare.state = SpareState::Filling { done: spare.len, writing: false };
                 spare.len = len;
-                self.fill_spare(disk);
             }
             _ => {}
         }
@@ -159,11 +173,17 @@ impl Files {
         self.submit(disk, Task::Spare(number), op);
     }
 
-    fn fill_spare<D: Disk>(&mut self, disk: &mut D) {
+    /// Go on zeroing the next file, if less than `upto` bytes of it are.
+    pub(super) fn fill<D: Disk>(&mut self, disk: &mut D, upto: u64) {
         let Some(spare) = self.spares.front_mut() else { return };
-        spare.state = SpareState::Filling;
-        let (number, file, len) = (spare.number, spare.id, spare.len);
-        self.submit(disk, Task::Spare(number), Op::ZeroFill { file, len });
+        let SpareState::Filling { done, writing: false } = spare.state else { return };
+        if done < upto.min(spare.len) {
+            spare.state = SpareState::Filling { done, writing: true };
+            let (number, file) = (spare.number, spare.id);
+            let mut buf = std::mem::take(&mut self.zeros);
+            buf.resize((spare.len - done).min(PIECE) as usize);
+            self.submit(disk, Task::Spare(number), Op::Write { file, position: done, buf, durable: false });
+        }
     }
 
     /// Take the oldest live file out of use: it becomes a spare if it is of use as one, else it is removed.
@@ -234,11 +254,17 @@ impl Files {
         };
         let (file, len) = (spare.id, spare.len);
         match (spare.state, result) {
-            (SpareState::Opening, Ok(_)) => {
-                spare.state = SpareState::Filling;
-                self.submit(disk, Task::Spare(number), Op::ZeroFill { file, len });
+            (SpareState::Opening, Ok(_)) => spare.state = SpareState::Filling { done: 0, writing: false },
+            (SpareState::Filling { done, .. }, Ok(Outcome::Written(zeros))) => {
+                let done = done + zeros.len() as u64;
+                self.zeros = zeros;
+                spare.state = SpareState::Filling { done, writing: false };
+                if done >= len {
+                    spare.state = SpareState::Syncing;
+                    self.submit(disk, Task::Spare(number), Op::Sync { file });
+                }
             }
-            (SpareState::Filling | SpareState::Renaming, Ok(_)) => {
+            (SpareState::Syncing | SpareState::Renaming, Ok(_)) => {
                 spare.state = SpareState::Naming;
                 self.submit(disk, Task::Spare(number), Op::SyncDir { path: DIR.to_owned() });
             }
@@ -246,16 +272,17 @@ impl Files {
             (SpareState::Opening, Err(e)) if e.kind() == io::ErrorKind::StorageFull => {
                 spare.state = SpareState::Full { opened: false };
             }
-            (SpareState::Filling, Err(e)) if e.kind() == io::ErrorKind::StorageFull => {
+            (SpareState::Filling { .. }, Err(e)) if e.kind() == io::ErrorKind::StorageFull => {
                 spare.state = SpareState::Emptying;
                 self.submit(disk, Task::Spare(number), Op::SetLen { file, len: 0 });
             }
             (SpareState::Emptying, Ok(_)) => spare.state = SpareState::Full { opened: true },
-            (SpareState::Ready | SpareState::Full { .. }, Ok(_)) => {}
+            (SpareState::Ready | SpareState::Full { .. } | SpareState::Filling { .. }, Ok(_)) => {}
             (state, Err(source)) => {
                 let operation = match state {
                     SpareState::Opening => "create",
-                    SpareState::Filling => "fill",
+                    SpareState::Filling { .. } => "fill",
+                    SpareState::Syncing => "sync",
                     SpareState::Emptying => "empty",
                     SpareState::Renaming => "rename a released file to",
                     _ => "sync the directory of",

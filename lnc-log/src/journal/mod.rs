@@ -623,15 +623,22 @@ impl Journal {
         Ok(())
     }
 
-    /// Prepare the next file when the current one is half full, or when a flush already waits for it.
+    /// Prepare the next file: at twice the pace at which the current one fills, at once when a flush already waits for
+    /// it, and in any case while there is nothing else to do.
     fn make_room<D: Disk>(&mut self, disk: &mut D, retry: bool) {
+        /// Bytes that the next file is ahead, so that short bursts need not wait for it.
+        const AHEAD: u64 = 4 << 20;
         let waiting = self.sealed.front().map(|flush| (flush.file, flush.capacity));
         let (file, capacity) = waiting.unwrap_or((self.staged.file, self.staged.capacity));
-        if !self.files.live.contains_key(&file) {
+        let is_missing = !self.files.live.contains_key(&file);
+        if is_missing {
             self.files.prepare(disk, capacity, retry);
-        } else if self.files.is_full() || (!self.files.has_spare() && self.staged.position >= capacity / 2) {
+        } else if self.files.is_full() || !self.files.has_spare() {
             self.files.prepare(disk, self.config.file_bytes, retry);
         }
+        let is_idle = self.in_flight.is_empty() && self.staged.buf.is_empty();
+        let upto = if is_missing || is_idle { u64::MAX } else { 2 * self.staged.position + AHEAD };
+        self.files.fill(disk, upto);
     }
 
     fn recycle<D: Disk>(&mut self, disk: &mut D) {

@@ -40,6 +40,8 @@ struct Entry {
 #[derive(Debug, Default)]
 pub(super) struct Files {
     entries: BTreeMap<LogFile, Entry>,
+    /// The open files that nobody uses, by when they were used last.
+    idle: BTreeMap<u64, LogFile>,
     opened: u64,
     uses: u64,
 }
@@ -55,6 +57,7 @@ impl Files {
     pub(super) fn acquire(&mut self, log: LogFile, waiter: Waiter) -> Acquired {
         if let Some(entry) = self.entries.get_mut(&log) {
             entry.users += 1;
+            self.idle.remove(&entry.last_use);
             if entry.open {
                 return Acquired::Open(entry.file);
             }
@@ -92,6 +95,9 @@ impl Files {
             self.uses += 1;
             entry.users -= 1;
             entry.last_use = self.uses;
+            if entry.users == 0 {
+                self.idle.insert(self.uses, log);
+            }
         }
     }
 
@@ -105,7 +111,9 @@ impl Files {
         if self.in_use(log) {
             return None;
         }
-        self.entries.remove(&log).map(|entry| entry.file)
+        let entry = self.entries.remove(&log)?;
+        self.idle.remove(&entry.last_use);
+        Some(entry.file)
     }
 
     /// A file to close because more than `max` are open: of those that nobody uses, the one used longest ago.
@@ -113,8 +121,7 @@ impl Files {
         if self.entries.len() <= max {
             return None;
         }
-        let idle = self.entries.iter().filter(|(_, entry)| entry.users == 0);
-        let (&oldest, _) = idle.min_by_key(|(_, entry)| entry.last_use)?;
+        let (_, oldest) = self.idle.pop_first()?;
         self.remove(oldest)
     }
 }

@@ -154,9 +154,9 @@ impl SegmentStore {
                 buf.pad_to_block();
                 Op::Write { file, position, buf, durable: true }
             }
-            (Some(Step::Write { base, bytes }), _) => {
+            (Some(Step::Write { base, bytes, durable }), _) => {
                 let position = partition.fill(base, bytes, &mut buf);
-                Op::Write { file, position, buf, durable: false }
+                Op::Write { file, position, buf, durable }
             }
             (Some(Step::Cut { base }), _) => {
                 let len = partition.segment(base).map_or(0, |segment| segment.state.len);
@@ -212,9 +212,9 @@ impl SegmentStore {
                 partition.dir_made = true;
                 partition.unsynced = UnsyncedNames { files: false, dir: true, root: !root_synced };
             }
-            Step::Write { base, bytes } => {
+            Step::Write { base, bytes, durable } => {
                 let before = partition.queued_bytes();
-                partition.written(base, bytes);
+                partition.written(base, bytes, durable);
                 self.pending_bytes -= before - partition.queued_bytes();
             }
             Step::Cut { base } => partition.padding_cut(base),

@@ -226,8 +226,8 @@ impl Queue {
 pub(super) enum Step {
     /// Make the partition's directory.
     CreateDir,
-    /// Write `bytes` from `flushed` on; padded if that is not whole blocks.
-    Write { base: u64, bytes: usize },
+    /// Write `bytes` from `flushed` on; padded if that is not whole blocks. `durable` syncs them at the same time.
+    Write { base: u64, bytes: usize, durable: bool },
     /// Cut the padding off.
     Cut { base: u64 },
     /// Open the index file.
@@ -541,7 +541,10 @@ impl Partition {
             (false, _) => segment.on_file < needed,
         };
         if write {
-            let step = Step::Write { base, bytes };
+            // The last bytes that a checkpoint needs of a segment need no sync of their own, if nothing else waits for one.
+            let last = !sealed && needed > 0 && segment.flushed + bytes as u64 >= needed;
+            let durable = last && segment.synced >= segment.flushed;
+            let step = Step::Write { base, bytes, durable };
             return Some(if self.dir_made { step } else { Step::CreateDir });
         }
         match sealed {
@@ -566,8 +569,8 @@ impl Partition {
         }
     }
 
-    /// A write has completed.
-    pub(super) fn written(&mut self, base: u64, bytes: usize) {
+    /// A write has completed; `durable` says that it was synced.
+    pub(super) fn written(&mut self, base: u64, bytes: usize, durable: bool) {
         let last_end = self.queue.last_end(bytes as u64);
         let Some(segment) = self.segment_mut(base) else { return };
         let before = segment.flushed;
@@ -576,7 +579,7 @@ impl Partition {
             segment.readable = (before + at, offset);
         }
         segment.on_file = segment.on_file.max(end);
-        segment.synced = segment.synced.min(before);
+        segment.synced = if durable { end } else { segment.synced.min(before) };
         let whole = segment.state.sealed && end == segment.state.len;
         segment.flushed = if whole { end } else { block_floor(end) };
         segment.cut |= whole && end.is_multiple_of(BLOCK as u64);

@@ -36,7 +36,7 @@ impl SegmentStore {
             let segment_bytes = segment_bytes.unwrap_or(store.config.segment_bytes);
             let partition = Partition::recovered(*key, segment_bytes, state, tail);
             store.pending_bytes += partition.queued_bytes();
-            if store.partitions.insert(*key, partition).is_some() {
+            if store.partitions.insert(*key, Box::new(partition)).is_some() {
                 return Err(SegmentError::PartitionExists { key: *key });
             }
         }

@@ -67,7 +67,8 @@ pub(super) struct Progress {
 #[derive(Debug)]
 pub struct SegmentStore {
     pub(super) config: SegmentConfig,
-    pub(super) partitions: BTreeMap<PartitionKey, Partition>,
+    /// Boxed, so that a search touches little but keys.
+    pub(super) partitions: BTreeMap<PartitionKey, Box<Partition>>,
     pub(super) files: Files,
     ops: BTreeMap<u64, Pending>,
     submitted: u64,
@@ -134,7 +135,7 @@ impl SegmentStore {
             return Err(SegmentError::PartitionExists { key });
         }
         let segment_bytes = segment_bytes.unwrap_or(self.config.segment_bytes);
-        self.partitions.insert(key, Partition::new(key, segment_bytes));
+        self.partitions.insert(key, Box::new(Partition::new(key, segment_bytes)));
         Ok(())
     }
 
@@ -177,7 +178,7 @@ impl SegmentStore {
             let live = self.partitions.iter().filter(|(_, partition)| partition.removed.is_none());
             self.checkpoint.states = live.map(|(key, partition)| (*key, partition.to_state())).collect();
             for key in std::mem::take(&mut self.dirty) {
-                if self.partitions.get_mut(&key).is_some_and(Partition::set_target) {
+                if self.partitions.get_mut(&key).is_some_and(|partition| partition.set_target()) {
                     self.checkpoint.waiting.insert(key);
                     self.ready.insert(key);
                 }
@@ -406,7 +407,7 @@ impl SegmentStore {
     }
 
     pub(super) fn live(&self, key: PartitionKey) -> Result<&Partition, SegmentError> {
-        let live = self.partitions.get(&key).filter(|partition| partition.removed.is_none());
+        let live = self.partitions.get(&key).map(Box::as_ref).filter(|partition| partition.removed.is_none());
         live.ok_or(SegmentError::UnknownPartition { key })
     }
 
@@ -464,9 +465,9 @@ impl SegmentStore {
 }
 
 fn live_mut(
-    partitions: &mut BTreeMap<PartitionKey, Partition>,
+    partitions: &mut BTreeMap<PartitionKey, Box<Partition>>,
     key: PartitionKey,
 ) -> Result<&mut Partition, SegmentError> {
-    let live = partitions.get_mut(&key).filter(|partition| partition.removed.is_none());
+    let live = partitions.get_mut(&key).map(Box::as_mut).filter(|partition| partition.removed.is_none());
     live.ok_or(SegmentError::UnknownPartition { key })
 }

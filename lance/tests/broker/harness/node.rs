@@ -196,6 +196,7 @@ impl Node {
         let mut outputs = Vec::new();
         match broker.turn(clock, &mut outputs) {
             Ok(messages) => {
+                broker.kick();
                 let operations = self.disk.operations() != before;
                 let completing = self.order != Order::Held && !self.disk.in_flight().is_empty();
                 let busy = operations || completing || broker.wants_turn();
