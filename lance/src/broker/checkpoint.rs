@@ -286,6 +286,7 @@ pub fn open<D: Disk>(
         metrics,
         group_metrics,
         flushes: VecDeque::new(),
+        writing_until_us: 0,
         freshness: BTreeMap::new(),
         left_behind: BTreeSet::new(),
         last_second_us: 0,

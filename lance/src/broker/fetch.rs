@@ -157,10 +157,18 @@ impl<D: Disk> Broker<D> {
         self.reply(parked.caller, Opcode::Fetch, Response::Fetch(results));
     }
 
+    /// Bytes of segments that the disk is asked for at once. While records are written they are few: a flush waits for
+    /// what was asked for before it, and so do those who wait for the flush.
+    pub(super) fn read_budget(&self) -> usize {
+        const WHILE_WRITING: usize = 512 << 10;
+        if self.now_us() < self.writing_until_us { WHILE_WRITING } else { usize::MAX }
+    }
+
     fn read_cold(&mut self, id: u64, mut parked: Parked, reads: Vec<(usize, PartitionKey, u64, usize)>) {
+        let most = self.read_budget();
         for (position, key, offset, max_bytes) in reads {
             let ticket = self.ticket();
-            match self.segments.read(&mut self.disk, key, offset, max_bytes, ticket) {
+            match self.segments.read(&mut self.disk, key, offset, max_bytes.min(most), ticket) {
                 Ok(()) => {
                     self.fetches.cold.insert(ticket, (id, position));
                     parked.cold_waiting += 1;

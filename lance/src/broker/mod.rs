@@ -268,6 +268,8 @@ pub struct Broker<D: Disk> {
     group_metrics: BTreeMap<GroupId, GroupMetrics>,
     request_counters: BTreeMap<Opcode, Counter>,
     flushes: VecDeque<FlushUnderWay>,
+    /// Until then, the last flush counts as a sign that records are written.
+    writing_until_us: u64,
     freshness: BTreeMap<GroupId, Freshness>,
     /// Followers that need entries which the journal no longer holds, by group.
     left_behind: BTreeSet<(GroupId, NodeId)>,
@@ -493,6 +495,8 @@ impl<D: Disk> Broker<D> {
             self.absorb(&mut out)?;
         }
         self.finish_topic_changes();
+        let read_budget = self.read_budget();
+        self.segments.set_read_budget(&mut self.disk, read_budget);
         self.wake_fetches();
         // A write that fails for want of space completes at once and so asks for the next turn: retried in every turn, it
         // would keep the shard busy for as long as the disk is full.
@@ -615,6 +619,8 @@ impl<D: Disk> Broker<D> {
 
     /// Keep the books of the journal's flushes.
     fn time_flushes(&mut self, out: &mut Outputs) {
+        /// How long after a flush another one is reckoned with.
+        const WRITING_US: u64 = 100_000;
         let now = self.now_us();
         if let Some(tracer) = self.tracer.as_mut().filter(|_| !out.flushes_started.is_empty()) {
             tracer.flush_submitted();
@@ -622,6 +628,7 @@ impl<D: Disk> Broker<D> {
         for (number, bytes) in out.flushes_started.drain(..) {
             self.metrics.journal_flush_bytes.observe(bytes as f64);
             self.flushes.push_back(FlushUnderWay { number, bytes, since_us: now });
+            self.writing_until_us = now + WRITING_US;
         }
         while let Some(flush) = self.flushes.pop_front_if(|flush| flush.number <= out.flushes_durable) {
             let took_us = now.saturating_sub(flush.since_us);

@@ -1,7 +1,8 @@
 //! Reads from segment files: find the stretch, read it, check every batch, hand out whole batches.
 //!
 //! A read goes: open the log file → (load the index of a sealed segment → if that is bad, rebuild it by a scan) → read
-//! the stretch → if its batch turns out longer, read that. One operation is in flight per read.
+//! the stretch → if its batch turns out longer, read that. One operation is in flight per read, and over all of them no more
+//! bytes than the owner allows: what the disk was asked for before, a flush must wait for.
 
 use super::files::Waiter;
 use super::index::{self, IndexEntry};
@@ -80,6 +81,10 @@ pub(super) struct ReadTask {
     max_bytes: usize,
     file: FileId,
     phase: Phase,
+    /// Position and length of what it waits for, or has the disk read.
+    wanted: (u64, usize),
+    /// Whether the disk reads that.
+    reading: bool,
     /// Where the walk met something else than a batch.
     damage: Option<Place>,
 }
@@ -202,7 +207,21 @@ impl SegmentStore {
         self.reads_begun += 1;
         let id = self.reads_begun;
         let phase = Phase::Open { stretch };
-        self.reads.insert(id, ReadTask { ticket, key, base, target, max_bytes, file: FileId(0), phase, damage: None });
+        self.reads.insert(
+            id,
+            ReadTask {
+                ticket,
+                key,
+                base,
+                target,
+                max_bytes,
+                file: FileId(0),
+                phase,
+                wanted: (0, 0),
+                reading: false,
+                damage: None,
+            },
+        );
         self.acquire(disk, (key, base), Waiter::Read(id));
         Ok(())
     }
@@ -237,6 +256,9 @@ impl SegmentStore {
     /// An operation of a read has completed.
     pub(super) fn read_step(&mut self, disk: &mut impl Disk, id: u64, result: io::Result<Outcome>) -> Option<ReadDone> {
         let task = self.reads.get_mut(&id)?;
+        if std::mem::take(&mut task.reading) {
+            self.reading_bytes -= task.wanted.1;
+        }
         let phase = std::mem::replace(&mut task.phase, Phase::Open { stretch: None });
         let next = match phase {
             Phase::OpenIndex { index } => self.index_opened(id, index, result),
@@ -248,7 +270,32 @@ impl SegmentStore {
             Phase::Data { at, until } => self.data_read(id, at, until, result),
             Phase::Open { .. } => return None,
         };
-        self.read_next(disk, id, next)
+        let done = self.read_next(disk, id, next);
+        self.pump_reads(disk);
+        done
+    }
+
+    /// Ask the disk for no more than so many bytes at once, but for one read of any length.
+    pub fn set_read_budget(&mut self, disk: &mut impl Disk, bytes: usize) {
+        self.read_budget = bytes;
+        self.pump_reads(disk);
+    }
+
+    /// Have the disk begin with the reads for which there is room.
+    fn pump_reads(&mut self, disk: &mut impl Disk) {
+        while let Some(id) = self.waiting_reads.front().copied() {
+            if let Some(task) = self.reads.get_mut(&id) {
+                let (position, len) = task.wanted;
+                if self.reading_bytes > 0 && self.reading_bytes.saturating_add(len) > self.read_budget {
+                    return;
+                }
+                task.reading = true;
+                self.reading_bytes += len;
+                let op = Op::Read { file: task.file, position, len };
+                self.submit(disk, Pending::Read(id), op);
+            }
+            self.waiting_reads.pop_front();
+        }
     }
 
     fn read_next(&mut self, disk: &mut impl Disk, id: u64, next: Next) -> Option<ReadDone> {
@@ -278,9 +325,11 @@ impl SegmentStore {
                 let (Phase::Data { at, until } | Phase::Scan { at, until, .. }) = &mut phase else { return None };
                 *until = (*until).min(limit);
                 let from = block_floor(at.position);
-                let len = block_ceil(*until).saturating_sub(from) as usize;
+                task.wanted = (from, block_ceil(*until).saturating_sub(from) as usize);
                 task.phase = phase;
-                Op::Read { file: task.file, position: from, len }
+                self.waiting_reads.push_back(id);
+                self.pump_reads(disk);
+                return None;
             }
         };
         self.submit(disk, Pending::Read(id), op);

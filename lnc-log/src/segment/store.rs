@@ -87,6 +87,12 @@ pub struct SegmentStore {
     removal_in_flight: bool,
     pub(super) reads: BTreeMap<u64, ReadTask>,
     pub(super) reads_begun: u64,
+    /// Bytes that the disk may be asked for at once, beyond one read.
+    pub(super) read_budget: usize,
+    /// Bytes that it is asked for.
+    pub(super) reading_bytes: usize,
+    /// Reads that wait for others, oldest first.
+    pub(super) waiting_reads: VecDeque<u64>,
     /// Sealed segments whose index is in memory, oldest first.
     cached: VecDeque<LogFile>,
     buffers: Vec<AlignedBuf>,
@@ -122,6 +128,9 @@ impl SegmentStore {
             removal_in_flight: false,
             reads: BTreeMap::new(),
             reads_begun: 0,
+            read_budget: usize::MAX,
+            reading_bytes: 0,
+            waiting_reads: VecDeque::new(),
             cached: VecDeque::new(),
             buffers: Vec::new(),
             repaired: Vec::new(),

@@ -1,11 +1,17 @@
 //! Reading by offset and by time.
 
 use crate::support::{Harness, KEY, batch, batches_of, concat, small, stored};
+use lnc_log::disk::Disk;
+use lnc_log::disk::memory::Order;
 use lnc_log::segment::{PartitionKey, SegmentConfig, SegmentError, StoredBatch};
 use std::io;
 
 fn filled() -> (Harness, Vec<StoredBatch>) {
-    let mut replica = Harness::new(small());
+    filled_with(small())
+}
+
+fn filled_with(config: SegmentConfig) -> (Harness, Vec<StoredBatch>) {
+    let mut replica = Harness::new(config);
     let lens = [10, 900, 3000, 1, 1, 1, 2500, 40, 700, 6000, 5, 5, 12_000, 5, 1200, 9000, 30, 30, 2000];
     let batches = replica.append(&lens, 3);
     (replica, batches)
@@ -45,6 +51,44 @@ fn large_reads_are_filled_up_to_the_end_of_the_segment() {
         let limit = inside.len();
         assert!(replica.read(inside.base_offset, limit).unwrap()[0][..] == stored(inside));
     }
+}
+
+/// One goes in any case, however long; the others follow in their order, and all are answered.
+#[test]
+fn reads_beyond_the_budget_wait_for_their_turn() {
+    // Files and indexes are at hand after the first time.
+    let (mut replica, batches) = filled_with(SegmentConfig { max_open_files: 99, max_cached_indexes: 99, ..small() });
+    let (_, states) = replica.checkpoint();
+    let bases: Vec<u64> = states[0].1.segments.iter().map(|segment| segment.base_offset).collect();
+    assert!(bases.len() >= 3, "more than one file");
+    replica.read_all(KEY, 1 << 20);
+    replica.store.set_read_budget(&mut replica.disk, 1);
+    replica.disk.set_order(Order::Held);
+    for (ticket, base) in bases.iter().enumerate() {
+        replica.store.read(&mut replica.disk, KEY, *base, 1 << 20, ticket as u64).unwrap();
+    }
+    let mut answered = Vec::new();
+    while answered.len() < bases.len() {
+        assert!(replica.disk.in_flight().len() <= 1, "all at once");
+        replica.disk.release_all();
+        let mut completions = Vec::new();
+        replica.disk.reap(&mut completions);
+        for completion in completions {
+            let done = replica.store.on_completion(&mut replica.disk, completion).unwrap();
+            answered.extend(done.map(|done| (done.ticket, done.result.unwrap().base_offset)));
+        }
+    }
+    let expected: Vec<(u64, u64)> = (0..).zip(bases.iter().copied()).collect();
+    assert_eq!(answered, expected);
+    // With room again, those that wait are begun at once.
+    for base in &bases {
+        replica.store.read(&mut replica.disk, KEY, *base, 1 << 20, 0).unwrap();
+    }
+    assert_eq!(replica.disk.in_flight().len(), 1);
+    replica.store.set_read_budget(&mut replica.disk, usize::MAX);
+    assert_eq!(replica.disk.in_flight().len(), bases.len());
+    assert_eq!(replica.settle().unwrap().len(), bases.len());
+    assert!(replica.read_all(KEY, 1 << 20) == concat(&batches));
 }
 
 #[test]
