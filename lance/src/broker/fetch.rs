@@ -122,7 +122,13 @@ impl<D: Disk> Broker<D> {
         }
         let bytes: usize = results.iter().map(|found| found.records.len()).sum();
         let failed = results.iter().any(|found| found.error != ErrorCode::None);
-        let enough = bytes >= (parked.request.min_bytes.max(1) as usize).min(limit);
+        // A read from the disk may have been cut short of what is there: to wait for records that come, and read it again
+        // with each of them, would help nobody.
+        let behind = |(found, range): (&FetchedPartition, &Range<u64>)| {
+            !found.records.is_empty() && range.end < found.high_watermark
+        };
+        let cut = !parked.cold.is_empty() && results.iter().zip(&offsets).any(behind);
+        let enough = cut || bytes >= (parked.request.min_bytes.max(1) as usize).min(limit);
         if enough || failed || parked.deadline_us <= self.now_us() {
             return self.answer_fetch(parked, results, &offsets);
         }

@@ -100,6 +100,15 @@ fn a_fetch_waits_for_as_many_bytes_as_it_asks_for() {
     assert_eq!(read(&fetched(cluster.outcome(call))[0]).len(), 3);
 }
 
+/// A read from a file ends with the file, and earlier while records are written.
+#[test]
+fn a_fetch_does_not_wait_for_what_comes_while_there_is_more_on_disk() {
+    let mut cluster = cold(40);
+    let leader = cluster.leader_of(DATA);
+    let call = wait_for(&mut cluster, leader, &[(0, 0)], 30_000, 30_000);
+    assert!(!read(&fetched(cluster.outcome(call))[0]).is_empty());
+}
+
 #[test]
 fn a_fetch_that_waits_for_more_than_there_is_gets_what_there_is_in_time() {
     let mut cluster = with_topic(1);

@@ -148,8 +148,13 @@ impl Files {
             self.open_spare(disk, number, id);
             return;
         }
+        if self.is_full() && self.take_from_behind(disk, len) {
+            return;
+        }
         let spare = &mut self.spares[0];
         let (number, id) = (spare.number, spare.id);
+        // Filling what cannot be filled would take the space, for a moment, from those who could free some.
+        let retry = retry && disk.free_bytes().is_none_or(|free| free >= spare.len.max(len));
         match spare.state {
             SpareState::Full { opened: false } if retry => {
                 spare.state = SpareState::Opening;
@@ -166,6 +171,21 @@ impl Files {
             }
             _ => {}
         }
+    }
+
+    /// Where there is no space for the next file, the last one that is complete takes its place.
+    fn take_from_behind<D: Disk>(&mut self, disk: &mut D, len: u64) -> bool {
+        let Some(last) = self.spares.pop_back_if(|s| s.state == SpareState::Ready && s.len >= len) else {
+            return false;
+        };
+        let Some(full) = self.spares.pop_front() else { return false };
+        if full.state == (SpareState::Full { opened: true }) {
+            self.submit(disk, Task::Close(full.number), Op::Close { file: full.id });
+        }
+        let op = Op::Rename { from: file_path(last.number), to: file_path(full.number) };
+        self.submit(disk, Task::Spare(full.number), op);
+        self.spares.push_front(Spare { number: full.number, state: SpareState::Renaming, ..last });
+        true
     }
 
     fn open_spare<D: Disk>(&mut self, disk: &mut D, number: u64, id: FileId) {
@@ -254,7 +274,13 @@ impl Files {
         };
         let (file, len) = (spare.id, spare.len);
         match (spare.state, result) {
-            (SpareState::Opening, Ok(_)) => spare.state = SpareState::Filling { done: 0, writing: false },
+            (SpareState::Opening, Ok(_)) => {
+                let fits = disk.free_bytes().is_none_or(|free| free >= len);
+                spare.state = match fits {
+                    true => SpareState::Filling { done: 0, writing: false },
+                    false => SpareState::Full { opened: true },
+                };
+            }
             (SpareState::Filling { done, .. }, Ok(Outcome::Written(zeros))) => {
                 let done = done + zeros.len() as u64;
                 self.zeros = zeros;
@@ -272,7 +298,9 @@ impl Files {
             (SpareState::Opening, Err(e)) if e.kind() == io::ErrorKind::StorageFull => {
                 spare.state = SpareState::Full { opened: false };
             }
-            (SpareState::Filling { .. }, Err(e)) if e.kind() == io::ErrorKind::StorageFull => {
+            (SpareState::Filling { .. } | SpareState::Syncing, Err(e))
+                if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::WriteZero) =>
+            {
                 spare.state = SpareState::Emptying;
                 self.submit(disk, Task::Spare(number), Op::SetLen { file, len: 0 });
             }

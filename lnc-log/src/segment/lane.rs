@@ -261,7 +261,8 @@ impl SegmentStore {
         self.pump(disk);
     }
 
-    /// A full disk leaves the bytes in memory, for another attempt. Anything else, and any failed sync, is fatal.
+    /// A full disk leaves the bytes in memory, for another attempt, which writes all again that a failed durable write had.
+    /// Anything else, and any failed sync of what is no longer in memory, is fatal.
     fn step_failed(&mut self, disk: &mut impl Disk, key: PartitionKey, source: io::Error) -> Result<(), SegmentError> {
         let Some(step) = self.partitions.get(&key).and_then(|partition| partition.lane) else { return Ok(()) };
         let full = matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);

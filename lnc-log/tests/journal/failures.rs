@@ -103,6 +103,44 @@ fn a_full_disk_stalls_flushes_until_there_is_space() {
     assert_eq!(history.durable, history.appended.len());
 }
 
+/// Files that were released while the next one was being made wait behind it, and are complete.
+#[test]
+fn a_next_file_for_which_there_is_no_space_is_replaced_by_one_that_is_complete() {
+    let (mut disk, mut journal, mut history) = started();
+    let mut index = 0;
+    while journal.current_file() < 4 {
+        index += 1;
+        append(&mut disk, &mut journal, &mut history, index, 3000);
+    }
+    disk.set_order(Order::Held);
+    while journal.current_file() < 5 {
+        index += 1;
+        history.entry(&mut journal, 1, 1, index, 3000);
+        history.flush(&mut journal, &mut disk);
+        disk.release_all();
+        step(&mut journal, &mut disk).expect("healthy");
+    }
+    // The next file is being zeroed, and stays so while the released ones get ready.
+    assert_eq!(disk.in_flight().len(), 1, "the zeroes of the sixth file");
+    journal.release(&mut disk, 5);
+    while disk.in_flight().len() > 1 {
+        disk.in_flight().iter().skip(1).for_each(|(number, _)| assert!(disk.release(*number)));
+        step(&mut journal, &mut disk).expect("healthy");
+    }
+    let zeroes = |_, op: &Op| matches!(op, Op::Write { durable: false, .. }).then(|| io::ErrorKind::StorageFull.into());
+    disk.inject(Some(Box::new(zeroes)));
+    disk.set_order(Order::Immediate);
+    disk.release_all();
+    for _ in 0..8 {
+        index += 1;
+        append(&mut disk, &mut journal, &mut history, index, 3000);
+    }
+    assert!(journal.current_file() > 5);
+    let mut disk = disk.crash(CrashChoice::Nothing);
+    let (_, recovered) = open(&mut disk, config(FILE_BYTES, 2), 5);
+    assert_eq!(history.matching(&recovered, 5), Some(history.appended.len()));
+}
+
 #[test]
 fn released_files_are_recycled_and_space_stays_bounded() {
     let (mut disk, mut journal, mut history) = started();

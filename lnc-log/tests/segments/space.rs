@@ -76,6 +76,25 @@ fn failed_writes_and_syncs_are_fatal() {
     }
 }
 
+/// It is done again as a whole, from memory.
+#[test]
+fn a_durable_write_that_finds_the_disk_full_is_tried_again() {
+    let mut replica = Harness::new(small());
+    let batches = replica.append(&[300], 1);
+    let hook = |_, op: &Op| matches!(op, Op::Write { durable: true, .. }).then(|| io::ErrorKind::StorageFull.into());
+    replica.disk.inject(Some(Box::new(hook)));
+    replica.store.begin_checkpoint(&mut replica.disk);
+    replica.settle().unwrap();
+    assert!(replica.store.is_full() && !replica.store.checkpoint_done());
+    replica.disk.inject(None);
+    replica.write_out();
+    assert!(replica.store.checkpoint_done());
+    let states = replica.store.checkpoint_states();
+    let crashed = replica.disk.crash(lnc_log::disk::memory::CrashChoice::Nothing);
+    let mut recovered = Harness::recover(small(), crashed, &states).unwrap();
+    assert!(recovered.read_all(KEY, 1 << 20) == concat(&batches));
+}
+
 #[test]
 fn a_sync_that_finds_the_disk_full_is_fatal() {
     let mut replica = Harness::new(small());
