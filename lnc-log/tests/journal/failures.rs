@@ -133,8 +133,12 @@ fn a_next_file_for_which_there_is_no_space_is_replaced_by_one_that_is_complete()
     disk.release_all();
     for _ in 0..8 {
         index += 1;
-        append(&mut disk, &mut journal, &mut history, index, 3000);
+        history.entry(&mut journal, 1, 1, index, 3000);
+        history.flush(&mut journal, &mut disk);
+        settle(&mut journal, &mut disk).expect("no space is no failure");
     }
+    history.observe(&journal);
+    assert_eq!(history.durable, history.appended.len(), "flushes go on");
     assert!(journal.current_file() > 5);
     let mut disk = disk.crash(CrashChoice::Nothing);
     let (_, recovered) = open(&mut disk, config(FILE_BYTES, 2), 5);
