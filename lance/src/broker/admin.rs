@@ -216,6 +216,7 @@ impl<D: Disk> Broker<D> {
     pub(super) fn apply_retention(&mut self) {
         let now_ms = self.clock.wall_ms;
         let limited = self.catalog.topics().filter(|t| t.options.max_age_ms.is_some() || t.options.max_bytes.is_some());
+        self.storage.hand_over();
         let mut trims = Vec::new();
         for topic in limited {
             for key in topic.keys() {
@@ -224,7 +225,7 @@ impl<D: Disk> Broker<D> {
                     continue;
                 }
                 let (age, bytes) = (topic.options.max_age_ms, topic.options.max_bytes);
-                let start = self.segments.trim_candidates(key, now_ms, age, bytes);
+                let start = self.storage.trim_candidates(key, now_ms, age, bytes);
                 trims.extend(start.map(|log_start_offset| (group, Command::Trim { key, log_start_offset })));
             }
         }
@@ -287,6 +288,7 @@ impl<D: Disk> Broker<D> {
     }
 
     pub(super) fn describe_topic(&mut self, caller: Caller, name: &str) {
+        self.storage.hand_over();
         match self.catalog.topic(name) {
             Some(topic) => {
                 let description = self.describe(topic);
@@ -318,7 +320,7 @@ impl<D: Disk> Broker<D> {
             leader: self.shard.leader(group).map(NodeId::node),
             log_start_offset: state.map_or(0, |state| state.log_start_offset),
             high_watermark: state.map_or(0, |state| state.log_end_offset),
-            size_bytes: self.segments.size_bytes(key),
+            size_bytes: self.storage.size_bytes(key),
         }
     }
 

@@ -27,8 +27,20 @@ struct Run {
     end_offset: u64,
 }
 
+/// What it takes to apply an entry, kept for the next one: to allocate these anew for each was a tenth of all that a record
+/// costs.
+#[derive(Default)]
+pub(super) struct Scratch {
+    commands: Vec<Command>,
+    outcomes: Vec<Outcome>,
+    runs: Runs,
+}
+
 /// The runs of one entry. They share one buffer: with many partitions, one for each would be what an entry costs most.
+#[derive(Default)]
 struct Runs {
+    /// The bytes that each run of commands for one partition has, to begin with.
+    sizes: Vec<(PartitionKey, usize)>,
     /// One for each partition, by its key; their places have room for all batches that the entry has for it.
     runs: Vec<Run>,
     /// Made when the first batch comes.
@@ -39,25 +51,24 @@ struct Runs {
 }
 
 impl Runs {
-    fn for_entry(commands: &[Command]) -> Self {
-        let mut sizes: Vec<(PartitionKey, usize)> = Vec::with_capacity(commands.len());
+    /// Begin an entry. Nothing is left of the one before it.
+    fn begin(&mut self, commands: &[Command]) {
         for command in commands {
-            match (command, sizes.last_mut()) {
+            match (command, self.sizes.last_mut()) {
                 (Command::Append { key, batch }, Some((last, size))) if last == key => *size += batch.len(),
-                (Command::Append { key, batch }, _) => sizes.push((*key, batch.len())),
+                (Command::Append { key, batch }, _) => self.sizes.push((*key, batch.len())),
                 _ => {}
             }
         }
-        sizes.sort_unstable_by_key(|(key, _)| *key);
-        let mut runs: Vec<Run> = Vec::with_capacity(sizes.len());
-        let mut size = 0;
-        for (key, bytes) in sizes {
-            if runs.last().is_none_or(|last| last.key != key) {
-                runs.push(Run { key, start: size, len: 0, base_offset: 0, end_offset: 0 });
+        self.sizes.sort_unstable_by_key(|(key, _)| *key);
+        self.runs.clear();
+        self.size = 0;
+        for (key, bytes) in self.sizes.drain(..) {
+            if self.runs.last().is_none_or(|last| last.key != key) {
+                self.runs.push(Run { key, start: self.size, len: 0, base_offset: 0, end_offset: 0 });
             }
-            size += bytes;
+            self.size += bytes;
         }
-        Self { runs, buffer: BytesMut::new(), size, batches: Vec::new() }
     }
 
     /// Lay a batch behind those that its partition has. Every batch must be one of the entry's.
@@ -85,8 +96,8 @@ impl Runs {
 
 /// What became of a command, for its caller.
 enum Outcome {
-    Created(Result<Topic, CreateError>),
-    Deleted(Option<Topic>),
+    Created(Result<Box<Topic>, CreateError>),
+    Deleted(Option<Box<Topic>>),
     Producer(u64),
     Members(Result<(), MemberError>),
     FormatRaised,
@@ -112,14 +123,17 @@ impl<D: Disk> Broker<D> {
         if entry.kind == EntryKind::Normal {
             self.checkpoint.applied_bytes += entry.payload.len() as u64;
             let epoch = i32::try_from(entry.term).unwrap_or(i32::MAX);
-            let outcomes = self.apply_commands(group, epoch, entry.payload)?;
-            let mut outcomes = outcomes.into_iter().enumerate();
+            let mut scratch = std::mem::take(&mut self.scratch);
+            self.apply_commands(group, epoch, entry.payload, &mut scratch)?;
+            let mut outcomes = scratch.outcomes.drain(..).enumerate();
             for (position, origin) in &mut origins {
                 let outcome = outcomes.find(|(at, _)| at == &(*position as usize)).map(|(_, outcome)| outcome);
                 if let (Some(origin), Some(outcome)) = (origin.take(), outcome) {
                     self.conclude(group, origin, outcome);
                 }
             }
+            drop(outcomes);
+            self.scratch = scratch;
         }
         self.applied.insert(group, (entry.index, entry.term));
         if let Some(entry) = observed {
@@ -128,22 +142,31 @@ impl<D: Disk> Broker<D> {
         Ok(())
     }
 
-    fn apply_commands(&mut self, group: GroupId, epoch: i32, payload: Bytes) -> Result<Vec<Outcome>, BrokerError> {
+    /// Carry out the commands of an entry; their outcomes are in `scratch`.
+    fn apply_commands(
+        &mut self,
+        group: GroupId,
+        epoch: i32,
+        payload: Bytes,
+        scratch: &mut Scratch,
+    ) -> Result<(), BrokerError> {
         let unreadable = |error| BrokerError::State { group: group.0, error };
-        let commands = Commands::parse(payload).map_err(unreadable)?;
-        let entry_ms = commands.append_ms;
+        let Scratch { commands, outcomes, runs } = scratch;
+        let parsed = Commands::parse(payload).map_err(unreadable)?;
+        let entry_ms = parsed.append_ms;
         let append_ms = self.groups.get_mut(&group).map_or(entry_ms, |data| data.state.advance_clock(entry_ms));
-        let commands = commands.collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
-        let mut outcomes = Vec::with_capacity(commands.len());
-        let mut runs = Runs::for_entry(&commands);
-        for command in commands {
-            if !matches!(command, Command::Append { .. }) {
-                self.store(&mut runs, append_ms)?;
-            }
-            outcomes.push(self.apply_command(group, epoch, append_ms, command, &mut runs)?);
+        for command in parsed {
+            commands.push(command.map_err(unreadable)?);
         }
-        self.store(&mut runs, append_ms)?;
-        Ok(outcomes)
+        runs.begin(commands);
+        for command in commands.drain(..) {
+            if !matches!(command, Command::Append { .. }) {
+                self.store(runs, append_ms);
+            }
+            outcomes.push(self.apply_command(group, epoch, append_ms, command, runs)?);
+        }
+        self.store(runs, append_ms);
+        Ok(())
     }
 
     fn apply_command(
@@ -158,7 +181,7 @@ impl<D: Disk> Broker<D> {
             Command::CreateTopic { name, partitions, data_groups, options } => {
                 let created = self.catalog.create(&name, partitions, data_groups, &options, append_ms);
                 self.reconcile = true;
-                Outcome::Created(created.map(|(topic, _)| topic))
+                Outcome::Created(created.map(|(topic, _)| Box::new(topic)))
             }
             Command::DeleteTopic { name } => {
                 let deleted = self.catalog.delete(&name);
@@ -166,7 +189,7 @@ impl<D: Disk> Broker<D> {
                 if let Some(topic) = &deleted {
                     topic.keys().for_each(|key| self.fetches.wake(key));
                 }
-                Outcome::Deleted(deleted)
+                Outcome::Deleted(deleted.map(Box::new))
             }
             Command::InitProducer => Outcome::Producer(self.catalog.init_producer()),
             Command::FoundMembers { founders } => {
@@ -197,7 +220,7 @@ impl<D: Disk> Broker<D> {
                 if let Some(data) = self.groups.get_mut(&group) {
                     data.reconciling.remove(&key);
                     if data.state.create(key, segment_bytes) {
-                        self.segments.create_partition(key, segment_bytes)?;
+                        self.storage.on_disk().create_partition(key, segment_bytes)?;
                         self.fetches.wake(key);
                     }
                 }
@@ -207,8 +230,9 @@ impl<D: Disk> Broker<D> {
                 if let Some(data) = self.groups.get_mut(&group) {
                     data.reconciling.remove(&key);
                     if data.state.delete(key) {
-                        self.cache.remove(key);
-                        self.segments.remove_partition(key)?;
+                        let (segments, cache) = self.storage.both();
+                        cache.remove(key);
+                        segments.remove_partition(key)?;
                         self.checkpoint.wanted = true;
                         self.fetches.wake(key);
                     }
@@ -218,8 +242,9 @@ impl<D: Disk> Broker<D> {
             Command::Trim { key, log_start_offset } => {
                 let start = self.groups.get_mut(&group).and_then(|data| data.state.trim(key, log_start_offset));
                 if let Some(start) = start {
-                    self.cache.trim(key, start);
-                    self.segments.trim(key, start)?;
+                    let (segments, cache) = self.storage.both();
+                    cache.trim(key, start);
+                    segments.trim(key, start)?;
                     self.checkpoint.wanted = true;
                     self.fetches.wake(key);
                 }
@@ -248,7 +273,7 @@ impl<D: Disk> Broker<D> {
     }
 
     /// Make the collected runs visible, and give them to the segments.
-    fn store(&mut self, runs: &mut Runs, append_ms: u64) -> Result<(), BrokerError> {
+    fn store(&mut self, runs: &mut Runs, append_ms: u64) {
         let bytes = std::mem::take(&mut runs.buffer).freeze();
         for (key, place, header) in runs.batches.drain(..) {
             let raw = bytes.slice(place);
@@ -262,30 +287,29 @@ impl<D: Disk> Broker<D> {
                 prefix,
                 raw,
             };
-            self.segments.append(key, stored)?;
+            self.storage.append(key, stored);
         }
         for run in runs.runs.iter_mut().filter(|run| run.len > 0) {
             let own = bytes.slice(run.start..run.start + run.len);
-            self.cache.append(run.key, run.base_offset, run.end_offset, own);
+            self.storage.append_run(run.key, run.base_offset, run.end_offset, own);
             self.fetches.wake(run.key);
             // What follows in the entry goes to the same place of another buffer.
             run.start += run.len;
             run.len = 0;
         }
-        Ok(())
     }
 
     /// Answer the caller of a command.
     fn conclude(&mut self, group: GroupId, origin: Origin, outcome: Outcome) {
         match outcome {
-            Outcome::Created(Ok(topic)) => self.topic_changed(origin, topic),
+            Outcome::Created(Ok(topic)) => self.topic_changed(origin, *topic),
             Outcome::Created(Err(CreateError::Exists(topic))) => {
                 let Topic { name, partitions, options, .. } = *topic;
                 let message =
                     format!("topic {name:?} exists with other settings: {partitions} partitions, {options:?}");
                 self.fail(origin, ErrorCode::TopicExists, message);
             }
-            Outcome::Deleted(Some(topic)) => self.topic_changed(origin, topic),
+            Outcome::Deleted(Some(topic)) => self.topic_changed(origin, *topic),
             Outcome::Deleted(None) => self.fail(origin, ErrorCode::UnknownTopic, "the topic does not exist".into()),
             Outcome::Producer(id) => {
                 let response = InitProducerResponse { producer_id: id as i64, producer_epoch: 0 };

@@ -59,8 +59,9 @@ pub enum CreateError {
 pub struct Catalog {
     next_topic_id: u64,
     next_producer_id: u64,
-    by_name: BTreeMap<String, Topic>,
-    names: BTreeMap<u64, String>,
+    /// By id: requests that carry one, which is most of them, need no search by name.
+    topics: BTreeMap<u64, Topic>,
+    ids: BTreeMap<String, u64>,
     members: Members,
     /// Formats after the first that the cluster was raised to.
     raised: u32,
@@ -99,7 +100,7 @@ impl Catalog {
         options: &TopicOptions,
         now_ms: u64,
     ) -> Result<(Topic, bool), CreateError> {
-        if let Some(topic) = self.by_name.get(name) {
+        if let Some(topic) = self.topic(name) {
             return if topic.partitions == partitions && topic.options == *options {
                 Ok((topic.clone(), false))
             } else {
@@ -115,16 +116,15 @@ impl Catalog {
             options: options.clone(),
             created_ms: now_ms,
         };
-        self.names.insert(topic.id, name.to_owned());
-        self.by_name.insert(name.to_owned(), topic.clone());
+        self.ids.insert(name.to_owned(), topic.id);
+        self.topics.insert(topic.id, topic.clone());
         Ok((topic, true))
     }
 
     /// Remove a topic; gives it back if it existed.
     pub fn delete(&mut self, name: &str) -> Option<Topic> {
-        let topic = self.by_name.remove(name)?;
-        self.names.remove(&topic.id);
-        Some(topic)
+        let id = self.ids.remove(name)?;
+        self.topics.remove(&id)
     }
 
     /// A producer id that nobody has had before.
@@ -135,18 +135,24 @@ impl Catalog {
 
     /// A topic by name.
     pub fn topic(&self, name: &str) -> Option<&Topic> {
-        self.by_name.get(name)
+        self.ids.get(name).and_then(|id| self.topics.get(id))
+    }
+
+    /// The topic of this name, of which a client says that it has this id (0: it does not know).
+    fn named(&self, name: &str, id: u64) -> Option<&Topic> {
+        let expected = self.topics.get(&id).filter(|topic| topic.name == name);
+        expected.or_else(|| self.topic(name))
     }
 
     /// Whether this replica can tell what a client means that names a topic and perhaps its id (0: any): it has a topic
     /// of that name, and not only one that is older than the id.
     pub fn knows(&self, name: &str, id: u64) -> bool {
-        self.topic(name).is_some_and(|topic| id <= topic.id)
+        self.named(name, id).is_some_and(|topic| id <= topic.id)
     }
 
     /// A topic by id.
     pub fn topic_by_id(&self, id: u64) -> Option<&Topic> {
-        self.names.get(&id).and_then(|name| self.by_name.get(name))
+        self.topics.get(&id)
     }
 
     /// The partition that a request means, and its group; else what to answer. `topic_id` 0 means any topic of the name.
@@ -156,7 +162,7 @@ impl Catalog {
         topic_id: u64,
         partition: u32,
     ) -> Result<(PartitionKey, GroupId), (ErrorCode, String)> {
-        let Some(topic) = self.by_name.get(name) else {
+        let Some(topic) = self.named(name, topic_id) else {
             return Err((ErrorCode::UnknownTopic, format!("topic {name:?} does not exist")));
         };
         if topic_id != 0 && topic_id != topic.id {
@@ -173,21 +179,21 @@ impl Catalog {
 
     /// All topics, by name.
     pub fn topics(&self) -> impl ExactSizeIterator<Item = &Topic> {
-        self.by_name.values()
+        self.ids.values().map(|id| &self.topics[id])
     }
 
     /// Whether this id was given to a topic that has been deleted since. An id that this replica has not seen yet is
     /// not: its creation may be on its way.
     pub fn was_deleted(&self, topic_id: u64) -> bool {
-        topic_id <= self.next_topic_id && !self.names.contains_key(&topic_id)
+        topic_id <= self.next_topic_id && !self.topics.contains_key(&topic_id)
     }
 
     /// The state for a checkpoint.
     pub fn encode(&self, out: &mut BytesMut) {
         out.put_u64_le(self.next_topic_id);
         out.put_u64_le(self.next_producer_id);
-        out.put_u32_le(self.by_name.len() as u32);
-        for topic in self.by_name.values() {
+        out.put_u32_le(self.topics.len() as u32);
+        for topic in self.topics() {
             out.put_u64_le(topic.id);
             put_string(out, &topic.name);
             out.put_u32_le(topic.partitions);
@@ -214,8 +220,8 @@ impl Catalog {
                 options: get_options(from)?,
                 created_ms: get_u64(from)?,
             };
-            let known = catalog.names.insert(topic.id, topic.name.clone());
-            if known.is_some() || catalog.by_name.insert(topic.name.clone(), topic).is_some() {
+            let known = catalog.ids.insert(topic.name.clone(), topic.id);
+            if known.is_some() || catalog.topics.insert(topic.id, topic).is_some() {
                 return Err(CommandError("a topic that is there twice"));
             }
         }

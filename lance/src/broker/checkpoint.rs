@@ -13,6 +13,7 @@ use super::offsets::Scans;
 use super::partitions::PartitionGroup;
 use super::scrub::Scrub;
 use super::slow_disk::SlowDisk;
+use super::storage::Storage;
 use super::tail_cache::TailCache;
 use super::transfer::{Transfers, decode_header};
 use super::{Broker, BrokerConfig, BrokerError, DataGroup};
@@ -74,15 +75,17 @@ impl<D: Disk> Broker<D> {
         let old = progress.applied_bytes > 0 && self.now_us() > progress.started_us + MAX_AGE_US;
         let large = progress.applied_bytes >= self.config.checkpoint_bytes;
         if matches!(progress.phase, Phase::Idle) && !progress.writer.busy() && (old || large || progress.wanted) {
-            self.begin_checkpoint();
+            self.begin_checkpoint()?;
         }
         Ok(())
     }
 
-    fn begin_checkpoint(&mut self) {
-        self.segments.begin_checkpoint(&mut self.disk);
-        let mut states: BTreeMap<PartitionKey, PartitionState> =
-            self.segments.checkpoint_states().into_iter().collect();
+    fn begin_checkpoint(&mut self) -> Result<(), BrokerError> {
+        self.storage.hand_over();
+        self.storage.turn()?;
+        let segments = self.storage.on_disk();
+        segments.begin_checkpoint(&mut self.disk);
+        let mut states: BTreeMap<PartitionKey, PartitionState> = segments.checkpoint_states().into_iter().collect();
         let ids: Vec<GroupId> = self.shard.group_ids().collect();
         let groups = ids.into_iter().map(|group| self.capture(group, &mut states)).collect();
         let journal_file = self.shard.journal_start(&self.applied_indexes());
@@ -90,6 +93,7 @@ impl<D: Disk> Broker<D> {
         self.checkpoint.applied_bytes = 0;
         self.checkpoint.wanted = false;
         self.checkpoint.phase = Phase::Flushing { captured: Captured { groups, journal_file } };
+        Ok(())
     }
 
     /// The index up to which each group is applied.
@@ -129,7 +133,7 @@ impl<D: Disk> Broker<D> {
             self.checkpoint_if_due()?;
         }
         let done = match &self.checkpoint.phase {
-            Phase::Flushing { .. } => self.segments.checkpoint_done(),
+            Phase::Flushing { .. } => self.storage.is_flushed(),
             _ => false,
         };
         if !done {
@@ -159,7 +163,7 @@ impl<D: Disk> Broker<D> {
                     self.transfers.offer(number, groups);
                     let gone = self.shard.release_journal(&mut self.disk, journal_file);
                     self.metrics.damage_repaired_total.inc_by(gone);
-                    self.segments.release_removed(&mut self.disk);
+                    self.storage.on_disk().release_removed(&mut self.disk);
                     self.metrics.checkpoints_total.inc();
                     self.checkpoint.completed_us = self.now_us();
                     let micros = self.now_us().saturating_sub(self.checkpoint.started_us);
@@ -237,8 +241,8 @@ pub fn open<D: Disk>(
     metrics.set_backend(disk.name());
     let free_bytes = disk.free_bytes().unwrap_or(u64::MAX);
     let budgets = config.budgets;
+    let storage = Storage::new(TailCache::new(config.tail_cache_bytes), segments);
     Ok(Broker {
-        cache: TailCache::new(config.tail_cache_bytes),
         config,
         disk,
         shard,
@@ -246,7 +250,8 @@ pub fn open<D: Disk>(
         groups,
         proposals: BTreeMap::new(),
         applied,
-        segments,
+        storage,
+        scratch: super::apply::Scratch::default(),
         fetches: Fetches::default(),
         scans: Scans::default(),
         barriers: BTreeMap::new(),

@@ -174,7 +174,7 @@ impl<D: Disk> Broker<D> {
         let most = self.read_budget();
         for (position, key, offset, max_bytes) in reads {
             let ticket = self.ticket();
-            match self.segments.read(&mut self.disk, key, offset, max_bytes.min(most), ticket) {
+            match self.storage.on_disk().read(&mut self.disk, key, offset, max_bytes.min(most), ticket) {
                 Ok(()) => {
                     self.fetches.cold.insert(ticket, (id, position));
                     parked.cold_waiting += 1;
@@ -257,7 +257,7 @@ impl<D: Disk> Broker<D> {
         if offset >= end || (max_bytes == 0 && !first) {
             return Slot::Done(found, 0..0);
         }
-        match self.cache.read(key, offset, max_bytes) {
+        match self.storage.cache().read(key, offset, max_bytes) {
             Some(cached) => {
                 self.metrics.fetch_cache_hits_total.inc();
                 found.records = cached.pieces.into_iter().collect();

@@ -107,9 +107,9 @@ impl<D: Disk> Broker<D> {
         }
         let metrics = &self.metrics;
         metrics.in_flight_bytes.set(self.in_flight_bytes as u64);
-        metrics.tail_cache_bytes.set(self.cache.bytes() as u64);
+        metrics.tail_cache_bytes.set(self.storage.cached_bytes() as u64);
         metrics.journal_bytes.set(self.shard.journal().bytes());
-        metrics.segment_unwritten_bytes.set(self.segments.pending_bytes());
+        metrics.segment_unwritten_bytes.set(self.storage.unwritten_bytes());
         metrics.disk_reserve_bytes.set(self.config.reserve_bytes);
         metrics.checkpoint_pending_bytes.set(self.checkpoint.applied_bytes);
         metrics.checkpoint_age_seconds.set(self.now_us().saturating_sub(self.checkpoint.completed_us) / 1_000_000);
@@ -125,7 +125,7 @@ impl<D: Disk> Broker<D> {
     /// Show what each topic has here, and where it is read.
     fn look_at_topics(&mut self) {
         let now = self.now_us();
-        let (segments, figures) = (&self.segments, &mut self.figures);
+        let (segments, figures) = (self.storage.segments(), &mut self.figures);
         figures.positions.retain(|_, position| position.at_us + KEEP_US > now);
         let positions = figures.furthest_behind();
         let mut by_topic: BTreeMap<u64, TopicFigures> = BTreeMap::new();

@@ -122,8 +122,8 @@ impl<D: Disk> Broker<D> {
     pub fn memory(&self) -> MemoryInspection {
         MemoryInspection {
             in_flight: self.in_flight_bytes,
-            tail_cache: self.cache.bytes(),
-            unwritten: self.segments.pending_bytes(),
+            tail_cache: self.storage.cached_bytes(),
+            unwritten: self.storage.unwritten_bytes(),
         }
     }
 

@@ -28,6 +28,7 @@ mod proposals;
 mod scrub;
 mod slow_disk;
 pub mod status;
+mod storage;
 pub mod tail_cache;
 pub mod trace;
 mod transfer;
@@ -36,11 +37,11 @@ use self::catalog::{Catalog, META};
 use self::members::Addresses;
 use self::partitions::PartitionGroup;
 use self::proposals::{Origin, Proposals};
-use self::tail_cache::TailCache;
+use self::storage::Storage;
 use bytes::Bytes;
 use lnc_log::disk::{Completion, Disk, Owner};
 use lnc_log::journal::GroupId;
-use lnc_log::segment::{PartitionKey, SegmentStore};
+use lnc_log::segment::PartitionKey;
 use lnc_metrics::{Counter, GroupMetrics, Metrics};
 use lnc_protocol::ErrorCode;
 use lnc_protocol::frame::Flags;
@@ -218,8 +219,8 @@ pub struct Broker<D: Disk> {
     groups: BTreeMap<GroupId, DataGroup>,
     proposals: BTreeMap<GroupId, Proposals>,
     applied: BTreeMap<GroupId, (u64, u64)>,
-    segments: SegmentStore,
-    cache: TailCache,
+    storage: Storage,
+    scratch: apply::Scratch,
     fetches: fetch::Fetches,
     scans: offsets::Scans,
     barriers: BTreeMap<u64, barriers::ReadBarrier>,
@@ -362,7 +363,7 @@ impl<D: Disk> Broker<D> {
             Body::Append { entries, .. } => entries.iter().map(Entry::size).sum(),
             _ => 0,
         };
-        if bytes > 0 && self.segments.pending_bytes() > self.max_unwritten().saturating_mul(2) {
+        if bytes > 0 && self.storage.unwritten_bytes() > self.max_unwritten().saturating_mul(2) {
             // A replica whose disk cannot keep up must not fill its memory: to the leader this is a lossy network, and
             // it goes on with the others.
             return;
@@ -484,15 +485,15 @@ impl<D: Disk> Broker<D> {
         }
         self.finish_topic_changes();
         let read_budget = self.read_budget();
-        self.segments.set_read_budget(&mut self.disk, read_budget);
+        self.storage.on_disk().set_read_budget(&mut self.disk, read_budget);
         self.wake_fetches();
+        self.storage.turn()?;
         // A write that fails for want of space completes at once and so asks for the next turn: retried in every turn, it
         // would keep the shard busy for as long as the disk is full.
-        if !self.segments.is_full() || std::mem::take(&mut self.retry_full) {
-            self.segments.write_out(&mut self.disk);
+        if !self.storage.is_full() || std::mem::take(&mut self.retry_full) {
+            self.storage.on_disk().write_out(&mut self.disk);
         }
-        let segments = &self.segments;
-        self.cache.evict(|key| segments.written_offset(key));
+        self.storage.evict();
         self.shard.release_memory();
         self.drive_checkpoint()?;
         let notices = self.trace_turn(&out.messages);
@@ -523,7 +524,7 @@ impl<D: Disk> Broker<D> {
             match completion.token.owner() {
                 Some(Owner::Journal) => self.shard.on_completion(&mut self.disk, completion, out)?,
                 Some(Owner::Segments) => {
-                    if let Some(read) = self.segments.on_completion(&mut self.disk, completion)? {
+                    if let Some(read) = self.storage.on_disk().on_completion(&mut self.disk, completion)? {
                         self.read_done(read);
                     }
                 }

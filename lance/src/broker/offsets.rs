@@ -61,7 +61,7 @@ impl<D: Disk> Broker<D> {
                 }
                 Step::Cold(key, offset) => {
                     let ticket = self.ticket();
-                    match self.segments.read(&mut self.disk, key, offset, SCAN_BYTES, ticket) {
+                    match self.storage.on_disk().read(&mut self.disk, key, offset, SCAN_BYTES, ticket) {
                         Ok(()) => {
                             self.scans.waiting.insert(ticket, scan);
                             return;
@@ -99,15 +99,15 @@ impl<D: Disk> Broker<D> {
 
     /// Where to start looking for a time: nothing before it is late enough. Past the end if the segments say that there
     /// is nothing.
-    fn time_bound(&self, key: PartitionKey, timestamp: i64) -> u64 {
-        match self.segments.offset_for_timestamp(key, timestamp) {
+    fn time_bound(&mut self, key: PartitionKey, timestamp: i64) -> u64 {
+        match self.storage.segments().offset_for_timestamp(key, timestamp) {
             Ok(Some(bound)) => bound.offset,
             Ok(None) => u64::MAX,
             Err(_) => 0,
         }
     }
 
-    fn offset_step(&self, wanted: &ListOffsetsPartition, cursor: &mut Option<u64>) -> Step {
+    fn offset_step(&mut self, wanted: &ListOffsetsPartition, cursor: &mut Option<u64>) -> Step {
         let (key, group) = match self.catalog.resolve(&wanted.topic, wanted.topic_id, wanted.partition) {
             Ok(found) => found,
             Err((error, message)) => return Step::Found(PartitionOffset { error, message, ..at(wanted, (0, -1)) }),
@@ -125,7 +125,7 @@ impl<D: Disk> Broker<D> {
                 return Step::Found(at(wanted, (end, -1)));
             }
             *cursor = Some(from);
-            let Some(cached) = self.cache.read(key, from, SCAN_BYTES) else { return Step::Cold(key, from) };
+            let Some(cached) = self.storage.cache().read(key, from, SCAN_BYTES) else { return Step::Cold(key, from) };
             match search(&cached.pieces, wanted) {
                 Err(hit) => return Step::Found(at(wanted, hit)),
                 Ok(Some(next)) if next > from => *cursor = Some(next),

@@ -63,7 +63,7 @@ pub(super) struct Scrub {
 impl<D: Disk> Broker<D> {
     /// The part of a tick that is about damage.
     pub(super) fn tick_scrub(&mut self) {
-        for place in self.segments.take_repaired() {
+        for place in self.storage.on_disk().take_repaired() {
             self.repaired(place);
         }
         self.ask_for_repairs();
@@ -112,14 +112,14 @@ impl<D: Disk> Broker<D> {
                 return;
             }
             self.scrub.in_journal = false;
-            self.scrub.at = self.segments.partitions().next().map(|key| (key, 0));
+            self.scrub.at = self.storage.on_disk().partitions().next().map(|key| (key, 0));
         }
         while self.scrub.reading.is_none() && self.scrub.budget > 0 {
             let Some((key, offset)) = self.scrub.at else { return };
             // What lies before the log start offset in the first segment is part of the file too.
-            let offset = self.segments.segment_bases(key).next().map_or(offset, |first| offset.max(first));
+            let offset = self.storage.on_disk().segment_bases(key).next().map_or(offset, |first| offset.max(first));
             let ticket = self.ticket();
-            match self.segments.read_stored(&mut self.disk, key, offset, READ_BYTES, ticket) {
+            match self.storage.on_disk().read_stored(&mut self.disk, key, offset, READ_BYTES, ticket) {
                 Ok(()) => {
                     self.scrub.at = Some((key, offset));
                     self.scrub.reading = Some(ticket);
@@ -130,7 +130,7 @@ impl<D: Disk> Broker<D> {
     }
 
     fn scrub_next_partition(&mut self, key: PartitionKey) {
-        self.scrub.at = self.segments.partition_after(key).map(|key| (key, 0));
+        self.scrub.at = self.storage.on_disk().partition_after(key).map(|key| (key, 0));
     }
 
     /// A read has finished, for whomever it was: damage is noted, and what the scrub has read is done with. Gives back
@@ -156,7 +156,7 @@ impl<D: Disk> Broker<D> {
             }
             // Where the next batch begins is not known; where the next segment does is.
             Err(_) => {
-                let next = self.segments.segment_bases(key).find(|base| *base > offset);
+                let next = self.storage.on_disk().segment_bases(key).find(|base| *base > offset);
                 match next {
                     Some(base) => self.scrub.at = Some((key, base)),
                     None => self.scrub_next_partition(key),
@@ -182,9 +182,12 @@ impl<D: Disk> Broker<D> {
 
     /// Ask for what belongs at damaged places: one peer after the other.
     fn ask_for_repairs(&mut self) {
+        if self.scrub.repairs.is_empty() {
+            return;
+        }
         let now = self.now_us();
         let mut asks = Vec::new();
-        let (segments, groups, peers) = (&self.segments, &self.groups, &self.peers_connected);
+        let (segments, groups, peers) = (self.storage.on_disk(), &self.groups, &self.peers_connected);
         self.scrub.repairs.retain(|key, repair| {
             let group = groups.iter().find(|(_, data)| data.state.get(*key).is_some()).map(|(group, _)| *group);
             // The segment may have been trimmed, or the topic deleted.
@@ -219,7 +222,7 @@ impl<D: Disk> Broker<D> {
         }
         // Without any, the peer may have them later.
         let Some(came) = came else { return };
-        if self.segments.repair(&mut self.disk, repair.place, came) {
+        if self.storage.on_disk().repair(&mut self.disk, repair.place, came) {
             (repair.writing, repair.asked_us) = (true, now);
         } else {
             tracing::warn!(
@@ -241,7 +244,7 @@ impl<D: Disk> Broker<D> {
         self.metrics.damage_repaired_total.inc();
         tracing::info!(partition = %key, offset, "damage is repaired with the records of another replica");
         let ticket = self.ticket();
-        if self.segments.read_stored(&mut self.disk, key, offset, MAX_RANGE as usize, ticket).is_ok() {
+        if self.storage.on_disk().read_stored(&mut self.disk, key, offset, MAX_RANGE as usize, ticket).is_ok() {
             self.scrub.checking.insert(ticket, key);
         }
     }

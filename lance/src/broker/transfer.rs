@@ -302,7 +302,7 @@ impl<D: Disk> Broker<D> {
                 }
                 Part::Records { key, offset } => {
                     let ticket = self.ticket();
-                    match self.segments.read_stored(&mut self.disk, key, offset, max_bytes, ticket) {
+                    match self.storage.on_disk().read_stored(&mut self.disk, key, offset, max_bytes, ticket) {
                         Ok(()) => drop(self.transfers.reads.insert(ticket, (to, group, range))),
                         Err(_) => self.send_range(to, group, range, None),
                     }

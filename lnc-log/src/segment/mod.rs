@@ -111,7 +111,8 @@ pub struct SegmentConfig {
     pub max_open_files: usize,
     /// Indexes of sealed segments held in memory.
     pub max_cached_indexes: usize,
-    /// Partitions written or synced at the same time.
+    /// Partitions written or synced at the same time. A flush of the journal waits for what the disk was asked for before
+    /// it, so they are few.
     pub max_lanes: usize,
 }
 
@@ -124,7 +125,7 @@ impl Default for SegmentConfig {
             write_block: 1 << 20,
             max_open_files: 512,
             max_cached_indexes: 128,
-            max_lanes: 32,
+            max_lanes: 8,
         }
     }
 }
