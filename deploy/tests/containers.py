@@ -56,7 +56,9 @@ class Network:
     def __init__(self):
         self.names, self.hub, self.made = {}, f"{TAG}hub", []
         self.netns(self.hub)
-        self.in_hub("link", "add", "br0", "type", "bridge")
+        # Left to itself a bridge takes the lowest address of its ports, and nobody reaches the name server for a while
+        # after a pod has come or gone.
+        self.in_hub("link", "add", "br0", "address", "02:00:0a:4d:00:01", "type", "bridge")
         self.in_hub("addr", "add", "10.77.0.1/24", "dev", "br0")
         self.in_hub("link", "set", "br0", "up")
         # This thread and all that it starts from here on.

@@ -116,6 +116,35 @@ async fn a_leader_that_falls_silent_is_left_once_another_leads() {
     expect(&mut consumer, 20..30).await;
 }
 
+/// To find out who cannot be reached may take longer than an answer is waited for: the broker that is found in the end has
+/// not been asked yet by then.
+#[tokio::test]
+async fn brokers_that_cannot_be_reached_take_no_time_from_the_one_that_can() {
+    let cluster = Cluster::start(3, 1).await;
+    fill(&cluster, 0, 20, 5);
+    let client = Client::builder()
+        .endpoints([cluster.address(2)])
+        .request_timeout(Duration::from_millis(1500))
+        .connect_timeout(Duration::from_millis(700))
+        .build()
+        .await
+        .unwrap();
+    let mut consumer =
+        client.consumer("t").start(Start::Earliest).max_wait(Duration::from_millis(10)).build().await.unwrap();
+    cluster.hook(|request| if request.node == 2 { Action::Serve } else { Action::Hang });
+    cluster.drop_connections();
+    let mut failures = 0;
+    let first = loop {
+        match next(&mut consumer).await {
+            Ok(record) => break record,
+            Err(error) => assert!(error.is_retriable(), "{error}"),
+        }
+        failures += 1;
+        assert!(failures < 3, "nothing was read from the broker that answers");
+    };
+    assert_eq!(first.offset, 0);
+}
+
 #[tokio::test]
 async fn a_seek_drops_what_was_fetched_ahead() {
     let cluster = Cluster::start(1, 2).await;

@@ -166,7 +166,7 @@ impl Fetcher {
             max_bytes: settings.max_bytes,
             partitions: partitions.collect(),
         });
-        let deadline = Instant::now() + settings.max_wait + self.client.attempt_timeout();
+        let patience = Patience { max_wait: settings.max_wait, in_all: settings.max_wait + self.client.attempt_timeout() };
         let target = match (settings.read_from, asked.first()) {
             (ReadFrom::Leader, Some(first)) => {
                 Target::Leader { topic: self.topic.name.clone(), partition: first.partition }
@@ -174,7 +174,7 @@ impl Fetcher {
             _ => Target::Any,
         };
         let topic = self.topic.name.clone();
-        Box::pin(fetch(self.client.clone(), topic, broker, target, request, settings.max_wait, deadline))
+        Box::pin(fetch(self.client.clone(), topic, broker, target, request, patience))
     }
 
     /// Files the answer to a request under its partitions.
@@ -321,14 +321,22 @@ impl Drop for Fetcher {
     }
 }
 
+/// How long an answer is waited for, from when the request was sent: what it took to find a broker that can be reached does
+/// not count against the one that was found.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// The broker may hold the request back for so long.
+    max_wait: Duration,
+    in_all: Duration,
+}
+
 async fn fetch(
     client: Client,
     topic: Arc<str>,
     broker: Option<Arc<str>>,
     target: Target,
     request: Request,
-    max_wait: Duration,
-    deadline: Instant,
+    patience: Patience,
 ) -> Result<Answer> {
     let (connection, flags) = match &broker {
         Some(address) => {
@@ -347,10 +355,10 @@ async fn fetch(
         }
     };
     let address = connection.address().clone();
+    let deadline = Instant::now() + patience.in_all;
     let mut reply = std::pin::pin!(connection.submit(&request, flags));
     let reply = loop {
-        // The broker may hold the request back for `max_wait` with good reason.
-        let silent_until = (Instant::now() + max_wait + SILENCE).min(deadline);
+        let silent_until = (Instant::now() + patience.max_wait + SILENCE).min(deadline);
         if let Ok(reply) = timeout_at(silent_until, &mut reply).await {
             break reply?;
         }
