@@ -166,7 +166,8 @@ impl Fetcher {
             max_bytes: settings.max_bytes,
             partitions: partitions.collect(),
         });
-        let patience = Patience { max_wait: settings.max_wait, in_all: settings.max_wait + self.client.attempt_timeout() };
+        let patience =
+            Patience { max_wait: settings.max_wait, in_all: settings.max_wait + self.client.attempt_timeout() };
         let target = match (settings.read_from, asked.first()) {
             (ReadFrom::Leader, Some(first)) => {
                 Target::Leader { topic: self.topic.name.clone(), partition: first.partition }
