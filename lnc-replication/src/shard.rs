@@ -9,20 +9,23 @@
 //! - A group's own entries count for its commit only from that same moment ([`Raft::on_durable`]).
 //! - Any failed journal write ends the shard: the error is returned and nothing is sent after it.
 
-use crate::group::{Group, Locations};
-use crate::repair::{Answered, Repair};
+mod reads;
+mod repairs;
+mod start;
+
+pub use reads::{Found, Scrubbed};
+
+use crate::group::Group;
+use crate::repair::Repair;
 use bytes::Bytes;
 use lnc_log::disk::{Completion, Disk};
-use lnc_log::journal::{
-    GroupId, Journal, JournalConfig, JournalError, JournalStart, Location, Recovered, RecoveredEntry, RecoveredGroup,
-};
+use lnc_log::journal::{GroupId, Journal, JournalConfig, JournalError, Location};
 use lnc_mutation::{Mutation, mutated};
 use lnc_raft::{
-    Config, ConfigError, Configuration, EntriesWanted, Entry, EntryKind, HardState, Index, Message, NodeId,
-    ProposeError, Raft, Ready, Restored, RoleChange, Status, Term,
+    ConfigError, Configuration, Entry, HardState, Index, Message, NodeId, ProposeError, Ready, RoleChange, Status, Term,
 };
+use reads::CatchUp;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::Bound;
 use thiserror::Error;
 
 /// What a shard needs to know before it starts.
@@ -151,32 +154,6 @@ pub struct Outputs {
     pub scrubbed: Option<Scrubbed>,
 }
 
-/// What a read of [`Shard::scrub`] has found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Scrubbed {
-    /// Bytes of entries that are whole.
-    pub bytes: u64,
-    /// Damage that was not known before: group and entry.
-    pub damaged: Option<(GroupId, Index)>,
-}
-
-/// What this node has of entries that a peer has lost.
-#[derive(Debug)]
-pub struct Found {
-    /// The group.
-    pub group: GroupId,
-    /// Who asked.
-    pub to: NodeId,
-    /// This node's commit index.
-    pub commit: Index,
-    /// The terms of those of the indexes that are committed, as far as they are known.
-    pub committed: Vec<(Index, Term)>,
-    /// The entries that it has with the very term asked for.
-    pub entries: Vec<Entry>,
-    /// The first index that its journal still holds.
-    pub first_index: Index,
-}
-
 /// What waits for a flush to become durable.
 #[derive(Default)]
 struct Held {
@@ -188,16 +165,6 @@ impl Held {
     fn is_empty(&self) -> bool {
         self.messages.is_empty() && self.entries.is_empty()
     }
-}
-
-/// A read of old entries for a peer.
-enum CatchUp {
-    /// For a follower of this leader.
-    Follower { group: GroupId, to: NodeId, prev_index: Index, prev_term: Term },
-    /// For a peer that has lost them. Some were in memory.
-    Repair(Found),
-    /// To see whether they are whole.
-    Scrub { group: GroupId, from: Index, places: Vec<Location> },
 }
 
 /// See the module documentation.
@@ -224,149 +191,6 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Recover the journal and start every group from its checkpoint (`starts`; a group without one starts empty).
-    pub fn open<D: Disk>(
-        config: ShardConfig,
-        disk: &mut D,
-        journal_start: JournalStart,
-        starts: &BTreeMap<GroupId, GroupStart>,
-    ) -> Result<Self, ShardError> {
-        let covered = starts.iter().map(|(group, start)| (*group, start.applied_index)).collect();
-        let (journal, Recovered { mut groups, torn_tail, damage }) =
-            Journal::open_above(disk, config.journal.clone(), journal_start, &covered)?;
-        for damage in damage {
-            tracing::error!(%damage, "the journal is damaged; what was lost there is fetched from the other nodes");
-        }
-        if let Some(cut) = torn_tail {
-            tracing::warn!(
-                ?cut,
-                "the journal ended in an unfinished flush, as a crash leaves it; it was cut, and nothing is to be done"
-            );
-        }
-        let mut shard = Self {
-            journal,
-            groups: BTreeMap::new(),
-            repairs: BTreeMap::new(),
-            staged: Held::default(),
-            in_flight: VecDeque::new(),
-            file_ends: BTreeMap::new(),
-            catch_ups: BTreeMap::new(),
-            scrub_at: None,
-            scrub_reading: false,
-            damaged: BTreeSet::new(),
-            next_ticket: 0,
-            idle_ticks: 0,
-            config,
-        };
-        for id in shard.config.groups.clone() {
-            let start = starts.get(&id).cloned().unwrap_or_default();
-            let recovered = groups.remove(&id).unwrap_or_default();
-            let hard_state = match recovered.hard_state {
-                Some((term, vote)) if term >= start.hard_state.term => HardState { term, vote: vote.map(NodeId) },
-                _ => start.hard_state,
-            };
-            let entries = shard.relevant(id, &start, recovered);
-            match Repair::new(&start, hard_state, &entries) {
-                Some(repair) => {
-                    tracing::error!(
-                        group = id.0,
-                        entries = repair.missing(),
-                        "entries are lost; asking the other nodes"
-                    );
-                    for entry in &repair.entries {
-                        shard.file_ends.entry(entry.location.file).or_default().insert(id, entry.index);
-                    }
-                    shard.repairs.insert(id, repair);
-                }
-                None => {
-                    let group = shard.restore(id, start, hard_state, entries)?;
-                    shard.groups.insert(id, group);
-                }
-            }
-        }
-        let unknown = groups.keys().chain(starts.keys()).find(|group| !shard.config.groups.contains(group));
-        match unknown {
-            Some(group) => Err(ShardError::UnknownGroup { group: group.0, configured: shard.config.groups.len() }),
-            None => Ok(shard),
-        }
-    }
-
-    /// The entries that follow on the checkpoint, or lead up to it without a hole.
-    fn relevant(&mut self, id: GroupId, start: &GroupStart, recovered: RecoveredGroup) -> Vec<RecoveredEntry> {
-        let mut entries = recovered.entries;
-        // A log that ends below the checkpoint, or has another entry where the checkpoint ends, is not the one that the
-        // checkpoint is of: the state came from a peer.
-        let same = |entry: &RecoveredEntry| entry.index != start.applied_index || entry.term == start.applied_term;
-        let covered = entries.last().is_some_and(|last| last.index >= start.applied_index);
-        if !covered || !entries.iter().all(same) {
-            if !entries.is_empty() {
-                // Whatever is appended from now on must not be taken for the end of what was there before.
-                self.journal.append_checkpoint(id, start.applied_term, start.applied_index);
-            }
-            entries.clear();
-        }
-        // The bytes of what the checkpoint covers are no loss: followers that need them get the state.
-        let lost = |entry: &RecoveredEntry| entry.damaged && entry.index <= start.applied_index;
-        if let Some(last) = entries.iter().rposition(lost) {
-            entries.drain(..last);
-        }
-        entries
-    }
-
-    fn restore(
-        &mut self,
-        id: GroupId,
-        start: GroupStart,
-        hard_state: HardState,
-        entries: Vec<RecoveredEntry>,
-    ) -> Result<Group, ShardError> {
-        // Entries that the checkpoint covers are kept for followers that lag; the oldest of them only lends its term.
-        let (snapshot_index, snapshot_term) = match entries.first() {
-            Some(first) if first.index > start.applied_index + 1 => {
-                return Err(ShardError::Hole { group: id.0, found: first.index, applied: start.applied_index });
-            }
-            Some(first) if first.index <= start.applied_index => (first.index, first.term),
-            _ => (start.applied_index, start.applied_term),
-        };
-        let mut locations = Locations::default();
-        let mut kept = Vec::with_capacity(entries.len());
-        for entry in entries {
-            let ends = self.file_ends.entry(entry.location.file).or_default();
-            ends.insert(id, entry.index);
-            if entry.index <= snapshot_index {
-                continue;
-            }
-            locations.put(entry.index, entry.location);
-            let kind = EntryKind::try_from(entry.kind).map_err(|_| ShardError::UnknownEntry {
-                group: id.0,
-                index: entry.index,
-                kind: entry.kind,
-            })?;
-            kept.push(Entry { term: entry.term, index: entry.index, kind, payload: entry.payload });
-        }
-        let seed = self.config.seed ^ (u64::from(id.0) << 32) ^ self.config.node.0.rotate_left(17);
-        let config = Config {
-            election_ticks: self.config.election_ticks,
-            heartbeat_ticks: self.config.heartbeat_ticks,
-            election_rpc_ticks: self.config.election_rpc_ticks,
-            election_round_ticks: self.config.election_round_ticks,
-            max_append_bytes: self.config.max_append_bytes,
-            max_in_flight_bytes: self.config.max_in_flight_bytes,
-            ..Config::new(self.config.node, Configuration::of(self.config.founders.iter().copied()), seed)
-        };
-        let restored = Restored {
-            hard_state,
-            snapshot_index,
-            snapshot_term,
-            applied_index: start.applied_index,
-            configuration: start.configuration,
-            entries: kept,
-        };
-        let mut raft = Raft::new(config, restored).map_err(|error| ShardError::Config { group: id.0, error })?;
-        raft.release_memory(start.applied_index);
-        Ok(Group { raft, locations })
-    }
-
     /// One unit of time has passed.
     pub fn tick<D: Disk>(&mut self, disk: &mut D) {
         /// Ticks without journal traffic after which the last flush is attested.
@@ -394,94 +218,6 @@ impl Shard {
         let from = message.from.0;
         if let Err(error) = target.raft.step(message) {
             tracing::debug!(group = group.0, from, %error, "peer message refused");
-        }
-    }
-
-    /// What groups have lost and need from peers: index and term of each entry, `most` of each group at most.
-    pub fn wanted_entries(&self, most: usize) -> Vec<(GroupId, Vec<(Index, Term)>)> {
-        let waiting = self.repairs.iter().filter(|(_, repair)| repair.flush.is_none());
-        waiting.map(|(id, repair)| (*id, repair.wanted(most))).filter(|(_, wanted)| !wanted.is_empty()).collect()
-    }
-
-    /// How many entries a group has lost and not got back yet; None if it takes part in consensus.
-    pub fn lost_entries(&self, group: GroupId) -> Option<usize> {
-        self.repairs.get(&group).map(Repair::missing)
-    }
-
-    /// A peer has answered what it has of entries that this node lost.
-    pub fn entries_found(&mut self, found: Found, out: &mut Outputs) {
-        let Found { group, commit, committed, entries, first_index, .. } = found;
-        let Some(repair) = self.repairs.get_mut(&group).filter(|repair| repair.flush.is_none()) else { return };
-        match repair.answer(commit, &committed, entries, first_index) {
-            Answered::Waiting => {}
-            Answered::StateNeeded(index) => out.states_needed.push((group, index)),
-            Answered::Whole => self.rewrite(group),
-        }
-    }
-
-    /// Write the log of a group that is whole again, from its first hole on. It goes on once that is durable.
-    fn rewrite(&mut self, id: GroupId) {
-        let Some(repair) = self.repairs.get_mut(&id) else { return };
-        let from = repair.rewrite_from;
-        for entry in repair.entries.iter_mut().filter(|entry| entry.index >= from) {
-            entry.location = self.journal.append_entry(id, entry.term, entry.index, entry.kind, &entry.payload);
-        }
-        if repair.rewritten().next().is_none() {
-            // The hole was the end of the log, and what was there never counted. That must not be found again.
-            let last = repair.entries.last().map(|entry| (entry.term, entry.index));
-            let (term, index) = last.unwrap_or((repair.start.applied_term, repair.start.applied_index));
-            match index == repair.start.applied_index {
-                true => self.journal.append_checkpoint(id, term, index),
-                false => repair.rewrite_last(&mut self.journal, id),
-            }
-        }
-        repair.flush = Some(self.journal.next_flush());
-    }
-
-    /// Start the groups whose logs were written again up to flush `durable`.
-    fn finish_repairs(&mut self, durable: u64) -> Result<(), ShardError> {
-        let done = |repair: &Repair| repair.flush.is_some_and(|flush| flush <= durable);
-        let whole: Vec<GroupId> = self.repairs.iter().filter(|(_, repair)| done(repair)).map(|(id, _)| *id).collect();
-        for id in whole {
-            let Some(Repair { start, hard_state, entries, .. }) = self.repairs.remove(&id) else { continue };
-            let group = self.restore(id, start, hard_state, entries)?;
-            self.groups.insert(id, group);
-            tracing::info!(group = id.0, "what was lost is here again; the group takes part from now on");
-        }
-        Ok(())
-    }
-
-    /// Look for entries that a peer has lost; the answer comes through `found`, now or once they are read.
-    pub fn find_entries<D: Disk>(
-        &mut self,
-        disk: &mut D,
-        group: GroupId,
-        to: NodeId,
-        wanted: &[(Index, Term)],
-        out: &mut Outputs,
-    ) {
-        if let Some(repair) = self.repairs.get(&group) {
-            return out.found.push(repair.find(group, to, wanted));
-        }
-        let Some(own) = self.groups.get(&group) else { return };
-        let (raft, commit) = (&own.raft, own.raft.commit_index());
-        let known = wanted.iter().filter(|(index, _)| *index <= commit);
-        let committed = known.filter_map(|(index, _)| Some((*index, raft.term_at(*index)?))).collect();
-        let has =
-            |(index, term): &&(Index, Term)| *index <= raft.durable_index() && raft.term_at(*index) == Some(*term);
-        let places: Vec<_> = wanted.iter().filter(has).filter_map(|(index, _)| own.locations.get(*index)).collect();
-        let first_index = raft.status().first_index;
-        let found = Found { group, to, commit, committed, entries: Vec::new(), first_index };
-        if places.is_empty() {
-            return out.found.push(found);
-        }
-        let ticket = self.next_ticket;
-        self.next_ticket += 1;
-        match self.journal.read(disk, ticket, &places) {
-            Ok(()) => drop(self.catch_ups.insert(ticket, CatchUp::Repair(found))),
-            Err(error) => {
-                tracing::warn!(group = group.0, peer = %to, %error, "cannot read entries that a peer has lost; look at this node's disk")
-            }
         }
     }
 
@@ -654,124 +390,6 @@ impl Shard {
         Ok(())
     }
 
-    /// Read entries that are no longer in memory for a follower.
-    fn load_entries<D: Disk>(&mut self, disk: &mut D, id: GroupId, wanted: EntriesWanted) {
-        let Some(group) = self.groups.get_mut(&id) else { return };
-        let prev_index = wanted.from_index.saturating_sub(1);
-        // What memory holds is sent from there, and may not be on this node's disk yet.
-        let places = group.locations.run(wanted.from_index, group.raft.first_in_memory(), wanted.max_bytes);
-        match group.raft.term_at(prev_index) {
-            Some(prev_term) if !places.is_empty() => {
-                let ticket = self.next_ticket;
-                self.next_ticket += 1;
-                match self.journal.read(disk, ticket, &places) {
-                    Ok(()) => {
-                        let catch_up = CatchUp::Follower { group: id, to: wanted.to, prev_index, prev_term };
-                        self.catch_ups.insert(ticket, catch_up);
-                    }
-                    Err(error) => read_failed(id, group, wanted.to, &error),
-                }
-            }
-            _ => {
-                tracing::warn!(
-                    group = id.0,
-                    peer = wanted.to.0,
-                    wanted = wanted.from_index,
-                    "a follower needs entries that the journal no longer has: it fetches the group's state; raise \
-                     journal.retain_bytes to make this rare"
-                );
-                group.raft.entries_unavailable(wanted.to);
-            }
-        }
-    }
-
-    fn entries_loaded(&mut self, ticket: u64, result: Result<Vec<RecoveredEntry>, JournalError>, out: &mut Outputs) {
-        let (id, to, prev_index, prev_term) = match self.catch_ups.remove(&ticket) {
-            Some(CatchUp::Follower { group, to, prev_index, prev_term }) => (group, to, prev_index, prev_term),
-            Some(CatchUp::Repair(found)) => return lost_found(found, result, out),
-            Some(CatchUp::Scrub { group, from, places }) => {
-                out.scrubbed = Some(self.scrubbed(group, from, &places, result));
-                return;
-            }
-            None => return,
-        };
-        let Some(group) = self.groups.get_mut(&id) else { return };
-        let entries = match result {
-            Ok(entries) => entries,
-            Err(error) => return read_failed(id, group, to, &error),
-        };
-        // An entry that was replaced while it was read must not be sent.
-        let mut fresh = Vec::with_capacity(entries.len());
-        for (entry, index) in entries.into_iter().zip(prev_index + 1..) {
-            let Ok(kind) = EntryKind::try_from(entry.kind) else { break };
-            if entry.index != index || group.raft.term_at(index) != Some(entry.term) {
-                break;
-            }
-            fresh.push(Entry { term: entry.term, index, kind, payload: entry.payload });
-        }
-        group.raft.entries_loaded(to, prev_index, prev_term, fresh);
-    }
-
-    /// Begin a pass of the scrub: every durable entry of the journal is read once, see [`Shard::scrub`].
-    pub fn begin_scrub(&mut self) {
-        self.scrub_at = self.groups.keys().next().map(|group| (*group, 0));
-    }
-
-    /// Read on to find damage before anybody needs what is damaged, `max_bytes` or a single entry. What comes of it is in
-    /// the [`Outputs`] of its completion; does nothing while a read is under way. False once the pass is over.
-    pub fn scrub<D: Disk>(&mut self, disk: &mut D, max_bytes: usize) -> bool {
-        while let Some((id, index)) = self.scrub_at {
-            if self.scrub_reading {
-                return true;
-            }
-            if let Some(group) = self.groups.get(&id) {
-                let from = index.max(group.locations.first());
-                let places = group.locations.run(from, group.raft.durable_index() + 1, max_bytes);
-                // What is no longer kept, or is about to go, need not be whole.
-                if !places.is_empty() && self.journal.read(disk, self.next_ticket, &places).is_ok() {
-                    self.catch_ups.insert(self.next_ticket, CatchUp::Scrub { group: id, from, places });
-                    self.next_ticket += 1;
-                    self.scrub_reading = true;
-                    return true;
-                }
-            }
-            let next = self.groups.range((Bound::Excluded(id), Bound::Unbounded)).next();
-            self.scrub_at = next.map(|(group, _)| (*group, 0));
-        }
-        false
-    }
-
-    fn scrubbed(
-        &mut self,
-        group: GroupId,
-        from: Index,
-        places: &[Location],
-        result: Result<Vec<RecoveredEntry>, JournalError>,
-    ) -> Scrubbed {
-        self.scrub_reading = false;
-        let bad = match &result {
-            Ok(_) => None,
-            Err(JournalError::Damaged { file, position, .. }) => {
-                places.iter().position(|place| (place.file, place.position) == (*file, *position))
-            }
-            // The disk did not give the bytes this time: that says nothing about them.
-            Err(_) => None,
-        };
-        let whole = bad.unwrap_or(places.len());
-        self.scrub_at = Some((group, from + whole as Index + Index::from(bad.is_some())));
-        let bytes = places[..whole].iter().map(|place| u64::from(place.len)).sum();
-        if let Err(error) = result {
-            tracing::error!(
-                group = group.0,
-                %error,
-                "the scrub cannot read an entry of the journal; if it is damaged, its file is given up once a checkpoint \
-                 has what it did"
-            );
-        }
-        let new = bad.filter(|at| self.damaged.insert(places[*at]));
-        Scrubbed { bytes, damaged: new.map(|at| (group, from + at as Index)) }
-    }
-
     /// Whether a checkpoint of what is applied would allow to give up damaged files of the journal.
     pub fn can_give_up_damage(&self, applied: &BTreeMap<GroupId, Index>) -> bool {
         self.damaged.first().is_some_and(|place| place.file < self.journal_start(applied))
@@ -869,33 +487,5 @@ impl Shard {
     /// The shared journal, for its figures.
     pub fn journal(&self) -> &Journal {
         &self.journal
-    }
-}
-
-/// Entries for a peer that has lost them were read.
-fn lost_found(mut found: Found, result: Result<Vec<RecoveredEntry>, JournalError>, out: &mut Outputs) {
-    match result {
-        Ok(entries) => {
-            let entry = |entry: RecoveredEntry| {
-                let kind = EntryKind::try_from(entry.kind).ok()?;
-                Some(Entry { term: entry.term, index: entry.index, kind, payload: entry.payload })
-            };
-            found.entries = entries.into_iter().filter_map(entry).collect();
-            out.found.push(found);
-        }
-        Err(error) => {
-            tracing::warn!(group = found.group.0, peer = %found.to, %error, "cannot read entries that a peer has lost; look at this node's disk");
-        }
-    }
-}
-
-/// Old entries for a follower could not be read. What may work the next time is tried again at the pace of heartbeats;
-/// otherwise the follower needs more than entries.
-fn read_failed(id: GroupId, group: &mut Group, to: NodeId, error: &JournalError) {
-    tracing::error!(group = id.0, peer = to.0, %error, "cannot read old entries for a follower; look at this node's disk");
-    if error.is_retriable() {
-        group.raft.peer_lost(to);
-    } else {
-        group.raft.entries_unavailable(to);
     }
 }
