@@ -6,7 +6,7 @@
 //! What binds here:
 //! - Messages that act as a vote leave only after the flush that holds what they promise, and every earlier one, is
 //!   durable.
-//! - A group's own entries count for its commit only from that same moment ([`Raft::on_durable`]).
+//! - A group's own entries count for its commit only from that same moment ([`lnc_raft::Raft::on_durable`]).
 //! - Any failed journal write ends the shard: the error is returned and nothing is sent after it.
 
 mod reads;
