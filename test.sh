@@ -31,8 +31,8 @@ Evidence: a folder named after the time of the run, with the log of every step, 
 an index of all of it (index.html, index.json). The newest $evidence_kept are kept.
 
 Power is lost on file systems of its own, for which it needs root, loop devices, e2fsprogs and xfsprogs; one-way
-partitions need root, iproute2 and nftables; instructions are counted by valgrind. Of these, root installs with apt-get
-what is missing. Where that does not work, the step is skipped and counted as such.
+partitions need root, iproute2 and nftables; instructions are counted by valgrind. Of these, and of
+shellcheck, root installs with apt-get what is missing. Where that does not work, the step is skipped and counted as such.
 
   --long  five times the text, a longer bench gate, 20 times the cases of the property tests, four times as many
           losses of power, 20 minutes of simulation instead of one, each fault of the chaos gates four times; the steps of
@@ -223,7 +223,7 @@ format_of_rust() {
 }
 
 lints_of_scripts() {
-    command -v shellcheck || skip "shellcheck is not installed"
+    command -v shellcheck || install_missing shellcheck
     shellcheck -x ./*.sh .ci/run deploy/*.sh deploy/*/*.sh
 }
 
