@@ -225,7 +225,7 @@ impl<D: Disk> Broker<D> {
                     continue;
                 }
                 let (age, bytes) = (topic.options.max_age_ms, topic.options.max_bytes);
-                let start = self.storage.trim_candidates(key, now_ms, age, bytes);
+                let start = self.storage.handed_over().trim_candidates(key, now_ms, age, bytes);
                 trims.extend(start.map(|log_start_offset| (group, Command::Trim { key, log_start_offset })));
             }
         }
@@ -320,7 +320,7 @@ impl<D: Disk> Broker<D> {
             leader: self.shard.leader(group).map(NodeId::node),
             log_start_offset: state.map_or(0, |state| state.log_start_offset),
             high_watermark: state.map_or(0, |state| state.log_end_offset),
-            size_bytes: self.storage.size_bytes(key),
+            size_bytes: self.storage.handed_over().size_bytes(key),
         }
     }
 

@@ -27,8 +27,7 @@ struct Run {
     end_offset: u64,
 }
 
-/// What it takes to apply an entry, kept for the next one: to allocate these anew for each was a tenth of all that a record
-/// costs.
+/// What it takes to apply an entry, kept for the next one: lists of ever different sizes are what allocators search for.
 #[derive(Default)]
 pub(super) struct Scratch {
     commands: Vec<Command>,
@@ -230,9 +229,7 @@ impl<D: Disk> Broker<D> {
                 if let Some(data) = self.groups.get_mut(&group) {
                     data.reconciling.remove(&key);
                     if data.state.delete(key) {
-                        let (segments, cache) = self.storage.both();
-                        cache.remove(key);
-                        segments.remove_partition(key)?;
+                        self.storage.remove(key)?;
                         self.checkpoint.wanted = true;
                         self.fetches.wake(key);
                     }
@@ -242,9 +239,7 @@ impl<D: Disk> Broker<D> {
             Command::Trim { key, log_start_offset } => {
                 let start = self.groups.get_mut(&group).and_then(|data| data.state.trim(key, log_start_offset));
                 if let Some(start) = start {
-                    let (segments, cache) = self.storage.both();
-                    cache.trim(key, start);
-                    segments.trim(key, start)?;
+                    self.storage.trim(key, start)?;
                     self.checkpoint.wanted = true;
                     self.fetches.wake(key);
                 }

@@ -133,7 +133,7 @@ impl<D: Disk> Broker<D> {
             self.checkpoint_if_due()?;
         }
         let done = match &self.checkpoint.phase {
-            Phase::Flushing { .. } => self.storage.is_flushed(),
+            Phase::Flushing { .. } => self.storage.handed_over().checkpoint_done(),
             _ => false,
         };
         if !done {

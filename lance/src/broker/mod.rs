@@ -490,7 +490,7 @@ impl<D: Disk> Broker<D> {
         self.storage.turn()?;
         // A write that fails for want of space completes at once and so asks for the next turn: retried in every turn, it
         // would keep the shard busy for as long as the disk is full.
-        if !self.storage.is_full() || std::mem::take(&mut self.retry_full) {
+        if !self.storage.handed_over().is_full() || std::mem::take(&mut self.retry_full) {
             self.storage.on_disk().write_out(&mut self.disk);
         }
         self.storage.evict();

@@ -100,7 +100,7 @@ impl<D: Disk> Broker<D> {
             );
             return Err((ErrorCode::Overloaded, message));
         }
-        if self.storage.is_full() || self.shard.journal().is_full() || self.is_low_on_space() {
+        if self.storage.handed_over().is_full() || self.shard.journal().is_full() || self.is_low_on_space() {
             let (node, free, reserve) = (self.config.node, self.free_bytes, self.config.reserve_bytes);
             let message = format!(
                 "node {node} has no space left in its data directory for records: {free} bytes are free, of which {reserve} \

@@ -69,7 +69,7 @@ impl Storage {
     }
 
     /// Give the partitions what has come for them, if that is enough to be worth it. Says whether everything that they
-    /// were ever given was in order: if not, the node must stop before it stores or tells anything that follows from it.
+    /// were ever given was in order: if not, the node must stop before it makes a checkpoint of them or answers a reader.
     pub(super) fn turn(&mut self) -> Result<(), SegmentError> {
         let runs = self.runs.len();
         if runs >= MOST_RUNS || self.bytes >= MOST_BYTES || self.bytes >= runs as u64 * LARGE_RUN {
@@ -90,20 +90,28 @@ impl Storage {
         &mut self.cache
     }
 
-    /// Both of them.
-    pub(super) fn both(&mut self) -> (&mut SegmentStore, &mut TailCache) {
+    /// The segments as they are: without the batches that came since the last [`Storage::hand_over`].
+    pub(super) fn handed_over(&self) -> &SegmentStore {
+        &self.segments
+    }
+
+    /// The log of a partition starts at `offset` now.
+    pub(super) fn trim(&mut self, key: PartitionKey, offset: u64) -> Result<(), SegmentError> {
         self.hand_over();
-        (&mut self.segments, &mut self.cache)
+        self.cache.trim(key, offset);
+        self.segments.trim(key, offset)
+    }
+
+    /// A partition is gone.
+    pub(super) fn remove(&mut self, key: PartitionKey) -> Result<(), SegmentError> {
+        self.hand_over();
+        self.cache.remove(key);
+        self.segments.remove_partition(key)
     }
 
     /// The segments for what is under way between them and the disk. They may lack the batches applied last.
     pub(super) fn on_disk(&mut self) -> &mut SegmentStore {
         &mut self.segments
-    }
-
-    /// Whether what the last checkpoint needs is on stable storage.
-    pub(super) fn is_flushed(&self) -> bool {
-        self.segments.checkpoint_done()
     }
 
     /// Forget cached batches that exceed the budget and can be read from segments.
@@ -120,27 +128,6 @@ impl Storage {
     /// Bytes that can be read without the disk.
     pub(super) fn cached_bytes(&self) -> usize {
         self.cache.bytes() + self.bytes as usize
-    }
-
-    /// What retention would trim a partition to, without the batches applied since the last [`Storage::hand_over`].
-    pub(super) fn trim_candidates(
-        &self,
-        key: PartitionKey,
-        now_ms: u64,
-        max_age_ms: Option<u64>,
-        max_bytes: Option<u64>,
-    ) -> Option<u64> {
-        self.segments.trim_candidates(key, now_ms, max_age_ms, max_bytes)
-    }
-
-    /// Bytes of a partition's segments, without the batches applied since the last [`Storage::hand_over`].
-    pub(super) fn size_bytes(&self, key: PartitionKey) -> u64 {
-        self.segments.size_bytes(key)
-    }
-
-    /// Whether the disk was full at the last attempt to write.
-    pub(super) fn is_full(&self) -> bool {
-        self.segments.is_full()
     }
 }
 
