@@ -133,12 +133,12 @@ LANCE_BIN=$new "$work/genCluster.sh" start >/dev/null 2>&1
 until_true "every data directory is raised" all_have 2
 progress
 stop 3 TERM
-refused "says format 2" "$old" server --config "$state/node-3/lance.toml"
+refused "says format 3" "$old" server --config "$state/node-3/lance.toml"
 LANCE_BIN=$new "$work/genCluster.sh" start >/dev/null 2>&1
 # What was finalized is on disk: all nodes at once.
 for node in 1 2 3; do kill -KILL "$(pid_of "$node")"; done
 LANCE_BIN=$new "$work/genCluster.sh" start >/dev/null 2>&1
-"$new" cluster finalize --yes | grep "the cluster has format 2: there is nothing to finalize" || fail "the format was lost"
+"$new" cluster finalize --yes | grep "the cluster has format 3: there is nothing to finalize" || fail "the format was lost"
 progress
 
 kill -USR1 "$load"

@@ -20,8 +20,9 @@ use std::path::{Path, PathBuf};
 /// until then, the version of LANCE that came before can go on with it.
 ///
 /// 1: version 0.1.0. 2: the catalog holds the format of the cluster; leaders tell followers which entries belong to
-/// recorded traces.
-pub const FORMATS: RangeInclusive<u32> = 1..=2;
+/// recorded traces. 3: files name the member that wrote them and how far they were durable, so that what is missing can
+/// be told from what never was; nodes tell each other their clocks.
+pub const FORMATS: RangeInclusive<u32> = 1..=3;
 
 const LOCK: &str = "LOCK";
 const FORMAT: &str = "FORMAT";
