@@ -192,6 +192,9 @@ impl Nodes {
             for node in &mut self.nodes {
                 while node.has_ready() {
                     let mut ready = node.take_ready();
+                    if let Some(state) = ready.hard_state {
+                        node.on_hard_state_durable(state.term);
+                    }
                     if let Some(last) = ready.entries.last() {
                         node.on_durable(last.term, last.index);
                     }

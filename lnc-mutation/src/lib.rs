@@ -33,6 +33,7 @@ macro_rules! mutations {
 mutations! {
     AcknowledgeEarly = "acknowledge-early", "a follower acknowledges entries before they are durable";
     CountLeaderEarly = "count-leader-early", "a leader counts its own copy before it is durable";
+    LeadUnrecorded = "lead-unrecorded", "a candidate counts its own vote before it is durable";
     ForgetVote = "forget-vote", "term and vote are not written";
     CommitPriorTerm = "commit-prior-term", "entries of earlier terms are committed by counting";
     VoteForAnyLog = "vote-for-any-log", "a vote is given to a candidate that lacks entries";

@@ -78,6 +78,10 @@ impl Election {
 impl Raft {
     pub(crate) fn tick_election(&mut self) {
         self.election.elapsed = self.election.elapsed.saturating_add(1);
+        if self.role == Role::Candidate && !self.election.votes.contains_key(&self.config.id) {
+            // The disk has not taken this node's own vote yet, and would have to take that of a later term after it.
+            return;
+        }
         if self.election.elapsed >= self.election.timeout && self.is_promotable() {
             // A round that has come to nothing starts over here, from pre-vote: a candidate that cannot win must
             // not drive terms up.
@@ -245,15 +249,27 @@ impl Raft {
         self.election.leader_lost = false;
         self.set_leader(None);
         self.restart_election_timer();
-        self.election.votes = BTreeMap::from([(id, true)]);
-        if self.ballot() == Ballot::Won {
-            return self.become_leader();
-        }
+        // Its own vote counts once it is on this node's disk, see `on_hard_state_durable`.
+        self.election.votes.clear();
         if transfer {
             self.election.round_ticks = 0;
         }
         self.election.transfer = transfer;
-        self.ask_voters();
+        if mutated(Mutation::LeadUnrecorded) {
+            self.count_vote(id, true);
+        }
+        if self.role == Role::Candidate {
+            self.ask_voters();
+        }
+    }
+
+    /// `term`, and this node's vote in it, are on its stable storage. Until then it has not voted for itself: a lone voter
+    /// would otherwise lead at once, lose its term with the power, and lead the same term again with other entries.
+    pub fn on_hard_state_durable(&mut self, term: Term) {
+        let own = HardState { term, vote: Some(self.config.id) };
+        if self.role == Role::Candidate && self.hard_state == own {
+            self.count_vote(self.config.id, true);
+        }
     }
 
     fn become_leader(&mut self) {
@@ -311,9 +327,12 @@ impl Raft {
     }
 
     pub(crate) fn handle_vote_reply(&mut self, from: NodeId, granted: bool) {
-        if self.role != Role::Candidate {
-            return;
+        if self.role == Role::Candidate {
+            self.count_vote(from, granted);
         }
+    }
+
+    fn count_vote(&mut self, from: NodeId, granted: bool) {
         self.election.count(from, granted);
         match self.ballot() {
             Ballot::Open => {}

@@ -1,9 +1,9 @@
 //! The consensus core of LANCE: Raft as a value. Messages and ticks go in, effects come out as a [`Ready`].
 //!
 //! The crate knows no clock, thread, file, socket or source of entropy. Its driver (the shard) feeds [`Raft`] with
-//! [`Raft::step`], [`Raft::tick`], [`Raft::propose`] and [`Raft::on_durable`], then takes one [`Ready`] per turn,
-//! writes its hard state and entries to the journal and sends its messages. The same inputs in the same order give
-//! the same outputs, always.
+//! [`Raft::step`], [`Raft::tick`], [`Raft::propose`], [`Raft::on_hard_state_durable`] and [`Raft::on_durable`], then takes
+//! one [`Ready`] per turn, writes its hard state and entries to the journal and sends its messages. The same inputs in the
+//! same order give the same outputs, always.
 //!
 //! # What the driver owes the core
 //!
@@ -11,7 +11,8 @@
 //!    Several may be in flight at once.
 //! 2. Hold a Ready's `messages_after_durable` until its own and all earlier hard states and entries are durable.
 //!    `messages` may leave at once.
-//! 3. Report durability with [`Raft::on_durable`], in order; a call may stand for several Readies.
+//! 3. Report durability with [`Raft::on_hard_state_durable`] and [`Raft::on_durable`], in order; a call may stand for
+//!    several Readies.
 //! 4. Apply `committed` in order. These entries are committed and durable here, so a restart finds them again.
 //! 5. Answer each [`EntriesWanted`] once, with [`Raft::entries_loaded`] or [`Raft::entries_unavailable`].
 //! 6. After a failed write or sync, throw the core away: its memory is ahead of the disk.

@@ -22,6 +22,8 @@ fn elect() -> Raft {
         }
     };
     from_follower(&mut raft, Body::PreVoteReply { round, granted: true });
+    let _ = raft.take_ready();
+    raft.on_hard_state_durable(raft.term());
     from_follower(&mut raft, Body::VoteReply { granted: true });
     assert_eq!(raft.role(), Role::Leader);
     let _ = raft.take_ready();

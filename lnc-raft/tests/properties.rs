@@ -259,18 +259,18 @@ fn run_founded_by(founders: u64, size: u64, seed: u64, events: &[Event]) -> Run 
     run
 }
 
-/// More cases on demand: `PROPTEST_CASES`.
-fn settings() -> ProptestConfig {
+/// `cases` runs, or as many as `PROPTEST_CASES` says.
+fn settings(cases: u32) -> ProptestConfig {
     let mut settings = ProptestConfig::default();
     if std::env::var_os("PROPTEST_CASES").is_none() {
-        settings.cases = 150;
+        settings.cases = cases;
     }
     settings.failure_persistence = None;
     settings
 }
 
 proptest! {
-    #![proptest_config(settings())]
+    #![proptest_config(settings(1_500))]
 
     #[test]
     fn three_nodes_stay_safe_and_recover(seed: u64, events in prop::collection::vec(event(3), 50..400)) {
@@ -283,13 +283,24 @@ proptest! {
     }
 
     #[test]
+    fn equal_inputs_give_equal_traces(seed: u64, events in prop::collection::vec(event(3), 50..150)) {
+        prop_assert_eq!(run(3, seed, &events).cluster.trace, run(3, seed, &events).cluster.trace);
+    }
+}
+
+proptest! {
+    // What goes wrong here needs several changes, a crash and the right moment: seldom in a thousand runs.
+    #![proptest_config(settings(6_000))]
+
+    #[test]
     fn members_come_and_go_and_all_stays_safe(seed: u64, events in prop::collection::vec(event_with_members(5), 50..600)) {
         run_founded_by(3, 5, seed, &events);
     }
 
+    /// As a cluster grows: one node is all there is, or a few of many.
     #[test]
-    fn equal_inputs_give_equal_traces(seed: u64, events in prop::collection::vec(event(3), 50..150)) {
-        prop_assert_eq!(run(3, seed, &events).cluster.trace, run(3, seed, &events).cluster.trace);
+    fn from_one_node_to_five_all_stays_safe(seed: u64, events in prop::collection::vec(event_with_members(5), 50..400)) {
+        run_founded_by(1, 5, seed, &events);
     }
 }
 

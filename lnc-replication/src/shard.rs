@@ -6,7 +6,8 @@
 //! What binds here:
 //! - Messages that act as a vote leave only after the flush that holds what they promise, and every earlier one, is
 //!   durable.
-//! - A group's own entries count for its commit only from that same moment ([`lnc_raft::Raft::on_durable`]).
+//! - A group's own entries count for its commit, and its own vote for its election, only from that same moment
+//!   ([`lnc_raft::Raft::on_durable`], [`lnc_raft::Raft::on_hard_state_durable`]).
 //! - Any failed journal write ends the shard: the error is returned and nothing is sent after it.
 
 mod reads;
@@ -158,13 +159,9 @@ pub struct Outputs {
 #[derive(Default)]
 struct Held {
     messages: Vec<(GroupId, Message)>,
+    /// The latest term and vote of a group that the flush holds, by their term.
+    hard_states: BTreeMap<GroupId, Term>,
     entries: BTreeMap<GroupId, (Term, Index)>,
-}
-
-impl Held {
-    fn is_empty(&self) -> bool {
-        self.messages.is_empty() && self.entries.is_empty()
-    }
 }
 
 /// See the module documentation.
@@ -313,6 +310,7 @@ impl Shard {
         } = group.raft.take_ready();
         if let Some(state) = hard_state.filter(|_| !mutated(Mutation::ForgetVote)) {
             self.journal.append_hard_state(id, state.term, state.vote.map(|v| v.0));
+            self.staged.hard_states.insert(id, state.term);
         }
         if let Some(first) = entries.first().filter(|first| first.index < group.locations.end()) {
             // What is overwritten must not keep its journal files from being freed.
@@ -354,7 +352,7 @@ impl Shard {
                 self.idle_ticks = 0;
                 self.in_flight.push_back((number, std::mem::take(&mut self.staged)));
             }
-        } else if !self.staged.is_empty() {
+        } else if !self.staged.messages.is_empty() {
             // Promises about what earlier flushes hold: they wait for the newest of those, or for nothing.
             let held = std::mem::take(&mut self.staged);
             match self.in_flight.back_mut() {
@@ -380,6 +378,11 @@ impl Shard {
         while self.in_flight.front().is_some_and(|(number, _)| *number <= durable) {
             let Some((_, held)) = self.in_flight.pop_front() else { break };
             out.messages.extend(held.messages);
+            for (id, term) in held.hard_states {
+                if let Some(group) = self.groups.get_mut(&id) {
+                    group.raft.on_hard_state_durable(term);
+                }
+            }
             for (id, (term, index)) in held.entries {
                 if let Some(group) = self.groups.get_mut(&id) {
                     group.raft.on_durable(term, index);

@@ -226,13 +226,14 @@ impl Cluster {
         let name = NodeId(id);
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let count = count.min(node.writes.len());
-        let mut last = None;
+        let (mut voted, mut last) = (None, None);
         let mut said = Vec::new();
         for write in node.writes.drain(..count) {
             node.disk.write(&write);
             if let Some(hard_state) = write.hard_state {
                 let vote = hard_state.vote.map_or("none".into(), |vote| vote.to_string());
                 said.push(format!("{name}: durable term {} vote {vote}", hard_state.term));
+                voted = Some(hard_state.term);
             }
             if let Some(entry) = write.entries.last() {
                 said.push(format!("{name}: durable {}", show_entries(&write.entries)));
@@ -241,7 +242,11 @@ impl Cluster {
             self.net.extend(write.after);
         }
         self.trace.append(&mut said);
-        if let (Some(raft), Some((term, index))) = (node.raft.as_mut(), last) {
+        let Some(raft) = node.raft.as_mut() else { return };
+        if let Some(term) = voted {
+            raft.on_hard_state_durable(term);
+        }
+        if let Some((term, index)) = last {
             raft.on_durable(term, index);
         }
     }
