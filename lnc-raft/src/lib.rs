@@ -14,7 +14,8 @@
 //! 3. Report durability with [`Raft::on_hard_state_durable`] and [`Raft::on_durable`], in order; a call may stand for
 //!    several Readies.
 //! 4. Apply `committed` in order. These entries are committed and durable here, so a restart finds them again.
-//! 5. Answer each [`EntriesWanted`] once, with [`Raft::entries_loaded`] or [`Raft::entries_unavailable`].
+//! 5. Answer each [`EntriesWanted`] once, with [`Raft::entries_loaded`], [`Raft::entries_failed`] or
+//!    [`Raft::entries_unavailable`].
 //! 6. After a failed write or sync, throw the core away: its memory is ahead of the disk.
 //!
 //! A node that needs more than entries ([`Ready::state_needed`]) gets the state of the group outside of this crate, and is

@@ -58,7 +58,8 @@ pub struct ReadState {
 }
 
 /// A follower needs entries that are only in the journal. Answered by
-/// [`Raft::entries_loaded`](crate::Raft::entries_loaded) or
+/// [`Raft::entries_loaded`](crate::Raft::entries_loaded),
+/// [`Raft::entries_failed`](crate::Raft::entries_failed) or
 /// [`Raft::entries_unavailable`](crate::Raft::entries_unavailable).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EntriesWanted {

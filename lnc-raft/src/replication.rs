@@ -196,6 +196,15 @@ impl Raft {
         }
     }
 
+    /// The entries that an [`EntriesWanted`] asked for could not be read this time: what the follower needs is tried again at
+    /// the pace of heartbeats. Means nothing to who does not lead any more, whoever leads by now.
+    pub fn entries_failed(&mut self, to: NodeId) {
+        let heartbeat_ticks = self.config.heartbeat_ticks;
+        if let Some(peer) = self.peers.get_mut(&to).filter(|peer| peer.wanted.is_some()) {
+            peer.probe_later(heartbeat_ticks);
+        }
+    }
+
     pub(crate) fn reject_append(&mut self, to: NodeId, prev_index: Index) {
         let last_index = self.log.last_index();
         let at = prev_index.min(last_index);

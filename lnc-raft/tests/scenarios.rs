@@ -19,7 +19,7 @@
 //! transfer N TO | lost N PEER | back N PEER
 //! hold N | durable N [COUNT] | unhold N    the disk of N
 //! crash N [KEPT] | restart N        KEPT writes under way reach the disk
-//! release N INDEX | compact N INDEX | load N | unavailable N TO | state A->B
+//! release N INDEX | compact N INDEX | load N | failed N TO | unavailable N TO | state A->B
 //! status N ... | who N              what a node knows of the group, and of its members
 //! join N                            starts a node that knows nothing of the group
 //! members N V,V... [learners=L,L]   proposes members
@@ -106,6 +106,7 @@ impl Story {
             "lost" => self.cluster.with(id, |raft| raft.peer_lost(NodeId(arg))).and(None),
             "back" => self.cluster.with(id, |raft| raft.peer_back(NodeId(arg))).and(None),
             "release" => self.cluster.with(id, |raft| raft.release_memory(arg)).and(None),
+            "failed" => self.cluster.with(id, |raft| raft.entries_failed(NodeId(arg))).and(None),
             "unavailable" => self.cluster.with(id, |raft| raft.entries_unavailable(NodeId(arg))).and(None),
             "compact" => {
                 if let Some(node) = self.cluster.nodes.get_mut(&id) {

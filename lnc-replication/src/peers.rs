@@ -7,7 +7,7 @@
 //! Everything here runs on the shard's own thread.
 
 use crate::formation::{Channel, Formats, Greeting, Identity, admit};
-use crate::wire::{MAX_FRAME_BODY, PeerMessage, WireError, put_frame, put_messages, take_frame};
+use crate::wire::{MAX_FRAME_BODY, PeerMessage, WireError, fits_a_frame, put_frame, put_messages, take_frame};
 use bytes::{Buf, Bytes, BytesMut};
 use lnc_metrics::Metrics;
 use lnc_raft::NodeId;
@@ -193,6 +193,7 @@ impl Peers {
     /// Send messages, in frames per peer and channel, as far as the kernel takes them now; the rest is queued. What cannot be
     /// queued is dropped.
     pub fn send(&self, messages: &mut Vec<PeerMessage>) {
+        messages.retain(fits_a_frame);
         messages.sort_by_key(|message| (message.to(), message.channel()));
         for batch in messages.chunk_by(|a, b| (a.to(), a.channel()) == (b.to(), b.channel())) {
             let (to, channel) = (batch[0].to(), batch[0].channel());

@@ -6,13 +6,13 @@
 //!
 //! - A peer has the entry. Once all holes are filled, the log from the first one on is written again, and when that is
 //!   durable the group goes on.
-//! - A peer has committed another entry at that index: then this one never was, nor was anything after it.
+//! - A peer has committed another entry at that index or before it: then this one never was, nor was anything after it.
 //! - A peer has compacted the entry away: then the group's state is fetched instead.
 //!
 //! Source: Alagappan et al., *Protocol-Aware Recovery for Consensus-Based Storage*, FAST 2018. Unlike there, a damaged
 //! replica does not vote meanwhile: that costs availability only while its peers cannot be reached either.
 
-use crate::shard::{Found, GroupStart};
+use crate::shard::{Found, GroupStart, MAX_FOUND_BYTES, within};
 use lnc_log::journal::{GroupId, Journal, RecoveredEntry};
 use lnc_raft::{Entry, EntryKind, HardState, Index, NodeId, Term};
 use std::collections::BTreeMap;
@@ -74,7 +74,7 @@ impl Repair {
             to,
             commit: self.start.applied_index,
             committed: Vec::new(),
-            entries: self.entries.iter().filter(has).filter_map(entry).collect(),
+            entries: within(self.entries.iter().filter(has).filter_map(entry), Entry::size, MAX_FOUND_BYTES),
             first_index: self.entries.first().map_or(self.start.applied_index + 1, |first| first.index),
         }
     }
@@ -97,8 +97,14 @@ impl Repair {
         first_index: Index,
     ) -> Answered {
         for (index, term) in committed.iter().filter(|(index, _)| *index <= commit) {
-            if self.missing.get(index).is_some_and(|own| own != term) {
-                tracing::info!(index, "a lost entry never was committed: the log ends before it");
+            // Also where this node's entry is whole: what comes after one that never was committed never was either, and
+            // on an idle cluster nothing else may ever be committed at a lost index.
+            let own = self.entries.iter().find(|own| own.index == *index && own.index > self.start.applied_index);
+            if own.is_some_and(|own| own.term != *term) {
+                tracing::info!(
+                    index,
+                    "an entry never was committed: the log ends before it, without what was lost behind it"
+                );
                 self.drop_from(*index);
             }
         }
@@ -131,5 +137,46 @@ impl Repair {
     /// The entries to write again.
     pub(crate) fn rewritten(&self) -> impl Iterator<Item = &RecoveredEntry> {
         self.entries.iter().filter(|entry| entry.index >= self.rewrite_from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use lnc_log::journal::Location;
+
+    const GROUP: GroupId = GroupId(1);
+
+    fn entry(index: Index, term: Term, len: usize, damaged: bool) -> RecoveredEntry {
+        let location = Location { file: 1, position: index, len: len as u32 };
+        let payload = if damaged { Bytes::new() } else { Bytes::from(vec![7; len]) };
+        RecoveredEntry { index, term, kind: EntryKind::Normal as u8, payload, damaged, location }
+    }
+
+    fn repair(entries: &[RecoveredEntry]) -> Repair {
+        let hard_state = HardState { term: 9, vote: None };
+        Repair::new(&GroupStart::default(), hard_state, entries).expect("something is missing")
+    }
+
+    /// The others went on without what this node had written last, and nothing more comes after it.
+    #[test]
+    fn a_lost_tail_that_never_was_committed_ends_where_the_others_went_on() {
+        let mut repair = repair(&[entry(1, 1, 9, false), entry(2, 1, 9, false), entry(3, 1, 9, true)]);
+        assert_eq!(repair.answer(1, &[(1, 1)], Vec::new(), 1), Answered::Waiting, "it may be committed yet");
+        assert_eq!(repair.answer(2, &[(2, 2)], Vec::new(), 1), Answered::Whole);
+        assert_eq!(repair.entries.iter().map(|entry| entry.index).collect::<Vec<_>>(), [1]);
+    }
+
+    #[test]
+    fn an_answer_to_a_peer_is_bounded_in_bytes_and_has_one_entry_at_least() {
+        let len = MAX_FOUND_BYTES / 3;
+        let entries: Vec<_> =
+            (1..=16).map(|index| entry(index, 1, len, false)).chain([entry(17, 1, 9, true)]).collect();
+        let wanted: Vec<_> = (1..=16).map(|index| (index, 1)).collect();
+        let found = repair(&entries).find(GROUP, NodeId(2), &wanted);
+        assert_eq!(found.entries.len(), 2);
+        let large = [entry(1, 1, 2 * MAX_FOUND_BYTES, false), entry(2, 1, 9, true)];
+        assert_eq!(repair(&large).find(GROUP, NodeId(2), &wanted).entries.len(), 1);
     }
 }

@@ -15,6 +15,7 @@ mod repairs;
 mod start;
 
 pub use reads::{Found, Scrubbed};
+pub(crate) use reads::{MAX_FOUND_BYTES, within};
 
 use crate::group::Group;
 use crate::repair::Repair;
@@ -23,7 +24,8 @@ use lnc_log::disk::{Completion, Disk};
 use lnc_log::journal::{GroupId, Journal, JournalConfig, JournalError, Location};
 use lnc_mutation::{Mutation, mutated};
 use lnc_raft::{
-    ConfigError, Configuration, Entry, HardState, Index, Message, NodeId, ProposeError, Ready, RoleChange, Status, Term,
+    ConfigError, Configuration, Entry, HardState, Index, Message, NodeId, ProposeError, Ready, RoleChange, Status,
+    Term, TransferError,
 };
 use reads::CatchUp;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -253,9 +255,12 @@ impl Shard {
         self.groups.values_mut().for_each(|group| group.raft.set_slow(slow));
     }
 
-    /// Hand leadership of `group` to `to`, if this node leads it. Says whether the transfer has begun.
-    pub fn transfer_leadership(&mut self, group: GroupId, to: NodeId) -> bool {
-        self.groups.get_mut(&group).is_some_and(|g| g.raft.is_leader() && g.raft.transfer_leadership(to).is_ok())
+    /// Hand leadership of `group` to `to`. It is under way if there is no error.
+    pub fn transfer_leadership(&mut self, group: GroupId, to: NodeId) -> Result<(), TransferError> {
+        match self.groups.get_mut(&group) {
+            Some(target) => target.raft.transfer_leadership(to),
+            None => Err(TransferError::NotLeader { leader: None }),
+        }
     }
 
     /// Begin to change the members of `group` to `target`.

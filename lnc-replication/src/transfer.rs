@@ -60,7 +60,7 @@ pub enum TransferBody {
     Entries {
         /// Its commit index.
         commit: Index,
-        /// The terms it has at those of the indexes that are committed, as far as it knows them.
+        /// The terms it has at its commit index, and at those of the indexes that are committed, as far as it knows them.
         committed: Vec<(Index, Term)>,
         /// Those it has with the very term asked for.
         entries: Vec<Entry>,

@@ -89,6 +89,22 @@ pub const MAX_FRAME_BODY: usize = 64 << 20;
 /// ones are also answered earlier.
 pub const FULL_FRAME_BODY: usize = 1 << 20;
 
+/// Whether the receiver would take a frame with this message. One that it would not is the fault of whoever made the
+/// message, and must not cost the connection that carries everything else.
+pub fn fits_a_frame(message: &PeerMessage) -> bool {
+    let (bytes, limit) = (message.size_hint(), MAX_FRAME_BODY - FULL_FRAME_BODY);
+    if bytes > limit {
+        tracing::error!(
+            peer = %message.to(),
+            group = message.group().0,
+            bytes,
+            limit,
+            "a message is too large for a frame and is not sent; lower limits.max_batch_bytes, and report this"
+        );
+    }
+    bytes <= limit
+}
+
 /// Why bytes from a peer were refused. The connection they came from is closed.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]

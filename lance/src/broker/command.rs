@@ -281,6 +281,12 @@ impl Commands {
     }
 }
 
+/// Whether an entry has record batches in it; one that does not decode is taken to.
+pub fn holds_records(payload: &Bytes) -> bool {
+    let is_other = |command: Result<Command, CommandError>| command.is_ok_and(|c| !matches!(c, Command::Append { .. }));
+    Commands::parse(payload.clone()).map_or(true, |mut commands| !commands.all(is_other))
+}
+
 impl Iterator for Commands {
     type Item = Result<Command, CommandError>;
 

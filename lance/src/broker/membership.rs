@@ -19,11 +19,11 @@ use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
 use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{ChangeMembersRequest, MemberChange, Opcode, Response};
-use lnc_raft::{Configuration, NodeId, Progress, ProgressState, Status};
+use lnc_raft::{Configuration, NodeId, Progress, Status};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Entries that a learner may lack to count as caught up: under load there are always some under way.
-const CAUGHT_UP: u64 = 64;
+/// How far a learner may be behind to be made a voter, in microseconds. Commits that need its disk wait that long at most.
+const CAUGHT_UP_US: u64 = 1_000_000;
 
 /// A node that came with a fresh data directory and is not admitted yet.
 #[derive(Clone, Copy)]
@@ -200,13 +200,24 @@ impl<D: Disk> Broker<D> {
         if status.configuration.is_joint() || !status.configuration_committed {
             return;
         }
-        let Some(target) = self.next_configuration(group, &status) else { return };
-        if !target.voters.contains(&self.config.node) {
-            // Whoever stays finishes what this node cannot be part of.
-            if let Some(to) = self.best_successor_among(group, &target.voters) {
-                self.shard.transfer_leadership(group, to);
+        let Some(mut target) = self.next_configuration(group, &status) else { return };
+        let own = self.config.node;
+        if !target.voters.contains(&own) {
+            let stay: BTreeSet<NodeId> = target.voters.intersection(&status.configuration.voters).copied().collect();
+            if !stay.is_empty() {
+                // Whoever votes now and stays finishes what this node cannot be part of.
+                match self.best_successor_among(group, &stay) {
+                    Some(to) => drop(self.hand_to(group, to)),
+                    None => tracing::warn!(
+                        group = group.0,
+                        "this node is to leave the group and leads it, but no voter that stays can take over; trying again"
+                    ),
+                }
+                return;
             }
-            return;
+            // Its successors are no voters yet: they become some beside it, and then it goes.
+            target.voters.insert(own);
+            target.learners.remove(&own);
         }
         match self.shard.propose_configuration(group, target.clone()) {
             Ok(_) => {
@@ -226,31 +237,25 @@ impl<D: Disk> Broker<D> {
             .filter(|member| member.incarnation != 0)
             .map(|member| (member.id, member))
             .collect();
-        let caught_up = |peer: &&Progress| {
-            peer.learner
-                && peer.recently_active
-                && peer.state == ProgressState::Replicate
-                && peer.match_index + CAUGHT_UP >= status.last
-        };
+        let now_us = self.now_us();
+        let caught_up = |peer: &&Progress| peer.learner && self.pace.keeps_up(now_us, group, peer.id, CAUGHT_UP_US);
+        // A node whose place another has taken does not come back: it would be added and removed, again and again.
+        let has_place = |id: &NodeId| wanted.contains_key(id) && !self.is_replaced(*id, &now.voters);
         let mut target = now.clone();
-        target.learners.extend(wanted.keys().filter(|id| !now.contains(**id)));
-        for ready in status.peers.iter().filter(caught_up).filter(|peer| wanted.contains_key(&peer.id)) {
+        target.learners.extend(wanted.keys().filter(|id| !now.contains(**id) && has_place(id)));
+        for ready in status.peers.iter().filter(caught_up).filter(|peer| has_place(&peer.id)) {
             target.learners.remove(&ready.id);
             target.voters.insert(ready.id);
         }
+        let listed = |id: &NodeId| wanted.contains_key(id) && !self.is_replaced(*id, &target.voters);
         // Who waits for a successor stays until that one votes.
         let awaited: BTreeSet<u64> = self
             .catalog
             .members()
             .current()
-            .filter(|member| !target.voters.contains(&member.id))
+            .filter(|member| !target.voters.contains(&member.id) && !self.is_replaced(member.id, &target.voters))
             .flat_map(|member| [Some(member.id.node()), member.replaces])
             .flatten()
-            .collect();
-        let replaced: BTreeSet<u64> = wanted
-            .values()
-            .filter(|member| target.voters.contains(&member.id))
-            .filter_map(|member| member.replaces)
             .collect();
         // Who may still lead another group must hear from the catalog that it is to go, or it would lead for ever. This
         // node hands the catalog over if it is to go itself: of groups that it has left it hears nothing. A former self
@@ -261,13 +266,28 @@ impl<D: Disk> Broker<D> {
             let came_anew = wanted.keys().any(|member| member.node() == id.node() && member != id);
             group == META && *id != self.config.node && is_named && !came_anew
         };
-        let stays = |id: &NodeId| {
-            let listed = wanted.contains_key(id) && !replaced.contains(&id.node());
-            listed || awaited.contains(&id.node()) || hears(id)
+        let stays = |id: &NodeId| listed(id) || awaited.contains(&id.node()) || hears(id);
+        let (voters, learners) = (&target.voters, &target.learners);
+        let target = Configuration {
+            voters: voters.iter().copied().filter(stays).collect(),
+            learners: learners.iter().copied().filter(|id| wanted.contains_key(id) && stays(id)).collect(),
+            outgoing: BTreeSet::new(),
         };
-        target.voters.retain(|id| stays(id));
-        target.learners.retain(|id| wanted.contains_key(id) && stays(id));
         (target != *now && self.can_decide(status, &target.voters)).then_some(target)
+    }
+
+    /// Whether one of these voters is there in the place of a node.
+    fn is_replaced(&self, id: NodeId, voters: &BTreeSet<NodeId>) -> bool {
+        let mut members = self.catalog.members().current();
+        members.any(|member| member.replaces == Some(id.node()) && voters.contains(&member.id))
+    }
+
+    /// Whether a member is to go, as far as this replica knows: it was removed, or another has come to take its place.
+    pub(super) fn is_leaving(&self, id: NodeId) -> bool {
+        let members = self.catalog.members();
+        let replaced = |member: &Member| member.incarnation != 0 && member.replaces == Some(id.node());
+        members.is_founded()
+            && (members.of_node(id.node()).is_none_or(|m| m.id != id) || members.current().any(replaced))
     }
 
     /// Everyone whom a group of partitions names, as far as this replica knows; `None` if it does not know all of them.

@@ -19,14 +19,17 @@ mod fetch;
 mod formats;
 mod gauges;
 pub mod inspect;
+mod leadership;
 pub mod members;
 mod membership;
 mod offsets;
+mod pace;
 pub mod partitions;
 mod produce;
 mod proposals;
 mod scrub;
 mod slow_disk;
+mod space;
 pub mod status;
 mod storage;
 pub mod tail_cache;
@@ -46,7 +49,7 @@ use lnc_metrics::{Counter, GroupMetrics, Metrics};
 use lnc_protocol::ErrorCode;
 use lnc_protocol::frame::Flags;
 use lnc_protocol::message::{ErrorReply, LeaderHint, Opcode, Reply, Request, Response};
-use lnc_raft::{Body, Entry, Message, NodeId, ProgressState, Role};
+use lnc_raft::{Message, NodeId, ProgressState, Role};
 use lnc_replication::formation::Formats;
 use lnc_replication::wire::PeerMessage;
 use lnc_replication::{Outputs, Shard, ShardError};
@@ -241,8 +244,11 @@ pub struct Broker<D: Disk> {
     transfers: transfer::Transfers,
     scrub: scrub::Scrub,
     slow_disk: slow_disk::SlowDisk,
+    pace: pace::Pace,
     /// Space that is left, less what was taken in since that was looked at.
     free_bytes: u64,
+    /// When appends of a group were last refused for want of space.
+    refused_appends_us: BTreeMap<GroupId, u64>,
     /// Nodes that wait to be admitted, by number.
     applicants: BTreeMap<u64, membership::Applicant>,
     clock: Clock,
@@ -357,54 +363,14 @@ impl<D: Disk> Broker<D> {
 
     fn raft_message(&mut self, group: GroupId, message: Message) {
         self.control.received(self.clock.mono_us, group, &message);
-        /// What appends without records stay below, in bytes.
-        const SMALL_APPEND: usize = 4096;
-        let bytes = match &message.body {
-            Body::Append { entries, .. } => entries.iter().map(Entry::size).sum(),
-            _ => 0,
-        };
-        if bytes > 0 && self.storage.unwritten_bytes() > self.max_unwritten().saturating_mul(2) {
-            // A replica whose disk cannot keep up must not fill its memory: to the leader this is a lossy network, and
-            // it goes on with the others.
-            return;
-        }
-        if bytes > SMALL_APPEND && self.free_bytes < self.config.reserve_bytes / 2 {
-            // Nor must it give the reserve away to records. What is decided without any, votes, deletions and trims
-            // among it, is small.
+        if !self.has_room_for(group, &message.body) {
+            // To the leader this is a lossy network, and it goes on with the others.
             return;
         }
         if let Some(tracer) = &mut self.tracer {
             tracer.received(group, &message);
         }
         self.shard.step(group, message);
-    }
-
-    /// Look how much space there is, and say so when the reserve is touched or whole again.
-    fn look_at_space(&mut self) {
-        let low = self.is_low_on_space();
-        self.free_bytes = self.disk.free_bytes().unwrap_or(u64::MAX);
-        self.metrics.disk_free_bytes.set(self.free_bytes);
-        let (free, reserve) = (self.free_bytes, self.config.reserve_bytes);
-        match (low, self.is_low_on_space()) {
-            (false, true) => tracing::error!(
-                free,
-                reserve,
-                "no space but the reserve is left in the data directory: records are refused until there is more; delete \
-                 topics, lower retention, or make room"
-            ),
-            (true, false) => tracing::info!(free, reserve, "there is space again: records are taken"),
-            _ => {}
-        }
-    }
-
-    /// Whether what is left is for votes, checkpoints and deletions.
-    fn is_low_on_space(&self) -> bool {
-        self.free_bytes < self.config.reserve_bytes
-    }
-
-    /// Committed bytes that may wait for their segments before produce requests are refused.
-    fn max_unwritten(&self) -> u64 {
-        self.config.checkpoint_bytes.saturating_add(self.config.memory_bytes as u64)
     }
 
     /// The control connection to a peer stands, and it speaks these formats; or it broke.
@@ -458,6 +424,7 @@ impl<D: Disk> Broker<D> {
         self.reconcile = true;
         self.retry_full = true;
         self.look_at_space();
+        self.fetch_what_frees_space();
         self.shard.retry_space(&mut self.disk);
         self.give_up_damage();
         self.apply_retention();
@@ -627,47 +594,6 @@ impl<D: Disk> Broker<D> {
         }
     }
 
-    /// A leader whose disk is slow hands over, if there is somebody whose disk is not.
-    fn look_at_disk(&mut self) {
-        let now = self.now_us();
-        let limit_us = self.config.slow_sync_us;
-        let under_way_us = self.flushes.front().map(|flush| now.saturating_sub(flush.since_us));
-        match self.slow_disk.second(limit_us, under_way_us) {
-            Some(true) => tracing::warn!(
-                limit_ms = limit_us / 1000,
-                "syncs of the journal take long: groups led here are handed to nodes with faster disks; look at the disk and at \
-                 what else uses it"
-            ),
-            Some(false) => tracing::info!("syncs of the journal are fast again"),
-            None => {}
-        }
-        let slow = self.slow_disk.is_slow();
-        self.metrics.slow_disk.set(slow.into());
-        // Told every second, since groups come and go.
-        self.shard.set_slow(slow);
-        if slow {
-            let led: Vec<GroupId> = self.shard.group_ids().filter(|group| self.shard.is_leader(*group)).collect();
-            for group in led {
-                // Commands wait while a group is handed over: not for somebody who is far behind.
-                if let Some(to) = self.best_successor(group).filter(|to| self.could_take_over(group, *to)) {
-                    self.shard.transfer_leadership(group, to);
-                }
-            }
-        }
-    }
-
-    /// Whether a node has about all of a group that this one leads, and a disk that is fast.
-    fn could_take_over(&self, group: GroupId, node: NodeId) -> bool {
-        /// Entries that it may lack: under load there are always some under way.
-        const UNDER_WAY: u64 = 64;
-        self.shard.status(group).is_some_and(|status| {
-            status.peers.iter().any(|peer| {
-                let has_all = peer.match_index + UNDER_WAY >= status.last;
-                peer.id == node && peer.recently_active && !peer.slow && has_all
-            })
-        })
-    }
-
     /// Whether a turn would find something to do that no event announces.
     pub fn wants_turn(&self) -> bool {
         !self.outputs.is_empty() || !self.fetches.woken.is_empty() || self.reconcile || self.can_propose()
@@ -685,76 +611,6 @@ impl<D: Disk> Broker<D> {
     /// Whether connections should stop reading: half of the memory for requests is in use.
     pub fn should_pause(&self) -> bool {
         self.in_flight_bytes > self.config.memory_bytes / 2
-    }
-
-    /// Begin a graceful end: refuse new writes and hand over every group that this node leads. Done when
-    /// [`Broker::is_drained`] says so.
-    pub fn drain(&mut self) {
-        self.draining = true;
-        self.hand_over();
-    }
-
-    fn hand_over(&mut self) {
-        let groups: Vec<GroupId> = self.shard.group_ids().filter(|group| self.shard.is_leader(*group)).collect();
-        for group in groups {
-            if let Some(to) = self.best_successor(group) {
-                self.shard.transfer_leadership(group, to);
-            }
-        }
-    }
-
-    /// Whether this node leads no group that another could lead, so that ending it interrupts nobody.
-    pub fn is_drained(&self) -> bool {
-        self.draining
-            && self.shard.group_ids().all(|group| !self.shard.is_leader(group) || self.best_successor(group).is_none())
-    }
-
-    /// The connected voter that has most of the group's log.
-    fn best_successor(&self, group: GroupId) -> Option<NodeId> {
-        let voters = self.shard.status(group)?.configuration.voters;
-        self.best_successor_among(group, &voters)
-    }
-
-    fn best_successor_among(&self, group: GroupId, voters: &BTreeSet<NodeId>) -> Option<NodeId> {
-        let status = self.shard.status(group)?;
-        let fit = |peer: &&lnc_raft::Progress| {
-            peer.recently_active
-                && (self.draining || !peer.slow)
-                && voters.contains(&peer.id)
-                && self.peers_connected.contains_key(&peer.id)
-        };
-        status.peers.iter().filter(fit).max_by_key(|peer| peer.match_index).map(|peer| peer.id)
-    }
-
-    /// The node that should lead a group when all are well: leaders are spread over the voters.
-    fn preferred_leader(&self, group: GroupId) -> Option<NodeId> {
-        let voters = self.shard.status(group)?.configuration.voters;
-        voters.iter().nth(group.0 as usize % voters.len().max(1)).copied()
-    }
-
-    /// Hand groups to the nodes that should lead them once those have been fit for a while.
-    fn rebalance_leaders(&mut self) {
-        /// How long a better leader must be fit before it gets the group.
-        const PATIENCE_US: u64 = 3_000_000;
-        let groups: Vec<GroupId> = self.shard.group_ids().collect();
-        for group in groups {
-            let preferred = self.preferred_leader(group).filter(|node| *node != self.config.node);
-            let fit = preferred.filter(|node| {
-                self.shard.is_leader(group)
-                    && self.peers_connected.contains_key(node)
-                    && self.could_take_over(group, *node)
-            });
-            let Some(to) = fit else {
-                self.misplaced_since_us.remove(&group);
-                continue;
-            };
-            let now = self.now_us();
-            let since = *self.misplaced_since_us.entry(group).or_insert(now);
-            if now >= since + PATIENCE_US && self.shard.transfer_leadership(group, to) {
-                tracing::info!(group = group.0, to = %to, "handing leadership to the node that should have it");
-                self.misplaced_since_us.remove(&group);
-            }
-        }
     }
 
     /// Whether this node may be sent traffic: every group has a leader and this node has what the leader has committed.
@@ -813,6 +669,7 @@ impl<D: Disk> Broker<D> {
             if fresh.target.is_none() {
                 fresh.target = status.leader_commit.map(|index| (index, now));
             }
+            self.pace.observe(now, group, &status);
             self.show_peers(group, &status);
         }
     }

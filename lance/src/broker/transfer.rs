@@ -45,10 +45,16 @@ const NEED_US: u64 = 10_000_000;
 /// How long a complete transfer waits for those of other groups, so that one reopening serves them all.
 const GATHER_US: u64 = 10_000_000;
 
+/// How long opening anew waits until others lead what this node leads.
+const HAND_OVER_US: u64 = 2_000_000;
+
+/// Pause after a state for which there was no space.
+const NO_SPACE_PAUSE_US: u64 = 30_000_000;
+
 /// Pause between two questions for lost entries.
 const ASK_ENTRIES_US: u64 = 200_000;
 
-/// Lost entries asked for at once: an answer with all of them must fit into a frame.
+/// Lost entries asked for at once. An answer has as many as it may have bytes.
 const ENTRIES_AT_ONCE: usize = 16;
 
 /// The first bytes of what a complete transfer keeps beside the state.
@@ -89,6 +95,10 @@ pub(super) struct Transfers {
     budget: i64,
     refilled_us: u64,
     fetching: BTreeMap<GroupId, Fetching>,
+    /// Since when everything is here, and what this node leads is being handed over.
+    handing_over_us: Option<u64>,
+    /// When there was no space for a group's state.
+    no_space_us: BTreeMap<GroupId, u64>,
     leftovers: Leftovers,
     /// How often, and when last, peers were asked for lost entries.
     entries_asked: usize,
@@ -151,8 +161,15 @@ pub(super) fn decode_header(mut header: Bytes) -> Option<(u64, u64, Bytes)> {
 }
 
 impl<D: Disk> Broker<D> {
-    /// Whether the broker must be dropped and opened anew, to take over state that has come.
+    /// Whether the broker must be dropped and opened anew, to take over state that has come. What this node leads was handed
+    /// over before, as far as there is somebody to take it.
     pub fn wants_reopen(&self) -> bool {
+        let since_us = self.transfers.handing_over_us.filter(|_| self.has_what_it_fetches());
+        since_us.is_some_and(|since| self.leads_nothing_for_others() || self.now_us() >= since + HAND_OVER_US)
+    }
+
+    /// Whether all state that is on its way is here, or enough of it for long enough.
+    fn has_what_it_fetches(&self) -> bool {
         let now = self.now_us();
         let mut complete = false;
         for fetching in self.transfers.fetching.values() {
@@ -178,12 +195,31 @@ impl<D: Disk> Broker<D> {
         }
     }
 
-    /// The leader of a group says that this node needs its state.
+    /// Before the broker is opened anew, others lead: nobody has to find out by time-out.
+    fn hand_over_before_reopening(&mut self) {
+        if !self.has_what_it_fetches() {
+            self.transfers.handing_over_us = None;
+            return;
+        }
+        self.transfers.handing_over_us.get_or_insert(self.clock.mono_us);
+        self.hand_over();
+    }
+
+    /// Whether it was not a moment ago that there was no space for a group's state.
+    pub(super) fn may_fetch_again(&self, group: GroupId) -> bool {
+        let tried = self.transfers.no_space_us.get(&group);
+        tried.is_none_or(|at| self.now_us() >= at + NO_SPACE_PAUSE_US)
+    }
+
+    /// The leader of a group says that this node needs its state, or the node finds that it does.
     pub(super) fn state_needed(&mut self, group: GroupId, index: Index) {
         let now = self.now_us();
         if let Some(fetching) = self.transfers.fetching.get_mut(&group) {
             fetching.need = fetching.need.max(index);
             fetching.needed_us = now;
+            return;
+        }
+        if !self.may_fetch_again(group) {
             return;
         }
         let Some(from) = self.transfer_source(group, None) else { return };
@@ -403,7 +439,18 @@ impl<D: Disk> Broker<D> {
         // What this node's own checkpoint names is on its disk for good, and the same on every node.
         let own = self.transfers.offers.get(&group).map(|(_, state)| segment_files(group, state.clone()));
         let own: BTreeSet<FileInfo> = own.and_then(Result::ok).unwrap_or_default().into_iter().collect();
-        let wanted: Vec<FileInfo> = files.into_iter().filter(|file| !own.contains(file)).collect();
+        let wanted: Vec<FileInfo> = files.iter().copied().filter(|file| !own.contains(file)).collect();
+        if let Err((needed, free)) = self.has_space_for(&files, &wanted, &own, state.len() as u64) {
+            tracing::error!(
+                group = group.0,
+                needed,
+                free,
+                "no space for the state that this node lacks: delete topics, lower retention, or make room; trying again"
+            );
+            self.transfers.no_space_us.insert(group, self.clock.mono_us);
+            self.transfers.fetching.remove(&group);
+            return;
+        }
         self.transfers.started += 1;
         let first = self.transfers.started << 32;
         let header = encode_header(&offer);
@@ -484,6 +531,7 @@ impl<D: Disk> Broker<D> {
         self.transfers.budget = self.transfers.budget.saturating_add(refill).min((rate / 10).max(1) as i64);
         self.serve_asks();
         self.ask_for_entries();
+        self.hand_over_before_reopening();
         let groups: Vec<GroupId> = self.transfers.fetching.keys().copied().collect();
         for group in groups {
             let Some(fetching) = self.transfers.fetching.get_mut(&group) else { continue };

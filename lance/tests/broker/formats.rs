@@ -40,28 +40,29 @@ fn a_new_cluster_has_the_newest_format_that_its_founders_speak() {
 
 #[test]
 fn the_format_is_raised_once_every_member_is_there_and_speaks_it() {
+    const NEWEST: u32 = Formats::BUILD.newest;
     let mut cluster = Cluster::ready(Settings { old: vec![3], ..Settings::default() });
     cluster.create_topic("t", 1);
     cluster.ticks(5 * SECOND);
     cluster.await_balance();
     await_format(&mut cluster, 1);
-    let (code, why) = refusal(&mut cluster, 2);
+    let (code, why) = refusal(&mut cluster, NEWEST);
     assert_eq!(code, ErrorCode::FormatNotCommon);
     assert!(why.ends_with("node 3 speaks formats 1 to 1"), "{why}");
 
     cluster.kill(3);
-    let (code, why) = refusal(&mut cluster, 2);
+    let (code, why) = refusal(&mut cluster, NEWEST);
     assert_eq!(code, ErrorCode::FormatNotCommon);
     assert!(why.ends_with("node 3 is not connected"), "{why}");
 
     cluster.settings.old.clear();
     cluster.start(3);
     for _ in 0..2 {
-        assert_eq!(cluster.demand(&raise(2)), Response::RaiseFormat, "said twice");
+        assert_eq!(cluster.demand(&raise(NEWEST)), Response::RaiseFormat, "said twice");
     }
-    await_format(&mut cluster, 2);
+    await_format(&mut cluster, NEWEST);
     assert_eq!(refusal(&mut cluster, 1).0, ErrorCode::InvalidRequest, "there is no way back");
-    assert_eq!(refusal(&mut cluster, Formats::BUILD.newest + 1).0, ErrorCode::FormatNotCommon);
+    assert_eq!(refusal(&mut cluster, NEWEST + 1).0, ErrorCode::FormatNotCommon);
 
     cluster.await_same();
     for node in cluster.ids() {
@@ -71,5 +72,5 @@ fn the_format_is_raised_once_every_member_is_there_and_speaks_it() {
         cluster.start(node);
     }
     cluster.await_leaders();
-    await_format(&mut cluster, 2);
+    await_format(&mut cluster, NEWEST);
 }

@@ -1,9 +1,10 @@
 //! Bounded: what does not fit is refused, and what was held is given back.
 
 use crate::harness::{Call, Cluster, Cut, META, Outcome, SECOND, Settings, produce_request};
+use lnc_log::disk::Disk;
 use lnc_log::disk::memory::{CrashChoice, Order};
 use lnc_log::journal::GroupId;
-use lnc_protocol::message::ProduceRequest;
+use lnc_protocol::message::{DeleteTopicRequest, ProduceRequest};
 use lnc_protocol::{ErrorCode, Request, Response};
 use lnc_replication::formation::Channel;
 
@@ -254,5 +255,57 @@ fn with_the_reserve_left_only_records_are_refused_and_deleting_makes_room() {
     }
     cluster.delete_topic("old");
     assert_eq!(cluster.produce(&produce_request("t", 0, &["after"])).base_offset, Some(1));
+    cluster.await_same();
+}
+
+/// One node's disk is nearly full, and what would make room comes behind records for which there is none: it takes the
+/// state in which they are gone already.
+#[test]
+fn a_follower_without_space_for_records_gets_the_deletion_behind_them() {
+    const RESERVE: u64 = 600 << 10;
+    let mut settings = Settings { reserve_bytes: RESERVE, checkpoint_bytes: 64 << 10, ..Settings::default() };
+    settings.journal_file_bytes = 64 << 10;
+    let mut cluster = Cluster::ready(settings);
+    for topic in ["old", "t"] {
+        cluster.create_topic(topic, 1);
+    }
+    cluster.await_balance();
+    let value = "x".repeat(32 << 10);
+    let produce = |cluster: &mut Cluster, topic: &str| cluster.produce(&produce_request(topic, 0, &[&value]));
+    for _ in 0..40 {
+        produce(&mut cluster, "old");
+    }
+    cluster.ticks(2 * SECOND);
+    cluster.await_same();
+    let full = cluster.followers_of(DATA)[0];
+    let disk = cluster.node(full).disk();
+    disk.set_capacity(Some(disk.used() + RESERVE / 2 - 1));
+    cluster.ticks(SECOND + 1);
+    for _ in 0..20 {
+        produce(&mut cluster, "old");
+    }
+    produce(&mut cluster, "t");
+    for _ in 0..300 {
+        cluster.produce(&produce_request("t", 0, &["small"]));
+    }
+    cluster.ticks(2 * SECOND);
+    let behind = |cluster: &mut Cluster| {
+        let leader = cluster.leader_of(DATA);
+        cluster.view(full, DATA).applied < cluster.view(leader, DATA).commit
+    };
+    assert!(behind(&mut cluster), "there is no space for records");
+    let left = cluster.node(full).disk().free_bytes().expect("it has a limit");
+    assert!(left > RESERVE / 8, "records took the reserve: {left} bytes are left");
+
+    let delete = Request::DeleteTopic(DeleteTopicRequest { name: "old".into(), timeout_ms: 60_000 });
+    let meta = cluster.leader_of(META);
+    cluster.send(meta, &delete);
+    cluster.until("it took over state", |cluster| cluster.reopened > 0);
+    cluster.await_leaders();
+    cluster.await_same();
+    assert!(cluster.reopened > 0, "it took over state");
+    assert_eq!(cluster.read_all(full, "t", 0).len(), 301);
+    cluster.create_topic("new", 1);
+    produce(&mut cluster, "new");
     cluster.await_same();
 }

@@ -2,10 +2,26 @@
 
 use super::{Outputs, Shard};
 use crate::group::Group;
+use crate::transfer::MAX_ENTRIES;
 use lnc_log::disk::Disk;
 use lnc_log::journal::{GroupId, JournalError, Location, RecoveredEntry};
 use lnc_raft::{EntriesWanted, Entry, EntryKind, Index, NodeId, Term};
 use std::ops::Bound;
+
+/// Bytes of entries that an answer to a peer takes at most, unless a single one is larger: a frame must hold it, and the
+/// peers' connection, which carries all groups, must not be busy with it for long.
+pub(crate) const MAX_FOUND_BYTES: usize = 1 << 20;
+
+/// The first of `all` whose sizes together stay within `max_bytes`, but at least one if there is any.
+pub(crate) fn within<T>(all: impl Iterator<Item = T>, size: impl Fn(&T) -> usize, max_bytes: usize) -> Vec<T> {
+    let mut bytes = 0usize;
+    let fits = |item: &T| {
+        let first = bytes == 0;
+        bytes = bytes.saturating_add(size(item));
+        first || bytes <= max_bytes
+    };
+    all.take_while(fits).collect()
+}
 
 /// What a read of [`Shard::scrub`] has found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,11 +74,14 @@ impl Shard {
         }
         let Some(own) = self.groups.get(&group) else { return };
         let (raft, commit) = (&own.raft, own.raft.commit_index());
-        let known = wanted.iter().filter(|(index, _)| *index <= commit);
-        let committed = known.filter_map(|(index, _)| Some((*index, raft.term_at(*index)?))).collect();
+        // The last one that is committed tells the peer about what it has up to there, asked for or not.
+        let asked = wanted.iter().map(|(index, _)| *index).filter(|index| *index < commit);
+        let known = asked.take(MAX_ENTRIES - 1).chain([commit]);
+        let committed = known.filter_map(|index| Some((index, raft.term_at(index)?))).collect();
         let has =
             |(index, term): &&(Index, Term)| *index <= raft.durable_index() && raft.term_at(*index) == Some(*term);
-        let places: Vec<_> = wanted.iter().filter(has).filter_map(|(index, _)| own.locations.get(*index)).collect();
+        let places = wanted.iter().filter(has).filter_map(|(index, _)| own.locations.get(*index));
+        let places = within(places, |place| place.len as usize, MAX_FOUND_BYTES);
         let first_index = raft.status().first_index;
         let found = Found { group, to, commit, committed, entries: Vec::new(), first_index };
         if places.is_empty() {
@@ -224,7 +243,7 @@ fn lost_found(mut found: Found, result: Result<Vec<RecoveredEntry>, JournalError
 fn read_failed(id: GroupId, group: &mut Group, to: NodeId, error: &JournalError) {
     tracing::error!(group = id.0, peer = to.0, %error, "cannot read old entries for a follower; look at this node's disk");
     if error.is_retriable() {
-        group.raft.peer_lost(to);
+        group.raft.entries_failed(to);
     } else {
         group.raft.entries_unavailable(to);
     }

@@ -98,6 +98,8 @@ pub(crate) struct Cluster {
     pub(crate) network: Network,
     /// The client's connection: another number is another client.
     pub(crate) connection: u64,
+    /// How often brokers were opened anew to take over state.
+    pub(crate) reopened: u32,
     now_us: u64,
     calls: client::Calls,
 }
@@ -107,7 +109,8 @@ impl Cluster {
     pub(crate) fn new(settings: Settings) -> Self {
         let nodes = (1..=settings.nodes).map(|id| (id, Node::new(id))).collect();
         let network = Network::new(settings.seed);
-        let mut cluster = Self { settings, nodes, network, connection: 1, now_us: 0, calls: client::Calls::default() };
+        let calls = client::Calls::default();
+        let mut cluster = Self { settings, nodes, network, connection: 1, reopened: 0, now_us: 0, calls };
         for id in cluster.ids() {
             cluster.start(id);
         }
@@ -225,7 +228,7 @@ impl Cluster {
     fn turn(&mut self, id: u64) -> bool {
         let clock = self.clock();
         let turned = self.node_mut(id).turn(clock);
-        let Some(node::Turned { outputs, messages, busy }) = turned else {
+        let Some(node::Turned { outputs, messages, busy, reopen }) = turned else {
             self.gone(id);
             return true;
         };
@@ -234,7 +237,18 @@ impl Cluster {
         for message in messages {
             self.network.send(self.now_us, message);
         }
+        if reopen {
+            self.reopen(id);
+        }
         moved
+    }
+
+    /// Open a node's broker anew in its process: connections to peers stay, clients connect again.
+    fn reopen(&mut self, id: u64) {
+        self.reopened += 1;
+        self.node_mut(id).quiesce();
+        self.calls.connection_lost(id);
+        self.start(id);
     }
 
     /// Do all that can be done without time passing.

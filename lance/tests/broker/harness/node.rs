@@ -37,6 +37,8 @@ pub(super) struct Turned {
     pub(super) messages: Vec<PeerMessage>,
     /// There may be more to do at the same instant.
     pub(super) busy: bool,
+    /// It wants to take over state that has come.
+    pub(super) reopen: bool,
 }
 
 /// See the module documentation.
@@ -154,6 +156,15 @@ impl Node {
         Ok(())
     }
 
+    /// Wait for the disk and drop the broker, as the driver does before it opens it anew.
+    pub(super) fn quiesce(&mut self) {
+        if let Some(mut broker) = self.broker.take() {
+            broker.quiesce();
+        }
+        self.disk = self.disk.kill(u64::MAX);
+        self.disk.set_order(self.order);
+    }
+
     pub(super) fn lose_power(&mut self, choice: CrashChoice) {
         self.broker = None;
         self.failure = None;
@@ -188,7 +199,7 @@ impl Node {
     pub(super) fn turn(&mut self, clock: Clock) -> Option<Turned> {
         // What a test releases by hand is not seen here, so a node whose disk waits for the test always takes its turn.
         if !std::mem::take(&mut self.woken) && self.order != Order::Held {
-            return Some(Turned { outputs: Vec::new(), messages: Vec::new(), busy: false });
+            return Some(Turned { outputs: Vec::new(), messages: Vec::new(), busy: false, reopen: false });
         }
         let clock = self.clock(clock);
         let broker = self.broker.as_mut()?;
@@ -201,7 +212,7 @@ impl Node {
                 let completing = self.order != Order::Held && !self.disk.in_flight().is_empty();
                 let busy = operations || completing || broker.wants_turn();
                 self.woken = busy;
-                Some(Turned { outputs, messages, busy })
+                Some(Turned { outputs, messages, busy, reopen: broker.wants_reopen() })
             }
             Err(error) => {
                 self.fail(error);
