@@ -13,6 +13,7 @@ mod apply;
 mod barriers;
 pub mod catalog;
 mod checkpoint;
+mod clocks;
 pub mod command;
 pub mod control;
 mod fetch;
@@ -25,6 +26,7 @@ mod offsets;
 pub mod partitions;
 mod produce;
 mod proposals;
+mod retention;
 mod scrub;
 mod slow_disk;
 pub mod status;
@@ -146,6 +148,8 @@ pub struct BrokerConfig {
     pub scrub_interval_us: u64,
     /// Segment size of topics that do not set one; fixed for a partition when it is made.
     pub segment_bytes: u64,
+    /// Furthest that a clock may be from those of a majority, in milliseconds, to be believed.
+    pub max_clock_skew_ms: u64,
     /// How long the control path may take.
     pub budgets: control::Budgets,
 }
@@ -246,6 +250,8 @@ pub struct Broker<D: Disk> {
     /// Nodes that wait to be admitted, by number.
     applicants: BTreeMap<u64, membership::Applicant>,
     clock: Clock,
+    clocks: clocks::Clocks,
+    pace: retention::Pace,
     shard_outputs: Outputs,
     outputs: Vec<Output>,
     completions: Vec<Completion>,
@@ -352,6 +358,7 @@ impl<D: Disk> Broker<D> {
                     tracer.heard(notice);
                 }
             }
+            PeerMessage::Clock(notice) => self.heard_clock(notice),
         }
     }
 
@@ -415,6 +422,7 @@ impl<D: Disk> Broker<D> {
                 if self.peers_connected.insert(peer, formats).is_none() {
                     self.shard.peer_back(peer);
                 }
+                self.tell_clock(peer);
             }
             None => {
                 self.peers_connected.remove(&peer);
@@ -460,6 +468,7 @@ impl<D: Disk> Broker<D> {
         self.look_at_space();
         self.shard.retry_space(&mut self.disk);
         self.give_up_damage();
+        self.look_at_clocks();
         self.apply_retention();
         self.look_at_disk();
         self.rebalance_leaders();
@@ -503,7 +512,8 @@ impl<D: Disk> Broker<D> {
             self.control.sent(clock.mono_us, *group, message, is_connected);
         }
         let raft = out.messages.drain(..).map(|(group, message)| PeerMessage::Raft(group, message));
-        let raft = notices.into_iter().map(PeerMessage::Trace).chain(raft);
+        let clocks = self.clocks.outbox.drain(..).map(PeerMessage::Clock);
+        let raft = clocks.chain(notices.into_iter().map(PeerMessage::Trace)).chain(raft);
         let messages = raft.chain(self.transfers.outbox.drain(..).map(PeerMessage::Transfer)).collect();
         self.shard_outputs = out;
         Ok(messages)
@@ -643,17 +653,22 @@ impl<D: Disk> Broker<D> {
         // Told every second, since groups come and go.
         self.shard.set_slow(slow);
         if slow {
-            let led: Vec<GroupId> = self.shard.group_ids().filter(|group| self.shard.is_leader(*group)).collect();
-            for group in led {
-                // Commands wait while a group is handed over: not for somebody who is far behind.
-                if let Some(to) = self.best_successor(group).filter(|to| self.could_take_over(group, *to)) {
-                    self.shard.transfer_leadership(group, to);
-                }
+            self.hand_to_the_fit();
+        }
+    }
+
+    /// Hand what this node leads to nodes that are fitter for it, where there are any.
+    fn hand_to_the_fit(&mut self) {
+        let led: Vec<GroupId> = self.shard.group_ids().filter(|group| self.shard.is_leader(*group)).collect();
+        for group in led {
+            // Commands wait while a group is handed over: not for somebody who is far behind.
+            if let Some(to) = self.best_successor(group).filter(|to| self.could_take_over(group, *to)) {
+                self.shard.transfer_leadership(group, to);
             }
         }
     }
 
-    /// Whether a node has about all of a group that this one leads, and a disk that is fast.
+    /// Whether a node has about all of a group that this one leads, a disk that is fast, and a clock that is right.
     fn could_take_over(&self, group: GroupId, node: NodeId) -> bool {
         /// Entries that it may lack: under load there are always some under way.
         const UNDER_WAY: u64 = 64;
@@ -662,7 +677,7 @@ impl<D: Disk> Broker<D> {
                 let has_all = peer.match_index + UNDER_WAY >= status.last;
                 peer.id == node && peer.recently_active && !peer.slow && has_all
             })
-        })
+        }) && self.clocks.is_fit(node, self.now_us())
     }
 
     /// Whether a turn would find something to do that no event announces.
@@ -716,7 +731,7 @@ impl<D: Disk> Broker<D> {
         let status = self.shard.status(group)?;
         let fit = |peer: &&lnc_raft::Progress| {
             peer.recently_active
-                && (self.draining || !peer.slow)
+                && (self.draining || (!peer.slow && self.clocks.is_fit(peer.id, self.now_us())))
                 && voters.contains(&peer.id)
                 && self.peers_connected.contains_key(&peer.id)
         };
@@ -885,7 +900,7 @@ impl<D: Disk> Broker<D> {
         if let (Some(tracer), Some(origin)) = (&mut self.tracer, &origin) {
             tracer.queued(origin.caller);
         }
-        let wall_ms = self.clock.wall_ms;
-        self.proposals(group).push(command, origin, wall_ms);
+        let stamp_ms = self.clocks.stamp_ms(self.clock);
+        self.proposals(group).push(command, origin, stamp_ms);
     }
 }
