@@ -10,7 +10,6 @@ use super::control::ControlPath;
 use super::fetch::Fetches;
 use super::gauges::Figures;
 use super::offsets::Scans;
-use super::pace::Pace;
 use super::partitions::PartitionGroup;
 use super::scrub::Scrub;
 use super::slow_disk::SlowDisk;
@@ -241,7 +240,7 @@ pub fn open<D: Disk>(
     }
     metrics.set_backend(disk.name());
     let free_bytes = disk.free_bytes().unwrap_or(u64::MAX);
-    let budgets = config.budgets;
+    let (budgets, max_clock_skew_ms) = (config.budgets, config.max_clock_skew_ms);
     let storage = Storage::new(TailCache::new(config.tail_cache_bytes), segments);
     Ok(Broker {
         config,
@@ -276,11 +275,13 @@ pub fn open<D: Disk>(
         transfers,
         scrub: Scrub::default(),
         slow_disk: SlowDisk::default(),
-        pace: Pace::default(),
+        lag: super::lag::Lag::default(),
         free_bytes,
         refused_appends_us: BTreeMap::new(),
         applicants: BTreeMap::new(),
         clock: super::Clock::default(),
+        clocks: super::clocks::Clocks::new(max_clock_skew_ms),
+        pace: super::retention::Pace::default(),
         shard_outputs: Outputs::default(),
         outputs: Vec::new(),
         completions: Vec::new(),

@@ -134,9 +134,12 @@ impl<D: Disk> Broker<D> {
         }
     }
 
-    /// The catalog of a new cluster does not know its founders yet.
+    /// The catalog of a new cluster does not know its founders yet. A leader that has not applied all that others have
+    /// committed before it cannot tell: it would raise the format of a cluster that is old.
     pub(super) fn found_members(&mut self) {
-        if self.catalog.members().is_founded() {
+        let applied_term = self.applied.get(&META).map(|(_, term)| *term);
+        let knows_all = self.shard.is_leader(META) && applied_term == self.shard.status(META).map(|s| s.term);
+        if self.catalog.members().is_founded() || !knows_all {
             return;
         }
         let member = |(id, incarnation): (&NodeId, &u64)| Member {
@@ -238,7 +241,7 @@ impl<D: Disk> Broker<D> {
             .map(|member| (member.id, member))
             .collect();
         let now_us = self.now_us();
-        let caught_up = |peer: &&Progress| peer.learner && self.pace.keeps_up(now_us, group, peer.id, CAUGHT_UP_US);
+        let caught_up = |peer: &&Progress| peer.learner && self.lag.keeps_up(now_us, group, peer.id, CAUGHT_UP_US);
         // A node whose place another has taken does not come back: it would be added and removed, again and again.
         let has_place = |id: &NodeId| wanted.contains_key(id) && !self.is_replaced(*id, &now.voters);
         let mut target = now.clone();

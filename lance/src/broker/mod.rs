@@ -13,20 +13,22 @@ mod apply;
 mod barriers;
 pub mod catalog;
 mod checkpoint;
+mod clocks;
 pub mod command;
 pub mod control;
 mod fetch;
 mod formats;
 mod gauges;
 pub mod inspect;
+mod lag;
 mod leadership;
 pub mod members;
 mod membership;
 mod offsets;
-mod pace;
 pub mod partitions;
 mod produce;
 mod proposals;
+mod retention;
 mod scrub;
 mod slow_disk;
 mod space;
@@ -149,6 +151,8 @@ pub struct BrokerConfig {
     pub scrub_interval_us: u64,
     /// Segment size of topics that do not set one; fixed for a partition when it is made.
     pub segment_bytes: u64,
+    /// Furthest that a clock may be from those of a majority, in milliseconds, to be believed.
+    pub max_clock_skew_ms: u64,
     /// How long the control path may take.
     pub budgets: control::Budgets,
 }
@@ -244,7 +248,7 @@ pub struct Broker<D: Disk> {
     transfers: transfer::Transfers,
     scrub: scrub::Scrub,
     slow_disk: slow_disk::SlowDisk,
-    pace: pace::Pace,
+    lag: lag::Lag,
     /// Space that is left, less what was taken in since that was looked at.
     free_bytes: u64,
     /// When appends of a group were last refused for want of space.
@@ -252,6 +256,8 @@ pub struct Broker<D: Disk> {
     /// Nodes that wait to be admitted, by number.
     applicants: BTreeMap<u64, membership::Applicant>,
     clock: Clock,
+    clocks: clocks::Clocks,
+    pace: retention::Pace,
     shard_outputs: Outputs,
     outputs: Vec<Output>,
     completions: Vec<Completion>,
@@ -358,6 +364,7 @@ impl<D: Disk> Broker<D> {
                     tracer.heard(notice);
                 }
             }
+            PeerMessage::Clock(notice) => self.heard_clock(notice),
         }
     }
 
@@ -380,6 +387,7 @@ impl<D: Disk> Broker<D> {
             Some(formats) => {
                 if self.peers_connected.insert(peer, formats).is_none() {
                     self.shard.peer_back(peer);
+                    self.tell_clock(peer);
                 }
             }
             None => {
@@ -427,6 +435,7 @@ impl<D: Disk> Broker<D> {
         self.fetch_what_frees_space();
         self.shard.retry_space(&mut self.disk);
         self.give_up_damage();
+        self.look_at_clocks();
         self.apply_retention();
         self.look_at_disk();
         self.rebalance_leaders();
@@ -470,7 +479,8 @@ impl<D: Disk> Broker<D> {
             self.control.sent(clock.mono_us, *group, message, is_connected);
         }
         let raft = out.messages.drain(..).map(|(group, message)| PeerMessage::Raft(group, message));
-        let raft = notices.into_iter().map(PeerMessage::Trace).chain(raft);
+        let clocks = self.clocks.outbox.drain(..).map(PeerMessage::Clock);
+        let raft = clocks.chain(notices.into_iter().map(PeerMessage::Trace)).chain(raft);
         let messages = raft.chain(self.transfers.outbox.drain(..).map(PeerMessage::Transfer)).collect();
         self.shard_outputs = out;
         Ok(messages)
@@ -512,9 +522,6 @@ impl<D: Disk> Broker<D> {
             self.control.role_changed(self.clock.mono_us, group, change);
             if change.role == Role::Leader {
                 tracing::info!(group = group.0, term = change.term, "this node leads the group");
-                if group == META {
-                    self.found_members();
-                }
                 self.reconcile = true;
             }
             let metrics = self.group_metrics.get(&group);
@@ -669,7 +676,7 @@ impl<D: Disk> Broker<D> {
             if fresh.target.is_none() {
                 fresh.target = status.leader_commit.map(|index| (index, now));
             }
-            self.pace.observe(now, group, &status);
+            self.lag.observe(now, group, &status);
             self.show_peers(group, &status);
         }
     }
@@ -745,7 +752,7 @@ impl<D: Disk> Broker<D> {
         if let (Some(tracer), Some(origin)) = (&mut self.tracer, &origin) {
             tracer.queued(origin.caller);
         }
-        let wall_ms = self.clock.wall_ms;
-        self.proposals(group).push(command, origin, wall_ms);
+        let stamp_ms = self.clocks.stamp_ms(self.clock);
+        self.proposals(group).push(command, origin, stamp_ms);
     }
 }
