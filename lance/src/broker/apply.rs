@@ -135,6 +135,9 @@ impl<D: Disk> Broker<D> {
             self.scratch = scratch;
         }
         self.applied.insert(group, (entry.index, entry.term));
+        if group == META {
+            self.found_members();
+        }
         if let Some(entry) = observed {
             self.observe_applied(group, entry);
         }

@@ -134,9 +134,12 @@ impl<D: Disk> Broker<D> {
         }
     }
 
-    /// The catalog of a new cluster does not know its founders yet.
+    /// The catalog of a new cluster does not know its founders yet. A leader that has not applied all that others have
+    /// committed before it cannot tell: it would raise the format of a cluster that is old.
     pub(super) fn found_members(&mut self) {
-        if self.catalog.members().is_founded() {
+        let applied_term = self.applied.get(&META).map(|(_, term)| *term);
+        let knows_all = self.shard.is_leader(META) && applied_term == self.shard.status(META).map(|s| s.term);
+        if self.catalog.members().is_founded() || !knows_all {
             return;
         }
         let member = |(id, incarnation): (&NodeId, &u64)| Member {

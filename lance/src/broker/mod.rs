@@ -512,9 +512,6 @@ impl<D: Disk> Broker<D> {
             self.control.role_changed(self.clock.mono_us, group, change);
             if change.role == Role::Leader {
                 tracing::info!(group = group.0, term = change.term, "this node leads the group");
-                if group == META {
-                    self.found_members();
-                }
                 self.reconcile = true;
             }
             let metrics = self.group_metrics.get(&group);
