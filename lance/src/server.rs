@@ -678,6 +678,7 @@ fn broker_config(config: &Config, identity: &Identity) -> BrokerConfig {
         scrub_bytes_per_second: config.storage.scrub_bytes_per_second,
         scrub_interval_us: config.storage.scrub_interval.as_micros() as u64,
         segment_bytes: config.storage.segment_bytes,
+        max_clock_skew_ms: config.cluster.max_clock_skew.as_millis() as u64,
         budgets: Budgets::of_heartbeat(config.raft.heartbeat_ms),
     }
 }

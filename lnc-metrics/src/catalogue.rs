@@ -6,7 +6,7 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::{Registry, TextEncoder};
 
 use crate::group::GroupMetrics;
-use crate::instrument::{Counter, CounterVec, Definition, Gauge, GaugeVec, Histogram, Instrument};
+use crate::instrument::{Counter, CounterVec, Definition, Gauge, GaugeVec, Histogram, Instrument, SignedGaugeVec};
 use crate::topics::TopicMetrics;
 
 /// Bucket bounds for what a client waits for, in seconds: from a warm loopback round trip to a client's time-out.
@@ -143,6 +143,11 @@ catalogue! {
         control_rpc_in_flight: Gauge, [], [], "Pre-votes, votes and heartbeats sent to connected peers and not answered yet, at most one of each kind per group and peer.";
         control_rpc_starvation_total: Counter, [], [], "Pre-votes, votes and heartbeats to connected peers that were not answered within their budget.";
         cluster_coordinator_tick_drift_ms: Gauge, [], [], "How late a tick of the node's clock came, in milliseconds: the worst of the last half minute.";
+    }
+    "Clocks" {
+        clock_skew_seconds: SignedGaugeVec, ["peer"], [], "How far a peer's clock is ahead of this node's, in seconds; negative if it is behind.";
+        clock_untrusted: Gauge, [], [], "Whether this node's clock is too far from those of a majority, no majority agrees, or the clock has jumped: 1 if so.";
+        retention_by_age_stopped: Gauge, [], [], "Whether this node removes nothing by age, since clocks disagree or too few are heard: 1 if so.";
     }
     "Disk" {
         slow_disk: Gauge, [], [], "Whether syncs of the journal take so long that this node should lead nothing: 1 if so.";

@@ -14,6 +14,8 @@ pub type CounterVec = IntCounterVec;
 pub type Gauge = GenericGauge<AtomicU64>;
 /// A family of gauges, told apart by labels.
 pub type GaugeVec = GenericGaugeVec<AtomicU64>;
+/// A family of gauges with fractions, which may be negative.
+pub type SignedGaugeVec = prometheus::GaugeVec;
 /// A distribution, counted in fixed buckets.
 pub type Histogram = prometheus::Histogram;
 
@@ -128,6 +130,21 @@ impl Instrument for GaugeVec {
     #[cfg(test)]
     fn touch(&self, definition: &Definition) {
         self.with_label_values(&vec!["x"; definition.labels.len()]).set(1);
+    }
+}
+
+impl Instrument for SignedGaugeVec {
+    const KIND: Kind = Kind::Gauge;
+
+    fn create(definition: &Definition, registry: &Registry) -> prometheus::Result<Self> {
+        let family = SignedGaugeVec::new(opts(definition), definition.labels)?;
+        registry.register(Box::new(family.clone()))?;
+        Ok(family)
+    }
+
+    #[cfg(test)]
+    fn touch(&self, definition: &Definition) {
+        self.with_label_values(&vec!["x"; definition.labels.len()]).set(1.0);
     }
 }
 

@@ -15,5 +15,5 @@ mod topics;
 pub use catalogue::{CATALOGUE, Metrics};
 pub use document::document;
 pub use group::{GroupMetrics, PeerFigures, Role};
-pub use instrument::{Counter, CounterVec, Definition, Gauge, GaugeVec, Histogram, Kind, PREFIX};
+pub use instrument::{Counter, CounterVec, Definition, Gauge, GaugeVec, Histogram, Kind, PREFIX, SignedGaugeVec};
 pub use topics::{TOPIC_LABELS, TopicFigures, TopicMetrics};

@@ -46,6 +46,7 @@ mutations! {
     AcceptDuplicates = "accept-duplicates", "a repeated batch is appended again";
     WipedVotes = "wiped-votes", "a node with an empty disk takes its former place";
     KeepFewerFiles = "keep-fewer-files", "journal files are freed before the checkpoint that covers them is durable";
+    BelieveOwnClock = "believe-own-clock", "a leader removes by age by its own clock, whatever the others say";
 }
 
 #[cfg(feature = "on")]

@@ -4,6 +4,7 @@
 //! [`peers`] is the thin driver around it that owns sockets. [`formation`] decides who may talk to whom.
 #![forbid(unsafe_code)]
 
+pub mod clock;
 pub mod formation;
 mod group;
 pub mod peers;

@@ -6,6 +6,7 @@
 //! receiver knows whom it is itself, so `to` is not sent. Frames carry whatever one turn had for one peer on one channel,
 //! about 1 MiB in each.
 
+use crate::clock::{self, ClockNotice};
 use crate::formation::Channel;
 use crate::trace::{self, TraceNotice};
 use crate::transfer::{self, Transfer};
@@ -23,6 +24,8 @@ pub enum PeerMessage {
     Transfer(Transfer),
     /// The trace of an entry, for peers that speak [`trace::SINCE_FORMAT`].
     Trace(TraceNotice),
+    /// The sender's wall clock, for peers that speak [`clock::SINCE_FORMAT`].
+    Clock(ClockNotice),
 }
 
 impl PeerMessage {
@@ -32,6 +35,7 @@ impl PeerMessage {
             Self::Raft(_, message) => message.from,
             Self::Transfer(transfer) => transfer.from,
             Self::Trace(notice) => notice.from,
+            Self::Clock(notice) => notice.from,
         }
     }
 
@@ -41,6 +45,7 @@ impl PeerMessage {
             Self::Raft(_, message) => message.to,
             Self::Transfer(transfer) => transfer.to,
             Self::Trace(notice) => notice.to,
+            Self::Clock(notice) => notice.to,
         }
     }
 
@@ -50,6 +55,8 @@ impl PeerMessage {
             Self::Raft(group, _) => *group,
             Self::Transfer(transfer) => transfer.group,
             Self::Trace(notice) => notice.group,
+            // Of the node as a whole.
+            Self::Clock(_) => GroupId(0),
         }
     }
 
@@ -62,6 +69,7 @@ impl PeerMessage {
             },
             // A notice stays in front of the append that it is about.
             Self::Transfer(_) | Self::Trace(_) => Channel::Replication,
+            Self::Clock(_) => Channel::Control,
         }
     }
 
@@ -72,7 +80,7 @@ impl PeerMessage {
             Self::Raft(_, Message { body: Body::Append { entries, .. }, .. }) => {
                 FIELDS + entries.iter().map(Entry::size).sum::<usize>()
             }
-            Self::Raft(..) | Self::Trace(_) => FIELDS,
+            Self::Raft(..) | Self::Trace(_) | Self::Clock(_) => FIELDS,
             Self::Transfer(transfer) => FIELDS + transfer.body.bytes(),
         }
     }
@@ -210,6 +218,10 @@ pub fn put_message(out: &mut BytesMut, message: &PeerMessage) {
             out.put_u64_le(notice.term);
             notice.encode(out);
         }
+        PeerMessage::Clock(notice) => {
+            out.put_u64_le(0);
+            notice.encode(out);
+        }
     }
 }
 
@@ -318,6 +330,9 @@ pub fn take_message(body: &mut Bytes, to: NodeId) -> Result<PeerMessage, WireErr
     let kind = u8_of(body, "kind")?;
     if kind == trace::KIND {
         return TraceNotice::decode(from, to, group, term, body).map(PeerMessage::Trace);
+    }
+    if kind == clock::KIND {
+        return ClockNotice::decode(from, to, body).map(PeerMessage::Clock);
     }
     if kind >= transfer::FIRST_KIND {
         if term != 0 {

@@ -211,29 +211,6 @@ impl<D: Disk> Broker<D> {
         }
     }
 
-    /// Move the log start of partitions that exceed their topic's retention, where this node leads. What a topic does
-    /// not limit is kept for ever.
-    pub(super) fn apply_retention(&mut self) {
-        let now_ms = self.clock.wall_ms;
-        let limited = self.catalog.topics().filter(|t| t.options.max_age_ms.is_some() || t.options.max_bytes.is_some());
-        self.storage.hand_over();
-        let mut trims = Vec::new();
-        for topic in limited {
-            for key in topic.keys() {
-                let group = topic.group_of(key.partition);
-                if !self.shard.is_leader(group) || self.has_backlog(group) {
-                    continue;
-                }
-                let (age, bytes) = (topic.options.max_age_ms, topic.options.max_bytes);
-                let start = self.storage.handed_over().trim_candidates(key, now_ms, age, bytes);
-                trims.extend(start.map(|log_start_offset| (group, Command::Trim { key, log_start_offset })));
-            }
-        }
-        for (group, command) in trims {
-            self.submit(group, &command, None);
-        }
-    }
-
     pub(super) fn metadata(&mut self, caller: Caller, request: MetadataRequest) {
         // Without a leader of the catalog nobody could be asked: the topic may exist.
         let known = self.shard.leader(META).is_some();

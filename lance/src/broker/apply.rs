@@ -121,6 +121,7 @@ impl<D: Disk> Broker<D> {
         let observed = self.observer.is_some().then(|| entry.clone());
         if entry.kind == EntryKind::Normal {
             self.checkpoint.applied_bytes += entry.payload.len() as u64;
+            self.removal.appended(group, entry.payload.len());
             let epoch = i32::try_from(entry.term).unwrap_or(i32::MAX);
             let mut scratch = std::mem::take(&mut self.scratch);
             self.apply_commands(group, epoch, entry.payload, &mut scratch)?;
@@ -156,7 +157,7 @@ impl<D: Disk> Broker<D> {
         let Scratch { commands, outcomes, runs } = scratch;
         let parsed = Commands::parse(payload).map_err(unreadable)?;
         let entry_ms = parsed.append_ms;
-        let append_ms = self.groups.get_mut(&group).map_or(entry_ms, |data| data.state.advance_clock(entry_ms));
+        let mut append_ms = self.groups.get_mut(&group).map_or(entry_ms, |data| data.state.advance_clock(entry_ms));
         for command in parsed {
             commands.push(command.map_err(unreadable)?);
         }
@@ -165,7 +166,11 @@ impl<D: Disk> Broker<D> {
             if !matches!(command, Command::Append { .. }) {
                 self.store(runs, append_ms);
             }
+            let turns_back = matches!(command, Command::TurnBack { .. });
             outcomes.push(self.apply_command(group, epoch, append_ms, command, runs)?);
+            if turns_back {
+                append_ms = self.groups.get(&group).map_or(append_ms, |data| data.state.clock_ms());
+            }
         }
         self.store(runs, append_ms);
         Ok(())
@@ -245,6 +250,14 @@ impl<D: Disk> Broker<D> {
                     self.storage.trim(key, start)?;
                     self.checkpoint.wanted = true;
                     self.fetches.wake(key);
+                }
+                Outcome::Silent
+            }
+            Command::TurnBack { time_ms } => {
+                if let Some(data) = self.groups.get_mut(&group)
+                    && data.state.turn_back(time_ms)
+                {
+                    self.storage.turn_back(data.state.iter().map(|(key, _)| key), time_ms)?;
                 }
                 Outcome::Silent
             }

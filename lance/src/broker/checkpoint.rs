@@ -241,7 +241,7 @@ pub fn open<D: Disk>(
     }
     metrics.set_backend(disk.name());
     let free_bytes = disk.free_bytes().unwrap_or(u64::MAX);
-    let budgets = config.budgets;
+    let (budgets, max_clock_skew_ms) = (config.budgets, config.max_clock_skew_ms);
     let storage = Storage::new(TailCache::new(config.tail_cache_bytes), segments);
     Ok(Broker {
         config,
@@ -281,6 +281,8 @@ pub fn open<D: Disk>(
         refused_appends_us: BTreeMap::new(),
         applicants: BTreeMap::new(),
         clock: super::Clock::default(),
+        clocks: super::clocks::Clocks::new(max_clock_skew_ms),
+        removal: super::retention::Pace::default(),
         shard_outputs: Outputs::default(),
         outputs: Vec::new(),
         completions: Vec::new(),

@@ -102,6 +102,12 @@ pub enum Command {
         /// The new log start offset.
         log_start_offset: u64,
     },
+    /// Data group: the group's time, and what was stamped later, goes back to this one. Nothing happens if it is not
+    /// later. Since format 3.
+    TurnBack {
+        /// Milliseconds since the Unix epoch.
+        time_ms: u64,
+    },
 }
 
 /// An entry that does not decode. It passed checksums, so it was written by a broker that this one does not understand.
@@ -145,7 +151,7 @@ impl EntryBuilder {
         self.count - 1
     }
 
-    /// The payload, stamped with the leader's clock; the builder is empty again.
+    /// The payload, stamped with the leader's time; the builder is empty again.
     pub fn finish(&mut self, append_ms: u64) -> Bytes {
         if self.payload.is_empty() {
             self.payload.put_bytes(0, HEADER);
@@ -227,13 +233,17 @@ fn encode(out: &mut BytesMut, command: &Command) -> u8 {
             out.put_u32_le(*format);
             14
         }
+        Command::TurnBack { time_ms } => {
+            out.put_u64_le(*time_ms);
+            20
+        }
     }
 }
 
 /// The commands of an entry, in order.
 #[derive(Clone)]
 pub struct Commands {
-    /// The leader's clock when the entry was proposed, in milliseconds since the Unix epoch.
+    /// The time when the entry was proposed, as the leader made it out, in milliseconds since the Unix epoch.
     pub append_ms: u64,
     remaining: u32,
     payload: Bytes,
@@ -275,6 +285,7 @@ impl Commands {
             12 => Command::DeletePartition { key: get_key(f)? },
             13 => Command::Trim { key: get_key(f)?, log_start_offset: get_u64(f)? },
             14 => Command::RaiseFormat { format: get_u32(f)? },
+            20 => Command::TurnBack { time_ms: get_u64(f)? },
             _ => return Err(CommandError("a command of unknown kind")),
         };
         if fields.is_empty() { Ok(command) } else { Err(CommandError("bytes behind a command's fields")) }
@@ -387,6 +398,7 @@ mod tests {
             Command::DeletePartition { key },
             Command::Trim { key, log_start_offset: 9 },
             Command::RaiseFormat { format: 2 },
+            Command::TurnBack { time_ms: 1_700_000_000_000 },
         ]
     }
 

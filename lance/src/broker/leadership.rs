@@ -1,4 +1,5 @@
-//! Who leads: this node hands groups over when it ends, when its disk is slow, when it is about to start anew, and when
+//! Who leads: this node hands groups over when it ends, when its disk is slow or its clock
+//! wrong, when it is about to start anew, and when
 //! another node should lead them.
 
 use super::Broker;
@@ -51,18 +52,24 @@ impl<D: Disk> Broker<D> {
         // Told every second, since groups come and go.
         self.shard.set_slow(slow);
         if slow {
-            for group in self.led_groups() {
-                if let Some(to) = self.best_successor(group).filter(|to| self.could_take_over(group, *to)) {
-                    self.hand_to(group, to);
-                }
+            self.hand_to_the_fit();
+        }
+    }
+
+    /// Hand what this node leads to nodes that are fitter for it, where there are any.
+    pub(super) fn hand_to_the_fit(&mut self) {
+        for group in self.led_groups() {
+            if let Some(to) = self.best_successor(group).filter(|to| self.could_take_over(group, *to)) {
+                self.hand_to(group, to);
             }
         }
     }
 
-    /// Whether a node has about all of a group that this one leads, and a disk that is fast.
+    /// Whether a node has about all of a group that this one leads, a disk that is fast, and a clock that is right.
     fn could_take_over(&self, group: GroupId, node: NodeId) -> bool {
         let slow = self.shard.status(group).is_none_or(|s| s.peers.iter().any(|peer| peer.id == node && peer.slow));
-        !slow && self.pace.keeps_up(self.now_us(), group, node, NEARLY_THERE_US)
+        let fit = !slow && self.clocks.is_fit(node, self.now_us());
+        fit && self.pace.keeps_up(self.now_us(), group, node, NEARLY_THERE_US)
     }
 
     /// Begin a graceful end: refuse new writes and hand over every group that this node leads. Done when
@@ -102,7 +109,7 @@ impl<D: Disk> Broker<D> {
         let status = self.shard.status(group)?;
         let fit = |peer: &&lnc_raft::Progress| {
             peer.recently_active
-                && (self.draining || !peer.slow)
+                && (self.draining || (!peer.slow && self.clocks.is_fit(peer.id, self.now_us())))
                 && voters.contains(&peer.id)
                 && self.peers_connected.contains_key(&peer.id)
         };

@@ -13,6 +13,7 @@ mod apply;
 mod barriers;
 pub mod catalog;
 mod checkpoint;
+mod clocks;
 pub mod command;
 pub mod control;
 mod fetch;
@@ -27,6 +28,7 @@ mod pace;
 pub mod partitions;
 mod produce;
 mod proposals;
+mod retention;
 mod scrub;
 mod slow_disk;
 mod space;
@@ -149,6 +151,8 @@ pub struct BrokerConfig {
     pub scrub_interval_us: u64,
     /// Segment size of topics that do not set one; fixed for a partition when it is made.
     pub segment_bytes: u64,
+    /// Furthest that a clock may be from those of a majority, in milliseconds, to be believed.
+    pub max_clock_skew_ms: u64,
     /// How long the control path may take.
     pub budgets: control::Budgets,
 }
@@ -252,6 +256,8 @@ pub struct Broker<D: Disk> {
     /// Nodes that wait to be admitted, by number.
     applicants: BTreeMap<u64, membership::Applicant>,
     clock: Clock,
+    clocks: clocks::Clocks,
+    removal: retention::Pace,
     shard_outputs: Outputs,
     outputs: Vec<Output>,
     completions: Vec<Completion>,
@@ -358,6 +364,7 @@ impl<D: Disk> Broker<D> {
                     tracer.heard(notice);
                 }
             }
+            PeerMessage::Clock(notice) => self.heard_clock(notice),
         }
     }
 
@@ -381,6 +388,7 @@ impl<D: Disk> Broker<D> {
                 if self.peers_connected.insert(peer, formats).is_none() {
                     self.shard.peer_back(peer);
                 }
+                self.tell_clock(peer);
             }
             None => {
                 self.peers_connected.remove(&peer);
@@ -427,6 +435,7 @@ impl<D: Disk> Broker<D> {
         self.fetch_what_frees_space();
         self.shard.retry_space(&mut self.disk);
         self.give_up_damage();
+        self.look_at_clocks();
         self.apply_retention();
         self.look_at_disk();
         self.rebalance_leaders();
@@ -470,7 +479,8 @@ impl<D: Disk> Broker<D> {
             self.control.sent(clock.mono_us, *group, message, is_connected);
         }
         let raft = out.messages.drain(..).map(|(group, message)| PeerMessage::Raft(group, message));
-        let raft = notices.into_iter().map(PeerMessage::Trace).chain(raft);
+        let clocks = self.clocks.outbox.drain(..).map(PeerMessage::Clock);
+        let raft = clocks.chain(notices.into_iter().map(PeerMessage::Trace)).chain(raft);
         let messages = raft.chain(self.transfers.outbox.drain(..).map(PeerMessage::Transfer)).collect();
         self.shard_outputs = out;
         Ok(messages)
@@ -742,7 +752,7 @@ impl<D: Disk> Broker<D> {
         if let (Some(tracer), Some(origin)) = (&mut self.tracer, &origin) {
             tracer.queued(origin.caller);
         }
-        let wall_ms = self.clock.wall_ms;
-        self.proposals(group).push(command, origin, wall_ms);
+        let stamp_ms = self.clocks.stamp_ms(self.clock);
+        self.proposals(group).push(command, origin, stamp_ms);
     }
 }

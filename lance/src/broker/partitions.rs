@@ -88,7 +88,7 @@ pub struct Partition {
 /// See the module documentation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PartitionGroup {
-    /// The latest append time applied: the group's clock never goes backwards, whatever the leaders' clocks do.
+    /// The latest append time applied: the group's clock goes back only where a leader has it turned back.
     clock_ms: u64,
     partitions: BTreeMap<PartitionKey, Partition>,
     /// Partitions that were deleted: a leader that has not heard of it yet must not bring one back.
@@ -100,6 +100,24 @@ impl PartitionGroup {
     pub fn advance_clock(&mut self, append_ms: u64) -> u64 {
         self.clock_ms = self.clock_ms.max(append_ms);
         self.clock_ms
+    }
+
+    /// The group's time.
+    pub fn clock_ms(&self) -> u64 {
+        self.clock_ms
+    }
+
+    /// The group's time was ahead: it, and what was noted at later times, goes back to this one. `false` if it is not
+    /// later.
+    pub fn turn_back(&mut self, time_ms: u64) -> bool {
+        if self.clock_ms <= time_ms {
+            return false;
+        }
+        self.clock_ms = time_ms;
+        for producer in self.partitions.values_mut().flat_map(|partition| partition.producers.values_mut()) {
+            producer.last_append_ms = producer.last_append_ms.min(time_ms);
+        }
+        true
     }
 
     /// Make a partition; `false` if it exists, or did once: topic ids are never used again.

@@ -73,13 +73,13 @@ pub(super) struct Proposals {
 }
 
 impl Proposals {
-    pub(super) fn push(&mut self, command: &Command, origin: Option<Origin>, wall_ms: u64) {
+    pub(super) fn push(&mut self, command: &Command, origin: Option<Origin>, stamp_ms: u64) {
         let position = self.next.push(command);
         if let Some(origin) = origin {
             self.origins.push((position, Some(origin)));
         }
         if self.next.bytes() >= ENTRY_BYTES {
-            self.full.push_back((self.next.finish(wall_ms), std::mem::take(&mut self.origins)));
+            self.full.push_back((self.next.finish(stamp_ms), std::mem::take(&mut self.origins)));
         }
     }
 
@@ -91,10 +91,10 @@ impl Proposals {
         self.next.bytes() + self.full.len() * ENTRY_BYTES
     }
 
-    fn pop(&mut self, wall_ms: u64) -> Option<(Bytes, Origins)> {
-        self.full
-            .pop_front()
-            .or_else(|| (self.next.count() > 0).then(|| (self.next.finish(wall_ms), std::mem::take(&mut self.origins))))
+    fn pop(&mut self, stamp_ms: u64) -> Option<(Bytes, Origins)> {
+        self.full.pop_front().or_else(|| {
+            (self.next.count() > 0).then(|| (self.next.finish(stamp_ms), std::mem::take(&mut self.origins)))
+        })
     }
 
     /// Take what is known of the entry that has just committed.
@@ -146,13 +146,14 @@ impl<D: Disk> Broker<D> {
     /// commit, no timer does.
     pub(super) fn propose_pending(&mut self) {
         let can_flush = self.shard.can_flush();
+        let stamp_ms = self.clocks.stamp_ms(self.clock);
         let groups: Vec<GroupId> = self.proposals.iter().filter(|(_, p)| !p.is_empty()).map(|(id, _)| *id).collect();
         for group in groups {
             let Some(proposals) = self.proposals.get_mut(&group) else { continue };
             if !can_flush && proposals.bytes() < EAGER_BYTES {
                 continue;
             }
-            while let Some((payload, origins)) = proposals.pop(self.clock.wall_ms) {
+            while let Some((payload, origins)) = proposals.pop(stamp_ms) {
                 match self.shard.propose(group, payload.clone()) {
                     Ok((term, index)) => {
                         let since_us = self.clock.mono_us;

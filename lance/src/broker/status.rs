@@ -79,6 +79,8 @@ pub struct Snapshot {
     pub taken_us: u64,
     /// Nodes, groups, and states on their way to this node.
     pub cluster: ClusterInfoResponse,
+    /// What is wrong with the clocks, in a sentence.
+    pub clock_problem: Option<String>,
     /// For each group that has a leader, the entries that the leader had committed and this node has not applied.
     pub behind: BTreeMap<u32, u64>,
     /// The newest elections of all groups since this node started, the newest first.
@@ -98,6 +100,7 @@ impl<D: Disk> Broker<D> {
             taken_ms: self.clock.wall_ms,
             taken_us: self.clock.mono_us,
             cluster: self.cluster_status(),
+            clock_problem: self.clock_problem(),
             behind: behind.collect(),
             elections: self.elections.seen.iter().rev().copied().collect(),
             topics: extents(self.catalog.topics(), MAX_PARTITIONS, describe),

@@ -102,6 +102,16 @@ impl Storage {
         self.segments.trim(key, offset)
     }
 
+    /// Nothing in these partitions was appended later than this.
+    pub(super) fn turn_back(
+        &mut self,
+        keys: impl Iterator<Item = PartitionKey>,
+        time_ms: u64,
+    ) -> Result<(), SegmentError> {
+        self.hand_over();
+        keys.into_iter().try_for_each(|key| self.segments.cap_append_times(key, time_ms))
+    }
+
     /// A partition is gone.
     pub(super) fn remove(&mut self, key: PartitionKey) -> Result<(), SegmentError> {
         self.hand_over();

@@ -154,6 +154,10 @@ settings! {
         /// Raft groups that hold partitions. More groups spread the work of leading over more nodes; each costs a
         /// little memory on every node. 0 means one per node.
         data_groups: u32 [Whole32] = "0" in "0" ..= "256" fixed "for the life of the cluster";
+        /// Furthest that a node's clock may be from those of a majority to be believed. While it is further, the node
+        /// leads nothing that another can, stamps records by the others' clocks, and removes nothing by age. The same on
+        /// all nodes.
+        max_clock_skew: std::time::Duration [Span] = "10s" in "100ms" ..= "1h";
         extra {
             /// All nodes of the cluster in the order of their numbers, this one included.
             nodes: Vec<NodeAddresses> = Vec::new()

@@ -304,6 +304,7 @@ fn problems(snapshot: &Snapshot) -> Vec<String> {
     for node in cluster.nodes.iter().filter(|node| !node.connected) {
         problems.push(format!("node {} is not connected", node.id));
     }
+    problems.extend(snapshot.clock_problem.clone());
     for group in &cluster.groups {
         if !group.lacks.is_empty() {
             problems.push(format!("group {}: this replica {}", group.group, group.lacks));

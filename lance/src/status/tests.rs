@@ -72,6 +72,7 @@ fn snapshot(taken_us: u64, topics: Vec<TopicExtent>) -> Snapshot {
             groups: vec![group(0, Some(1)), group(1, None)],
             transfers: Vec::new(),
         },
+        clock_problem: Some("this node's clock is slow".to_owned()),
         behind: [(0, 1)].into(),
         elections: vec![Election { at_ms: 4000, group: 0, term: 4, leader: 1 }],
         topic_count: topics.len(),
@@ -87,7 +88,8 @@ fn shown(snapshot: &Snapshot, query: &Query) -> View {
 fn a_view_says_what_the_snapshot_says() {
     let view = shown(&snapshot(1, vec![topic(7, "orders", &[5, 0])]), &Query::default());
     assert_eq!(view.cluster_id, "0000000000000000000000000000000a");
-    assert_eq!(view.problems, ["node 3 is not connected", "group 1 has no known leader"]);
+    let problems = ["node 3 is not connected", "this node's clock is slow", "group 1 has no known leader"];
+    assert_eq!(view.problems, problems);
     assert_eq!(view.nodes[0].leads, [0]);
     assert_eq!((view.groups[0].behind, view.groups[1].behind), (Some(1), None));
     assert_eq!((view.groups[0].followers[0].member.as_str(), view.groups[0].followers[0].lag), ("2", 3));

@@ -3,6 +3,7 @@
 mod harness;
 
 mod acknowledgement;
+mod clocks;
 mod corners;
 mod failover;
 mod formats;

@@ -45,6 +45,7 @@ fn profile(mutation: Mutation) -> Profile {
         Mutation::ForgetDuplicates | Mutation::AcceptDuplicates => Profile::Everything,
         Mutation::CutDamage => Profile::Damage,
         Mutation::WipedVotes => Profile::Wipes,
+        Mutation::BelieveOwnClock => Profile::Leaps,
     }
 }
 

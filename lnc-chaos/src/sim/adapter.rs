@@ -170,6 +170,10 @@ pub(super) fn describe(bytes: &BytesMut, to: u64) -> String {
                     let _ = write!(text, "[group {} trace of {}]", notice.group.0, notice.index);
                     continue;
                 }
+                PeerMessage::Clock(notice) => {
+                    let _ = write!(text, "[clock {}]", notice.wall_ms);
+                    continue;
+                }
             };
             let _ = write!(text, "[group {} term {} ", group.0, message.term);
             let _ = match &message.body {
@@ -223,6 +227,7 @@ fn broker_config(settings: &Settings, identity: &Identity) -> BrokerConfig {
         max_partitions_per_topic: 20,
         checkpoint_bytes: settings.checkpoint_bytes,
         segment_bytes: settings.segments.segment_bytes,
+        max_clock_skew_ms: super::clocks::MAX_SKEW_MS,
         budgets: budgets(),
     }
 }

@@ -35,6 +35,8 @@ pub(crate) enum Fault {
     Pause { node: u64, for_us: u64 },
     /// The node's wall clock jumps.
     ClockJump { node: u64, by_ms: i64 },
+    /// The node's wall clock is far off, and comes back. One clock at a time.
+    ClockLeap { node: u64, by_ms: i64, for_us: u64 },
     /// The node's clocks run fast or slow from now on, in millionths.
     ClockDrift { node: u64, ppm: i64 },
     /// Bytes do not pass.
@@ -73,6 +75,7 @@ impl Fault {
             Self::Restart { .. } => "restart",
             Self::Pause { .. } => "pause",
             Self::ClockJump { .. } => "clock-jump",
+            Self::ClockLeap { .. } => "clock-leap",
             Self::ClockDrift { .. } => "clock-drift",
             Self::Partition { .. } => "partition",
             Self::Coup { .. } => "coup",
@@ -182,6 +185,7 @@ fn draw(feature: Feature, rng: &mut Rng, nodes: u64) -> Vec<(u64, Fault)> {
             0 => Fault::ClockJump { node, by_ms: rng.below(40_000) as i64 - 20_000 },
             _ => Fault::ClockDrift { node, ppm: rng.below(200_000) as i64 - 100_000 },
         },
+        Feature::Leaps => super::clocks::leap(rng, node),
         Feature::Rolling => {
             let gap_us = rng.between(1_000_000, 6_000_000);
             let down_us = rng.between(10_000, gap_us);

@@ -2,6 +2,7 @@
 //! follows from its seed and profile, bit for bit.
 
 mod adapter;
+mod clocks;
 mod cluster;
 pub(crate) mod faults;
 mod history;

@@ -13,7 +13,7 @@ use lnc_replication::formation::Identity;
 use std::collections::BTreeMap;
 
 /// Wall-clock time at the start of every run, in milliseconds since 1970.
-const EPOCH_MS: u64 = 1_700_000_000_000;
+pub(super) const EPOCH_MS: u64 = 1_700_000_000_000;
 
 /// Whether a node's process runs.
 pub(super) enum Life {

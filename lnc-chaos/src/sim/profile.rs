@@ -18,6 +18,7 @@ pub(crate) enum Feature {
     DiskErrors,
     Pauses,
     Clocks,
+    Leaps,
     Rolling,
     Damage,
     Wipes,
@@ -75,6 +76,7 @@ profiles! {
     DiskFull = "disk-full", "disks without space";
     DiskError = "disk-error", "writes, syncs and reads that fail";
     Clocks = "clocks", "clocks that drift and jump, nodes that pause";
+    Leaps = "leaps", "a clock at a time that is years off for a while, the leader's too, while processes are killed";
     Rolling = "rolling", "nodes restarted one after the other, gracefully";
     Damage = "damage", "bits that flip on the disks of a minority, while processes are killed and power is lost";
     Wipes = "wipes", "nodes that come back with empty disks, one at a time, while others fail";
@@ -95,6 +97,7 @@ pub const ROTATION: &[Profile] = &[
     Profile::DiskFull,
     Profile::DiskError,
     Profile::Clocks,
+    Profile::Leaps,
     Profile::Rolling,
     Profile::Damage,
     Profile::Wipes,
@@ -110,7 +113,7 @@ impl Profile {
 
     pub(crate) fn features(self, rng: &mut Rng) -> Vec<Feature> {
         use Feature::{
-            Breaks, Clocks, Coups, Damage, DiskErrors, DiskStalls, FullDisks, Kills, Partitions, Pauses, Power,
+            Breaks, Clocks, Coups, Damage, DiskErrors, DiskStalls, FullDisks, Kills, Leaps, Partitions, Pauses, Power,
             PowerOfAll, Rolling, Seclusions, Storms, Wipes,
         };
         match self {
@@ -125,6 +128,7 @@ impl Profile {
             Self::DiskFull => vec![FullDisks],
             Self::DiskError => vec![DiskErrors],
             Self::Clocks => vec![Clocks, Pauses],
+            Self::Leaps => vec![Leaps, Kills],
             Self::Rolling => vec![Rolling],
             Self::Damage => vec![Damage, Kills, Power, PowerOfAll],
             Self::Wipes => vec![Wipes, Kills, Partitions],
@@ -132,7 +136,7 @@ impl Profile {
             Self::Everything => {
                 let all = [
                     Storms, Breaks, Partitions, Kills, Power, PowerOfAll, DiskStalls, FullDisks, DiskErrors, Pauses,
-                    Clocks, Rolling, Wipes, Coups, Seclusions, Damage,
+                    Clocks, Rolling, Wipes, Coups, Seclusions, Damage, Leaps,
                 ];
                 all.into_iter().filter(|_| rng.chance(350)).collect()
             }

@@ -130,6 +130,30 @@ impl Default for SegmentConfig {
     }
 }
 
+/// What may still be removed for its age. The last segment may exceed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    /// Bytes; nothing is left at 0 and below.
+    pub bytes: i64,
+    /// Segments.
+    pub segments: u64,
+}
+
+impl Allowance {
+    /// No bound.
+    pub const UNLIMITED: Self = Self { bytes: i64::MAX, segments: u64::MAX };
+
+    /// Take a segment of so many bytes off it, unless nothing is left.
+    pub fn take(&mut self, len: u64) -> bool {
+        let left = self.bytes > 0 && self.segments > 0;
+        if left {
+            self.bytes = self.bytes.saturating_sub_unsigned(len);
+            self.segments -= 1;
+        }
+        left
+    }
+}
+
 /// A committed batch with its place in the partition.
 #[derive(Clone, Debug)]
 pub struct StoredBatch {

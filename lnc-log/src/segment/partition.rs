@@ -2,7 +2,7 @@
 
 use super::index::{self, IndexEntry};
 use super::state::{EpochStart, PartitionState, SegmentState};
-use super::{DamagedBatch, PREFIX_LEN, PartitionKey, SegmentConfig, SegmentError, StoredBatch, block_floor};
+use super::{Allowance, DamagedBatch, PREFIX_LEN, PartitionKey, SegmentConfig, SegmentError, StoredBatch, block_floor};
 use crate::disk::{AlignedBuf, BLOCK, FileId};
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -427,20 +427,33 @@ impl Partition {
     }
 
     /// What retention would trim to: see [`super::SegmentStore::trim_candidates`].
-    pub(super) fn trim_candidate(&self, now_ms: u64, max_age_ms: Option<u64>, max_bytes: Option<u64>) -> Option<u64> {
+    pub(super) fn trim_candidate(
+        &self,
+        oldest_ms: Option<u64>,
+        max_bytes: Option<u64>,
+        allowance: &mut Allowance,
+    ) -> Option<u64> {
         let mut size = self.size_bytes();
         let mut candidate = None;
         for segment in self.live() {
             let state = &segment.state;
-            let old = max_age_ms.is_some_and(|age| state.last_append_ms.saturating_add(age) < now_ms);
             let over = state.sealed && max_bytes.is_some_and(|limit| size > limit);
-            if !old && !over {
+            let old = || oldest_ms.is_some_and(|oldest| state.last_append_ms < oldest);
+            if !over && !(old() && allowance.take(state.len)) {
                 break;
             }
             size -= state.len;
             candidate = Some(state.end_offset);
         }
         candidate
+    }
+
+    /// See [`super::SegmentStore::cap_append_times`].
+    pub(super) fn cap_append_times(&mut self, time_ms: u64) {
+        for Segment { state, .. } in &mut self.segments {
+            state.first_append_ms = state.first_append_ms.min(time_ms);
+            state.last_append_ms = state.last_append_ms.min(time_ms);
+        }
     }
 
     /// Physically drop what is trimmed, unless a step, a read or the checkpoint in progress needs it: the dropped

@@ -5,7 +5,7 @@ use super::index;
 use super::partition::{Partition, Repair};
 use super::read::{DamagedBatch, ReadDone, ReadTask};
 use super::state::PartitionState;
-use super::{PartitionKey, SegmentConfig, SegmentError, StoredBatch};
+use super::{Allowance, PartitionKey, SegmentConfig, SegmentError, StoredBatch};
 use crate::disk::{AlignedBuf, BLOCK, Completion, Disk, FileId, Op, Outcome, Owner};
 use bytes::Bytes;
 use lnc_protocol::batch::{self, BatchHeader};
@@ -344,17 +344,23 @@ impl SegmentStore {
         Ok(())
     }
 
-    /// The log start offset that retention would choose, or `None` to keep everything. Segments leave from the front
-    /// while their latest append is older than `max_age_ms`, the open one included, or while the partition is larger
-    /// than `max_bytes`, the open one excluded.
+    /// What retention would let go of, or `None` to keep everything. Segments leave from the front while their latest
+    /// append is before `oldest_ms`, the open one included and as long as `allowance` has anything left, or while the
+    /// partition is larger than `max_bytes`, the open one excluded.
     pub fn trim_candidates(
         &self,
         key: PartitionKey,
-        now_ms: u64,
-        max_age_ms: Option<u64>,
+        oldest_ms: Option<u64>,
         max_bytes: Option<u64>,
+        allowance: &mut Allowance,
     ) -> Option<u64> {
-        self.live(key).ok()?.trim_candidate(now_ms, max_age_ms, max_bytes)
+        self.live(key).ok()?.trim_candidate(oldest_ms, max_bytes, allowance)
+    }
+
+    /// Nothing in the partition was appended later than `time_ms`, whatever the clock said at the time.
+    pub fn cap_append_times(&mut self, key: PartitionKey, time_ms: u64) -> Result<(), SegmentError> {
+        live_mut(&mut self.partitions, key)?.cap_append_times(time_ms);
+        Ok(())
     }
 
     /// Remove a partition; its files follow once a checkpoint that does not name it is durable.

@@ -2,7 +2,7 @@
 
 use crate::support::{Harness, KEY, batch, batches_of, concat, small};
 use lnc_log::disk::memory::Order;
-use lnc_log::segment::{PartitionKey, SegmentError};
+use lnc_log::segment::{Allowance, PartitionKey, SegmentError};
 
 fn log_files(replica: &Harness) -> Vec<String> {
     replica.disk.paths().into_iter().filter(|path| path.ends_with(".log")).collect()
@@ -89,19 +89,49 @@ fn retention_by_age_and_size() {
     let state = replica.store.state(KEY).unwrap();
     assert_eq!(state.segments.len(), 10);
     let len = state.segments[0].len;
-    let candidates = |now, age, bytes| replica.store.trim_candidates(KEY, now, age, bytes);
-    assert_eq!(candidates(u64::MAX, None, None), None);
-    assert_eq!(candidates(1_000, Some(1_000), None), None);
-    assert_eq!(candidates(1_001, Some(1_000), None), Some(1));
-    assert_eq!(candidates(1_501, Some(1_000), None), Some(6));
-    assert_eq!(candidates(5_000, Some(1_000), None), Some(10), "the open segment expires too");
-    assert_eq!(candidates(0, None, Some(len * 10)), None);
-    assert_eq!(candidates(0, None, Some(len * 10 - 1)), Some(1));
-    assert_eq!(candidates(0, None, Some(len * 4)), Some(6));
-    assert_eq!(candidates(0, None, Some(0)), Some(9), "the open segment stays whatever its size");
-    assert_eq!(candidates(1_501, Some(1_000), Some(len * 9)), Some(6));
+    let candidates =
+        |oldest, bytes| replica.store.trim_candidates(KEY, oldest, bytes, &mut Allowance::UNLIMITED.clone());
+    assert_eq!(candidates(None, None), None);
+    assert_eq!(candidates(Some(0), None), None);
+    assert_eq!(candidates(Some(1), None), Some(1));
+    assert_eq!(candidates(Some(501), None), Some(6));
+    assert_eq!(candidates(Some(5_000), None), Some(10), "the open segment expires too");
+    assert_eq!(candidates(None, Some(len * 10)), None);
+    assert_eq!(candidates(None, Some(len * 10 - 1)), Some(1));
+    assert_eq!(candidates(None, Some(len * 4)), Some(6));
+    assert_eq!(candidates(None, Some(0)), Some(9), "the open segment stays whatever its size");
+    assert_eq!(candidates(Some(501), Some(len * 9)), Some(6));
     let unknown = PartitionKey { topic_id: 0, partition: 0 };
-    assert_eq!(replica.store.trim_candidates(unknown, u64::MAX, Some(0), Some(0)), None);
+    let mut unlimited = Allowance::UNLIMITED;
+    assert_eq!(replica.store.trim_candidates(unknown, Some(u64::MAX), Some(0), &mut unlimited), None);
+    let few = |mut allowance: Allowance, bytes| {
+        let candidate = replica.store.trim_candidates(KEY, Some(5_000), bytes, &mut allowance);
+        (candidate, allowance)
+    };
+    let two = Allowance { bytes: len as i64 + 1, segments: 9 };
+    assert_eq!(
+        few(two, None),
+        (Some(2), Allowance { bytes: 1 - len as i64, segments: 7 }),
+        "the last one may exceed it"
+    );
+    assert_eq!(few(Allowance { bytes: i64::MAX, segments: 3 }, None).0, Some(3));
+    assert_eq!(few(Allowance { bytes: 0, segments: 3 }, Some(len * 4)).0, Some(6), "what is too much goes at once");
+}
+
+#[test]
+fn what_was_stamped_ahead_can_be_taken_back() {
+    let mut replica = Harness::new(small());
+    for (base, append_ms) in [(0, 100), (1, 90_000), (2, 90_000)] {
+        replica.store.append(KEY, batch(base, 1, 15_000, append_ms, 1)).unwrap();
+    }
+    let oldest =
+        |replica: &Harness, at| replica.store.trim_candidates(KEY, Some(at), None, &mut Allowance::UNLIMITED.clone());
+    assert_eq!(oldest(&replica, 1_000), Some(1));
+    replica.store.cap_append_times(KEY, 200).unwrap();
+    let times: Vec<_> =
+        replica.store.state(KEY).unwrap().segments.iter().map(|s| (s.first_append_ms, s.last_append_ms)).collect();
+    assert_eq!(times, [(100, 100), (200, 200), (200, 200)]);
+    assert_eq!(oldest(&replica, 201), Some(3));
 }
 
 #[test]

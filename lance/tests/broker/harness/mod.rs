@@ -282,6 +282,11 @@ impl Cluster {
         }
     }
 
+    /// All machines stand still for so many seconds, their clocks do not.
+    pub(crate) fn stand_still(&mut self, seconds: u64) {
+        self.now_us += seconds * 1_000_000;
+    }
+
     /// Let time pass until something is true. Panics with `what` if it does not become true within a virtual minute.
     pub(crate) fn until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
         for _ in 0..60 * SECOND {

@@ -240,6 +240,9 @@ impl Node {
     }
 }
 
+/// What a clock may be off.
+const MAX_CLOCK_SKEW_MS: u64 = 2_000;
+
 fn broker_config(id: u64, settings: &Settings) -> BrokerConfig {
     let addresses = |node: u64| Addresses {
         client: format!("node-{node}:1992"),
@@ -268,6 +271,7 @@ fn broker_config(id: u64, settings: &Settings) -> BrokerConfig {
         scrub_bytes_per_second: settings.scrub_bytes_per_second,
         scrub_interval_us: 1_000_000,
         segment_bytes: settings.segments.segment_bytes,
+        max_clock_skew_ms: MAX_CLOCK_SKEW_MS,
         budgets: Budgets::of_heartbeat(u64::from(HEARTBEAT_TICKS) * TICK_US / 1000),
     }
 }

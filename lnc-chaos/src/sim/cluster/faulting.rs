@@ -1,5 +1,6 @@
 //! Faults strike, end, and heal.
 
+use super::super::clocks;
 use super::super::faults::{FailingOperation, Fault, isolation};
 use super::super::network::Weather;
 use super::super::node::Life;
@@ -34,6 +35,7 @@ impl Cluster {
         if self.apply_fault(index as u64, fault) {
             self.counts.fault(kind);
         }
+        self.invariants.ages.look(&self.nodes, self.now_us);
     }
 
     /// False if it had nothing to strike.
@@ -74,6 +76,13 @@ impl Cluster {
                 node.paused_until_us = node.paused_until_us.max(now_us + for_us);
             }
             Fault::ClockJump { node, by_ms } => self.node(node).jump(by_ms),
+            Fault::ClockLeap { node, by_ms, for_us } => {
+                if clocks::another_leapt(&self.nodes, node, now_us) {
+                    return false;
+                }
+                self.node(node).jump(by_ms);
+                self.after(for_us, What::FaultOver { fault: number });
+            }
             Fault::ClockDrift { node, ppm } => self.node(node).drift(now_us, ppm),
             Fault::Partition { cuts, for_us } => {
                 self.network.cut(number, cuts);
@@ -162,6 +171,7 @@ impl Cluster {
                 self.network.heal(fault);
                 self.release_held();
             }
+            Fault::ClockLeap { node, by_ms, .. } => self.node(node).jump(-by_ms),
             Fault::Storm { .. } => self.network.weather = Weather::FAIR,
             Fault::FullDisk { node, .. } => {
                 let now_us = self.now_us;

@@ -1,12 +1,14 @@
 //! Nodes: what wakes them, their turns, how they start and end.
 
 use super::super::adapter::Turned;
+use super::super::clocks;
 use super::super::invariants::Violation;
 use super::super::network::Wire;
 use super::super::node::{Excuses, Input, Life};
 use super::super::trace::Event;
 use super::{Checked, Cluster, What};
 use lance::broker::BrokerError;
+use lance::broker::inspect::Applied;
 use lnc_raft::{NodeId, Role};
 use lnc_replication::formation::{Channel, Decision, Identity, decide};
 use std::collections::{BTreeMap, BTreeSet};
@@ -155,6 +157,7 @@ impl Cluster {
             let own =
                 self.nodes[id as usize - 1].broker().and_then(|b| b.inspect(applied.group.0)).map_or(0, |i| i.term);
             let check = self.invariants.applied(id, own, &applied)?;
+            self.check_ages(&applied)?;
             self.note(Event::Applied { node: id, group: applied.group.0, index, term, check });
         }
         for mail in mail {
@@ -175,6 +178,13 @@ impl Cluster {
             self.wake(id);
         }
         Ok(())
+    }
+
+    fn check_ages(&mut self, applied: &Applied) -> Checked {
+        let aged = self.invariants.records.topics().iter().find(|topic| topic.name == clocks::AGED).map(|t| t.id);
+        let ages = &mut self.invariants.ages;
+        ages.look(&self.nodes, self.now_us);
+        ages.applied(self.now_us, aged, applied.group.0, &applied.entry)
     }
 
     /// Say when the disk operations of this turn finish.

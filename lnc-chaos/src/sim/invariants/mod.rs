@@ -7,6 +7,7 @@ pub(crate) mod topics;
 
 pub(crate) use crate::records;
 
+use super::clocks::Ages;
 use super::settings::Settings;
 use lance::broker::inspect::{Applied, MemoryInspection};
 
@@ -44,6 +45,7 @@ pub const ALL: &[(&str, &str)] = &[
         "high-watermark",
         "nothing is served beyond the high watermark, it never goes back while a node runs, and all below it stays",
     ),
+    ("kept-for-its-time", "nothing is removed by age that is younger, by the true time, than its topic keeps it"),
     ("log-start", "a log begins later only where a topic limits what it keeps"),
     ("fresh-offsets", "the latest offset is not before what was acknowledged when the question was asked"),
     ("sequence-accepted", "a producer that keeps the rules is not told that it broke them"),
@@ -67,6 +69,7 @@ pub(crate) struct Invariants {
     log: log::Log,
     state: state::States,
     pub(crate) records: records::Records,
+    pub(crate) ages: Ages,
 }
 
 impl Invariants {

@@ -1,5 +1,6 @@
 //! Those who make and remove topics: the founder, who makes the topics that stay, and others, who quarrel over a few names.
 
+use super::super::clocks::{AGED, MAX_AGE_MS};
 use super::super::history::{TopicInput, TopicOperation, TopicOutput};
 use super::super::invariants::Violation;
 use super::super::invariants::records::KeptTopic;
@@ -12,14 +13,15 @@ use lnc_protocol::{ErrorCode, ErrorReply, Request};
 
 const TIMEOUT_US: u64 = 8_000_000;
 
-/// Topics that stay: name, partitions, bytes that a partition keeps.
-const KEPT: [(&str, u32, Option<u64>); 2] = [("kept", 3, None), ("trimmed", 2, Some(60_000))];
+/// Topics that stay: name, partitions, bytes that a partition keeps, and for how long.
+const KEPT: [(&str, u32, Option<u64>, Option<u64>); 3] =
+    [("kept", 3, None, None), ("trimmed", 2, Some(60_000), None), (AGED, 1, None, Some(MAX_AGE_MS))];
 
 /// Names that come and go.
 const NAMES: [&str; 3] = ["red", "green", "blue"];
 
-fn create(name: &str, partitions: u32, max_bytes: Option<u64>) -> Request {
-    let options = TopicOptions { max_bytes, ..TopicOptions::default() };
+fn create(name: &str, partitions: u32, max_bytes: Option<u64>, max_age_ms: Option<u64>) -> Request {
+    let options = TopicOptions { max_bytes, max_age_ms, ..TopicOptions::default() };
     Request::CreateTopic(CreateTopicRequest { name: name.to_owned(), partitions, options, timeout_ms: 5_000 })
 }
 
@@ -38,11 +40,11 @@ impl Founder {
 
 impl Client for Founder {
     fn timer(&mut self, env: &mut Env<'_>, _token: u64) -> Result<(), Violation> {
-        let Some((name, partitions, max_bytes)) = KEPT.get(self.made).copied() else { return Ok(()) };
+        let Some((name, partitions, max_bytes, max_age_ms)) = KEPT.get(self.made).copied() else { return Ok(()) };
         if !self.waits {
             (self.attempts, self.waits) = (self.attempts + 1, true);
             let node = env.any_node();
-            env.send(node, create(name, partitions, max_bytes), TIMEOUT_US, self.attempts);
+            env.send(node, create(name, partitions, max_bytes, max_age_ms), TIMEOUT_US, self.attempts);
         }
         env.timer(300_000, BEGIN);
         Ok(())
@@ -55,8 +57,8 @@ impl Client for Founder {
         self.waits = false;
         match outcome {
             Outcome::Done(Response::CreateTopic(topic)) => {
-                let (name, partitions, max_bytes) = KEPT[self.made];
-                let limited = max_bytes.is_some();
+                let (name, partitions, max_bytes, max_age_ms) = KEPT[self.made];
+                let limited = max_bytes.is_some() || max_age_ms.is_some();
                 env.records.add_topic(KeptTopic { name: name.to_owned(), id: topic.topic_id, partitions, limited });
                 self.made += 1;
                 Ok(())
@@ -92,7 +94,7 @@ impl Admin {
         let (input, request) = match env.rng.below(3) {
             0 => {
                 let partitions = env.rng.between(1, 2) as u32;
-                (TopicInput::Create { partitions }, create(name, partitions, None))
+                (TopicInput::Create { partitions }, create(name, partitions, None, None))
             }
             1 => {
                 let delete = DeleteTopicRequest { name: name.to_owned(), timeout_ms: 5_000 };

@@ -1,0 +1,333 @@
+//! The time of the cluster, as this node makes it out: of what all members' clocks say, the median, if a majority is
+//! close to it. Records are stamped with it, and age is counted by it.
+//!
+//! A clock may be wrong by years for a while, the leader's too. Peers tell each other every second what their clocks say,
+//! beside the heartbeats; what was heard is kept as the distance from this node's own monotonic clock, so that a jump of
+//! any wall clock shows, this node's included:
+//!
+//! | what is found | stamps | removal by age |
+//! |---|---|---|
+//! | a majority agrees, this node with it | its own clock | goes on |
+//! | a majority agrees, this node is off | the median; what it leads it hands over | stops |
+//! | no majority agrees, or is heard | the last time that was agreed on, by the monotonic clock | stops |
+//! | what is agreed on has jumped: all at once, or a lone node | the later of the two times | stops, for an hour at most |
+//!
+//! To stamp too late keeps a record for too long, to stamp too early would have it removed too early: in doubt, late.
+
+use super::command::Command;
+use super::{Broker, Clock};
+use lnc_log::disk::Disk;
+use lnc_log::journal::GroupId;
+use lnc_raft::NodeId;
+use lnc_replication::clock::{ClockNotice, SINCE_FORMAT};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// How long what a peer's clock said is reckoned with, in microseconds.
+const FRESH_US: u64 = 5_000_000;
+
+/// A time that all clocks have jumped to is believed once they have kept it for so long, in microseconds: long enough for
+/// somebody to see the alert.
+const SETTLE_US: u64 = 3_600_000_000;
+
+/// Time that a peer whose clock was off is left alone, in microseconds: leadership should not come and go.
+const UNFIT_US: u64 = 10_000_000;
+
+/// Notices of one peer that are kept. One that was delayed looks like a clock that is behind: the latest time counts.
+const MOST_NOTICES: usize = 8;
+
+/// What the clocks of the cluster are found to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Verdict {
+    /// Nobody has looked yet.
+    #[default]
+    Unknown,
+    /// A majority agrees, this node with it.
+    Agreed,
+    /// Fewer than a majority are heard.
+    Alone { heard: usize, of: usize },
+    /// No majority agrees.
+    Apart { agreeing: usize, of: usize },
+    /// A majority agrees, and this node's clock is this far ahead of it.
+    Off { by_ms: i64 },
+    /// What a majority agrees on, this node with it, has jumped by so much.
+    Jumped { by_ms: i64 },
+}
+
+/// What was heard of a peer's clock: its distance from this node's monotonic clock, and when.
+#[derive(Default)]
+struct Heard {
+    notices: VecDeque<(i64, u64)>,
+    unfit_until_us: u64,
+}
+
+impl Heard {
+    fn note(&mut self, base_ms: i64, now_us: u64) {
+        if self.notices.len() == MOST_NOTICES {
+            self.notices.pop_front();
+        }
+        self.notices.push_back((base_ms, now_us));
+    }
+
+    fn base_ms(&self, now_us: u64) -> Option<i64> {
+        let fresh = self.notices.iter().filter(|(_, at_us)| at_us + FRESH_US > now_us);
+        fresh.map(|(base_ms, _)| *base_ms).max()
+    }
+}
+
+/// See the module documentation. Times called *base* are distances from the monotonic clock.
+pub(super) struct Clocks {
+    max_skew_ms: u64,
+    heard: BTreeMap<NodeId, Heard>,
+    /// Peers are told and heard: the cluster has the format for it.
+    compares: bool,
+    /// What records are stamped with where this node's own clock is not close to it.
+    base_ms: Option<i64>,
+    /// The earliest of the clocks that agree.
+    earliest_ms: i64,
+    /// The time that was agreed on for long enough.
+    trusted_ms: Option<i64>,
+    /// The time that is agreed on now, and since when, if that is another one.
+    shifted: Option<(i64, u64)>,
+    verdict: Verdict,
+    pub(super) outbox: Vec<ClockNotice>,
+}
+
+/// Who is asked, and what else is known of the time.
+struct Known<'a> {
+    /// The members, this node included.
+    members: &'a BTreeSet<NodeId>,
+    /// The latest stamp in the data; 0: there is none.
+    newest_ms: u64,
+}
+
+fn base_of(wall_ms: u64, mono_us: u64) -> i64 {
+    /// Beyond any date; sums and differences of such times do not overflow.
+    const END_MS: u64 = 1 << 60;
+    wall_ms.min(END_MS) as i64 - (mono_us / 1000) as i64
+}
+
+fn time_of(base_ms: i64, mono_us: u64) -> u64 {
+    base_ms.saturating_add_unsigned(mono_us / 1000).max(0) as u64
+}
+
+impl Clocks {
+    pub(super) fn new(max_skew_ms: u64) -> Self {
+        Self {
+            max_skew_ms,
+            heard: BTreeMap::new(),
+            compares: false,
+            base_ms: None,
+            earliest_ms: 0,
+            trusted_ms: None,
+            shifted: None,
+            verdict: Verdict::default(),
+            outbox: Vec::new(),
+        }
+    }
+
+    fn near(&self, one: i64, other: i64) -> bool {
+        one.abs_diff(other) <= self.max_skew_ms
+    }
+
+    /// Look at all clocks.
+    fn judge(&mut self, node: NodeId, clock: Clock, known: &Known<'_>) {
+        let now_us = clock.mono_us;
+        let own = base_of(clock.wall_ms, now_us);
+        self.heard.retain(|peer, heard| {
+            known.members.contains(peer) && (heard.base_ms(now_us).is_some() || heard.unfit_until_us > now_us)
+        });
+        let peers = || self.heard.values().filter_map(|heard| heard.base_ms(now_us)).filter(|_| self.compares);
+        let mut bases: Vec<i64> = peers().chain([own]).collect();
+        bases.sort_unstable();
+        let median = bases[(bases.len() - 1) / 2];
+        let of = if self.compares { known.members.iter().filter(|member| **member != node).count() + 1 } else { 1 };
+        let agreeing: Vec<i64> = bases.iter().copied().filter(|base| self.near(*base, median)).collect();
+        if agreeing.len() <= of / 2 {
+            self.verdict = match bases.len() <= of / 2 {
+                true => Verdict::Alone { heard: bases.len(), of },
+                false => Verdict::Apart { agreeing: agreeing.len(), of },
+            };
+            // Since the start, nothing was agreed on: of the clocks that are not behind the data, the earliest is the
+            // one that can be furthest off without harm.
+            let newest = base_of(known.newest_ms, now_us);
+            let undecided = bases.iter().copied().find(|base| *base >= newest).unwrap_or(newest);
+            self.base_ms = self.trusted_ms.or(Some(undecided));
+            return;
+        }
+        self.earliest_ms = agreeing[0];
+        let jumped = self.settle(median, now_us, known.newest_ms);
+        self.base_ms = Some(jumped.map_or(median, |by_ms| median.max(median - by_ms)));
+        self.verdict = match jumped {
+            _ if !self.near(own, median) => Verdict::Off { by_ms: own - median },
+            Some(by_ms) => Verdict::Jumped { by_ms },
+            None => Verdict::Agreed,
+        };
+        for heard in self.heard.values_mut() {
+            let off = heard.base_ms(now_us).is_some_and(|base| base.abs_diff(median) > self.max_skew_ms);
+            if off {
+                heard.unfit_until_us = now_us + UNFIT_US;
+            }
+        }
+    }
+
+    /// A majority agrees on a time: how far is it from the one that is trusted? After a start that is the time of the
+    /// newest record, and a while after it.
+    fn settle(&mut self, median: i64, now_us: u64, newest_ms: u64) -> Option<i64> {
+        let newest = base_of(newest_ms, now_us);
+        let idle = newest..=newest + (SETTLE_US / 1000) as i64;
+        let trusted = match self.trusted_ms {
+            Some(trusted) => trusted,
+            None if newest_ms == 0 || idle.contains(&median) => median,
+            None => newest,
+        };
+        let shifted = self.shifted.filter(|(base, _)| self.near(*base, median)).unwrap_or((median, now_us));
+        if self.near(trusted, median) || now_us >= shifted.1 + SETTLE_US {
+            (self.trusted_ms, self.shifted) = (Some(median), None);
+            return None;
+        }
+        (self.trusted_ms, self.shifted) = (Some(trusted), Some(shifted));
+        Some(median - trusted)
+    }
+
+    /// The time for what is proposed now.
+    pub(super) fn stamp_ms(&self, clock: Clock) -> u64 {
+        match self.base_ms {
+            Some(base) if !self.near(base, base_of(clock.wall_ms, clock.mono_us)) => time_of(base, clock.mono_us),
+            _ => clock.wall_ms,
+        }
+    }
+
+    /// The time by which records are old; `None` while clocks disagree.
+    pub(super) fn retention_ms(&self, clock: Clock) -> Option<u64> {
+        (self.verdict == Verdict::Agreed).then(|| time_of(self.earliest_ms, clock.mono_us).min(clock.wall_ms))
+    }
+
+    /// Whether a peer may lead, as far as its clock goes.
+    pub(super) fn is_fit(&self, peer: NodeId, now_us: u64) -> bool {
+        self.heard.get(&peer).is_none_or(|heard| heard.unfit_until_us <= now_us)
+    }
+
+    fn is_off(&self) -> bool {
+        matches!(self.verdict, Verdict::Off { .. })
+    }
+
+    /// What is wrong, in a sentence; `None` if nothing is.
+    fn problem(&self) -> Option<String> {
+        let seconds = |by_ms: i64| match by_ms >= 0 {
+            true => format!("{:.1} s ahead of", by_ms as f64 / 1e3),
+            false => format!("{:.1} s behind", -by_ms as f64 / 1e3),
+        };
+        let what = match self.verdict {
+            Verdict::Unknown | Verdict::Agreed => return None,
+            Verdict::Alone { heard, of } => format!("the clocks of only {heard} of {of} nodes are heard"),
+            Verdict::Apart { agreeing, of } => {
+                format!("the clocks of only {agreeing} of {of} nodes agree: set them right")
+            }
+            Verdict::Off { by_ms } => {
+                format!("this node's clock is {} those of a majority: set it right", seconds(by_ms))
+            }
+            Verdict::Jumped { by_ms } => {
+                format!(
+                    "the clock has jumped, or the node was down for long: it is {} the time expected",
+                    seconds(by_ms)
+                )
+            }
+        };
+        Some(format!("{what}; nothing is removed by age meanwhile"))
+    }
+}
+
+impl<D: Disk> Broker<D> {
+    /// A peer says what its clock says.
+    pub(super) fn heard_clock(&mut self, notice: ClockNotice) {
+        if self.peers_connected.contains_key(&notice.from) {
+            let base_ms = base_of(notice.wall_ms, self.clock.mono_us);
+            self.clocks.heard.entry(notice.from).or_default().note(base_ms, self.clock.mono_us);
+        }
+    }
+
+    /// Tell a peer what this node's clock says.
+    pub(super) fn tell_clock(&mut self, peer: NodeId) {
+        let speaks = self.peers_connected.get(&peer).is_some_and(|formats| formats.contains(SINCE_FORMAT));
+        if speaks && self.format() >= SINCE_FORMAT {
+            let notice = ClockNotice { from: self.config.node, to: peer, wall_ms: self.clock.wall_ms };
+            self.clocks.outbox.push(notice);
+        }
+    }
+
+    /// Compare the clocks, once a second, and do what follows.
+    pub(super) fn look_at_clocks(&mut self) {
+        let peers: Vec<NodeId> = self.peers_connected.keys().copied().collect();
+        peers.into_iter().for_each(|peer| self.tell_clock(peer));
+        let compares = self.format() >= SINCE_FORMAT;
+        if compares != self.clocks.compares {
+            // What this node believed by itself is worth nothing to a majority.
+            (self.clocks.compares, self.clocks.trusted_ms, self.clocks.shifted) = (compares, None, None);
+        }
+        let catalog = self.catalog.members();
+        let members: BTreeSet<NodeId> = match catalog.is_founded() {
+            true => catalog.current().filter(|member| member.incarnation != 0).map(|member| member.id).collect(),
+            false => self.config.members.keys().copied().collect(),
+        };
+        let newest_ms = self.groups.values().map(|data| data.state.clock_ms()).max().unwrap_or(0);
+        let before = self.clocks.verdict;
+        self.clocks.judge(self.config.node, self.clock, &Known { members: &members, newest_ms });
+        if std::mem::discriminant(&before) != std::mem::discriminant(&self.clocks.verdict) {
+            match self.clocks.problem() {
+                Some(problem) => tracing::warn!(limit_ms = self.clocks.max_skew_ms, "{problem}"),
+                None if before != Verdict::Unknown => tracing::info!("the clocks of a majority agree again"),
+                None => {}
+            }
+        }
+        self.show_clocks();
+        if self.clocks.is_off() {
+            self.hand_to_the_fit();
+        }
+        self.turn_back_time();
+    }
+
+    /// What is wrong with the clocks, for whoever looks on.
+    pub(super) fn clock_problem(&self) -> Option<String> {
+        self.clocks.problem()
+    }
+
+    fn show_clocks(&self) {
+        let own = base_of(self.clock.wall_ms, self.clock.mono_us);
+        let skews = &self.metrics.clock_skew_seconds;
+        skews.reset();
+        for (peer, heard) in &self.clocks.heard {
+            if let Some(base) = heard.base_ms(self.clock.mono_us) {
+                skews.with_label_values(&[&peer.node().to_string()]).set((base - own) as f64 / 1e3);
+            }
+        }
+        let agreed = matches!(self.clocks.verdict, Verdict::Agreed | Verdict::Alone { .. });
+        self.metrics.clock_untrusted.set(u64::from(!agreed));
+        self.metrics.retention_by_age_stopped.set(u64::from(self.clocks.verdict != Verdict::Agreed));
+    }
+
+    /// The time of a group that is ahead of every clock goes back, and with it what was stamped ahead: it would never be
+    /// old enough. All of that was appended before now.
+    fn turn_back_time(&mut self) {
+        if self.clocks.verdict != Verdict::Agreed || self.format() < SINCE_FORMAT {
+            return;
+        }
+        let now_ms = self.clocks.stamp_ms(self.clock);
+        let most_ms = now_ms.saturating_add(2 * self.clocks.max_skew_ms);
+        let ahead = |(group, data): (&GroupId, &super::DataGroup)| {
+            let time_ms = data.state.clock_ms();
+            (self.shard.is_leader(*group) && time_ms > most_ms).then_some((*group, time_ms))
+        };
+        let ahead: Vec<(GroupId, u64)> = self.groups.iter().filter_map(ahead).collect();
+        for (group, time_ms) in ahead {
+            if !self.has_backlog(group) {
+                let by_ms = time_ms - now_ms;
+                tracing::warn!(
+                    group = group.0,
+                    by_ms,
+                    "the time of the group is ahead of all clocks, and is turned back"
+                );
+                self.submit(group, &Command::TurnBack { time_ms: now_ms }, None);
+            }
+        }
+    }
+}
