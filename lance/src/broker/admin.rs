@@ -3,6 +3,7 @@
 use super::catalog::{META, Topic};
 use super::command::Command;
 use super::members::Addresses;
+use super::partitions::{WHOLE_TOPICS_SINCE_FORMAT, whole_topic};
 use super::proposals::{Kind, Origin};
 use super::{Broker, Caller};
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use lnc_protocol::message::{
 };
 use lnc_protocol::{ErrorCode, PROTOCOL_VERSION, names, trace};
 use lnc_raft::{NodeId, Role, Status};
+use std::collections::BTreeSet;
 
 /// Longest time that an administrative request may ask to wait, in milliseconds.
 const MAX_TIMEOUT_MS: u32 = 300_000;
@@ -191,6 +193,7 @@ impl<D: Disk> Broker<D> {
         if !std::mem::take(&mut self.reconcile) {
             return;
         }
+        let whole_topics = self.format() >= WHOLE_TOPICS_SINCE_FORMAT;
         let mut commands: Vec<(GroupId, PartitionKey, Command)> = Vec::new();
         for topic in self.catalog.topics() {
             for key in topic.keys().filter(|key| !self.has_partition(topic, *key)) {
@@ -200,7 +203,13 @@ impl<D: Disk> Broker<D> {
         }
         for (group, data) in &self.groups {
             let gone = data.state.iter().map(|(key, _)| key).filter(|key| self.catalog.was_deleted(key.topic_id));
-            commands.extend(gone.map(|key| (*group, key, Command::DeletePartition { key })));
+            if whole_topics {
+                let topics: BTreeSet<u64> = gone.map(|key| key.topic_id).collect();
+                let delete = |topic_id| (*group, whole_topic(topic_id), Command::DeleteTopicPartitions { topic_id });
+                commands.extend(topics.into_iter().map(delete));
+            } else {
+                commands.extend(gone.map(|key| (*group, key, Command::DeletePartition { key })));
+            }
         }
         for (group, key, command) in commands {
             let leads = self.shard.is_leader(group) && !self.has_backlog(group);

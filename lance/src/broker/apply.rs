@@ -3,7 +3,7 @@
 use super::catalog::{CreateError, META, Topic};
 use super::command::{Command, Commands};
 use super::members::MemberError;
-use super::partitions::{Appended, Refusal};
+use super::partitions::{Appended, Refusal, whole_topic};
 use super::proposals::{Committed, Kind, Origin};
 use super::{Broker, BrokerError};
 use bytes::{Bytes, BytesMut};
@@ -237,6 +237,17 @@ impl<D: Disk> Broker<D> {
                 if let Some(data) = self.groups.get_mut(&group) {
                     data.reconciling.remove(&key);
                     if data.state.delete(key) {
+                        self.storage.remove(key)?;
+                        self.checkpoint.wanted = true;
+                        self.fetches.wake(key);
+                    }
+                }
+                Outcome::Silent
+            }
+            Command::DeleteTopicPartitions { topic_id } => {
+                if let Some(data) = self.groups.get_mut(&group) {
+                    data.reconciling.remove(&whole_topic(topic_id));
+                    for key in data.state.delete_topic(topic_id) {
                         self.storage.remove(key)?;
                         self.checkpoint.wanted = true;
                         self.fetches.wake(key);

@@ -95,6 +95,11 @@ pub enum Command {
         /// Which.
         key: PartitionKey,
     },
+    /// Data group: remove all partitions of a topic with their data; none comes back. Since format 3.
+    DeleteTopicPartitions {
+        /// Its id.
+        topic_id: u64,
+    },
     /// Data group: records below the offset are gone.
     Trim {
         /// Which partition.
@@ -237,6 +242,10 @@ fn encode(out: &mut BytesMut, command: &Command) -> u8 {
             out.put_u64_le(*time_ms);
             20
         }
+        Command::DeleteTopicPartitions { topic_id } => {
+            out.put_u64_le(*topic_id);
+            21
+        }
     }
 }
 
@@ -286,6 +295,7 @@ impl Commands {
             13 => Command::Trim { key: get_key(f)?, log_start_offset: get_u64(f)? },
             14 => Command::RaiseFormat { format: get_u32(f)? },
             20 => Command::TurnBack { time_ms: get_u64(f)? },
+            21 => Command::DeleteTopicPartitions { topic_id: get_u64(f)? },
             _ => return Err(CommandError("a command of unknown kind")),
         };
         if fields.is_empty() { Ok(command) } else { Err(CommandError("bytes behind a command's fields")) }
@@ -399,6 +409,7 @@ mod tests {
             Command::Trim { key, log_start_offset: 9 },
             Command::RaiseFormat { format: 2 },
             Command::TurnBack { time_ms: 1_700_000_000_000 },
+            Command::DeleteTopicPartitions { topic_id: 7 },
         ]
     }
 

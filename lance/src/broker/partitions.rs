@@ -10,6 +10,7 @@ use lnc_log::segment::PartitionKey;
 use lnc_mutation::{Mutation, mutated};
 use lnc_protocol::batch::BatchHeader;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::RangeInclusive;
 
 /// Batches per producer that a retry can be matched with: as many as a client may have in flight per partition.
 const RECENT_BATCHES: usize = 5;
@@ -17,8 +18,18 @@ const RECENT_BATCHES: usize = 5;
 /// Producers remembered per partition; the one that was silent longest is forgotten first.
 const MAX_PRODUCERS: usize = 4096;
 
-/// Deleted partitions remembered, the newest: far more than a leader could be behind by.
+/// The first format in which partitions are deleted topic by topic: see [`PartitionGroup::delete_topic`].
+pub const WHOLE_TOPICS_SINCE_FORMAT: u32 = 3;
+
+/// Deleted topics remembered one by one. Before [`WHOLE_TOPICS_SINCE_FORMAT`]: partitions, of which the one with the
+/// smallest key is forgotten first.
 const MAX_DELETED: usize = 16 << 10;
+
+/// Among what was deleted, stands for all partitions of a topic. No partition has this number.
+const WHOLE: u32 = u32::MAX;
+
+/// The same for all topics up to this one, but for partitions that are here.
+const UP_TO: u32 = u32::MAX - 1;
 
 /// The producer id of a batch that does not want idempotence.
 const NO_PRODUCER: i64 = -1;
@@ -91,8 +102,18 @@ pub struct PartitionGroup {
     /// The latest append time applied: the group's clock goes back only where a leader has it turned back.
     clock_ms: u64,
     partitions: BTreeMap<PartitionKey, Partition>,
-    /// Partitions that were deleted: a leader that has not heard of it yet must not bring one back.
+    /// Partitions and topics that were deleted: a leader that has not heard of it yet must not bring one back.
     deleted: BTreeSet<PartitionKey>,
+}
+
+/// What stands for all partitions of a topic.
+pub fn whole_topic(topic_id: u64) -> PartitionKey {
+    PartitionKey { topic_id, partition: WHOLE }
+}
+
+/// The keys of a topic's partitions, and of what stands for them.
+fn all_of(topic_id: u64) -> RangeInclusive<PartitionKey> {
+    PartitionKey { topic_id, partition: 0 }..=PartitionKey { topic_id, partition: u32::MAX }
 }
 
 impl PartitionGroup {
@@ -122,7 +143,7 @@ impl PartitionGroup {
 
     /// Make a partition; `false` if it exists, or did once: topic ids are never used again.
     pub fn create(&mut self, key: PartitionKey, segment_bytes: Option<u64>) -> bool {
-        let new = !self.partitions.contains_key(&key) && !self.deleted.contains(&key);
+        let new = !self.partitions.contains_key(&key) && !self.was_deleted(key);
         if new {
             self.partitions.insert(key, Partition { segment_bytes, ..Partition::default() });
         }
@@ -136,6 +157,46 @@ impl PartitionGroup {
             self.deleted.pop_first();
         }
         self.partitions.remove(&key).is_some()
+    }
+
+    /// Remove all partitions of a topic, and have none of them come back; gives those that were here. Topic ids ascend and
+    /// are never used again, so of very many topics it is enough to know up to which one what is not here is gone.
+    pub fn delete_topic(&mut self, topic_id: u64) -> Vec<PartitionKey> {
+        let gone: Vec<PartitionKey> = self.partitions.range(all_of(topic_id)).map(|(key, _)| *key).collect();
+        for key in &gone {
+            self.partitions.remove(key);
+        }
+        if self.deleted_up_to().is_none_or(|floor| floor < topic_id) {
+            self.replace_deleted(topic_id, WHOLE);
+        }
+        if self.deleted.len() > MAX_DELETED {
+            if self.deleted_up_to().is_some() {
+                self.deleted.pop_first();
+            }
+            if let Some(smallest) = self.deleted.first().map(|key| key.topic_id) {
+                self.replace_deleted(smallest, UP_TO);
+            }
+        }
+        gone
+    }
+
+    /// One key stands for all that was remembered of a topic.
+    fn replace_deleted(&mut self, topic_id: u64, partition: u32) {
+        let former: Vec<PartitionKey> = self.deleted.range(all_of(topic_id)).copied().collect();
+        for key in former {
+            self.deleted.remove(&key);
+        }
+        self.deleted.insert(PartitionKey { topic_id, partition });
+    }
+
+    fn deleted_up_to(&self) -> Option<u64> {
+        self.deleted.first().filter(|key| key.partition == UP_TO).map(|key| key.topic_id)
+    }
+
+    fn was_deleted(&self, key: PartitionKey) -> bool {
+        self.deleted.contains(&key)
+            || self.deleted.contains(&PartitionKey { partition: WHOLE, ..key })
+            || self.deleted_up_to().is_some_and(|floor| key.topic_id <= floor)
     }
 
     /// Move the start of a partition's log forward; gives the new start if it moved. Never past the end.
@@ -394,6 +455,47 @@ mod tests {
         assert!(!group.delete(KEY));
         assert!(!group.create(KEY, None));
         assert_eq!(group.append(KEY, &batch(-1, -1, -1, 1)), Err(Refusal::UnknownPartition));
+    }
+
+    fn deleted_again(group: &PartitionGroup) -> PartitionGroup {
+        let mut out = BytesMut::new();
+        group.encode(&mut out);
+        PartitionGroup::decode(&mut out.freeze()).unwrap()
+    }
+
+    #[test]
+    fn a_deleted_topic_does_not_come_back_however_many_partitions_it_has() {
+        let mut group = PartitionGroup::default();
+        let keys = || (0..MAX_DELETED as u32 + 10).map(|partition| PartitionKey { topic_id: 7, partition });
+        assert!(keys().all(|key| group.create(key, None)));
+        let neighbours = [PartitionKey { topic_id: 6, partition: 0 }, PartitionKey { topic_id: 8, partition: 0 }];
+        assert!(neighbours.into_iter().all(|key| group.create(key, None)));
+        assert!(group.delete_topic(7).into_iter().eq(keys()));
+        assert_eq!(group.delete_topic(7), []);
+        let mut group = deleted_again(&group);
+        assert!(keys().all(|key| !group.create(key, None)), "none comes back");
+        assert!(neighbours.into_iter().all(|key| group.get(key).is_some()));
+    }
+
+    #[test]
+    fn an_old_topic_that_is_deleted_last_does_not_come_back_either() {
+        let mut group = PartitionGroup::default();
+        let key = |topic_id| PartitionKey { topic_id, partition: 0 };
+        let newest = 2 * MAX_DELETED as u64;
+        for topic_id in [1, 2, newest] {
+            assert!(group.create(key(topic_id), None));
+        }
+        for topic_id in 3..newest {
+            group.delete_topic(topic_id);
+        }
+        assert_eq!(group.delete_topic(2), [key(2)]);
+        assert!(group.deleted.len() <= MAX_DELETED);
+        let mut group = deleted_again(&group);
+        assert!((2..newest).all(|topic_id| !group.create(key(topic_id), None)));
+        for alive in [1, newest] {
+            assert_eq!(group.append(key(alive), &batch(-1, -1, -1, 1)), Ok(Appended::At(0)), "topic {alive} lives");
+        }
+        assert!(group.create(key(newest + 1), None), "what is made later can be");
     }
 
     #[test]
