@@ -53,6 +53,12 @@ mod tests {
             for len in 0..bytes.len() {
                 assert!(take_message(&mut bytes.slice(..len), to).is_err(), "cut to {len} bytes");
             }
+            // Group and term mean nothing in it.
+            for position in [0, 12] {
+                let mut other = bytes.to_vec();
+                other[position] = 1;
+                assert!(take_message(&mut Bytes::from(other), to).is_err());
+            }
         }
     }
 }

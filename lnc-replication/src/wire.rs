@@ -332,6 +332,9 @@ pub fn take_message(body: &mut Bytes, to: NodeId) -> Result<PeerMessage, WireErr
         return TraceNotice::decode(from, to, group, term, body).map(PeerMessage::Trace);
     }
     if kind == clock::KIND {
+        if term != 0 || group != GroupId(0) {
+            return Err(WireError::Unknown { field: "the term or group of a clock", value: term.max(group.0.into()) });
+        }
         return ClockNotice::decode(from, to, body).map(PeerMessage::Clock);
     }
     if kind >= transfer::FIRST_KIND {

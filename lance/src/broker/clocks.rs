@@ -133,9 +133,6 @@ impl Clocks {
     fn judge(&mut self, node: NodeId, clock: Clock, known: &Known<'_>) {
         let now_us = clock.mono_us;
         let own = base_of(clock.wall_ms, now_us);
-        self.heard.retain(|peer, heard| {
-            known.members.contains(peer) && (heard.base_ms(now_us).is_some() || heard.unfit_until_us > now_us)
-        });
         let peers = || self.heard.values().filter_map(|heard| heard.base_ms(now_us)).filter(|_| self.compares);
         let mut bases: Vec<i64> = peers().chain([own]).collect();
         bases.sort_unstable();
@@ -174,7 +171,8 @@ impl Clocks {
     /// newest record, and a while after it.
     fn settle(&mut self, median: i64, now_us: u64, newest_ms: u64) -> Option<i64> {
         let newest = base_of(newest_ms, now_us);
-        let idle = newest..=newest + (SETTLE_US / 1000) as i64;
+        let skew_ms = self.max_skew_ms as i64;
+        let idle = newest.saturating_sub(skew_ms)..=newest.saturating_add((SETTLE_US / 1000) as i64);
         let trusted = match self.trusted_ms {
             Some(trusted) => trusted,
             None if newest_ms == 0 || idle.contains(&median) => median,
@@ -269,6 +267,11 @@ impl<D: Disk> Broker<D> {
             true => catalog.current().filter(|member| member.incarnation != 0).map(|member| member.id).collect(),
             false => self.config.members.keys().copied().collect(),
         };
+        let strangers: Vec<NodeId> = self.clocks.heard.keys().filter(|peer| !members.contains(peer)).copied().collect();
+        for peer in strangers {
+            self.clocks.heard.remove(&peer);
+            let _ = self.metrics.clock_skew_seconds.remove_label_values(&[&peer.node().to_string()]);
+        }
         let newest_ms = self.groups.values().map(|data| data.state.clock_ms()).max().unwrap_or(0);
         let before = self.clocks.verdict;
         self.clocks.judge(self.config.node, self.clock, &Known { members: &members, newest_ms });
@@ -294,10 +297,11 @@ impl<D: Disk> Broker<D> {
     fn show_clocks(&self) {
         let own = base_of(self.clock.wall_ms, self.clock.mono_us);
         let skews = &self.metrics.clock_skew_seconds;
-        skews.reset();
         for (peer, heard) in &self.clocks.heard {
-            if let Some(base) = heard.base_ms(self.clock.mono_us) {
-                skews.with_label_values(&[&peer.node().to_string()]).set((base - own) as f64 / 1e3);
+            let peer = peer.node().to_string();
+            match heard.base_ms(self.clock.mono_us) {
+                Some(base) => skews.with_label_values(&[&peer]).set((base - own) as f64 / 1e3),
+                None => drop(skews.remove_label_values(&[&peer])),
             }
         }
         let agreed = matches!(self.clocks.verdict, Verdict::Agreed | Verdict::Alone { .. });
@@ -328,6 +332,148 @@ impl<D: Disk> Broker<D> {
                 );
                 self.submit(group, &Command::TurnBack { time_ms: now_ms }, None);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SKEW_MS: u64 = 10_000;
+    const YEARS_MS: i64 = 315_360_000_000;
+    const START_MS: u64 = 1_700_000_000_000;
+    const SECOND_US: u64 = 1_000_000;
+    const HOUR: u64 = 3_600;
+
+    /// Node 1 of some, at a second of its life, with a true time of its own: what clocks are ahead of.
+    struct Scene {
+        clocks: Clocks,
+        members: BTreeSet<NodeId>,
+        newest_ms: u64,
+        second: u64,
+    }
+
+    impl Scene {
+        fn new(members: u64) -> Self {
+            let mut clocks = Clocks::new(SKEW_MS);
+            clocks.compares = true;
+            Self { clocks, members: (1..=members).map(NodeId).collect(), newest_ms: 0, second: 0 }
+        }
+
+        fn clock(&self, ahead_ms: i64) -> Clock {
+            let true_ms = START_MS + self.second * 1000;
+            Clock { wall_ms: true_ms.saturating_add_signed(ahead_ms), mono_us: self.second * SECOND_US }
+        }
+
+        /// Some seconds pass, in each of which the clocks of node 1 and of further ones say this.
+        fn pass(&mut self, seconds: u64, ahead_ms: &[i64]) -> Verdict {
+            for _ in 0..seconds {
+                self.second += 1;
+                for (peer, ahead_ms) in (2..).zip(&ahead_ms[1..]) {
+                    let said = self.clock(*ahead_ms);
+                    let base_ms = base_of(said.wall_ms, said.mono_us);
+                    self.clocks.heard.entry(NodeId(peer)).or_default().note(base_ms, said.mono_us);
+                }
+                let known = Known { members: &self.members, newest_ms: self.newest_ms };
+                let clock = self.clock(ahead_ms[0]);
+                self.clocks.judge(NodeId(1), clock, &known);
+            }
+            self.clocks.verdict
+        }
+
+        /// How far the stamps of node 1 are ahead, if its clock is by so much.
+        fn stamp(&self, ahead_ms: i64) -> i64 {
+            self.clocks.stamp_ms(self.clock(ahead_ms)) as i64 - self.clock(0).wall_ms as i64
+        }
+
+        fn removes(&self, ahead_ms: i64) -> Option<i64> {
+            let clock = self.clock(ahead_ms);
+            self.clocks.retention_ms(clock).map(|ms| ms as i64 - self.clock(0).wall_ms as i64)
+        }
+    }
+
+    #[test]
+    fn a_majority_that_agrees_is_the_time() {
+        let mut scene = Scene::new(3);
+        assert_eq!(scene.pass(1, &[300, -200, 0]), Verdict::Agreed);
+        assert_eq!(
+            (scene.stamp(300), scene.removes(300)),
+            (300, Some(-200)),
+            "records are young by every clock that agrees"
+        );
+        assert_eq!(scene.pass(1, &[0, 0, YEARS_MS]), Verdict::Agreed);
+        assert_eq!((scene.stamp(0), scene.removes(0)), (0, Some(0)));
+        assert!(!scene.clocks.is_fit(NodeId(3), scene.second * SECOND_US) && scene.clocks.is_fit(NodeId(2), 0));
+        for off in [YEARS_MS, -YEARS_MS, 11_000] {
+            assert_eq!(scene.pass(6, &[off, 0, 0]), Verdict::Off { by_ms: off });
+            assert_eq!((scene.stamp(off), scene.removes(off)), (0, None));
+        }
+    }
+
+    #[test]
+    fn without_a_majority_time_goes_on_as_it_was() {
+        let mut scene = Scene::new(3);
+        scene.pass(1, &[0, 0, 0]);
+        assert_eq!(scene.pass(8, &[YEARS_MS]), Verdict::Alone { heard: 1, of: 3 });
+        assert_eq!((scene.stamp(YEARS_MS), scene.removes(YEARS_MS)), (0, None));
+        assert_eq!(scene.pass(8, &[0, YEARS_MS]), Verdict::Apart { agreeing: 1, of: 3 });
+        assert_eq!((scene.stamp(0), scene.removes(0)), (0, None));
+        // Since the start, nothing was agreed on: the earliest clock that is not before the data.
+        for (clocks, stamp) in [([0, YEARS_MS], 0), ([-YEARS_MS, 0], 0), ([YEARS_MS, 0], 0)] {
+            let mut scene = Scene { newest_ms: START_MS - 5_000, ..Scene::new(2) };
+            assert_eq!(scene.pass(8, &clocks), Verdict::Apart { agreeing: 1, of: 2 });
+            assert_eq!((scene.stamp(clocks[0]), scene.removes(clocks[0])), (stamp, None));
+        }
+    }
+
+    #[test]
+    fn a_time_that_all_have_jumped_to_is_believed_after_an_hour() {
+        for members in [1, 3] {
+            let mut scene = Scene::new(members);
+            let all = |ahead: i64| vec![ahead; members as usize];
+            scene.pass(10, &all(0));
+            assert_eq!(scene.pass(6, &all(YEARS_MS)), Verdict::Jumped { by_ms: YEARS_MS });
+            assert_eq!((scene.stamp(YEARS_MS), scene.removes(YEARS_MS)), (YEARS_MS, None), "in doubt, late");
+            assert_eq!(scene.pass(10, &all(0)), Verdict::Agreed, "it is back");
+            assert_eq!(scene.pass(10, &all(-YEARS_MS)), Verdict::Jumped { by_ms: -YEARS_MS });
+            assert_eq!((scene.stamp(-YEARS_MS), scene.removes(-YEARS_MS)), (0, None), "in doubt, late");
+            scene.pass(HOUR - 20, &all(-YEARS_MS));
+            assert_eq!(scene.removes(-YEARS_MS), None);
+            assert_eq!(scene.pass(20, &all(-YEARS_MS)), Verdict::Agreed);
+            assert_eq!((scene.stamp(-YEARS_MS), scene.removes(-YEARS_MS)), (-YEARS_MS, Some(-YEARS_MS)));
+        }
+    }
+
+    #[test]
+    fn after_a_start_the_newest_record_says_what_to_expect() {
+        for (age_ms, agreed) in [(0, true), (1_800_000, true), (7_200_000, false), (-1_000, true), (-YEARS_MS, false)] {
+            let newest_ms = START_MS.saturating_add_signed(-age_ms);
+            let mut scene = Scene { newest_ms, ..Scene::new(1) };
+            assert_eq!(scene.pass(1, &[0]) == Verdict::Agreed, agreed, "the newest record is {age_ms} ms old");
+            scene.pass(HOUR, &[0]);
+            assert_eq!(scene.removes(0), Some(0));
+        }
+    }
+
+    #[test]
+    fn what_was_on_its_way_for_long_does_not_count_and_no_number_breaks_anything() {
+        let mut scene = Scene::new(3);
+        scene.pass(3, &[0, 0, 0]);
+        for peer in [2, 3] {
+            let late = base_of(START_MS - 60_000, 0);
+            scene.clocks.heard.entry(NodeId(peer)).or_default().note(late, scene.second * SECOND_US);
+        }
+        let known = Known { members: &scene.members, newest_ms: u64::MAX };
+        let clock = scene.clock(0);
+        scene.clocks.judge(NodeId(1), clock, &known);
+        assert_eq!(scene.clocks.verdict, Verdict::Agreed);
+        for wall_ms in [0, u64::MAX] {
+            let known = Known { members: &scene.members, newest_ms: u64::MAX };
+            scene.clocks.heard.entry(NodeId(2)).or_default().note(base_of(wall_ms, 0), scene.second * SECOND_US);
+            scene.clocks.judge(NodeId(1), Clock { wall_ms, ..clock }, &known);
+            scene.clocks.stamp_ms(clock);
+            assert!(scene.clocks.problem().is_some());
         }
     }
 }

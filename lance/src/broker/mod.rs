@@ -387,8 +387,8 @@ impl<D: Disk> Broker<D> {
             Some(formats) => {
                 if self.peers_connected.insert(peer, formats).is_none() {
                     self.shard.peer_back(peer);
+                    self.tell_clock(peer);
                 }
-                self.tell_clock(peer);
             }
             None => {
                 self.peers_connected.remove(&peer);
