@@ -135,6 +135,13 @@ ROWS = [
          [(f"min by (node, peer, channel) (lance_peer_connected{{{NODE}}})", "{{node}} to {{peer}}, {{channel}}"),
           (rate("lance_peer_reconnects_total"), "reconnects a second, {{node}}")],
          "1 while a channel is open."),
+        ("Clocks of peers, as each node sees them", "timeseries", "s",
+         [(f"max by (node, peer) (lance_clock_skew_seconds{{{NODE}}})", "{{peer}}, seen by {{node}}")],
+         "The node that sees all others far off is the one that is wrong."),
+        ("Nothing is removed by age", "timeseries", "none",
+         [(f"max by (node) (lance_retention_by_age_stopped{{{NODE}}})", "stopped, {{node}}"),
+          (f"max by (node) (lance_clock_untrusted{{{NODE}}})", "clock not trusted, {{node}}")],
+         "1 while clocks disagree, or all have jumped."),
     ]),
     ("Disk", [
         ("Sync of the journal by node, p99", "timeseries", "s",
