@@ -1,6 +1,5 @@
-//! Who leads: this node hands groups over when it ends, when its disk is slow or its clock
-//! wrong, when it is about to start anew, and when
-//! another node should lead them.
+//! Who leads: this node hands groups over when it ends, when its disk is slow or its clock wrong, when it is about to
+//! start anew, and when another node should lead them.
 
 use super::Broker;
 use lnc_log::disk::Disk;
