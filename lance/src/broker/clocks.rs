@@ -149,10 +149,11 @@ impl Clocks {
                 true => Verdict::Alone { heard: bases.len(), of },
                 false => Verdict::Apart { agreeing: agreeing.len(), of },
             };
-            // Since the start, nothing was agreed on: of the clocks that are not behind the data, the earliest is the
-            // one that can be furthest off without harm.
+            // Since the start, nothing was agreed on: the earliest of the clocks that are not behind the
+            // data does the least harm.
             let newest = base_of(known.newest_ms, now_us);
-            let undecided = bases.iter().copied().find(|base| *base >= newest).unwrap_or(newest);
+            let late = |base: &i64| *base >= newest || self.near(*base, newest);
+            let undecided = bases.iter().copied().find(late).unwrap_or(newest);
             self.base_ms = self.trusted_ms.or(Some(undecided));
             return;
         }
@@ -428,10 +429,12 @@ mod tests {
         assert_eq!(scene.pass(8, &[0, YEARS_MS]), Verdict::Apart { agreeing: 1, of: 3 });
         assert_eq!((scene.stamp(0), scene.removes(0)), (0, None));
         // Since the start, nothing was agreed on: the earliest clock that is not before the data.
-        for (clocks, stamp) in [([0, YEARS_MS], 0), ([-YEARS_MS, 0], 0), ([YEARS_MS, 0], 0)] {
-            let mut scene = Scene { newest_ms: START_MS - 5_000, ..Scene::new(2) };
-            assert_eq!(scene.pass(8, &clocks), Verdict::Apart { agreeing: 1, of: 2 });
-            assert_eq!((scene.stamp(clocks[0]), scene.removes(clocks[0])), (stamp, None));
+        for newest_ms in [START_MS - 5_000, START_MS + 13_000] {
+            for clocks in [[0, YEARS_MS], [-YEARS_MS, 0], [YEARS_MS, 0]] {
+                let mut scene = Scene { newest_ms, ..Scene::new(2) };
+                assert_eq!(scene.pass(8, &clocks), Verdict::Apart { agreeing: 1, of: 2 });
+                assert_eq!((scene.stamp(clocks[0]), scene.removes(clocks[0])), (0, None));
+            }
         }
     }
 
