@@ -149,7 +149,7 @@ mod tests {
     const GROUP: GroupId = GroupId(1);
 
     fn entry(index: Index, term: Term, len: usize, damaged: bool) -> RecoveredEntry {
-        let location = Location { file: 1, position: index, len: len as u32 };
+        let location = Location { file: 1, position: index, len: len as u32, sequence: index };
         let payload = if damaged { Bytes::new() } else { Bytes::from(vec![7; len]) };
         RecoveredEntry { index, term, kind: EntryKind::Normal as u8, payload, damaged, location }
     }

@@ -121,7 +121,7 @@ impl<D: Disk> Broker<D> {
         let observed = self.observer.is_some().then(|| entry.clone());
         if entry.kind == EntryKind::Normal {
             self.checkpoint.applied_bytes += entry.payload.len() as u64;
-            self.pace.appended(group, entry.payload.len());
+            self.removal.appended(group, entry.payload.len());
             let epoch = i32::try_from(entry.term).unwrap_or(i32::MAX);
             let mut scratch = std::mem::take(&mut self.scratch);
             self.apply_commands(group, epoch, entry.payload, &mut scratch)?;

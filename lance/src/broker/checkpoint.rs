@@ -10,6 +10,7 @@ use super::control::ControlPath;
 use super::fetch::Fetches;
 use super::gauges::Figures;
 use super::offsets::Scans;
+use super::pace::Pace;
 use super::partitions::PartitionGroup;
 use super::scrub::Scrub;
 use super::slow_disk::SlowDisk;
@@ -275,13 +276,13 @@ pub fn open<D: Disk>(
         transfers,
         scrub: Scrub::default(),
         slow_disk: SlowDisk::default(),
-        lag: super::lag::Lag::default(),
+        pace: Pace::default(),
         free_bytes,
         refused_appends_us: BTreeMap::new(),
         applicants: BTreeMap::new(),
         clock: super::Clock::default(),
         clocks: super::clocks::Clocks::new(max_clock_skew_ms),
-        pace: super::retention::Pace::default(),
+        removal: super::retention::Pace::default(),
         shard_outputs: Outputs::default(),
         outputs: Vec::new(),
         completions: Vec::new(),

@@ -51,6 +51,8 @@ enum Verdict {
     Off { by_ms: i64 },
     /// What a majority agrees on, this node with it, has jumped by so much.
     Jumped { by_ms: i64 },
+    /// The same since the start, and the newest record is so much older: nodes were down or idle, or all clocks are ahead.
+    Idle { by_ms: i64 },
 }
 
 /// What was heard of a peer's clock: its distance from this node's monotonic clock, and when.
@@ -86,6 +88,8 @@ pub(super) struct Clocks {
     earliest_ms: i64,
     /// The time that was agreed on for long enough.
     trusted_ms: Option<i64>,
+    /// That was ever found in clocks, and is not what the newest record says.
+    agreed_once: bool,
     /// The time that is agreed on now, and since when, if that is another one.
     shifted: Option<(i64, u64)>,
     verdict: Verdict,
@@ -119,6 +123,7 @@ impl Clocks {
             base_ms: None,
             earliest_ms: 0,
             trusted_ms: None,
+            agreed_once: false,
             shifted: None,
             verdict: Verdict::default(),
             outbox: Vec::new(),
@@ -144,10 +149,11 @@ impl Clocks {
                 true => Verdict::Alone { heard: bases.len(), of },
                 false => Verdict::Apart { agreeing: agreeing.len(), of },
             };
-            // Since the start, nothing was agreed on: of the clocks that are not behind the data, the earliest is the
-            // one that can be furthest off without harm.
+            // Since the start, nothing was agreed on: the earliest of the clocks that are not behind the
+            // data does the least harm.
             let newest = base_of(known.newest_ms, now_us);
-            let undecided = bases.iter().copied().find(|base| *base >= newest).unwrap_or(newest);
+            let late = |base: &i64| *base >= newest || self.near(*base, newest);
+            let undecided = bases.iter().copied().find(late).unwrap_or(newest);
             self.base_ms = self.trusted_ms.or(Some(undecided));
             return;
         }
@@ -156,6 +162,7 @@ impl Clocks {
         self.base_ms = Some(jumped.map_or(median, |by_ms| median.max(median - by_ms)));
         self.verdict = match jumped {
             _ if !self.near(own, median) => Verdict::Off { by_ms: own - median },
+            Some(by_ms) if !self.agreed_once && by_ms > 0 => Verdict::Idle { by_ms },
             Some(by_ms) => Verdict::Jumped { by_ms },
             None => Verdict::Agreed,
         };
@@ -180,7 +187,7 @@ impl Clocks {
         };
         let shifted = self.shifted.filter(|(base, _)| self.near(*base, median)).unwrap_or((median, now_us));
         if self.near(trusted, median) || now_us >= shifted.1 + SETTLE_US {
-            (self.trusted_ms, self.shifted) = (Some(median), None);
+            (self.trusted_ms, self.agreed_once, self.shifted) = (Some(median), true, None);
             return None;
         }
         (self.trusted_ms, self.shifted) = (Some(trusted), Some(shifted));
@@ -216,7 +223,8 @@ impl Clocks {
             false => format!("{:.1} s behind", -by_ms as f64 / 1e3),
         };
         let what = match self.verdict {
-            Verdict::Unknown | Verdict::Agreed => return None,
+            // Nothing is wrong with who starts again after a while.
+            Verdict::Unknown | Verdict::Agreed | Verdict::Idle { .. } => return None,
             Verdict::Alone { heard, of } => format!("the clocks of only {heard} of {of} nodes are heard"),
             Verdict::Apart { agreeing, of } => {
                 format!("the clocks of only {agreeing} of {of} nodes agree: set them right")
@@ -225,10 +233,7 @@ impl Clocks {
                 format!("this node's clock is {} those of a majority: set it right", seconds(by_ms))
             }
             Verdict::Jumped { by_ms } => {
-                format!(
-                    "the clock has jumped, or the node was down for long: it is {} the time expected",
-                    seconds(by_ms)
-                )
+                format!("the clock has jumped: it is {} the time expected", seconds(by_ms))
             }
         };
         Some(format!("{what}; nothing is removed by age meanwhile"))
@@ -260,7 +265,8 @@ impl<D: Disk> Broker<D> {
         let compares = self.format() >= SINCE_FORMAT;
         if compares != self.clocks.compares {
             // What this node believed by itself is worth nothing to a majority.
-            (self.clocks.compares, self.clocks.trusted_ms, self.clocks.shifted) = (compares, None, None);
+            self.clocks.compares = compares;
+            (self.clocks.trusted_ms, self.clocks.agreed_once, self.clocks.shifted) = (None, false, None);
         }
         let catalog = self.catalog.members();
         let members: BTreeSet<NodeId> = match catalog.is_founded() {
@@ -278,6 +284,9 @@ impl<D: Disk> Broker<D> {
         if std::mem::discriminant(&before) != std::mem::discriminant(&self.clocks.verdict) {
             match self.clocks.problem() {
                 Some(problem) => tracing::warn!(limit_ms = self.clocks.max_skew_ms, "{problem}"),
+                None if matches!(self.clocks.verdict, Verdict::Idle { .. }) => tracing::info!(
+                    "nothing is removed by age for an hour: the newest record is from long before the start of this node"
+                ),
                 None if before != Verdict::Unknown => tracing::info!("the clocks of a majority agree again"),
                 None => {}
             }
@@ -304,8 +313,8 @@ impl<D: Disk> Broker<D> {
                 None => drop(skews.remove_label_values(&[&peer])),
             }
         }
-        let agreed = matches!(self.clocks.verdict, Verdict::Agreed | Verdict::Alone { .. });
-        self.metrics.clock_untrusted.set(u64::from(!agreed));
+        let wrong = matches!(self.clocks.verdict, Verdict::Off { .. } | Verdict::Apart { .. } | Verdict::Jumped { .. });
+        self.metrics.clock_untrusted.set(u64::from(wrong));
         self.metrics.retention_by_age_stopped.set(u64::from(self.clocks.verdict != Verdict::Agreed));
     }
 
@@ -420,10 +429,12 @@ mod tests {
         assert_eq!(scene.pass(8, &[0, YEARS_MS]), Verdict::Apart { agreeing: 1, of: 3 });
         assert_eq!((scene.stamp(0), scene.removes(0)), (0, None));
         // Since the start, nothing was agreed on: the earliest clock that is not before the data.
-        for (clocks, stamp) in [([0, YEARS_MS], 0), ([-YEARS_MS, 0], 0), ([YEARS_MS, 0], 0)] {
-            let mut scene = Scene { newest_ms: START_MS - 5_000, ..Scene::new(2) };
-            assert_eq!(scene.pass(8, &clocks), Verdict::Apart { agreeing: 1, of: 2 });
-            assert_eq!((scene.stamp(clocks[0]), scene.removes(clocks[0])), (stamp, None));
+        for newest_ms in [START_MS - 5_000, START_MS + 13_000] {
+            for clocks in [[0, YEARS_MS], [-YEARS_MS, 0], [YEARS_MS, 0]] {
+                let mut scene = Scene { newest_ms, ..Scene::new(2) };
+                assert_eq!(scene.pass(8, &clocks), Verdict::Apart { agreeing: 1, of: 2 });
+                assert_eq!((scene.stamp(clocks[0]), scene.removes(clocks[0])), (0, None));
+            }
         }
     }
 
@@ -447,10 +458,14 @@ mod tests {
 
     #[test]
     fn after_a_start_the_newest_record_says_what_to_expect() {
-        for (age_ms, agreed) in [(0, true), (1_800_000, true), (7_200_000, false), (-1_000, true), (-YEARS_MS, false)] {
+        let idle = Verdict::Idle { by_ms: 7_201_000 };
+        let ahead = Verdict::Jumped { by_ms: 1_000 - YEARS_MS };
+        let young = [0, 1_800_000, -1_000].map(|age_ms| (age_ms, Verdict::Agreed));
+        for (age_ms, expected) in young.into_iter().chain([(7_200_000, idle), (-YEARS_MS, ahead)]) {
             let newest_ms = START_MS.saturating_add_signed(-age_ms);
             let mut scene = Scene { newest_ms, ..Scene::new(1) };
-            assert_eq!(scene.pass(1, &[0]) == Verdict::Agreed, agreed, "the newest record is {age_ms} ms old");
+            assert_eq!(scene.pass(1, &[0]), expected, "the newest record is {age_ms} ms old");
+            assert_eq!(scene.removes(0).is_some(), expected == Verdict::Agreed);
             scene.pass(HOUR, &[0]);
             assert_eq!(scene.removes(0), Some(0));
         }

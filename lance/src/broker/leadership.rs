@@ -1,5 +1,5 @@
-//! Who leads: this node hands groups over when it ends, when its disk is slow or its clock wrong, when it is about to start
-//! anew, and when another node should lead them.
+//! Who leads: this node hands groups over when it ends, when its disk is slow or its clock wrong, when it is about to
+//! start anew, and when another node should lead them.
 
 use super::Broker;
 use lnc_log::disk::Disk;
@@ -67,8 +67,8 @@ impl<D: Disk> Broker<D> {
     /// Whether a node has about all of a group that this one leads, a disk that is fast, and a clock that is right.
     fn could_take_over(&self, group: GroupId, node: NodeId) -> bool {
         let slow = self.shard.status(group).is_none_or(|s| s.peers.iter().any(|peer| peer.id == node && peer.slow));
-        let now = self.now_us();
-        !slow && self.clocks.is_fit(node, now) && self.lag.keeps_up(now, group, node, NEARLY_THERE_US)
+        let fit = !slow && self.clocks.is_fit(node, self.now_us());
+        fit && self.pace.keeps_up(self.now_us(), group, node, NEARLY_THERE_US)
     }
 
     /// Begin a graceful end: refuse new writes and hand over every group that this node leads. Done when

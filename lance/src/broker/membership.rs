@@ -241,7 +241,7 @@ impl<D: Disk> Broker<D> {
             .map(|member| (member.id, member))
             .collect();
         let now_us = self.now_us();
-        let caught_up = |peer: &&Progress| peer.learner && self.lag.keeps_up(now_us, group, peer.id, CAUGHT_UP_US);
+        let caught_up = |peer: &&Progress| peer.learner && self.pace.keeps_up(now_us, group, peer.id, CAUGHT_UP_US);
         // A node whose place another has taken does not come back: it would be added and removed, again and again.
         let has_place = |id: &NodeId| wanted.contains_key(id) && !self.is_replaced(*id, &now.voters);
         let mut target = now.clone();

@@ -20,11 +20,11 @@ mod fetch;
 mod formats;
 mod gauges;
 pub mod inspect;
-mod lag;
 mod leadership;
 pub mod members;
 mod membership;
 mod offsets;
+mod pace;
 pub mod partitions;
 mod produce;
 mod proposals;
@@ -248,7 +248,7 @@ pub struct Broker<D: Disk> {
     transfers: transfer::Transfers,
     scrub: scrub::Scrub,
     slow_disk: slow_disk::SlowDisk,
-    lag: lag::Lag,
+    pace: pace::Pace,
     /// Space that is left, less what was taken in since that was looked at.
     free_bytes: u64,
     /// When appends of a group were last refused for want of space.
@@ -257,7 +257,7 @@ pub struct Broker<D: Disk> {
     applicants: BTreeMap<u64, membership::Applicant>,
     clock: Clock,
     clocks: clocks::Clocks,
-    pace: retention::Pace,
+    removal: retention::Pace,
     shard_outputs: Outputs,
     outputs: Vec<Output>,
     completions: Vec<Completion>,
@@ -676,7 +676,7 @@ impl<D: Disk> Broker<D> {
             if fresh.target.is_none() {
                 fresh.target = status.leader_commit.map(|index| (index, now));
             }
-            self.lag.observe(now, group, &status);
+            self.pace.observe(now, group, &status);
             self.show_peers(group, &status);
         }
     }

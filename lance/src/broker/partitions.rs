@@ -477,6 +477,17 @@ mod tests {
         assert!(neighbours.into_iter().all(|key| group.get(key).is_some()));
     }
 
+    /// It must stay so: replicas of an older version do the same, and both must come to the same state.
+    #[test]
+    fn before_topics_were_deleted_as_a_whole_the_first_partitions_of_a_large_one_came_back() {
+        let mut group = PartitionGroup::default();
+        let keys = || (0..MAX_DELETED as u32 + 1).map(|partition| PartitionKey { topic_id: 7, partition });
+        assert!(keys().all(|key| group.create(key, None)));
+        assert!(keys().all(|key| group.delete(key)));
+        let back: Vec<u32> = keys().filter(|key| group.create(*key, None)).map(|key| key.partition).collect();
+        assert_eq!(back, [0]);
+    }
+
     #[test]
     fn an_old_topic_that_is_deleted_last_does_not_come_back_either() {
         let mut group = PartitionGroup::default();

@@ -61,7 +61,7 @@ impl<D: Disk> Broker<D> {
         };
         let mut allowances: BTreeMap<GroupId, Allowance> = BTreeMap::new();
         for (group, data) in &self.groups {
-            let pace = self.pace.groups.entry(*group).or_default();
+            let pace = self.removal.groups.entry(*group).or_default();
             allowances.insert(*group, pace.second(data.state.iter().len() as u64));
         }
         self.storage.hand_over();
@@ -79,7 +79,7 @@ impl<D: Disk> Broker<D> {
             }
         }
         for (group, allowance) in allowances {
-            self.pace.groups.entry(group).or_default().left = allowance.bytes;
+            self.removal.groups.entry(group).or_default().left = allowance.bytes;
         }
         for (group, command) in trims {
             self.submit(group, &command, None);

@@ -24,6 +24,8 @@ fn filled(settings: Settings) -> (Cluster, Producer) {
     for _ in 0..3 {
         write(&mut cluster, &mut producer);
     }
+    // Clocks are looked at every second.
+    cluster.ticks(2 * SECOND);
     (cluster, producer)
 }
 

@@ -74,3 +74,20 @@ fn the_format_is_raised_once_every_member_is_there_and_speaks_it() {
     cluster.await_leaders();
     await_format(&mut cluster, NEWEST);
 }
+
+/// A leader that starts without a checkpoint leads before it has applied that there is a cluster.
+#[test]
+fn a_start_does_not_raise_the_format() {
+    let mut cluster = Cluster::ready(Settings { old: vec![3], ..Settings::default() });
+    await_format(&mut cluster, 1);
+    cluster.settings.old.clear();
+    for node in cluster.ids() {
+        cluster.crash(node, CrashChoice::Nothing);
+    }
+    for node in cluster.ids() {
+        cluster.start(node);
+    }
+    cluster.await_leaders();
+    cluster.ticks(5 * SECOND);
+    await_format(&mut cluster, 1);
+}

@@ -439,7 +439,8 @@ impl Partition {
             let state = &segment.state;
             let over = state.sealed && max_bytes.is_some_and(|limit| size > limit);
             let old = || oldest_ms.is_some_and(|oldest| state.last_append_ms < oldest);
-            if !over && !(old() && allowance.take(state.len)) {
+            let goes = over || (old() && allowance.take(state.len));
+            if !goes {
                 break;
             }
             size -= state.len;

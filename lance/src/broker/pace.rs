@@ -19,11 +19,11 @@ struct Round {
 
 /// The followers of the groups that this node leads.
 #[derive(Debug, Default)]
-pub(super) struct Lag {
+pub(super) struct Pace {
     rounds: BTreeMap<(GroupId, NodeId), Round>,
 }
 
-impl Lag {
+impl Pace {
     /// A group as it is now, seen often enough that times mean something.
     pub(super) fn observe(&mut self, now_us: u64, group: GroupId, status: &Status) {
         // Only a leader knows peers.
@@ -80,25 +80,25 @@ mod tests {
 
     #[test]
     fn what_counts_is_time_and_not_entries() {
-        let mut lag = Lag::default();
-        let keeps_up = |lag: &Lag, now| lag.keeps_up(now, GROUP, FOLLOWER, 100);
-        lag.observe(0, GROUP, &status(1_000_000, 10, ProgressState::Replicate));
-        assert!(!keeps_up(&lag, 0), "no round is over");
-        lag.observe(500, GROUP, &status(2_000_000, 1_000_000, ProgressState::Replicate));
-        assert!(!keeps_up(&lag, 500), "the round took 500");
-        lag.observe(550, GROUP, &status(3_000_000, 2_000_000, ProgressState::Replicate));
-        assert!(keeps_up(&lag, 550), "a million entries behind, and 50 in time");
-        assert!(!keeps_up(&lag, 651), "the next round takes longer");
+        let mut pace = Pace::default();
+        let keeps_up = |pace: &Pace, now| pace.keeps_up(now, GROUP, FOLLOWER, 100);
+        pace.observe(0, GROUP, &status(1_000_000, 10, ProgressState::Replicate));
+        assert!(!keeps_up(&pace, 0), "no round is over");
+        pace.observe(500, GROUP, &status(2_000_000, 1_000_000, ProgressState::Replicate));
+        assert!(!keeps_up(&pace, 500), "the round took 500");
+        pace.observe(550, GROUP, &status(3_000_000, 2_000_000, ProgressState::Replicate));
+        assert!(keeps_up(&pace, 550), "a million entries behind, and 50 in time");
+        assert!(!keeps_up(&pace, 651), "the next round takes longer");
     }
 
     #[test]
     fn who_is_not_followed_any_more_begins_anew() {
-        let mut lag = Lag::default();
+        let mut pace = Pace::default();
         let done = |state| status(5, 5, state);
-        lag.observe(0, GROUP, &done(ProgressState::Replicate));
-        lag.observe(1, GROUP, &done(ProgressState::Replicate));
-        assert!(lag.keeps_up(1, GROUP, FOLLOWER, 100));
-        lag.observe(2, GROUP, &done(ProgressState::NeedsSnapshot));
-        assert!(!lag.keeps_up(2, GROUP, FOLLOWER, 100));
+        pace.observe(0, GROUP, &done(ProgressState::Replicate));
+        pace.observe(1, GROUP, &done(ProgressState::Replicate));
+        assert!(pace.keeps_up(1, GROUP, FOLLOWER, 100));
+        pace.observe(2, GROUP, &done(ProgressState::NeedsSnapshot));
+        assert!(!pace.keeps_up(2, GROUP, FOLLOWER, 100));
     }
 }
