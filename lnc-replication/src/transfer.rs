@@ -67,7 +67,28 @@ pub enum TransferBody {
         /// The first index that its journal still holds.
         first_index: Index,
     },
+    /// How far have your replicas of this group come with a topic? For peers that speak [`TOPICS_SINCE_FORMAT`].
+    AskTopic {
+        /// The topic.
+        topic_id: u64,
+        /// How many partitions it has.
+        partitions: u32,
+        /// Over how many data groups they are spread.
+        data_groups: u32,
+    },
+    /// What the sender's replica of the group has applied of a topic.
+    Topic {
+        /// The topic.
+        topic_id: u64,
+        /// All its partitions that belong to the group are there.
+        complete: bool,
+        /// None of them is there, nor will one ever be.
+        gone: bool,
+    },
 }
+
+/// The first format with questions about topics.
+pub const TOPICS_SINCE_FORMAT: u32 = 3;
 
 /// The state of a group in a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,7 +138,7 @@ impl TransferBody {
     pub fn bytes(&self) -> usize {
         const PAIR: usize = 16;
         match self {
-            Self::AskState | Self::AskRange(_) => 0,
+            Self::AskState | Self::AskRange(_) | Self::AskTopic { .. } | Self::Topic { .. } => 0,
             Self::State { offer } => offer.as_ref().map_or(0, |offer| offer.configuration.len()),
             Self::Range { bytes, .. } => bytes.as_ref().map_or(0, Bytes::len),
             Self::AskEntries { wanted } => wanted.len() * PAIR,
@@ -165,6 +186,18 @@ impl TransferBody {
                     out.put_u8(entry.kind as u8);
                     put_bytes(out, &entry.payload);
                 }
+            }
+            Self::AskTopic { topic_id, partitions, data_groups } => {
+                out.put_u8(FIRST_KIND + 6);
+                out.put_u64_le(*topic_id);
+                out.put_u32_le(*partitions);
+                out.put_u32_le(*data_groups);
+            }
+            Self::Topic { topic_id, complete, gone } => {
+                out.put_u8(FIRST_KIND + 7);
+                out.put_u64_le(*topic_id);
+                out.put_u8(u8::from(*complete));
+                out.put_u8(u8::from(*gone));
             }
         }
     }
@@ -223,6 +256,16 @@ pub(crate) fn decode(kind: u8, body: &mut Bytes) -> Result<TransferBody, WireErr
             let entries = (0..count).map(|_| take_entry(body)).collect::<Result<_, _>>()?;
             TransferBody::Entries { commit, committed, entries, first_index }
         }
+        6 => TransferBody::AskTopic {
+            topic_id: u64_of(body, "topic")?,
+            partitions: u32_of(body, "partitions")?,
+            data_groups: u32_of(body, "data groups")?,
+        },
+        7 => TransferBody::Topic {
+            topic_id: u64_of(body, "topic")?,
+            complete: bool_of(body, "complete")?,
+            gone: bool_of(body, "gone")?,
+        },
         _ => return Err(WireError::Unknown { field: "message kind", value: kind.into() }),
     })
 }
@@ -304,6 +347,8 @@ mod tests {
             TransferBody::Range { range: file, bytes: Some(Bytes::from_static(b"bytes")) },
             TransferBody::AskEntries { wanted: vec![(8, 4), (9, 4)] },
             TransferBody::Entries { commit: 9, committed: vec![(9, 5)], entries: vec![entry], first_index: 2 },
+            TransferBody::AskTopic { topic_id: 7, partitions: 3, data_groups: 2 },
+            TransferBody::Topic { topic_id: 7, complete: true, gone: false },
         ];
         for body in bodies {
             let sent = Transfer { from: NodeId(1), to: NodeId(2), group: GroupId(3), body };

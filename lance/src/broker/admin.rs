@@ -25,12 +25,6 @@ const MAX_TIMEOUT_MS: u32 = 300_000;
 /// Smallest segment that a topic may ask for, in bytes.
 const MIN_SEGMENT_BYTES: u64 = 1 << 20;
 
-/// A topic that was made or deleted in the catalog, while the data groups follow.
-pub(super) struct TopicChange {
-    origin: Origin,
-    topic: Topic,
-}
-
 impl<D: Disk> Broker<D> {
     pub(super) fn hello(&mut self, caller: Caller, hello: HelloRequest) {
         if hello.min_version > PROTOCOL_VERSION || hello.max_version < PROTOCOL_VERSION {
@@ -128,61 +122,7 @@ impl<D: Disk> Broker<D> {
         self.submit(META, command, Some(Origin { caller, opcode, bytes: 0, since_us, deadline_us, kind }));
     }
 
-    /// The catalog has changed; whoever asked for it hears of it once the data groups have followed. A new topic can
-    /// then be written to, and nobody can be told any more that a record went into a deleted one: every later leader of
-    /// its groups has the deletion in its log.
-    pub(super) fn topic_changed(&mut self, origin: Origin, topic: Topic) {
-        self.topic_changes.push(TopicChange { origin, topic });
-    }
-
-    pub(super) fn finish_topic_changes(&mut self) {
-        if self.topic_changes.is_empty() {
-            return;
-        }
-        let changes = std::mem::take(&mut self.topic_changes);
-        let (done, waiting) = changes.into_iter().partition(|change: &TopicChange| self.is_followed(change));
-        self.topic_changes = waiting;
-        for TopicChange { origin, topic } in done {
-            if matches!(origin.kind, Kind::DeleteTopic) {
-                self.answer(origin, Response::DeleteTopic);
-            } else if self.catalog.topic_by_id(topic.id).is_some() {
-                let description = self.describe(&topic);
-                self.answer(origin, Response::CreateTopic(description));
-            } else {
-                let message = format!("topic {:?} was deleted while it was being created", topic.name);
-                self.fail(origin, ErrorCode::UnknownTopic, message);
-            }
-        }
-    }
-
-    /// Whether the data groups have done, as far as this replica knows, what the catalog says.
-    fn is_followed(&self, TopicChange { origin, topic }: &TopicChange) -> bool {
-        if matches!(origin.kind, Kind::DeleteTopic) {
-            return !topic.keys().any(|key| self.has_partition(topic, key));
-        }
-        if self.catalog.topic_by_id(topic.id).is_none() {
-            return true;
-        }
-        // A topic of this name may have been deleted without waiting for its partitions to go. As long as they are
-        // there, a leader that has not heard of it could take records for the name into them.
-        let remains =
-            |data: &super::DataGroup| data.state.iter().any(|(key, _)| self.catalog.was_deleted(key.topic_id));
-        topic.keys().all(|key| self.has_partition(topic, key)) && !self.groups.values().any(remains)
-    }
-
-    pub(super) fn expire_topic_changes(&mut self) {
-        let now = self.now_us();
-        let changes = std::mem::take(&mut self.topic_changes);
-        let (late, waiting) = changes.into_iter().partition(|change: &TopicChange| change.origin.deadline_us <= now);
-        self.topic_changes = waiting;
-        for TopicChange { origin, topic } in late {
-            let message =
-                format!("topic {:?} is changed in the catalog, but not all of its partitions in time", topic.name);
-            self.fail(origin, ErrorCode::Timeout, message);
-        }
-    }
-
-    fn has_partition(&self, topic: &Topic, key: PartitionKey) -> bool {
+    pub(super) fn has_partition(&self, topic: &Topic, key: PartitionKey) -> bool {
         self.groups.get(&topic.group_of(key.partition)).is_some_and(|data| data.state.get(key).is_some())
     }
 
@@ -204,7 +144,7 @@ impl<D: Disk> Broker<D> {
         for (group, data) in &self.groups {
             let gone = data.state.iter().map(|(key, _)| key).filter(|key| self.catalog.was_deleted(key.topic_id));
             if whole_topics {
-                let topics: BTreeSet<u64> = gone.map(|key| key.topic_id).collect();
+                let topics = gone.map(|key| key.topic_id).chain(self.unmade_topics(*group)).collect::<BTreeSet<u64>>();
                 let delete = |topic_id| (*group, whole_topic(topic_id), Command::DeleteTopicPartitions { topic_id });
                 commands.extend(topics.into_iter().map(delete));
             } else {
@@ -287,7 +227,7 @@ impl<D: Disk> Broker<D> {
         }
     }
 
-    fn describe(&self, topic: &Topic) -> TopicDescription {
+    pub(super) fn describe(&self, topic: &Topic) -> TopicDescription {
         TopicDescription {
             name: topic.name.clone(),
             topic_id: topic.id,

@@ -194,6 +194,7 @@ impl<D: Disk> Broker<D> {
                 let deleted = self.catalog.delete(&name);
                 self.reconcile = true;
                 if let Some(topic) = &deleted {
+                    self.topic_deleted(topic);
                     topic.keys().for_each(|key| self.fetches.wake(key));
                 }
                 Outcome::Deleted(deleted.map(Box::new))
@@ -253,6 +254,7 @@ impl<D: Disk> Broker<D> {
                         self.fetches.wake(key);
                     }
                 }
+                self.topic_gone(group, topic_id);
                 Outcome::Silent
             }
             Command::Trim { key, log_start_offset } => {

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 pub const META: GroupId = GroupId(0);
 
 /// A topic. Its id is never used again, so a name that is deleted and made anew is another topic.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Topic {
     /// Unique for the life of the cluster.
     pub id: u64,

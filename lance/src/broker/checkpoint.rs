@@ -256,7 +256,7 @@ pub fn open<D: Disk>(
         fetches: Fetches::default(),
         scans: Scans::default(),
         barriers: BTreeMap::new(),
-        topic_changes: Vec::new(),
+        topic_changes: super::topic_changes::TopicChanges::default(),
         checkpoint: Progress {
             phase: Phase::Idle,
             writer: CheckpointWriter::new(),

@@ -35,6 +35,7 @@ mod space;
 pub mod status;
 mod storage;
 pub mod tail_cache;
+mod topic_changes;
 pub mod trace;
 mod transfer;
 
@@ -231,7 +232,7 @@ pub struct Broker<D: Disk> {
     fetches: fetch::Fetches,
     scans: offsets::Scans,
     barriers: BTreeMap<u64, barriers::ReadBarrier>,
-    topic_changes: Vec<admin::TopicChange>,
+    topic_changes: topic_changes::TopicChanges,
     checkpoint: checkpoint::Progress,
     next_ticket: u64,
     /// Bytes of requests that were accepted and not answered.
@@ -407,7 +408,7 @@ impl<D: Disk> Broker<D> {
         self.expire_proposals();
         self.expire_fetches();
         self.expire_barriers();
-        self.expire_topic_changes();
+        self.tick_topic_changes();
         self.measure_freshness();
         self.tick_transfers();
         self.tick_scrub();

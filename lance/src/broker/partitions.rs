@@ -193,6 +193,13 @@ impl PartitionGroup {
         self.deleted.first().filter(|key| key.partition == UP_TO).map(|key| key.topic_id)
     }
 
+    /// Whether no partition of a topic is here, nor ever will be.
+    pub fn has_no_more_of(&self, topic_id: u64) -> bool {
+        let known = self.deleted.contains(&PartitionKey { topic_id, partition: WHOLE })
+            || self.deleted_up_to().is_some_and(|floor| topic_id <= floor);
+        known && self.partitions.range(all_of(topic_id)).next().is_none()
+    }
+
     fn was_deleted(&self, key: PartitionKey) -> bool {
         self.deleted.contains(&key)
             || self.deleted.contains(&PartitionKey { partition: WHOLE, ..key })

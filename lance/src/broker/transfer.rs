@@ -283,6 +283,10 @@ impl<D: Disk> Broker<D> {
             TransferBody::AskEntries { wanted } => {
                 self.shard.find_entries(&mut self.disk, group, from, &wanted, &mut self.shard_outputs);
             }
+            TransferBody::AskTopic { topic_id, partitions, data_groups } => {
+                self.tell_of_topic(from, group, topic_id, partitions, data_groups);
+            }
+            TransferBody::Topic { topic_id, complete, gone } => self.heard_of_topic(group, topic_id, complete, gone),
             TransferBody::Entries { commit, committed, entries, first_index } => {
                 let found = Found { group, to: self.config.node, commit, committed, entries, first_index };
                 self.shard.entries_found(found, &mut self.shard_outputs);

@@ -296,6 +296,9 @@ fn a_follower_without_space_for_records_gets_the_deletion_behind_them() {
     assert!(behind(&mut cluster), "there is no space for records");
     let left = cluster.node(full).disk().free_bytes().expect("it has a limit");
     assert!(left > RESERVE / 8, "records took the reserve: {left} bytes are left");
+    // It leads the catalog, and what its own replica lacks the others have.
+    assert_eq!(cluster.leader_of(META), full);
+    cluster.create_topic("meanwhile", 1);
 
     let delete = Request::DeleteTopic(DeleteTopicRequest { name: "old".into(), timeout_ms: 60_000 });
     let meta = cluster.leader_of(META);
