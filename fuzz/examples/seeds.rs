@@ -192,7 +192,7 @@ fn settle(
 /// right after a change.
 fn journal(seeds: &Seeds) -> Result<()> {
     let mut disk = MemoryDisk::new();
-    let config = JournalConfig { file_bytes: FILE_BYTES, max_in_flight: 2, identity: IDENTITY };
+    let config = JournalConfig { file_bytes: FILE_BYTES, max_in_flight: 2, ..JournalConfig::new(IDENTITY) };
     let (mut journal, _) = Journal::open(&mut disk, config, JournalStart(0))?;
     for index in 1..=12u64 {
         journal.append_entry(GroupId(1), 2, index, 0, &vec![index as u8; 300 * (index as usize % 3)]);
@@ -309,7 +309,7 @@ fn checkpoint(seeds: &Seeds) -> Result<()> {
     let groups = vec![group(0, catalog()), group(1, partitions()?)];
     let (mut disk, mut writer) = (MemoryDisk::new(), CheckpointWriter::new());
     disk.run(lnc_log::disk::Op::CreateDir { path: "checkpoint".to_owned() })?;
-    writer.start(&mut disk, Checkpoint { number: 5, journal_file: 2, groups });
+    writer.start(&mut disk, Checkpoint { number: 5, journal_file: 2, facts: None, groups });
     settle(&mut disk, |disk, completion| Ok(writer.on_completion(disk, completion).map(drop)?))?;
     let file = disk.paths().first().and_then(|path| disk.file(path)).unwrap_or_default();
     seeds.write("checkpoint", "two-groups", &file)

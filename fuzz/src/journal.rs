@@ -40,7 +40,7 @@ struct Chain {
 pub fn run(data: &[u8]) {
     let mut disk = MemoryDisk::new();
     let start = lay_out(data, &mut disk);
-    let config = JournalConfig { file_bytes: FILE_BYTES, max_in_flight: 2, identity: IDENTITY };
+    let config = JournalConfig { file_bytes: FILE_BYTES, max_in_flight: 2, ..JournalConfig::new(IDENTITY) };
     let Ok((mut journal, recovered)) = Journal::open(&mut disk, config.clone(), start) else { return };
     assert_read_back(&mut journal, &mut disk, &recovered);
     let own = GroupId(u32::MAX);

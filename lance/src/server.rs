@@ -11,6 +11,7 @@ use crate::gateway::{Gateway, GatewayConfig, Incoming};
 use crate::http::{self, Health, HttpState};
 use crate::status::{Question, Status};
 use crate::systemd::Systemd;
+use lnc_log::FileOwner;
 use lnc_log::data_dir::{ClusterIdentity, DataDir, DataDirError};
 use lnc_log::disk::AnyDisk;
 use lnc_log::journal::{GroupId, JournalConfig};
@@ -326,10 +327,22 @@ impl Server {
             if let Some(deadline) = draining_until {
                 let idle = self.broker.is_drained() && self.gateway.requests_under_way() == 0;
                 if (idle && self.gateway.is_flushed()) || Instant::now() >= deadline {
-                    return Ok(());
+                    return self.finish().await;
                 }
             }
         }
+    }
+
+    /// The last thing before the process ends: the disk is told how far it got, so that the next start knows.
+    async fn finish(&mut self) -> Result<(), ServerError> {
+        /// Longer than a write that is worth waiting for.
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let deadline = Instant::now() + PATIENCE;
+        while !self.broker.finish() && Instant::now() < deadline {
+            self.turn()?;
+            sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
     }
 
     /// Give the broker what it measures with.
@@ -390,7 +403,7 @@ impl Server {
     /// When the cluster's format was raised, versions that do not speak it must neither open this data directory nor
     /// connect.
     fn follow_format(&mut self) -> Result<(), ServerError> {
-        let format = self.broker.format();
+        let format = self.broker.stored_format();
         if format > self.data_dir.format() {
             self.data_dir.raise_format(format)?;
             self.peers.set_formats(Formats::BUILD.in_cluster(format));
@@ -497,7 +510,7 @@ fn open_broker(
     let backend = |source| ServerError::Backend { path: data_dir.root().display().to_string(), source };
     let disk = AnyDisk::open(data_dir.root(), choice).map_err(backend)?;
     let notifier = disk.notifier().try_clone_to_owned().and_then(watch).map_err(backend)?;
-    let shard_config = shard_config(config, identity, random()?);
+    let shard_config = shard_config(config, identity, data_dir.format(), random()?);
     let segment_config = SegmentConfig {
         segment_bytes: config.storage.segment_bytes,
         max_open_files: open_files() / 2,
@@ -608,7 +621,7 @@ fn data_groups(config: &Config, identity: &Identity) -> u32 {
     identity.cluster.as_ref().map_or(config.cluster.data_groups, |cluster| cluster.data_groups)
 }
 
-fn shard_config(config: &Config, identity: &Identity, seed: u64) -> ShardConfig {
+fn shard_config(config: &Config, identity: &Identity, format: u32, seed: u64) -> ShardConfig {
     let ticks = |ms: u64| (ms / config.raft.tick_ms).max(1) as u32;
     let budgets = Budgets::of_heartbeat(config.raft.heartbeat_ms);
     let founders = identity.cluster.as_ref().map(|cluster| cluster.founders.clone()).unwrap_or_default();
@@ -628,6 +641,12 @@ fn shard_config(config: &Config, identity: &Identity, seed: u64) -> ShardConfig 
         journal: JournalConfig {
             file_bytes: config.journal.file_bytes,
             max_in_flight: config.journal.max_in_flight_flushes as usize,
+            owner: FileOwner {
+                cluster: identity.cluster.as_ref().map_or(0, |cluster| cluster.id),
+                node: identity.node.node(),
+                incarnation: identity.incarnation,
+            },
+            format,
             ..JournalConfig::new(identity.incarnation)
         },
     }

@@ -13,10 +13,12 @@
 //! copy     header (64) | groups …
 //! header   magic 4 | version 2 | 0 2 | number 8 | journal file 8 | body length 8 | group count 4 | CRC-32 of the body 4 |
 //!          0 20 | CRC-32 of the 60 bytes before 4
+//! body     in version 4 first: owner 32 | journal file that is needed 8
 //! group    group 4 | term 8 | voted 1 | vote 8 | applied index 8 | applied term 8 | configuration length 4 |
 //!          state length 8 | configuration | state
 //! ```
 
+use crate::FileOwner;
 use crate::disk::{AlignedBuf, BLOCK, Completion, Disk, FileId, Op, Outcome, Owner};
 use crate::journal::GroupId;
 use bytes::{Buf, Bytes};
@@ -25,7 +27,10 @@ use std::io;
 
 const DIR: &str = "checkpoint";
 const MAGIC: [u8; 4] = *b"LNCC";
-const VERSION: u16 = 3;
+/// Without and with what [`Facts`] holds.
+const VERSIONS: [u16; 2] = [3, 4];
+/// Length in bytes of [`Facts`].
+const FACTS: usize = FileOwner::LEN + 8;
 const HEADER: usize = 64;
 /// Length in bytes of a group without its configuration and state.
 const GROUP_HEAD: usize = 49;
@@ -71,8 +76,20 @@ pub struct Checkpoint {
     pub number: u64,
     /// The journal file at which recovery starts.
     pub journal_file: u64,
+    /// What is written from format 3 on.
+    pub facts: Option<Facts>,
     /// By group.
     pub groups: Vec<GroupCheckpoint>,
+}
+
+/// What a checkpoint says beside the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Who wrote it.
+    pub owner: FileOwner,
+    /// The first journal file that holds anything that is not in the checkpoint. Those before it are kept for followers that
+    /// lag, and can be done without.
+    pub needed_file: u64,
 }
 
 /// A failure to write or load a checkpoint.
@@ -119,6 +136,32 @@ pub enum CheckpointError {
         first: Box<CheckpointError>,
         /// What is wrong with the second one.
         second: Box<CheckpointError>,
+    },
+    /// The newest checkpoint is not there any more.
+    #[error(
+        "{} is gone (found: {}), and with it the node's votes and records may be lost: restore it, or empty the data \
+         directory, and the cluster admits the node as a new member",
+        match .number { 0 => "every checkpoint".to_owned(), number => file_path(*number) },
+        match .found { None => "none".to_owned(), Some(number) => file_path(*number) }
+    )]
+    Gone {
+        /// Its number; 0 if that is not known.
+        number: u64,
+        /// The newest that there is.
+        found: Option<u64>,
+    },
+    /// The newest checkpoint belongs to another member.
+    #[error(
+        "{path} was written by {found}, but this is {expected}: it is a file of another node, or of an earlier life of this \
+         one; put the right one back, or empty the data directory, and the cluster admits the node as a new member"
+    )]
+    OtherOwner {
+        /// The file.
+        path: String,
+        /// This member.
+        expected: FileOwner,
+        /// Whose it is.
+        found: FileOwner,
     },
     /// The newest checkpoint was written by another version of LANCE.
     #[error("{path} has format version {found}, which this version cannot read")]
@@ -316,10 +359,15 @@ fn fatal(step: &Step, path: String, source: io::Error) -> CheckpointError {
 }
 
 fn encode(checkpoint: &Checkpoint) -> AlignedBuf {
-    let len: usize =
+    let groups: usize =
         checkpoint.groups.iter().map(|group| GROUP_HEAD + group.configuration.len() + group.state.len()).sum();
+    let len = groups + checkpoint.facts.map_or(0, |_| FACTS);
     let mut buf = AlignedBuf::with_capacity(HEADER + len);
     buf.resize(HEADER);
+    if let Some(facts) = &checkpoint.facts {
+        buf.extend_from_slice(&facts.owner.encode());
+        buf.extend_from_slice(&facts.needed_file.to_le_bytes());
+    }
     for group in &checkpoint.groups {
         buf.extend_from_slice(&group.group.0.to_le_bytes());
         buf.extend_from_slice(&group.term.to_le_bytes());
@@ -336,7 +384,7 @@ fn encode(checkpoint: &Checkpoint) -> AlignedBuf {
     let body_crc = crc32fast::hash(&buf[HEADER..]);
     let count = u32::try_from(checkpoint.groups.len()).expect("group numbers are 32 bits");
     buf[0..4].copy_from_slice(&MAGIC);
-    buf[4..6].copy_from_slice(&VERSION.to_le_bytes());
+    buf[4..6].copy_from_slice(&VERSIONS[usize::from(checkpoint.facts.is_some())].to_le_bytes());
     buf[8..16].copy_from_slice(&checkpoint.number.to_le_bytes());
     buf[16..24].copy_from_slice(&checkpoint.journal_file.to_le_bytes());
     buf[24..32].copy_from_slice(&(len as u64).to_le_bytes());
@@ -362,19 +410,33 @@ pub struct Loaded {
 
 /// Decode a file whose name says that it is checkpoint `number`.
 fn decode(number: u64, file: Bytes) -> Result<Loaded, CheckpointError> {
-    // The length of the file follows from that of a copy, so a file that was cut has none that is whole.
-    let copy = (file.len() / 2).next_multiple_of(BLOCK).min(file.len());
-    let (first, second) = (file.slice(..copy), file.slice(copy..));
-    match (decode_copy(number, 0, first), decode_copy(number, copy, second)) {
-        (Ok(checkpoint), second) => Ok(Loaded { checkpoint, damage: second.err() }),
+    // Where the second one begins follows from the first; where that is damaged, it is looked for.
+    let first = decode_copy(number, 0, file.clone());
+    let place = match &first {
+        Ok((_, len)) => Some(*len),
+        Err(_) => (BLOCK..file.len()).step_by(BLOCK).find(|at| file[*at..].starts_with(&MAGIC)),
+    };
+    let copy = place.unwrap_or(file.len()).min(file.len());
+    let second = decode_copy(number, copy, file.slice(copy..));
+    let behind = |from: usize| {
+        let more = file.len().saturating_sub(from);
+        let found = format!("{more} bytes more");
+        let position = from as u64;
+        let expected = "the end of the file".to_owned();
+        (more > 0).then(|| CheckpointError::Damaged { path: file_path(number), position, expected, found })
+    };
+    let end = second.as_ref().map_or(file.len(), |(_, len)| copy + len);
+    let (first, second) = (first.map(|(whole, _)| whole), second.map(|(whole, _)| whole));
+    match (first, second) {
+        (Ok(checkpoint), second) => Ok(Loaded { checkpoint, damage: second.err().or_else(|| behind(end)) }),
         (Err(first @ CheckpointError::UnsupportedVersion { .. }), Err(_)) => Err(first),
         (Err(first), Ok(checkpoint)) => Ok(Loaded { checkpoint, damage: Some(first) }),
         (Err(first), Err(second)) => Err(CheckpointError::Lost { first: first.into(), second: second.into() }),
     }
 }
 
-/// Decode the copy that begins at `start`.
-fn decode_copy(number: u64, start: usize, file: Bytes) -> Result<Checkpoint, CheckpointError> {
+/// Decode the copy that begins at `start`, where `file` begins; gives its length with padding, too.
+fn decode_copy(number: u64, start: usize, file: Bytes) -> Result<(Checkpoint, usize), CheckpointError> {
     let path = file_path(number);
     let damaged = |position: usize, expected: String, found: String| CheckpointError::Damaged {
         path: file_path(number),
@@ -401,15 +463,17 @@ fn decode_copy(number: u64, start: usize, file: Bytes) -> Result<Checkpoint, Che
     if stored_crc != header_crc {
         return Err(damaged(0, format!("header CRC {stored_crc:#010x}"), format!("{header_crc:#010x}")));
     }
-    if version != VERSION {
+    if !VERSIONS.contains(&version) {
         return Err(CheckpointError::UnsupportedVersion { path, found: version });
     }
     if stored_number != number {
         return Err(damaged(8, format!("number {number}"), stored_number.to_string()));
     }
     let padding = usize::try_from(body_len).ok().filter(|len| *len <= body.len()).map(|len| body.split_off(len));
+    let copy = (HEADER + body.len()).next_multiple_of(BLOCK);
     match padding {
-        Some(padding) if (HEADER + body.len()).next_multiple_of(BLOCK) == file.len() => {
+        Some(padding) if copy <= file.len() => {
+            let padding = &padding[..copy - HEADER - body.len()];
             if let Some(at) = padding.iter().position(|byte| *byte != 0) {
                 return Err(damaged(HEADER + body.len() + at, "zeros".to_owned(), format!("{:#04x}", padding[at])));
             }
@@ -421,6 +485,17 @@ fn decode_copy(number: u64, start: usize, file: Bytes) -> Result<Checkpoint, Che
     if computed != body_crc {
         return Err(damaged(HEADER, format!("body CRC {body_crc:#010x}"), format!("{computed:#010x}")));
     }
+    let facts = match version == VERSIONS[1] {
+        false => None,
+        true if body.len() < FACTS => {
+            return Err(damaged(HEADER, format!("{FACTS} bytes"), body.len().to_string()));
+        }
+        true => {
+            let mut owner = [0; FileOwner::LEN];
+            body.copy_to_slice(&mut owner);
+            Some(Facts { owner: FileOwner::decode(&owner), needed_file: body.get_u64_le() })
+        }
+    };
     let mut groups = Vec::new();
     for _ in 0..count {
         let position = end - body.len();
@@ -431,7 +506,7 @@ fn decode_copy(number: u64, start: usize, file: Bytes) -> Result<Checkpoint, Che
     if !body.is_empty() {
         return Err(damaged(end - body.len(), "the end of the groups".to_owned(), format!("{} bytes", body.len())));
     }
-    Ok(Checkpoint { number, journal_file, groups })
+    Ok((Checkpoint { number, journal_file, facts, groups }, copy))
 }
 
 fn decode_group(body: &mut Bytes) -> Option<GroupCheckpoint> {
@@ -452,6 +527,24 @@ fn decode_group(body: &mut Bytes) -> Option<GroupCheckpoint> {
     let configuration = body.split_to(configuration_len);
     let state = body.split_to(state_len);
     Some(GroupCheckpoint { group, term, vote, applied_index, applied_term, configuration, state })
+}
+
+/// The same as [`load_latest`], for the member `owner`, whose checkpoint `known` was durable once (0: none is known to have
+/// been): it must be there, or a later one, and be its own.
+pub fn load_own<D: Disk>(disk: &mut D, owner: &FileOwner, known: u64) -> Result<Option<Loaded>, CheckpointError> {
+    let loaded = load_latest(disk)?;
+    let found = loaded.as_ref().map(|loaded| loaded.checkpoint.number);
+    if found.unwrap_or(0) < known {
+        return Err(CheckpointError::Gone { number: known, found });
+    }
+    let facts = loaded.as_ref().and_then(|loaded| loaded.checkpoint.facts);
+    match facts.map(|facts| facts.owner).filter(|found| found != owner) {
+        Some(other) => {
+            let path = file_path(found.unwrap_or(0));
+            Err(CheckpointError::OtherOwner { path, expected: *owner, found: other })
+        }
+        None => Ok(loaded),
+    }
 }
 
 /// Load the newest checkpoint, and remove what unfinished ones left. Leaves it on stable storage, and nothing in
@@ -479,16 +572,30 @@ pub fn load_latest<D: Disk>(disk: &mut D) -> Result<Option<Loaded>, CheckpointEr
     let path = file_path(number);
     let (file, op_path) = (Owner::Checkpoint.file(0), path.clone());
     let op = Op::Open { file, path: op_path, create: false, direct: false };
-    disk.run(op).map_err(failed("open", &path))?;
-    let mut content = Vec::new();
-    loop {
-        let op = Op::Read { file, position: content.len() as u64, len: READ_BYTES };
-        let Outcome::Read(bytes) = disk.run(op).map_err(failed("read", &path))? else { break };
-        content.extend_from_slice(&bytes);
-        if bytes.len() < READ_BYTES {
-            break;
-        }
-    }
+    let opened = disk.run(op).map_err(failed("open", &path))?;
+    let Outcome::Opened { len } = opened else { return Ok(None) };
+    let content = read_file(disk, file, len as usize, &path);
     disk.run(Op::Close { file }).map_err(failed("close", &path))?;
     decode(number, content.into()).map(Some)
+}
+
+/// The bytes of a file of this length, with zeros for the blocks that cannot be read: those are damaged, like what reads
+/// wrong.
+fn read_file<D: Disk>(disk: &mut D, file: FileId, len: usize, path: &str) -> Vec<u8> {
+    let mut content = Vec::with_capacity(len);
+    let mut unreadable = None;
+    while content.len() < len {
+        let at = content.len();
+        // A piece that cannot be read is read block by block.
+        let want = if unreadable.is_some_and(|end| at < end) { BLOCK } else { READ_BYTES }.min(len - at);
+        match disk.run(Op::Read { file, position: at as u64, len: want }) {
+            Ok(Outcome::Read(bytes)) if !bytes.is_empty() => content.extend_from_slice(&bytes),
+            Err(error) if want > BLOCK => {
+                tracing::error!(path, position = at, %error, "a place of a checkpoint cannot be read; look at the disk");
+                unreadable = Some(at + want);
+            }
+            _ => content.resize(at + want, 0),
+        }
+    }
+    content
 }

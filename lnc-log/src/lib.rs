@@ -7,4 +7,7 @@ pub mod data_dir;
 pub mod disk;
 pub mod incoming;
 pub mod journal;
+mod owner;
 pub mod segment;
+
+pub use owner::FileOwner;

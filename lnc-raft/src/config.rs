@@ -95,6 +95,9 @@ pub struct Restored {
     pub configuration: Option<Configuration>,
     /// Contiguous from `snapshot_index + 1`; all durable. The payloads of those up to `applied_index` are not looked at.
     pub entries: Vec<Entry>,
+    /// The log may lack entries that this node acknowledged: until it has one of this term or a later one, the node
+    /// neither votes nor stands for election. Above every term in which it may have voted; 0: nothing is lacking.
+    pub in_doubt: Term,
 }
 
 impl Restored {
@@ -213,6 +216,7 @@ mod tests {
             applied_index: 5,
             configuration: None,
             entries: vec![entry(2, 5), entry(3, 6)],
+            in_doubt: 0,
         };
         change(&mut restored);
         restored.validate()

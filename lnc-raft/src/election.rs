@@ -290,7 +290,7 @@ impl Raft {
     pub(crate) fn handle_pre_vote(&mut self, from: NodeId, term: Term, last_index: Index, last_term: Term, round: u64) {
         // The sender would campaign in `term + 1`, which is new to this node exactly if `term` is not behind.
         let covered = self.log.is_covered_by(last_index, last_term) || mutated(Mutation::VoteForAnyLog);
-        let granted = term >= self.hard_state.term && !self.hears_leader() && covered;
+        let granted = term >= self.hard_state.term && !self.hears_leader() && covered && !self.is_in_doubt();
         self.send(from, Body::PreVoteReply { round, granted });
     }
 
@@ -317,7 +317,7 @@ impl Raft {
             None => self.leader.is_none(),
         };
         let covered = self.log.is_covered_by(last_index, last_term) || mutated(Mutation::VoteForAnyLog);
-        let granted = free && covered;
+        let granted = free && covered && !self.is_in_doubt();
         if granted {
             self.set_hard_state(HardState { term: self.hard_state.term, vote: Some(from) });
             self.role = Role::Follower;

@@ -68,8 +68,9 @@ impl Raft {
     /// may lack the entry, and then nobody but who is to leave can have a log that suffices.
     pub(crate) fn is_promotable(&self) -> bool {
         let id = self.config.id;
-        self.configuration().is_voter(id)
-            || !self.configuration_committed() && self.configurations.at(self.log.commit()).is_voter(id)
+        let is_voter = self.configuration().is_voter(id)
+            || !self.configuration_committed() && self.configurations.at(self.log.commit()).is_voter(id);
+        is_voter && !self.is_in_doubt()
     }
 
     /// Begins to change the members to `target`, which must not be joint. If voters change, the entry proposed is the

@@ -55,6 +55,8 @@ pub struct Raft {
     /// The leader of the current term, if known.
     pub(crate) leader: Option<NodeId>,
     pub(crate) log: Log,
+    /// See [`Restored::in_doubt`]; 0 once the log has what it says.
+    in_doubt: Term,
     pub(crate) election: Election,
     pub(crate) reads: Reads,
     /// Follower: how far this log is known, in this run of the node, to equal the log of this term's leader.
@@ -92,6 +94,7 @@ impl Raft {
         let hard_state = restored.hard_state;
         let election = Election::new(&mut rng, config.election_ticks);
         let reads = Reads::new(&mut rng);
+        let in_doubt = restored.in_doubt;
         let mut raft = Self {
             config,
             configurations,
@@ -101,6 +104,7 @@ impl Raft {
             role: Role::Follower,
             leader: None,
             log: Log::new(restored),
+            in_doubt,
             election,
             reads,
             leader_match: 0,
@@ -116,7 +120,21 @@ impl Raft {
             reported_role: RoleChange { role: Role::Follower, term: hard_state.term, leader: None },
         };
         raft.note_members();
+        raft.dispel_doubt(raft.log.last_term());
         Ok(raft)
+    }
+
+    /// Whether this node may lack entries that it acknowledged once, and so neither votes nor leads.
+    pub fn is_in_doubt(&self) -> bool {
+        self.in_doubt > 0
+    }
+
+    /// The log has an entry of `term` on stable storage. Who led in that term was elected without this node's vote, by
+    /// others whose logs had all that was committed; and up to that entry this log equals the leader's.
+    fn dispel_doubt(&mut self, term: Term) {
+        if term >= self.in_doubt {
+            self.in_doubt = 0;
+        }
     }
 
     /// A unit of time has passed.
@@ -231,8 +249,11 @@ impl Raft {
     /// The entry `(term, index)`, and everything handed out before it, is on this node's stable storage. Ignored if
     /// that entry has since been replaced.
     pub fn on_durable(&mut self, term: Term, index: Index) {
-        if self.log.mark_durable(term, index) && self.role == Role::Leader {
-            self.maybe_commit();
+        if self.log.mark_durable(term, index) {
+            self.dispel_doubt(term);
+            if self.role == Role::Leader {
+                self.maybe_commit();
+            }
         }
     }
 

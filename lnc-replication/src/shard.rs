@@ -20,6 +20,7 @@ pub(crate) use reads::{MAX_FOUND_BYTES, within};
 use crate::group::Group;
 use crate::repair::Repair;
 use bytes::Bytes;
+use lnc_log::FileOwner;
 use lnc_log::disk::{Completion, Disk};
 use lnc_log::journal::{GroupId, Journal, JournalConfig, JournalError, Location};
 use lnc_mutation::{Mutation, mutated};
@@ -101,6 +102,16 @@ pub enum ShardError {
         index: Index,
         /// Its kind.
         kind: u8,
+    },
+    /// The end of the journal is lost, and no other node has a copy.
+    #[error(
+        "group {group}: the end of the journal is lost, and this node is the only one that has the group: records that were \
+         acknowledged would be lost without a word. Restore the missing files of the data directory, or start with an \
+         empty one and accept the loss of everything"
+    )]
+    Lost {
+        /// The group.
+        group: u32,
     },
     /// The checkpoint and the journal do not fit together.
     #[error(
@@ -187,6 +198,7 @@ pub struct Shard {
     damaged: BTreeSet<Location>,
     next_ticket: u64,
     idle_ticks: u32,
+    mark_ticks: u32,
 }
 
 impl Shard {
@@ -194,6 +206,8 @@ impl Shard {
     pub fn tick<D: Disk>(&mut self, disk: &mut D) {
         /// Ticks without journal traffic after which the last flush is attested.
         const IDLE_TICKS: u32 = 4;
+        /// Ticks after which the mark is made to say how far flushes are durable.
+        const MARK_TICKS: u32 = 20;
         for group in self.groups.values_mut() {
             group.raft.tick();
         }
@@ -201,6 +215,37 @@ impl Shard {
         if self.idle_ticks >= IDLE_TICKS {
             self.journal.mark_idle(disk);
         }
+        self.mark_ticks += 1;
+        if self.mark_ticks >= MARK_TICKS {
+            self.mark_ticks = 0;
+            self.journal.mark_durable(disk);
+        }
+    }
+
+    /// The cluster's format allows to keep a mark beside the journal.
+    pub fn keep_mark<D: Disk>(&mut self, disk: &mut D) {
+        self.journal.keep_mark(disk);
+    }
+
+    /// Checkpoint `number` is durable.
+    pub fn note_checkpoint<D: Disk>(&mut self, disk: &mut D, number: u64) {
+        self.journal.note_checkpoint(disk, number);
+    }
+
+    /// Whose files those of this node are.
+    pub fn file_owner(&self) -> FileOwner {
+        self.config.journal.owner
+    }
+
+    /// Before a node ends: have the mark say how far its journal goes. True once it does.
+    pub fn finish<D: Disk>(&mut self, disk: &mut D) -> bool {
+        self.journal.mark_durable(disk);
+        self.journal.in_flight() == 0 && self.journal.is_marked()
+    }
+
+    /// Whether a group of this node may lack entries that it acknowledged, and so neither votes nor leads.
+    pub fn is_in_doubt(&self, group: GroupId) -> bool {
+        self.journal.in_doubt(group).is_some()
     }
 
     /// A message from a peer. A message that makes no sense is logged and dropped: it is the sender's fault, and
@@ -380,6 +425,7 @@ impl Shard {
         let durable = self.journal.durable();
         out.flushes_durable = durable;
         self.finish_repairs(durable)?;
+        self.trust_again(disk);
         while self.in_flight.front().is_some_and(|(number, _)| *number <= durable) {
             let Some((_, held)) = self.in_flight.pop_front() else { break };
             out.messages.extend(held.messages);
@@ -396,6 +442,19 @@ impl Shard {
             }
         }
         Ok(())
+    }
+
+    /// Note the groups that were in doubt and are not any more.
+    fn trust_again<D: Disk>(&mut self, disk: &mut D) {
+        for (id, group) in &self.groups {
+            if self.journal.in_doubt(*id).is_some() && !group.raft.is_in_doubt() {
+                self.journal.trust(disk, *id);
+                tracing::info!(
+                    group = id.0,
+                    "the group has all that was acknowledged here again; it votes from now on"
+                );
+            }
+        }
     }
 
     /// Whether a checkpoint of what is applied would allow to give up damaged files of the journal.
@@ -423,20 +482,31 @@ impl Shard {
         }
     }
 
+    /// The first journal file that holds an entry beyond `applied` of its group: what a start cannot do without.
+    pub fn journal_needed(&self, applied: &BTreeMap<GroupId, Index>) -> u64 {
+        let mut first = self.journal.first_file();
+        while first < self.journal.current_file() && self.is_covered(first, applied) {
+            first += 1;
+        }
+        first
+    }
+
+    /// Whether all entries of a journal file are applied.
+    fn is_covered(&self, file: u64, applied: &BTreeMap<GroupId, Index>) -> bool {
+        let within = |(group, end): (&GroupId, &Index)| applied.get(group).is_some_and(|index| end <= index);
+        self.file_ends.get(&file).is_none_or(|ends| ends.iter().all(within))
+    }
+
     /// The first journal file that is still needed once a checkpoint covers the entries up to `applied` of each group.
     /// Files that only lagging followers could want are kept up to the configured number of bytes, and not if they are
     /// damaged. A checkpoint names this file, so that recovery never asks for one that is gone.
     pub fn journal_start(&self, applied: &BTreeMap<GroupId, Index>) -> u64 {
         let mut first = self.journal.first_file();
         let mut bytes = self.journal.bytes();
-        let covered = |file: &u64| {
-            let within = |(group, end): (&GroupId, &Index)| applied.get(group).is_some_and(|index| end <= index);
-            self.file_ends.get(file).is_none_or(|ends| ends.iter().all(within))
-        };
         let damaged = self.damaged.last().map_or(0, |place| place.file + 1);
         while (bytes > self.config.journal_retain_bytes || first < damaged)
             && first < self.journal.current_file()
-            && covered(&first)
+            && self.is_covered(first, applied)
         {
             first += 1;
             bytes = bytes.saturating_sub(self.config.journal.file_bytes);

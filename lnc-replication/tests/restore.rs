@@ -41,7 +41,7 @@ fn open(group: GroupId, kind: u8) -> Result<Shard, ShardError> {
         journal.on_completion(&mut disk, completion).expect("a healthy disk");
     }
     let mut disk = disk.crash(CrashChoice::Nothing);
-    Shard::open(config(), &mut disk, JournalStart(0), &BTreeMap::new())
+    Shard::open(config(), &mut disk, (JournalStart(0), JournalStart(0)), &BTreeMap::new())
 }
 
 #[test]

@@ -19,16 +19,16 @@ use super::tail_cache::TailCache;
 use super::transfer::{Transfers, decode_header};
 use super::{Broker, BrokerConfig, BrokerError, DataGroup};
 use bytes::{BufMut, Bytes, BytesMut};
-use lnc_log::checkpoint::{Checkpoint, CheckpointWriter, GroupCheckpoint, load_latest};
+use lnc_log::checkpoint::{Checkpoint, CheckpointError, CheckpointWriter, Facts, GroupCheckpoint, load_own};
 use lnc_log::disk::{Completion, Disk};
 use lnc_log::incoming::{self, FileInfo};
-use lnc_log::journal::{GroupId, JournalStart};
+use lnc_log::journal::{GroupId, JournalConfig, JournalStart, MARK_FORMAT, newest_checkpoint, oldest_file};
 use lnc_log::segment::{PartitionKey, PartitionState, SegmentConfig, SegmentState, SegmentStore};
 use lnc_metrics::Metrics;
 use lnc_mutation::{Mutation, mutated};
 use lnc_protocol::Opcode;
 use lnc_raft::{Configuration, HardState, NodeId};
-use lnc_replication::{GroupStart, Outputs, Shard, ShardConfig};
+use lnc_replication::{GroupStart, Outputs, Shard, ShardConfig, ShardError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -38,8 +38,10 @@ const MAX_AGE_US: u64 = 60_000_000;
 /// What a checkpoint captured when it began.
 struct Captured {
     groups: Vec<GroupCheckpoint>,
-    /// The first journal file that is still needed.
+    /// The first journal file that is kept.
     journal_file: u64,
+    /// The first journal file that holds what is not in the checkpoint.
+    needed_file: u64,
 }
 
 enum Phase {
@@ -89,11 +91,13 @@ impl<D: Disk> Broker<D> {
         let mut states: BTreeMap<PartitionKey, PartitionState> = segments.checkpoint_states().into_iter().collect();
         let ids: Vec<GroupId> = self.shard.group_ids().collect();
         let groups = ids.into_iter().map(|group| self.capture(group, &mut states)).collect();
-        let journal_file = self.shard.journal_start(&self.applied_indexes());
+        let applied = self.applied_indexes();
+        let journal_file = self.shard.journal_start(&applied);
+        let needed_file = self.shard.journal_needed(&applied);
         self.checkpoint.started_us = self.now_us();
         self.checkpoint.applied_bytes = 0;
         self.checkpoint.wanted = false;
-        self.checkpoint.phase = Phase::Flushing { captured: Captured { groups, journal_file } };
+        self.checkpoint.phase = Phase::Flushing { captured: Captured { groups, journal_file, needed_file } };
         Ok(())
     }
 
@@ -143,8 +147,10 @@ impl<D: Disk> Broker<D> {
         if let Phase::Flushing { captured } = std::mem::replace(&mut self.checkpoint.phase, Phase::Idle) {
             let number = self.checkpoint.next_number;
             self.checkpoint.next_number += 1;
-            let Captured { groups, journal_file } = &captured;
-            let checkpoint = Checkpoint { number, journal_file: *journal_file, groups: groups.clone() };
+            let Captured { groups, journal_file, needed_file } = &captured;
+            let facts = Facts { owner: self.shard.file_owner(), needed_file: *needed_file };
+            let facts = (self.format() >= MARK_FORMAT).then_some(facts);
+            let checkpoint = Checkpoint { number, journal_file: *journal_file, facts, groups: groups.clone() };
             if mutated(Mutation::KeepFewerFiles) {
                 self.shard.release_journal(&mut self.disk, *journal_file);
             }
@@ -157,10 +163,11 @@ impl<D: Disk> Broker<D> {
     pub(super) fn checkpoint_completion(&mut self, completion: Completion) -> Result<(), BrokerError> {
         match self.checkpoint.writer.on_completion(&mut self.disk, completion) {
             Ok(None) => {}
-            Ok(Some(_)) => {
+            Ok(Some(number)) => {
+                self.shard.note_checkpoint(&mut self.disk, number);
                 if let Phase::Writing { number, captured } = std::mem::replace(&mut self.checkpoint.phase, Phase::Idle)
                 {
-                    let Captured { groups, journal_file } = captured;
+                    let Captured { groups, journal_file, .. } = captured;
                     self.transfers.offer(number, groups);
                     let gone = self.shard.release_journal(&mut self.disk, journal_file);
                     self.metrics.damage_repaired_total.inc_by(gone);
@@ -190,6 +197,7 @@ struct Loaded {
     partitions: Vec<(PartitionKey, PartitionState, Option<u64>)>,
     starts: BTreeMap<GroupId, GroupStart>,
     journal_start: JournalStart,
+    journal_needed: JournalStart,
     next_number: u64,
 }
 
@@ -202,7 +210,7 @@ pub fn open<D: Disk>(
     mut disk: D,
     metrics: Arc<Metrics>,
 ) -> Result<Broker<D>, BrokerError> {
-    let newest = load_latest(&mut disk)?;
+    let newest = load_newest(&mut disk, &shard_config.journal)?;
     let damaged = newest.as_ref().and_then(|newest| newest.damage.as_ref());
     if let Some(error) = damaged {
         tracing::error!(%error, "a copy of the newest checkpoint is damaged; the other one is whole, and a new checkpoint follows");
@@ -224,7 +232,8 @@ pub fn open<D: Disk>(
     let segments = SegmentStore::recover(segment_config, &mut disk, &loaded.partitions)?;
     let data_groups: Vec<GroupId> = shard_config.groups.iter().copied().filter(|group| *group != META).collect();
     let group_metrics = shard_config.groups.iter().map(|group| (*group, metrics.group(group.0))).collect();
-    let shard = Shard::open(shard_config, &mut disk, loaded.journal_start, &loaded.starts)?;
+    let journal_start = (loaded.journal_start, loaded.journal_needed);
+    let shard = Shard::open(shard_config, &mut disk, journal_start, &loaded.starts)?;
     let applied = shard
         .group_ids()
         .map(|group| (group, loaded.starts.get(&group).map_or((0, 0), |s| (s.applied_index, s.applied_term))))
@@ -306,6 +315,20 @@ pub fn open<D: Disk>(
     })
 }
 
+/// The newest checkpoint; an error if there was one that is not there any more. Without it, all segments would be removed.
+fn load_newest<D: Disk>(
+    disk: &mut D,
+    journal: &JournalConfig,
+) -> Result<Option<lnc_log::checkpoint::Loaded>, BrokerError> {
+    let known = newest_checkpoint(disk, journal).map_err(ShardError::from)?;
+    let newest = load_own(disk, &journal.owner, known)?;
+    // The first file of a journal goes only once a checkpoint has what is in it.
+    if newest.is_none() && oldest_file(disk).map_err(ShardError::from)?.is_some_and(|oldest| oldest > 1) {
+        return Err(CheckpointError::Gone { number: known, found: None }.into());
+    }
+    Ok(newest)
+}
+
 /// The transfers that can be taken over, and what there is of others. Files that were here already when a transfer began
 /// may be gone since, with the power or by retention: then it is no longer complete.
 fn pending_transfers<D: Disk>(disk: &mut D) -> Result<(Vec<incoming::Pending>, incoming::Leftovers), BrokerError> {
@@ -333,7 +356,7 @@ fn take_over<D: Disk>(
     newest: Option<Checkpoint>,
     pending: Vec<incoming::Pending>,
 ) -> Result<Option<Checkpoint>, BrokerError> {
-    let mut checkpoint = newest.unwrap_or(Checkpoint { number: 0, journal_file: 0, groups: Vec::new() });
+    let mut checkpoint = newest.unwrap_or(Checkpoint { number: 0, journal_file: 0, facts: None, groups: Vec::new() });
     let mut transfers = Vec::new();
     for transfer in pending {
         let incoming::Pending { group, header, state, .. } = transfer.clone();
@@ -392,6 +415,8 @@ pub(super) fn segment_files(group: GroupId, state: Bytes) -> Result<Vec<FileInfo
 fn load(loaded: &mut Loaded, checkpoint: Checkpoint) -> Result<(), BrokerError> {
     loaded.next_number = checkpoint.number + 1;
     loaded.journal_start = JournalStart(checkpoint.journal_file);
+    let needed = checkpoint.facts.map_or(0, |facts| facts.needed_file);
+    loaded.journal_needed = JournalStart(needed.max(checkpoint.journal_file));
     for group in checkpoint.groups {
         let hard_state = HardState { term: group.term, vote: group.vote.map(NodeId) };
         let (applied_index, applied_term) = (group.applied_index, group.applied_term);

@@ -8,6 +8,7 @@ use super::proposals::Kind;
 use super::{Broker, BrokerError, Caller};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
+use lnc_log::journal::MARK_FORMAT;
 use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{FormatsResponse, Opcode, RaiseFormatRequest, Response};
 use lnc_raft::NodeId;
@@ -17,6 +18,21 @@ impl<D: Disk> Broker<D> {
     /// The format of the cluster, as far as this node knows.
     pub fn format(&self) -> u32 {
         self.catalog.format()
+    }
+
+    /// The format that the data directory may have: that of the cluster, once what it asks for is there.
+    pub fn stored_format(&self) -> u32 {
+        match self.shard.journal().has_mark() {
+            true => self.format(),
+            false => self.format().min(MARK_FORMAT - 1),
+        }
+    }
+
+    /// Begin with what the format of the cluster asks for.
+    pub(super) fn follow_format(&mut self) {
+        if self.format() >= MARK_FORMAT {
+            self.shard.keep_mark(&mut self.disk);
+        }
     }
 
     pub(super) fn formats(&mut self, caller: Caller) {

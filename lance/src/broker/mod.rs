@@ -405,6 +405,7 @@ impl<D: Disk> Broker<D> {
         const SECOND_US: u64 = 1_000_000;
         self.clock = clock;
         self.shard.tick(&mut self.disk);
+        self.follow_format();
         self.expire_proposals();
         self.expire_fetches();
         self.expire_barriers();
@@ -621,6 +622,11 @@ impl<D: Disk> Broker<D> {
         self.in_flight_bytes > self.config.memory_bytes / 2
     }
 
+    /// Before the process ends: have the disk say how far it got. True once it does; until then, take turns.
+    pub fn finish(&mut self) -> bool {
+        self.shard.finish(&mut self.disk)
+    }
+
     /// Whether this node may be sent traffic: every group has a leader and this node has what the leader has committed.
     pub fn readiness(&self) -> Result<(), String> {
         /// How old the leader's commit index that this node has applied may be.
@@ -631,6 +637,12 @@ impl<D: Disk> Broker<D> {
         for group in self.shard.group_ids() {
             if let Some(lost) = self.shard.lost_entries(group) {
                 return Err(format!("group {} waits for {lost} entries that its damaged journal lost", group.0));
+            }
+            if self.shard.is_in_doubt(group) {
+                return Err(format!(
+                    "group {} waits for a leader of another node: this node's disk has lost what it acknowledged",
+                    group.0
+                ));
             }
             let Some(status) = self.shard.status(group) else { continue };
             if status.leader.is_none() {

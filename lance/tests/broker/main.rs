@@ -8,6 +8,7 @@ mod corners;
 mod failover;
 mod formats;
 mod limits;
+mod lost_files;
 mod metrics;
 mod network_faults;
 mod power_loss;

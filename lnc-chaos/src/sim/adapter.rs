@@ -8,6 +8,7 @@ use lance::broker::control::Budgets;
 use lance::broker::inspect::{GroupInspection, MemoryInspection, Observed};
 use lance::broker::members::Addresses;
 use lance::broker::{self, Broker, BrokerConfig, BrokerError, Caller, Clock, Output};
+use lnc_log::FileOwner;
 use lnc_log::disk::MemoryDisk;
 use lnc_log::journal::{GroupId, JournalConfig};
 use lnc_metrics::Metrics;
@@ -49,12 +50,12 @@ impl Process {
     pub(super) fn open(
         settings: &Settings,
         identity: &Identity,
-        life: u32,
+        (life, format): (u32, u32),
         disk: MemoryDisk,
     ) -> Result<Self, BrokerError> {
         let mut broker = broker::open(
             broker_config(settings, identity),
-            shard_config(settings, identity, life),
+            shard_config(settings, identity, life, format),
             settings.segments.clone(),
             disk,
             Metrics::new(),
@@ -101,6 +102,11 @@ impl Process {
     /// A node has shown itself with a fresh disk.
     pub(super) fn applicant(&mut self, clock: Clock, node: u64, incarnation: u64) {
         self.broker.applicant(clock, node, incarnation);
+    }
+
+    /// The format that its data directory may have.
+    pub(super) fn stored_format(&self) -> u32 {
+        self.broker.stored_format()
     }
 
     pub(super) fn tick(&mut self, clock: Clock) -> Result<(), BrokerError> {
@@ -243,8 +249,13 @@ fn ticks(ms: u64) -> u32 {
     (ms * 1000 / TICK_US) as u32
 }
 
-fn shard_config(settings: &Settings, identity: &Identity, life: u32) -> ShardConfig {
+fn shard_config(settings: &Settings, identity: &Identity, life: u32, format: u32) -> ShardConfig {
     let node = identity.node.0;
+    let owner = FileOwner {
+        cluster: identity.cluster.as_ref().map_or(0, |cluster| cluster.id),
+        node: identity.node.node(),
+        incarnation: identity.incarnation,
+    };
     let founders = identity.cluster.iter().flat_map(|cluster| cluster.founders.keys());
     ShardConfig {
         node: identity.node,
@@ -262,6 +273,8 @@ fn shard_config(settings: &Settings, identity: &Identity, life: u32) -> ShardCon
         journal: JournalConfig {
             file_bytes: settings.journal_file_bytes,
             max_in_flight: settings.flushes_in_flight,
+            owner,
+            format,
             ..JournalConfig::new(identity.incarnation)
         },
     }

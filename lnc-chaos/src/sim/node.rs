@@ -83,6 +83,8 @@ impl Excuses {
 pub(super) struct Node {
     pub(super) id: u64,
     pub(super) identity: Identity,
+    /// The format of its data directory.
+    pub(super) format: u32,
     pub(super) disk: MemoryDisk,
     pub(super) life: Life,
     /// Counts the starts: what belongs to an earlier life is ignored.
@@ -112,6 +114,7 @@ impl Node {
         Self {
             id,
             identity,
+            format: 1,
             disk,
             life: Life::Down { powered: true },
             lives: 0,
@@ -160,7 +163,7 @@ impl Node {
     /// Start the process from what the disk holds.
     pub(super) fn open(&mut self, settings: &Settings, now_us: u64) -> Result<(), String> {
         self.lives += 1;
-        let broker = Process::open(settings, &self.identity, self.lives, self.disk.clone());
+        let broker = Process::open(settings, &self.identity, (self.lives, self.format), self.disk.clone());
         let broker = broker.map_err(|error| error.to_string())?;
         let started_us = self.mono_us(now_us);
         self.life = Life::Up(Box::new(Running {
@@ -177,6 +180,12 @@ impl Node {
         Ok(())
     }
 
+    /// The process raises the format of its data directory when it may.
+    pub(super) fn note_format(&mut self) {
+        let stored = self.broker().map_or(1, Process::stored_format);
+        self.format = self.format.max(stored);
+    }
+
     /// The disk is lost with the process; the machine gets an empty one.
     pub(super) fn wipe(&mut self) {
         self.life = Life::Down { powered: true };
@@ -184,6 +193,7 @@ impl Node {
         self.disk.set_order(Order::Held);
         let incarnation = super::rng::mix(self.identity.incarnation ^ u64::from(self.lives));
         self.identity = Identity { node: NodeId(self.id), incarnation, cluster: None };
+        self.format = 1;
         self.excuses = Excuses { wiped: true, ..Excuses::default() };
     }
 

@@ -11,11 +11,13 @@
 
 use super::{AlignedBuf, BLOCK, Completion, Disk, FileId, Op, Outcome, Token};
 use bytes::Bytes;
+use damage::Unreadable;
 use model::{Change, Content, Effect, Inode, Kept, NameChange, Rng, Tree, parent};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+mod damage;
 mod model;
 
 /// Unit in which a write reaches the medium, in bytes: a torn write keeps or loses whole sectors.
@@ -92,6 +94,7 @@ struct State {
     capacity: Option<u64>,
     hook: Option<FaultHook>,
     misread: Option<Misread>,
+    unreadable: Unreadable,
 }
 
 /// Reads that give something else than what was written.
@@ -125,6 +128,7 @@ impl Default for State {
             capacity: None,
             hook: None,
             misread: None,
+            unreadable: Unreadable::default(),
         }
     }
 }
@@ -276,6 +280,7 @@ impl MemoryDisk {
             order: old.order,
             rng: old.rng.clone(),
             capacity: old.capacity,
+            unreadable: old.unreadable.clone(),
             ..State::default()
         };
         old.stop();
@@ -309,6 +314,7 @@ impl MemoryDisk {
             order: old.order,
             rng: old.rng.clone(),
             capacity: old.capacity,
+            unreadable: old.unreadable.clone(),
             ..State::default()
         };
         old.stop();
@@ -473,6 +479,9 @@ impl State {
             Op::Open { file, path, create, direct } => return self.open(file, path, create, direct),
             Op::Write { position, buf, durable, .. } => return self.write(target, position, buf, durable),
             Op::Read { position, len, .. } => {
+                if let Some(open) = target {
+                    self.unreadable.check(open.inode, position, len)?;
+                }
                 let from = self.read_from(target, position);
                 let content = &self.inode(target, position, len)?.volatile;
                 let mut bytes = content.read(position, len);
@@ -493,6 +502,9 @@ impl State {
                 // Where space runs out, what was filled so far stays.
                 let room = self.capacity.map_or(0, |capacity| capacity.saturating_sub(self.used()));
                 let filled = if fits.is_ok() { len } else { held + room };
+                if let Some(open) = target {
+                    self.unreadable.written(open.inode, 0, len);
+                }
                 let inode = self.inode(target, 0, 0)?;
                 inode.change(u64::MAX, Change::ZeroFill(filled));
                 inode.sync(u64::MAX);
@@ -602,6 +614,9 @@ impl State {
         self.reserve((position + buf.len() as u64).saturating_sub(held))?;
         self.sequence += 1;
         let sequence = self.sequence;
+        if let Some(open) = target {
+            self.unreadable.written(open.inode, position, buf.len() as u64);
+        }
         let inode = self.inode(target, position, buf.len())?;
         if durable {
             inode.write_durable(position, &buf);

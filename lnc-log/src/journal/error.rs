@@ -1,6 +1,7 @@
 //! What can go wrong with the journal.
 
 use super::file_path;
+use crate::FileOwner;
 use std::io;
 
 /// A failure of the journal, with the file and position that it concerns.
@@ -45,6 +46,39 @@ pub enum JournalError {
         /// The identity found.
         found: u64,
     },
+    /// The mark, which says what the journal must hold and how this node voted, is not there.
+    #[error(
+        "{path} is lost ({found}): what the journal must hold, and how this node voted, is not known without it; restore \
+         the file, or empty the data directory, and the cluster admits the node as a new member"
+    )]
+    NoMark {
+        /// The file.
+        path: &'static str,
+        /// What is there instead.
+        found: String,
+    },
+    /// Nothing is left of a journal that was there.
+    #[error(
+        "{path} is empty, but this data directory has been in use: the node's votes are lost; restore the directory, or \
+         empty the whole data directory, and the cluster admits the node as a new member"
+    )]
+    Gone {
+        /// The directory.
+        path: &'static str,
+    },
+    /// A file belongs to another member.
+    #[error(
+        "{path} was written by {found}, but this is {expected}: a file of another node, or of an earlier life of this one, \
+         is in this data directory; put the right one back"
+    )]
+    OtherOwner {
+        /// The file.
+        path: String,
+        /// This member.
+        expected: FileOwner,
+        /// Whose it is.
+        found: FileOwner,
+    },
     /// An operation that changes the disk failed. What it left is unknown: the node must stop and recover.
     #[error("cannot {operation} {path}: {source}")]
     WriteFailed {
@@ -83,6 +117,14 @@ pub enum JournalError {
 }
 
 impl JournalError {
+    /// The file that is damaged or gone, if that is what is wrong.
+    pub(super) fn damaged_file(&self) -> Option<u64> {
+        match self {
+            Self::Damaged { file, .. } | Self::MissingFile { file } => Some(*file),
+            _ => None,
+        }
+    }
+
     /// Whether the same call may succeed later. Everything else stops the node or needs repair.
     pub fn is_retriable(&self) -> bool {
         matches!(self, Self::NotDurable { .. } | Self::ReadFailed { .. })

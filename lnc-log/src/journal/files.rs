@@ -88,6 +88,14 @@ impl Files {
         Owner::Journal.file(self.next_id)
     }
 
+    /// Close every file that was opened, in order to begin again.
+    pub(super) fn close_all<D: Disk>(&mut self, disk: &mut D) {
+        for n in 1..=self.next_id {
+            // One that could not be opened cannot be closed.
+            let _ = disk.run(Op::Close { file: Owner::Journal.file(n) });
+        }
+    }
+
     fn submit<D: Disk>(&mut self, disk: &mut D, task: Task, op: Op) {
         let token = self.token();
         self.tasks.insert(token, task);

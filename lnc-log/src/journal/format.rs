@@ -7,9 +7,11 @@
 //! record   length of the rest 4 | CRC-32 of length and rest 4 | sequence 8 | group 4 | kind 1 | body
 //! bodies   entry: entry kind 1, term 8, index 8, payload     hard state: term 8, voted 1, vote 8
 //!          checkpoint: term 8, index 8             identities: summaries of the flushes before (`identity.rs`)
+//!          owner: cluster 16, node 8, incarnation 8, in the first flush of a file, from format 3 on
 //! ```
 
 use super::GroupId;
+use crate::FileOwner;
 use crate::disk::AlignedBuf;
 use std::ops::Range;
 
@@ -32,9 +34,12 @@ const ENTRY: u8 = 1;
 const HARD_STATE: u8 = 2;
 const CHECKPOINT: u8 = 3;
 const IDENTITIES: u8 = 4;
+const OWNER: u8 = 5;
 
 /// Length in bytes of an identities record without the summaries.
 pub(super) const IDENTITIES_RECORD: usize = RECORD_HEAD;
+/// Length of a whole owner record in bytes.
+pub(super) const OWNER_RECORD: usize = RECORD_HEAD + FileOwner::LEN;
 
 /// The first bytes of a flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +159,8 @@ pub(super) enum Body {
     Identities {
         summaries: Range<usize>,
     },
+    /// Whose file it is. About no group.
+    Owner(FileOwner),
 }
 
 /// One decoded record.
@@ -198,6 +205,11 @@ impl Record {
                 },
             },
             (CHECKPOINT, 16) => Body::Checkpoint { term: u64_at(body, 0), index: u64_at(body, 8) },
+            (OWNER, FileOwner::LEN) => {
+                let mut owner = [0; FileOwner::LEN];
+                owner.copy_from_slice(body);
+                Body::Owner(FileOwner::decode(&owner))
+            }
             (IDENTITIES, _) => Body::Identities { summaries: RECORD_HEAD..len },
             _ => return Err(format!("record kind {kind} with a body of {} bytes", body.len())),
         };
@@ -253,6 +265,10 @@ pub(super) fn encode_identities(buf: &mut AlignedBuf, sequence: u64, summaries: 
     encode(buf, sequence, GroupId(0), IDENTITIES, &[summaries]);
 }
 
+pub(super) fn encode_owner(buf: &mut AlignedBuf, sequence: u64, owner: &FileOwner) {
+    encode(buf, sequence, GroupId(0), OWNER, &[&owner.encode()]);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -292,6 +308,8 @@ mod tests {
         encode_hard_state(&mut buf, 6, GroupId(3), 4, Some(0));
         encode_hard_state(&mut buf, 7, GroupId(1), 4, None);
         encode_checkpoint(&mut buf, 8, GroupId(1), 4, 11);
+        let owner = FileOwner { cluster: 1 << 70, node: 3, incarnation: 9 };
+        encode_owner(&mut buf, 9, &owner);
         let mut at = 0;
         let mut bodies = Vec::new();
         while at < buf.len() {
@@ -312,6 +330,7 @@ mod tests {
                 Body::HardState { term: 4, vote: Some(0) },
                 Body::HardState { term: 4, vote: None },
                 Body::Checkpoint { term: 4, index: 11 },
+                Body::Owner(owner),
             ]
         );
     }

@@ -64,7 +64,7 @@ impl Summary {
             Body::Entry { term, index, .. } => self.entry(record.group, *term, *index),
             Body::HardState { term, vote } => self.hard_state(record.group, *term, *vote),
             Body::Checkpoint { term, index } => self.restart(record.group, *term, *index),
-            Body::Identities { .. } => {}
+            Body::Identities { .. } | Body::Owner(_) => {}
         }
     }
 

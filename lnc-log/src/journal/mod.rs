@@ -10,6 +10,8 @@
 //! - A flush that fails its checks is a torn tail, and cut, unless a later flush attests that it was durable: then it
 //!   is damage. What its records were is known from copies that the flushes after it carry (`identity.rs`), so that they
 //!   can be fetched from a peer; without a copy, it is an error.
+//! - What is missing altogether is told by the mark, a small file beside the journal (`mark.rs`): flushes that it calls
+//!   durable, or files that it names, and that are not there, are lost. What they were is not known then.
 //! - Each open raises the epoch. After a cut, leftovers beyond it have a lower epoch than what is written next, so they
 //!   never come back.
 //!
@@ -17,11 +19,13 @@
 //!
 //! No clocks, threads or entropy: the same calls and completions give the same bytes.
 
+use crate::FileOwner;
 use crate::disk::{AlignedBuf, BLOCK, Completion, Disk, Op, Outcome, Owner};
 use bytes::Bytes;
 use files::Files;
 use format::Header;
 use identity::{Recent, Summary};
+use mark::{GroupMark, Mark, Marks};
 use read::Reads;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -31,6 +35,7 @@ mod error;
 mod files;
 mod format;
 mod identity;
+mod mark;
 mod read;
 mod recovery;
 
@@ -65,13 +70,37 @@ pub struct JournalConfig {
     /// A random number that stays with the data directory, unknown to clients. It marks every flush, so that neither
     /// another node's file nor a payload made to look like a flush is taken for one.
     pub identity: u64,
+    /// The member that this is the journal of, which its files name.
+    pub owner: FileOwner,
+    /// The format of the data directory: from 3 on there must be a mark, from 2 on there must be something at all.
+    pub format: u32,
 }
 
 impl JournalConfig {
     /// The defaults, for the journal of this identity.
     pub fn new(identity: u64) -> Self {
-        Self { file_bytes: 64 << 20, max_in_flight: 4, identity }
+        let owner = FileOwner { incarnation: identity, ..FileOwner::default() };
+        Self { file_bytes: 64 << 20, max_in_flight: 4, identity, owner, format: 1 }
     }
+
+    /// Whether the data directory must have a mark.
+    fn keeps_mark(&self) -> bool {
+        self.format >= MARK_FORMAT
+    }
+}
+
+/// The format of a cluster from which on its nodes keep a mark, see [`Journal::keep_mark`].
+pub const MARK_FORMAT: u32 = 3;
+
+/// The number of the newest checkpoint that the mark knows to have been durable; 0: there was none, or there is no mark.
+/// For the start of a node.
+pub fn newest_checkpoint<D: Disk>(disk: &mut D, config: &JournalConfig) -> Result<u64, JournalError> {
+    mark::newest_checkpoint(disk, config)
+}
+
+/// The number of the oldest file of the journal, if there is any. For the start of a node.
+pub fn oldest_file<D: Disk>(disk: &mut D) -> Result<Option<u64>, JournalError> {
+    recovery::oldest_file(disk)
 }
 
 /// Number of the first file that recovery reads, as named by the newest checkpoint; 0 for the oldest there is.
@@ -139,6 +168,31 @@ pub struct Recovered {
     pub torn_tail: Option<Cut>,
     /// Flushes that were durable and are damaged. What they held is among the groups, marked as damaged.
     pub damage: Vec<Damage>,
+    /// The end of the journal is lost, and what was in it is not known.
+    pub lost_tail: Option<LostTail>,
+    /// Groups whose log may lack entries that this node acknowledged, each until it has an entry of this term or a later
+    /// one: those are of a leader that was elected without this node, and has all that was committed.
+    pub in_doubt: BTreeMap<GroupId, u64>,
+}
+
+/// The end of a journal that is known to have been longer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostTail {
+    /// Number of the file where it ends now.
+    pub file: u64,
+    /// Byte position.
+    pub position: u64,
+    /// What must be there.
+    pub expected: String,
+    /// What was found.
+    pub found: String,
+}
+
+impl fmt::Display for LostTail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, position, expected, found } = self;
+        write!(f, "the journal ends in {} at byte {position}: expected {expected}, found {found}", file_path(*file))
+    }
 }
 
 /// A stretch of the journal that was durable and is damaged.
@@ -173,6 +227,8 @@ struct Staged {
     records: u32,
     /// Whether it holds more than copies.
     content: bool,
+    /// Whether it holds a new term or vote.
+    votes: bool,
     /// What it holds.
     summary: Summary,
 }
@@ -187,6 +243,7 @@ struct Sealed {
     buf: AlignedBuf,
     records: u32,
     content: bool,
+    votes: bool,
 }
 
 /// A flush that is being written.
@@ -199,6 +256,8 @@ struct InFlight {
     content: bool,
     /// The `durable` of its header.
     attests: u64,
+    /// The mark that it waits for; 0: none.
+    mark: u64,
     done: bool,
 }
 
@@ -212,6 +271,11 @@ pub struct Journal {
     next_number: u64,
     /// The current term and vote of each group: every new file starts with them, since older files may go.
     hard_states: BTreeMap<GroupId, (u64, Option<u64>)>,
+    /// Groups whose log may lack what this node acknowledged, see [`Recovered::in_doubt`].
+    in_doubt: BTreeMap<GroupId, u64>,
+    marks: Marks,
+    /// The newest durable checkpoint.
+    checkpoint: u64,
     staged: Staged,
     /// What the flushes before the staged one held.
     recent: Recent,
@@ -241,20 +305,22 @@ impl Journal {
         config: JournalConfig,
         start: JournalStart,
     ) -> Result<(Self, Recovered), JournalError> {
-        Self::open_above(disk, config, start, &BTreeMap::new())
+        Self::open_above(disk, config, start, start, &BTreeMap::new())
     }
 
     /// As [`Journal::open`], but without the payloads of entries up to the index that `covered` gives for their group:
-    /// a checkpoint has their effect already, and retained ones could fill the memory. They can still be read.
+    /// a checkpoint has their effect already, and retained ones could fill the memory. They can still be read. Files before
+    /// `needed` hold nothing else: if they are damaged, they are given up.
     pub fn open_above<D: Disk>(
         disk: &mut D,
         mut config: JournalConfig,
         start: JournalStart,
+        needed: JournalStart,
         covered: &BTreeMap<GroupId, u64>,
     ) -> Result<(Self, Recovered), JournalError> {
         config.file_bytes = config.file_bytes.max(2 * BLOCK as u64).next_multiple_of(BLOCK as u64);
         config.max_in_flight = config.max_in_flight.max(1);
-        let (scan, recovered) = recovery::recover(disk, &config, start, covered)?;
+        let (scan, recovered) = recovery::recover(disk, &config, start, needed, covered)?;
         let hard_states =
             recovered.groups.iter().filter_map(|(group, state)| Some((*group, state.hard_state?))).collect();
         let journal = Self {
@@ -263,6 +329,9 @@ impl Journal {
             next_sequence: scan.next_sequence,
             next_number: scan.last_number + 1,
             hard_states,
+            in_doubt: recovered.in_doubt.clone(),
+            marks: scan.marks,
+            checkpoint: scan.checkpoint,
             staged: Staged {
                 file: scan.file,
                 position: scan.position,
@@ -270,6 +339,7 @@ impl Journal {
                 buf: AlignedBuf::default(),
                 records: 0,
                 content: false,
+                votes: false,
                 summary: Summary::default(),
             },
             recent: scan.recent,
@@ -305,6 +375,7 @@ impl Journal {
             format::encode_hard_state(buf, sequence, group, term, vote);
         });
         self.staged.summary.hard_state(group, term, vote);
+        self.staged.votes = true;
     }
 
     /// Stage the news that a group's log restarts after `index`, as when a snapshot replaces it: everything journaled
@@ -368,7 +439,13 @@ impl Journal {
         if self.failed {
             return Ok(None);
         }
-        let done = if self.files.owns(token) {
+        let done = if self.marks.owns(token) {
+            let next = self.files.token();
+            self.marks.on_completion(disk, completion.result, next).map(|()| {
+                self.advance();
+                false
+            })
+        } else if self.files.owns(token) {
             self.files.on_completion(disk, token, completion.result)
         } else {
             self.written(token, completion.result).map(|()| false)
@@ -396,7 +473,11 @@ impl Journal {
     /// a later flush, it writes an empty one that does, so that damage to them cannot pass for a torn tail.
     pub fn mark_idle<D: Disk>(&mut self, disk: &mut D) {
         let quiet = self.in_flight.is_empty() && self.sealed.is_empty() && self.staged.buf.is_empty();
-        if self.failed || !quiet || self.last_with_records <= self.attested {
+        if self.failed || !quiet {
+            return;
+        }
+        self.mark_durable(disk);
+        if self.last_with_records <= self.attested {
             return;
         }
         self.reserve(0);
@@ -405,6 +486,62 @@ impl Journal {
         if self.can_flush() {
             self.seal();
             self.pump(disk);
+        }
+    }
+
+    /// Let the mark say how far flushes are durable, if it does not yet.
+    pub fn mark_durable<D: Disk>(&mut self, disk: &mut D) {
+        if !self.failed && self.marks.is_ready() && self.marks.durable() < self.durable {
+            self.marks.want();
+            self.write_mark(disk);
+        }
+    }
+
+    /// Begin to keep a mark, if that has not been done: the data directory may have one now.
+    pub fn keep_mark<D: Disk>(&mut self, disk: &mut D) {
+        if self.failed || self.marks.is_written() || self.marks.is_busy() {
+            return;
+        }
+        if self.marks.is_ready() {
+            self.marks.want();
+            self.write_mark(disk);
+        } else {
+            let (token, file) = (self.files.token(), self.files.new_id());
+            self.marks.create(disk, token, file);
+        }
+    }
+
+    /// Whether there is a mark on stable storage that is as new as it must be.
+    pub fn has_mark(&self) -> bool {
+        self.marks.is_written() || self.config.keeps_mark()
+    }
+
+    /// Whether the mark says how far flushes are durable, or there is none.
+    pub fn is_marked(&self) -> bool {
+        let has_all = self.marks.durable() >= self.durable && !self.marks.is_busy();
+        self.failed || !self.marks.is_ready() || has_all
+    }
+
+    /// Checkpoint `number` is durable.
+    pub fn note_checkpoint<D: Disk>(&mut self, disk: &mut D, number: u64) {
+        self.checkpoint = self.checkpoint.max(number);
+        if !self.failed && self.marks.is_ready() {
+            self.marks.want();
+            self.write_mark(disk);
+        }
+    }
+
+    /// The term of which a group's log must have an entry before it is certain to have all that this node acknowledged;
+    /// `None` if it has.
+    pub fn in_doubt(&self, group: GroupId) -> Option<u64> {
+        self.in_doubt.get(&group).copied()
+    }
+
+    /// The log of a group has everything again.
+    pub fn trust<D: Disk>(&mut self, disk: &mut D, group: GroupId) {
+        if self.in_doubt.remove(&group).is_some() && !self.failed && self.marks.is_ready() {
+            self.marks.want();
+            self.write_mark(disk);
         }
     }
 
@@ -521,11 +658,15 @@ impl Journal {
             return;
         }
         self.seal();
-        let least = self.opening() + self.hard_states.len() * format::HARD_STATE_RECORD + len;
+        let least = self.opening() + self.hard_states.len() * format::HARD_STATE_RECORD + format::OWNER_RECORD + len;
         self.staged.file += 1;
         self.staged.position = 0;
         self.staged.capacity = self.config.file_bytes.max(least.next_multiple_of(BLOCK) as u64);
         self.begin_flush();
+        if self.marks.is_ready() {
+            let owner = self.config.owner;
+            self.put(|buf, sequence| format::encode_owner(buf, sequence, &owner));
+        }
         for (group, (term, vote)) in self.hard_states.clone() {
             self.put(|buf, sequence| format::encode_hard_state(buf, sequence, group, term, vote));
             self.staged.summary.hard_state(group, term, vote);
@@ -547,6 +688,7 @@ impl Journal {
             buf: std::mem::take(&mut self.staged.buf),
             records: std::mem::take(&mut self.staged.records),
             content: std::mem::take(&mut self.staged.content),
+            votes: std::mem::take(&mut self.staged.votes),
         };
         let len = identity::padded(flush.buf.len());
         let held = std::mem::take(&mut self.staged.summary);
@@ -565,11 +707,12 @@ impl Journal {
         {
             self.write(disk, flush);
         }
+        self.write_mark(disk);
         self.make_room(disk, false);
     }
 
     fn write<D: Disk>(&mut self, disk: &mut D, flush: Sealed) {
-        let Sealed { number, file, position, mut buf, records, content, .. } = flush;
+        let Sealed { number, file, position, mut buf, records, content, votes, .. } = flush;
         let header = Header {
             identity: self.config.identity,
             epoch: self.epoch,
@@ -583,9 +726,38 @@ impl Journal {
         buf.pad_to_block();
         let (token, end) = (self.files.token(), position + buf.len() as u64);
         let attests = self.durable;
-        self.in_flight.push_back(InFlight { token, number, file, end, content, attests, done: false });
+        // What a vote or the first flush of a file promises must be known even if the file is lost.
+        let marked = self.marks.is_ready() && (votes || file > self.marks.newest_file());
+        let mark = if marked { self.marks.want() } else { 0 };
+        self.in_flight.push_back(InFlight { token, number, file, end, content, attests, mark, done: false });
         let id = self.files.live[&file].id;
         disk.submit(Owner::Journal.token(token), Op::Write { file: id, position, buf, durable: true });
+        self.write_mark(disk);
+    }
+
+    /// Write the mark if somebody waits for it, and none is being written.
+    fn write_mark<D: Disk>(&mut self, disk: &mut D) {
+        if !self.marks.is_due() {
+            return;
+        }
+        let mut groups: BTreeMap<GroupId, GroupMark> = BTreeMap::new();
+        for (group, (term, vote)) in &self.hard_states {
+            groups.insert(*group, GroupMark { term: *term, vote: *vote, in_doubt: 0 });
+        }
+        for (group, term) in &self.in_doubt {
+            groups.entry(*group).or_default().in_doubt = *term;
+        }
+        let mark = Mark {
+            sequence: 0,
+            owner: self.config.owner,
+            epoch: self.epoch,
+            durable: self.durable,
+            checkpoint: self.checkpoint,
+            files: self.files.live.iter().map(|(number, live)| (*number, live.len)).collect(),
+            groups,
+        };
+        let token = self.files.token();
+        self.marks.write(disk, token, mark);
     }
 
     /// A flush was written: advance over every one that is now durable in order.
@@ -608,8 +780,15 @@ impl Journal {
                 return Err(JournalError::WriteFailed { operation: "write", path: file_path(flush.file), source });
             }
         }
+        self.advance();
+        Ok(())
+    }
+
+    /// Flushes are durable in order, and once the mark is that they wait for.
+    fn advance(&mut self) {
         while let Some(flush) = self.in_flight.front()
             && flush.done
+            && flush.mark <= self.marks.written()
         {
             assert_eq!(flush.number, self.durable + 1, "flushes become durable in order");
             self.durable = flush.number;
@@ -620,7 +799,6 @@ impl Journal {
             }
             self.in_flight.pop_front();
         }
-        Ok(())
     }
 
     /// Prepare the next file: at twice the pace at which the current one fills, at once when a flush already waits for

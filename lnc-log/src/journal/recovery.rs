@@ -4,9 +4,10 @@
 use super::files::{Files, MAX_SPARES};
 use super::format::{Body, HEADER, Header, HeaderFault, Record};
 use super::identity::{Item, Recent, Summary};
+use super::mark::{GroupMark, Mark, Marks};
 use super::{
-    Cut, DIR, Damage, GroupId, JournalConfig, JournalError, JournalStart, Location, Recovered, RecoveredEntry,
-    RecoveredGroup, file_path,
+    Cut, DIR, Damage, GroupId, JournalConfig, JournalError, JournalStart, Location, LostTail, Recovered,
+    RecoveredEntry, RecoveredGroup, file_path,
 };
 use crate::disk::{AlignedBuf, BLOCK, Disk, FileId, Op, Outcome};
 use bytes::Bytes;
@@ -32,6 +33,9 @@ pub(super) struct Scan {
     pub(super) attested: u64,
     pub(super) last_with_records: u64,
     pub(super) recent: Recent,
+    pub(super) marks: Marks,
+    /// The newest checkpoint that the mark knows.
+    pub(super) checkpoint: u64,
 }
 
 /// An open file and the part of it that is in memory.
@@ -51,14 +55,39 @@ impl Source {
         if position < held.start || position + len > held.end {
             let want = len.max(WINDOW).next_multiple_of(BLOCK as u64).min(self.len - position);
             let failed = |source| JournalError::ReadFailed { path: file_path(self.number), source };
-            match disk.run(Op::Read { file: self.id, position, len: want as usize }).map_err(failed)? {
-                Outcome::Read(bytes) if bytes.len() as u64 == want => self.window = bytes,
-                _ => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
+            match disk.run(Op::Read { file: self.id, position, len: want as usize }) {
+                Ok(Outcome::Read(bytes)) if bytes.len() as u64 == want => self.window = bytes,
+                Ok(_) => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
+                Err(error) => {
+                    tracing::error!(
+                        file = file_path(self.number),
+                        position,
+                        %error,
+                        "a place of the journal cannot be read: it counts as damaged; look at the disk"
+                    );
+                    self.window = self.readable(disk, position, want);
+                }
             }
             self.window_start = position;
         }
         let from = (position - self.window_start) as usize;
         Ok(&self.window[from..from + len as usize])
+    }
+}
+
+impl Source {
+    /// The bytes at `position`, with zeros for the blocks that cannot be read.
+    fn readable<D: Disk>(&self, disk: &mut D, position: u64, len: u64) -> AlignedBuf {
+        let mut bytes = AlignedBuf::zeroed(len as usize);
+        for at in (0..len).step_by(BLOCK) {
+            let op = Op::Read { file: self.id, position: position + at, len: BLOCK };
+            if let Ok(Outcome::Read(block)) = disk.run(op)
+                && block.len() == BLOCK
+            {
+                bytes[at as usize..at as usize + BLOCK].copy_from_slice(&block);
+            }
+        }
+        bytes
     }
 }
 
@@ -89,6 +118,18 @@ struct Chain {
 }
 
 impl Chain {
+    /// What precedes the first flush of a journal that begins with this file.
+    fn before(file: u64) -> Self {
+        Self {
+            number: (file == 1).then_some(0),
+            epoch: 0,
+            sequence: None,
+            attested: 0,
+            last_with_records: 0,
+            recent: Recent::default(),
+        }
+    }
+
     /// Whether a flush of this number belongs behind it.
     fn is_before(&self, number: u64) -> bool {
         self.number.is_none_or(|last| number > last)
@@ -100,49 +141,64 @@ fn failed(operation: &'static str, path: &str) -> impl FnOnce(io::Error) -> Jour
     move |source| JournalError::WriteFailed { operation, path, source }
 }
 
+/// Read the journal from `start` on; from `needed` on, if what is damaged is only kept for followers that lag.
 pub(super) fn recover<D: Disk>(
     disk: &mut D,
     config: &JournalConfig,
     start: JournalStart,
+    needed: JournalStart,
     covered: &BTreeMap<GroupId, u64>,
 ) -> Result<(Scan, Recovered), JournalError> {
     let mut files = Files::default();
-    let mut sources = open_files(disk, &mut files, start)?;
-    if sources.is_empty() {
-        sources.push(open_file(disk, &mut files, 1, true)?);
-    }
-    let first = sources[0].number;
-    let mut chain = Chain {
-        number: (first == 1).then_some(0),
-        epoch: 0,
-        sequence: None,
-        attested: 0,
-        last_with_records: 0,
-        recent: Recent::default(),
+    let error = match recover_from(disk, config, &mut files, start, covered) {
+        Err(error) if error.damaged_file().is_some_and(|file| file < needed.0) => error,
+        other => return other,
     };
+    tracing::error!(
+        %error,
+        from = needed.0,
+        "files of the journal that are kept only for followers that lag are damaged: they are given up; look at the disk"
+    );
+    files.close_all(disk);
+    recover_from(disk, config, &mut files, needed, covered)
+}
+
+fn recover_from<D: Disk>(
+    disk: &mut D,
+    config: &JournalConfig,
+    files: &mut Files,
+    start: JournalStart,
+    covered: &BTreeMap<GroupId, u64>,
+) -> Result<(Scan, Recovered), JournalError> {
+    let (mut marks, mark) = Marks::load(disk, config, files.new_id(), config.keeps_mark())?;
+    let mut sources = open_files(disk, files, config, start, mark.as_ref())?;
+    let mut chain = Chain::before(sources.first().map_or(start.0.max(1), |first| first.number));
     let mut recovered = Recovered::default();
-    let mut start = (0, 0);
-    let (at, position, found, survey) = loop {
-        let (at, position, tail) = scan(disk, config, &mut sources, &mut chain, covered, &mut recovered, start)?;
-        let survey = Survey::take(disk, config, &mut sources[at..], position, &chain)?;
-        let Found::Nothing { found, torn } = tail else { break (at, position, None, survey) };
-        let Some(error) = survey.verdict(&sources[at..], position, &chain, &found) else {
-            break (at, position, (torn || survey.first_later.is_some()).then_some(found), survey);
-        };
-        if matches!(error, JournalError::MissingFile { .. }) {
-            return Err(error);
-        }
-        if mutated(Mutation::CutDamage) {
-            break (at, position, Some(found), survey);
-        }
-        // Damage: go on behind it, if the flushes there tell what it held.
-        let resumed = resume(disk, config, &mut sources, at, &survey, &mut chain, covered, &mut recovered)?;
-        let Some(next) = resumed else { return Err(error) };
-        let (file, position) = next.lost;
-        recovered.damage.push(Damage { file, position, flushes: next.flushes, found });
-        start = next.place;
+    let end = match sources.is_empty() {
+        true => End::of_nothing(),
+        false => read_all(disk, config, &mut sources, &mut chain, covered, &mut recovered, mark.as_ref())?,
     };
-    recovered.torn_tail = found.map(|found| Cut { file: sources[at].number, position, found });
+    refuse_foreign(disk, config, &mut sources, end.at, mark.as_ref())?;
+    let End { at, position, found, survey, .. } = &end;
+    let (at, position) = (*at, *position);
+    if let Some(mark) = mark.as_ref() {
+        let begins = start.0.max(1);
+        let lost = lost_tail(mark, &sources, begins, &chain, &end);
+        take_mark(mark, config, lost.is_some(), covered, &mut recovered);
+        if chain.number.is_none() {
+            chain.number = Some(mark.durable);
+        }
+        chain.epoch = chain.epoch.max(mark.epoch);
+        if lost.is_some() {
+            marks.write_now(disk, after_loss(mark, &sources[..sources.len().min(at + 1)], &chain, &recovered))?;
+        }
+        recovered.lost_tail = lost;
+    }
+    let epoch = chain.epoch.max(survey.max_epoch) + 1;
+    if sources.is_empty() {
+        sources.push(open_file(disk, files, start.0.max(1), true)?);
+    }
+    recovered.torn_tail = found.clone().map(|found| Cut { file: sources[at].number, position, found });
 
     // What was read may have come from a cache that a killed process left behind: it counts only once it is synced.
     for source in &sources[..=at] {
@@ -159,44 +215,233 @@ pub(super) fn recover<D: Disk>(
     for source in sources {
         files.live.insert(source.number, super::files::Live { id: source.id, len: source.len, readers: 0 });
     }
-    keep_spares(disk, &mut files, spares, config)?;
+    keep_spares(disk, files, spares, config)?;
     disk.run(Op::SyncDir { path: DIR.to_owned() }).map_err(failed("sync", DIR))?;
     let scan = Scan {
-        files,
+        files: std::mem::take(files),
         file,
         position,
         capacity,
-        epoch: chain.epoch.max(survey.max_epoch) + 1,
+        epoch,
         last_number: chain.number.unwrap_or(0),
         next_sequence: chain.sequence.map_or(1, |s| s + 1),
         attested: chain.attested,
         last_with_records: chain.last_with_records,
         recent: chain.recent,
+        marks,
+        checkpoint: mark.map_or(0, |mark| mark.checkpoint),
     };
     Ok((scan, recovered))
 }
 
-/// Open the files from `start` on, in order; remove those before it, and stray ones after a gap.
-fn open_files<D: Disk>(disk: &mut D, files: &mut Files, start: JournalStart) -> Result<Vec<Source>, JournalError> {
-    disk.run(Op::CreateDir { path: DIR.to_owned() }).map_err(failed("create", DIR))?;
-    disk.run(Op::SyncDir { path: String::new() }).map_err(failed("sync", "the data directory"))?;
+/// Where the flushes end.
+struct End {
+    /// Index of the file, and position.
+    at: usize,
+    position: u64,
+    /// What looks like the remains of a flush there.
+    found: Option<String>,
+    survey: Survey,
+    /// There is something that is no work of a crash.
+    damaged: Option<String>,
+}
+
+impl End {
+    /// Of a journal without files.
+    fn of_nothing() -> Self {
+        Self { at: 0, position: 0, found: None, survey: Survey::default(), damaged: None }
+    }
+}
+
+/// Read all flushes, past damage whose content is known.
+fn read_all<D: Disk>(
+    disk: &mut D,
+    config: &JournalConfig,
+    sources: &mut [Source],
+    chain: &mut Chain,
+    covered: &BTreeMap<GroupId, u64>,
+    recovered: &mut Recovered,
+    mark: Option<&Mark>,
+) -> Result<End, JournalError> {
+    let known = mark.map_or(0, |mark| mark.durable);
+    let mut start = (0, 0);
+    loop {
+        let (at, position, tail) = scan(disk, config, sources, chain, covered, recovered, start)?;
+        let survey = Survey::take(disk, config, &mut sources[at..], position, chain)?;
+        let Found::Nothing { found, torn } = tail else {
+            return Ok(End { at, position, found: None, survey, damaged: None });
+        };
+        let Some(error) = survey.verdict(&sources[at..], position, chain, &found, known) else {
+            let found = (torn || survey.first_later.is_some()).then_some(found);
+            return Ok(End { at, position, found, survey, damaged: None });
+        };
+        if matches!(error, JournalError::MissingFile { .. }) {
+            return Err(error);
+        }
+        refuse_foreign(disk, config, sources, at, mark)?;
+        if mutated(Mutation::CutDamage) {
+            return Ok(End { at, position, found: Some(found), survey, damaged: None });
+        }
+        // Damage: go on behind it, if the flushes there tell what it held.
+        let Some(next) = resume(disk, config, sources, at, &survey, chain, covered, recovered)? else {
+            if mark.is_some() && survey.later.is_empty() {
+                // Nothing is behind it: what is lost is the end.
+                return Ok(End { at, position, found: Some(found.clone()), survey, damaged: Some(found) });
+            }
+            return Err(error);
+        };
+        let (file, position) = next.lost;
+        recovered.damage.push(Damage { file, position, flushes: next.flushes, found });
+        start = next.place;
+    }
+}
+
+/// What the mark says to be there, and is not.
+fn lost_tail(mark: &Mark, sources: &[Source], begins: u64, chain: &Chain, end: &End) -> Option<LostTail> {
+    let here = sources.get(end.at);
+    let (file, position) = here.map_or((begins, 0), |here| (here.number, end.position));
+    let lost = |expected, found| Some(LostTail { file, position, expected, found });
+    // The files that it names from the one on where the flushes end: those before are whole, as far as it matters.
+    for (number, len) in mark.files.range(file.max(begins)..) {
+        match sources.iter().find(|source| source.number == *number) {
+            None => return lost(format!("{}, which was in use", file_path(*number)), "no such file".to_owned()),
+            Some(source) if source.len < *len => {
+                return lost(format!("{len} bytes in {}", file_path(*number)), format!("{} bytes", source.len));
+            }
+            Some(_) => {}
+        }
+    }
+    let durable = chain.number.unwrap_or(0);
+    let found = || end.damaged.clone().unwrap_or_else(|| "nothing behind it".to_owned());
+    let is_short = durable < mark.durable || end.damaged.is_some();
+    is_short.then(|| lost(format!("flushes up to {}", mark.durable), format!("flush {durable}, {}", found())))?
+}
+
+/// Take over what the mark knows of the groups. After a loss it is not known what they had: none of them may vote before it
+/// has heard of a leader of a term in which it has not voted.
+fn take_mark(
+    mark: &Mark,
+    config: &JournalConfig,
+    lost: bool,
+    covered: &BTreeMap<GroupId, u64>,
+    recovered: &mut Recovered,
+) {
+    for (id, GroupMark { term, vote, in_doubt }) in &mark.groups {
+        let group = recovered.groups.entry(*id).or_default();
+        let newer = group.hard_state.is_none_or(|(own, voted)| own < *term || (own == *term && voted.is_none()));
+        if newer && *term > 0 {
+            group.hard_state = Some((*term, *vote));
+        }
+        if *in_doubt > 0 {
+            recovered.in_doubt.insert(*id, *in_doubt);
+        }
+    }
+    if !lost {
+        return;
+    }
+    for id in covered.keys() {
+        recovered.groups.entry(*id).or_default();
+    }
+    for (id, group) in &mut recovered.groups {
+        let term = group.hard_state.map_or(0, |(term, _)| term) + 1;
+        // A vote for itself, with which it does not stand: nobody else gets one in this term.
+        group.hard_state = Some((term, Some(config.owner.node)));
+        recovered.in_doubt.insert(*id, term);
+    }
+}
+
+/// The mark once a loss is known: it goes on from what is there, and the groups are in doubt.
+fn after_loss(mark: &Mark, sources: &[Source], chain: &Chain, recovered: &Recovered) -> Mark {
+    let group = |(id, group): (&GroupId, &RecoveredGroup)| {
+        let (term, vote) = group.hard_state.unwrap_or_default();
+        (*id, GroupMark { term, vote, in_doubt: recovered.in_doubt.get(id).copied().unwrap_or_default() })
+    };
+    Mark {
+        durable: chain.number.unwrap_or(0),
+        epoch: chain.epoch,
+        files: sources.iter().map(|source| (source.number, source.len)).collect(),
+        groups: recovered.groups.iter().map(group).collect(),
+        ..mark.clone()
+    }
+}
+
+/// The numbers of the files that are there, in order.
+fn numbers<D: Disk>(disk: &mut D) -> Result<Vec<u64>, JournalError> {
     let listed = disk.run(Op::List { path: DIR.to_owned() }).map_err(failed("list", DIR))?;
     let Outcome::Names(names) = listed else {
         return Err(failed("list", DIR)(io::ErrorKind::InvalidData.into()));
     };
     let mut numbers: Vec<u64> = names.iter().filter_map(|name| file_number(name)).collect();
     numbers.sort_unstable();
-    if start.0 > 0 && !numbers.contains(&start.0) {
-        return Err(JournalError::MissingFile { file: start.0 });
+    Ok(numbers)
+}
+
+pub(super) fn oldest_file<D: Disk>(disk: &mut D) -> Result<Option<u64>, JournalError> {
+    Ok(numbers(disk)?.first().copied())
+}
+
+/// Whether a file that matters was written by another member: nothing is written to it, since it may be all that its
+/// owner has.
+fn refuse_foreign<D: Disk>(
+    disk: &mut D,
+    config: &JournalConfig,
+    sources: &mut [Source],
+    from: usize,
+    mark: Option<&Mark>,
+) -> Result<(), JournalError> {
+    let used = |number: &u64| mark.is_some_and(|mark| mark.files.contains_key(number));
+    for (n, source) in sources.iter_mut().enumerate().skip(from) {
+        if (n > 0 && !used(&source.number)) || source.len < BLOCK as u64 {
+            continue;
+        }
+        let number = source.number;
+        let first = source.bytes(disk, 0, BLOCK as u64)?;
+        let Err(HeaderFault::Foreign { identity }) = Header::decode(first, config.identity) else { continue };
+        let mut at = HEADER;
+        while let Some(Ok(record)) = first.get(at..).filter(|rest| !rest.is_empty()).map(Record::decode) {
+            if let Body::Owner(found) = record.body {
+                return Err(JournalError::OtherOwner { path: file_path(number), expected: config.owner, found });
+            }
+            at += record.len;
+        }
+        return Err(JournalError::Foreign { file: number, expected: config.identity, found: identity });
+    }
+    Ok(())
+}
+
+/// Open the files from `start` on, in order; remove those before it, and stray ones after a gap.
+fn open_files<D: Disk>(
+    disk: &mut D,
+    files: &mut Files,
+    config: &JournalConfig,
+    start: JournalStart,
+    mark: Option<&Mark>,
+) -> Result<Vec<Source>, JournalError> {
+    disk.run(Op::CreateDir { path: DIR.to_owned() }).map_err(failed("create", DIR))?;
+    disk.run(Op::SyncDir { path: String::new() }).map_err(failed("sync", "the data directory"))?;
+    let numbers = numbers(disk)?;
+    let begins = start.0.max(1);
+    let is_lost = (start.0 > 0 || mark.is_some()) && !numbers.contains(&begins);
+    // The mark tells what was in use from what was only prepared: if all of the former is lost, it is known what is.
+    let newest_used = mark.and_then(|mark| mark.files.last_key_value()).map(|(number, _)| *number);
+    let all_lost = is_lost && newest_used.is_some_and(|used| !numbers.iter().any(|n| (begins..=used).contains(n)));
+    if is_lost && !all_lost {
+        return Err(JournalError::MissingFile { file: begins });
     }
     let mut sources = Vec::new();
     for number in numbers {
-        if number < start.0 {
+        if number < start.0 || all_lost {
             let path = file_path(number);
             disk.run(Op::Remove { path: path.clone() }).map_err(failed("remove", &path))?;
         } else {
             sources.push(open_file(disk, files, number, false)?);
         }
+    }
+    if sources.is_empty() && mark.is_none() {
+        if config.format > 1 {
+            return Err(JournalError::Gone { path: DIR });
+        }
+        sources.push(open_file(disk, files, 1, true)?);
     }
     Ok(sources)
 }
@@ -251,7 +496,7 @@ fn scan<D: Disk>(
         let mut content = false;
         for (offset, record) in records {
             summary.record(&record);
-            content |= !matches!(record.body, Body::Identities { .. });
+            content |= !matches!(record.body, Body::Identities { .. } | Body::Owner(_));
             chain.sequence = Some(record.sequence);
             let location = Location {
                 file: header.file,
@@ -279,12 +524,12 @@ fn header_len(header: &Header) -> u64 {
 }
 
 fn apply(recovered: &mut Recovered, record: Record, offset: usize, body: &Bytes, location: Location, covered: u64) {
-    if matches!(record.body, Body::Identities { .. }) {
+    if matches!(record.body, Body::Identities { .. } | Body::Owner(_)) {
         return;
     }
     let group = recovered.groups.entry(record.group).or_default();
     match record.body {
-        Body::Identities { .. } => {}
+        Body::Identities { .. } | Body::Owner(_) => {}
         Body::HardState { term, vote } => group.hard_state = Some((term, vote)),
         Body::Checkpoint { term, index } => {
             group.entries.clear();
@@ -407,9 +652,6 @@ fn flush_at<D: Disk>(
         }
         // Left over in a recycled file.
         Err(HeaderFault::Version { found, .. }) => return nothing(format!("a flush of format {found}"), false),
-        Err(HeaderFault::Foreign { identity: found }) if position == 0 && chain.epoch == 0 => {
-            return Err(JournalError::Foreign { file, expected: config.identity, found });
-        }
         Err(HeaderFault::Foreign { identity }) => return nothing(format!("a flush of {identity:#018x}"), false),
     };
     let Header { number, epoch, .. } = header;
@@ -456,6 +698,7 @@ fn check_body(header: &Header, flush: &[u8], mut last: Option<u64>) -> Result<Ve
 }
 
 /// What lies beyond the end of the valid flushes.
+#[derive(Default)]
 struct Survey {
     /// The highest epoch ever seen there. The next must be higher, or leftovers could pass for new.
     max_epoch: u64,
@@ -477,7 +720,7 @@ impl Survey {
         chain: &Chain,
     ) -> Result<Self, JournalError> {
         let missing = chain.number.map(|last| last + 1);
-        let mut survey = Self { max_epoch: 0, first_later: None, attester: None, later: Vec::new() };
+        let mut survey = Self::default();
         for (n, source) in sources.iter_mut().enumerate() {
             let mut at = if n == 0 { position } else { 0 };
             while at + BLOCK as u64 <= source.len {
@@ -509,8 +752,16 @@ impl Survey {
         Ok(survey)
     }
 
-    /// Whether the flushes end at `position` of the first source because of damage.
-    fn verdict(&self, sources: &[Source], position: u64, chain: &Chain, found: &str) -> Option<JournalError> {
+    /// Whether the flushes end at `position` of the first source because of damage. The mark calls flushes up to `marked`
+    /// durable.
+    fn verdict(
+        &self,
+        sources: &[Source],
+        position: u64,
+        chain: &Chain,
+        found: &str,
+        marked: u64,
+    ) -> Option<JournalError> {
         let file = sources[0].number;
         let Some(last) = chain.number else {
             // Only journals that begin with file 1 may begin with an unfinished flush: files before any other start
@@ -518,7 +769,11 @@ impl Survey {
             let expected = "the first flush of the file".to_owned();
             return Some(JournalError::Damaged { file, position, expected, found: found.to_owned() });
         };
-        let (by_file, by_position, by) = self.attester?;
+        let Some((by_file, by_position, by)) = self.attester else {
+            let expected = format!("flush {}, which the mark calls durable", last + 1);
+            let damaged = JournalError::Damaged { file, position, expected, found: found.to_owned() };
+            return (last < marked).then_some(damaged);
+        };
         // Names are synced before flushes go to a file, so a gap before this one is no work of a crash.
         let gap = (file..by_file).find(|number| sources.iter().all(|source| source.number != *number));
         if let Some(file) = gap {

@@ -141,10 +141,7 @@ impl SegmentStore {
         let mut buf = self.take_buffer();
         let Some(partition) = self.partitions.get_mut(&key) else { return };
         let op = match (partition.lane, &mut partition.repair) {
-            (Some(Step::ReadDamaged { .. }), Some(repair)) => {
-                let position = block_floor(repair.place.position);
-                Op::Read { file, position, len: (block_ceil(repair.end()) - position) as usize }
-            }
+            (Some(Step::ReadDamaged { .. }), Some(repair)) => Op::Read { file, position: repair.edge(), len: BLOCK },
             (Some(Step::WriteRepaired { .. }), Some(repair)) => {
                 let (place, position) = (repair.place, block_floor(repair.place.position));
                 let mut buf = std::mem::take(&mut repair.blocks);
@@ -189,7 +186,12 @@ impl SegmentStore {
         match result {
             Ok(outcome) => {
                 match (step, outcome, self.partitions.get_mut(&key).and_then(|partition| partition.repair.as_mut())) {
-                    (Step::ReadDamaged { .. }, Outcome::Read(blocks), Some(repair)) => repair.blocks = blocks,
+                    (Step::ReadDamaged { base }, Outcome::Read(block), Some(repair)) => {
+                        if repair.take_edge(&block) {
+                            self.run_step(disk, key, Step::ReadDamaged { base });
+                            return Ok(());
+                        }
+                    }
                     (_, outcome, _) => self.recycle(outcome),
                 }
                 self.stalled.remove(&key);
@@ -261,6 +263,28 @@ impl SegmentStore {
         self.pump(disk);
     }
 
+    /// A block at the edge of what is to be repaired cannot be read: nothing of it can be kept. What else was in it is
+    /// damaged, and is repaired next. A file that is not there stays so until the next start.
+    fn edge_unreadable(&mut self, disk: &mut impl Disk, key: PartitionKey, base: u64, file: &str, source: &io::Error) {
+        tracing::warn!(%file, error = %source, "cannot read around what is to be repaired; look at the disk");
+        let partition = self.partitions.get_mut(&key);
+        let Some(repair) = partition.and_then(|partition| match source.kind() {
+            io::ErrorKind::NotFound => {
+                partition.repair = None;
+                None
+            }
+            _ => partition.repair.as_mut(),
+        }) else {
+            return self.free_lane(disk, key, true);
+        };
+        let step = Step::ReadDamaged { base };
+        let next = if repair.take_edge(&[]) { Some(step) } else { self.apply(key, step) };
+        match next {
+            Some(next) => self.run_step(disk, key, next),
+            None => self.free_lane(disk, key, true),
+        }
+    }
+
     /// A full disk leaves the bytes in memory, for another attempt, which writes all again that a failed durable write had.
     /// Anything else, and any failed sync of what is no longer in memory, is fatal.
     fn step_failed(&mut self, disk: &mut impl Disk, key: PartitionKey, source: io::Error) -> Result<(), SegmentError> {
@@ -279,13 +303,8 @@ impl SegmentStore {
             Step::SyncParent => ("sync", ROOT.to_owned()),
             Step::SyncRoot => ("sync", "the data directory".to_owned()),
         };
-        if let Step::ReadDamaged { .. } = step {
-            // What cannot be read stays damaged. Reads say so, and whoever repairs tries again.
-            tracing::warn!(%file, error = %source, "cannot read what is to be repaired; trying again, look at the disk");
-            if let Some(partition) = self.partitions.get_mut(&key) {
-                partition.repair = None;
-            }
-            self.free_lane(disk, key, true);
+        if let Step::ReadDamaged { base } = step {
+            self.edge_unreadable(disk, key, base, &file, &source);
             return Ok(());
         }
         if !full || action == "sync" {

@@ -2,7 +2,10 @@
 
 use super::index::{self, IndexEntry};
 use super::state::{EpochStart, PartitionState, SegmentState};
-use super::{Allowance, DamagedBatch, PREFIX_LEN, PartitionKey, SegmentConfig, SegmentError, StoredBatch, block_floor};
+use super::{
+    Allowance, DamagedBatch, PREFIX_LEN, PartitionKey, SegmentConfig, SegmentError, StoredBatch, block_ceil,
+    block_floor,
+};
 use crate::disk::{AlignedBuf, BLOCK, FileId};
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -287,11 +290,31 @@ pub(super) struct Partition {
 pub(super) struct Repair {
     pub(super) place: DamagedBatch,
     pub(super) bytes: Bytes,
-    /// The blocks that hold them, as they were found.
+    /// The blocks that hold them, as they were found; those between the first and the last are overwritten whole.
     pub(super) blocks: AlignedBuf,
+    /// How many of those two have been read.
+    pub(super) edges: usize,
 }
 
 impl Repair {
+    pub(super) fn new(place: DamagedBatch, bytes: Bytes) -> Self {
+        let len = block_ceil(place.position + bytes.len() as u64) - block_floor(place.position);
+        Self { place, bytes, blocks: AlignedBuf::zeroed(len as usize), edges: 0 }
+    }
+
+    /// The position of the block to be read next.
+    pub(super) fn edge(&self) -> u64 {
+        block_floor(if self.edges == 0 { self.place.position } else { self.end() - 1 })
+    }
+
+    /// What is in that block; one that cannot be read has nothing that could be kept. True if there is another one.
+    pub(super) fn take_edge(&mut self, block: &[u8]) -> bool {
+        let at = (self.edge() - block_floor(self.place.position)) as usize;
+        self.blocks[at..at + block.len()].copy_from_slice(block);
+        self.edges += 1;
+        self.edges == 1 && self.blocks.len() > BLOCK
+    }
+
     pub(super) fn end(&self) -> u64 {
         self.place.position + self.bytes.len() as u64
     }

@@ -9,7 +9,7 @@ use super::index::{self, IndexEntry};
 use super::state::SegmentState;
 use super::store::{Pending, SegmentStore};
 use super::{PartitionKey, SegmentError, block_ceil, block_floor, io_error};
-use crate::disk::{Disk, FileId, Op, Outcome};
+use crate::disk::{AlignedBuf, BLOCK, Disk, FileId, Op, Outcome};
 use bytes::Bytes;
 use lnc_protocol::batch::{self, BatchHeader, HEADER_LEN};
 use std::io;
@@ -101,6 +101,38 @@ enum Phase {
     Scan { at: Place, until: u64, index: Vec<IndexEntry> },
     /// The batches from `at` to `until` are being read.
     Data { at: Place, until: u64 },
+    /// What could not be read at once is being read block by block, for this phase.
+    Blocks { of: Box<Phase>, bytes: AlignedBuf, read: usize },
+}
+
+impl Phase {
+    /// Bytes that have been read block by block.
+    fn blocks_read(&self) -> usize {
+        match self {
+            Self::Blocks { read, .. } => *read,
+            _ => 0,
+        }
+    }
+}
+
+impl ReadTask {
+    /// Put the next block in its place; one that cannot be read stays zero, which no batch is. True if all are there.
+    fn take_block(&self, bytes: &mut AlignedBuf, read: &mut usize, result: io::Result<Outcome>) -> bool {
+        match result {
+            Ok(Outcome::Read(block)) if block.len() == BLOCK => {
+                bytes[*read..*read + BLOCK].copy_from_slice(&block);
+            }
+            // The end of the file: what is asked for lies before it, or is missing.
+            Ok(Outcome::Read(block)) => {
+                bytes[*read..*read + block.len()].copy_from_slice(&block);
+                bytes.resize(*read + block.len());
+                return true;
+            }
+            _ => {}
+        }
+        *read += BLOCK;
+        *read >= bytes.len()
+    }
 }
 
 /// What follows from a completed operation of a read.
@@ -260,6 +292,33 @@ impl SegmentStore {
             self.reading_bytes -= task.wanted.1;
         }
         let phase = std::mem::replace(&mut task.phase, Phase::Open { stretch: None });
+        let (phase, result) = match (phase, result) {
+            (phase @ (Phase::Scan { .. } | Phase::Data { .. }), Err(error)) => {
+                let (file, position) = (task.key.log_path(task.base), task.wanted.0);
+                tracing::error!(
+                    %file,
+                    position,
+                    %error,
+                    "a place of a segment cannot be read: it counts as damaged, and is repaired from the other nodes; look \
+                     at the disk"
+                );
+                let bytes = AlignedBuf::zeroed(task.wanted.1);
+                (Phase::Blocks { of: Box::new(phase), bytes, read: 0 }, None)
+            }
+            (Phase::Blocks { of, mut bytes, mut read }, result) => {
+                let whole = task.take_block(&mut bytes, &mut read, result);
+                match whole {
+                    true => (*of, Some(Ok(Outcome::Read(bytes)))),
+                    false => (Phase::Blocks { of, bytes, read }, None),
+                }
+            }
+            (phase, result) => (phase, Some(result)),
+        };
+        let Some(result) = result else {
+            let position = task.wanted.0 + phase.blocks_read() as u64;
+            let op = Op::Read { file: task.file, position, len: BLOCK };
+            return self.read_next(disk, id, Next::Other(op, phase));
+        };
         let next = match phase {
             Phase::OpenIndex { index } => self.index_opened(id, index, result),
             Phase::ReadIndex { index } => {
@@ -268,7 +327,7 @@ impl SegmentStore {
             }
             Phase::Scan { at, until, index } => self.scanned(id, at, until, index, result),
             Phase::Data { at, until } => self.data_read(id, at, until, result),
-            Phase::Open { .. } => return None,
+            Phase::Open { .. } | Phase::Blocks { .. } => return None,
         };
         let done = self.read_next(disk, id, next);
         self.pump_reads(disk);

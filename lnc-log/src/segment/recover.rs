@@ -6,6 +6,7 @@ use super::store::SegmentStore;
 use super::{PartitionKey, ROOT, SegmentConfig, SegmentError, block_ceil, block_floor, index_name, io_error, log_name};
 use crate::disk::{Disk, FileId, Op, Outcome};
 use std::collections::BTreeSet;
+use std::io;
 
 impl SegmentStore {
     /// Recover the partitions of a checkpoint, each with the segment size that overrides the configured one. Files are
@@ -92,7 +93,19 @@ fn recover_files(
 
 /// Open a log file; gives its length. One that is gone comes back empty.
 fn open(disk: &mut impl Disk, file: FileId, path: &str) -> Result<u64, SegmentError> {
-    match disk.run(Op::Open { file, path: path.to_owned(), create: true, direct: true }) {
+    let open = || Op::Open { file, path: path.to_owned(), create: true, direct: true };
+    let opened = match disk.run(open()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // Its directory is gone as well, if not all of them are.
+            let dir = path.rsplit_once('/').map_or(ROOT, |(dir, _)| dir);
+            run(disk, "create", dir, Op::CreateDir { path: dir.to_owned() })?;
+            run(disk, "sync", ROOT, Op::SyncDir { path: ROOT.to_owned() })?;
+            run(disk, "sync", "the data directory", Op::SyncDir { path: String::new() })?;
+            disk.run(open())
+        }
+        opened => opened,
+    };
+    match opened {
         Ok(Outcome::Opened { len }) => Ok(len),
         Ok(_) => Ok(0),
         Err(error) => Err(io_error("open", path, error)),
@@ -106,8 +119,12 @@ fn read_tail(disk: &mut impl Disk, file: FileId, path: &str, segment: &SegmentSt
         return Ok(Vec::new());
     }
     let read = Op::Read { file, position, len: block_ceil(len as u64) as usize };
-    match run(disk, "read", path, read)? {
-        Outcome::Read(bytes) if bytes.len() >= len => Ok(bytes[..len].to_vec()),
+    match disk.run(read) {
+        Ok(Outcome::Read(bytes)) if bytes.len() >= len => Ok(bytes[..len].to_vec()),
+        Err(error) => {
+            tracing::error!(path, position, %error, "the end of a segment cannot be read: it is damaged; look at the disk");
+            Ok(vec![0; len])
+        }
         _ => Err(SegmentError::Damaged {
             file: path.to_owned(),
             position,

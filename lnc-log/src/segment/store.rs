@@ -319,7 +319,7 @@ impl SegmentStore {
             return false;
         }
         let bytes = batches.slice(..(at.0 - place.position) as usize);
-        partition.repair = Some(Repair { place, bytes, blocks: AlignedBuf::default() });
+        partition.repair = Some(Repair::new(place, bytes));
         self.ready.insert(place.key);
         self.pump(disk);
         true

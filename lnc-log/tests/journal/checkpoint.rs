@@ -1,6 +1,9 @@
 //! Checkpoint files: damage, a full disk, failing operations, leftovers, crashes at every operation.
 
-use lnc_log::checkpoint::{Checkpoint, CheckpointError, CheckpointWriter, GroupCheckpoint, load_latest};
+use lnc_log::FileOwner;
+use lnc_log::checkpoint::{
+    Checkpoint, CheckpointError, CheckpointWriter, Facts, GroupCheckpoint, load_latest, load_own, write_now,
+};
 use lnc_log::disk::memory::{CrashChoice, Order};
 use lnc_log::disk::{Disk, MemoryDisk, Op};
 use lnc_log::journal::GroupId;
@@ -16,7 +19,12 @@ fn checkpoint(number: u64) -> Checkpoint {
         configuration: vec![7; 5 * id as usize].into(),
         state: vec![number as u8; 300 * id as usize].into(),
     };
-    Checkpoint { number, journal_file: number + 5, groups: vec![group(0, None), group(1, Some(0)), group(4, Some(9))] }
+    Checkpoint {
+        number,
+        journal_file: number + 5,
+        facts: None,
+        groups: vec![group(0, None), group(1, Some(0)), group(4, Some(9))],
+    }
 }
 
 fn path(number: u64) -> String {
@@ -94,6 +102,54 @@ fn no_flipped_bit_and_no_cut_goes_unnoticed() {
             other => panic!("{shorter} bytes: {other:?}"),
         }
     }
+}
+
+/// Bytes behind what was written void nothing, and one copy that cannot be read is as good as one that reads wrong.
+#[test]
+fn appended_bytes_and_an_unreadable_copy_leave_the_other_copy_of_use() {
+    let written = || {
+        let mut disk = MemoryDisk::new();
+        load(&mut disk);
+        write(&mut disk, &mut CheckpointWriter::new(), 1).expect("healthy");
+        let bytes = disk.file(&path(1)).expect("written");
+        (disk, bytes)
+    };
+    for more in [1, 100, 4096, 4097, 3 * 4096] {
+        let (mut disk, bytes) = written();
+        disk.replace(&path(1), &[bytes, vec![b'x'; more]].concat());
+        let loaded = load_latest(&mut disk).expect("both copies are whole").expect("there is one");
+        assert_eq!(loaded.checkpoint, checkpoint(1));
+        assert!(loaded.damage.is_some(), "{more} bytes more: a new one is to be written");
+    }
+    let (mut disk, bytes) = written();
+    for copy in [0, bytes.len() / 2] {
+        let mut disk = disk.crash(CrashChoice::Nothing);
+        assert!(disk.make_unreadable(&path(1), copy as u64, 1));
+        let loaded = load_latest(&mut disk).expect("the other copy is whole").expect("there is one");
+        assert_eq!(loaded.checkpoint, checkpoint(1));
+        assert!(loaded.damage.is_some(), "copy at {copy}");
+    }
+}
+
+#[test]
+fn a_checkpoint_says_whose_it_is_and_which_one_must_be_there() {
+    let owner = |node| FileOwner { cluster: 9, node, incarnation: 5 };
+    let mut disk = MemoryDisk::new();
+    assert!(load_own(&mut disk, &owner(1), 0).expect("none is needed").is_none());
+    let facts = Facts { owner: owner(1), needed_file: 8 };
+    let ours = Checkpoint { facts: Some(facts), ..checkpoint(3) };
+    write_now(&mut disk, ours.clone()).expect("healthy");
+    let loaded = load_own(&mut disk, &owner(1), 3).expect("it is its own").expect("there is one");
+    assert_eq!((loaded.checkpoint, loaded.damage.is_none()), (ours, true));
+    let error = load_own(&mut disk, &owner(2), 3).expect_err("it is another's").to_string();
+    assert!(error.contains(&owner(1).to_string()) && error.contains(&owner(2).to_string()), "{error}");
+    for known in [4, 100] {
+        let error = load_own(&mut disk, &owner(1), known).expect_err("a later one is known");
+        assert!(matches!(error, CheckpointError::Gone { number, found: Some(3) } if number == known), "{error}");
+    }
+    // Without facts, as before format 3, any is taken.
+    write_now(&mut disk, checkpoint(4)).expect("healthy");
+    assert!(load_own(&mut disk, &owner(2), 4).expect("nobody knows whose it is").is_some());
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn covered_entries_cost_no_memory_and_can_be_read() {
     let covered = BTreeMap::from([(GROUP, 4)]);
     let mut disk = disk.crash(lnc_log::disk::memory::CrashChoice::Nothing);
     let (mut journal, recovered) =
-        Journal::open_above(&mut disk, config, JournalStart(0), &covered).expect("an intact journal");
+        Journal::open_above(&mut disk, config, JournalStart(0), JournalStart(0), &covered).expect("an intact journal");
     let entries = &recovered.groups[&GROUP].entries;
     assert_eq!(entries.iter().map(|e| e.payload.len()).collect::<Vec<_>>(), [0, 0, 0, 0, 100, 100]);
     assert_eq!(

@@ -4,7 +4,7 @@ use crate::harness::{History, config, open, settle, step};
 use lnc_log::checkpoint::{Checkpoint, CheckpointWriter, GroupCheckpoint, load_latest};
 use lnc_log::disk::memory::{CrashChoice, Order};
 use lnc_log::disk::{Disk, MemoryDisk, Owner};
-use lnc_log::journal::{GroupId, Journal, JournalConfig, JournalStart};
+use lnc_log::journal::{GroupId, Journal, JournalConfig, JournalStart, MARK_FORMAT};
 
 const FILE_BYTES: u64 = 4 * 4096;
 
@@ -16,6 +16,8 @@ struct Run {
     checkpoint: Option<(u64, u64)>,
     /// The journal file of each checkpoint begun, by number from 1.
     begun: Vec<u64>,
+    /// The journal said that it has a mark.
+    has_mark: bool,
 }
 
 /// The disk failed, as it must once it has stopped.
@@ -44,12 +46,18 @@ fn pump(
     Ok(())
 }
 
-fn script(disk: &mut MemoryDisk, config: JournalConfig, run: &mut Run) -> Result<(), Stopped> {
+fn script(disk: &mut MemoryDisk, config: JournalConfig, run: &mut Run, marked: bool) -> Result<(), Stopped> {
     load_latest(disk).map_err(|_| Stopped)?;
     let (mut journal, _) = Journal::open(disk, config, JournalStart(0)).map_err(|_| Stopped)?;
     let mut writer = CheckpointWriter::new();
     let mut next = [1, 1];
     for turn in 0..26u64 {
+        if marked && turn > 2 {
+            journal.keep_mark(disk);
+            run.history.marked = true;
+            run.has_mark |= journal.has_mark();
+            journal.mark_durable(disk);
+        }
         let group = (turn % 2) as usize;
         let term = 1 + turn / 8;
         if turn % 7 == 0 {
@@ -73,6 +81,7 @@ fn script(disk: &mut MemoryDisk, config: JournalConfig, run: &mut Run) -> Result
             let checkpoint = Checkpoint {
                 number: run.begun.len() as u64 + 1,
                 journal_file: journal.current_file(),
+                facts: None,
                 groups: vec![GroupCheckpoint {
                     group: GroupId(0),
                     term,
@@ -108,8 +117,11 @@ fn check(mut disk: MemoryDisk, config: &JournalConfig, run: &Run, context: &str)
     assert!(number >= run.checkpoint.map_or(0, |c| c.0), "{context}: checkpoint {number} is too old");
     let start = checkpoint.map_or(0, |c| c.journal_file);
     assert!(number == 0 || run.begun[number as usize - 1] == start, "{context}: another checkpoint's journal file");
+    let format = if run.has_mark { MARK_FORMAT } else { 1 };
+    let config = &JournalConfig { format, ..config.clone() };
     let opened = Journal::open(&mut disk, config.clone(), JournalStart(start));
     let (_, first) = opened.unwrap_or_else(|e| panic!("{context}: {e}"));
+    assert_eq!((&first.lost_tail, first.in_doubt.len()), (&None, 0), "{context}: nothing durable was lost");
     let count = run.history.matching(&first, start);
     let count = count.unwrap_or_else(|| panic!("{context}: {} durable, found {first:?}", run.history.durable));
 
@@ -134,12 +146,12 @@ fn check(mut disk: MemoryDisk, config: &JournalConfig, run: &Run, context: &str)
     assert_eq!(history.matching(&third, start), Some(history.durable), "{context}: leftovers came back");
 }
 
-fn stop_everywhere(order: Order, max_in_flight: usize) {
+fn stop_everywhere(order: Order, max_in_flight: usize, marked: bool) {
     let config = config(FILE_BYTES, max_in_flight);
     let mut disk = MemoryDisk::new();
     disk.set_order(order);
     let mut whole = Run::default();
-    assert!(script(&mut disk, config.clone(), &mut whole).is_ok());
+    assert!(script(&mut disk, config.clone(), &mut whole, marked).is_ok());
     assert_eq!(whole.history.durable, whole.history.appended.len());
     assert!(whole.checkpoint.is_some_and(|(number, file)| number >= 2 && file > 2), "{:?}", whole.checkpoint);
     let operations = disk.operations();
@@ -148,7 +160,10 @@ fn stop_everywhere(order: Order, max_in_flight: usize) {
         disk.set_order(order);
         disk.stop_after(last);
         let mut run = Run::default();
-        assert!(script(&mut disk, config.clone(), &mut run).is_err() || disk.stopped(), "the disk did not stop");
+        assert!(
+            script(&mut disk, config.clone(), &mut run, marked).is_err() || disk.stopped(),
+            "the disk did not stop"
+        );
         let unsynced = disk.unsynced();
         let mut choices = vec![CrashChoice::Nothing, CrashChoice::Everything];
         choices.extend((0..4).map(|n| CrashChoice::Torn(last * 100 + n)));
@@ -167,13 +182,14 @@ fn stop_everywhere(order: Order, max_in_flight: usize) {
 
 #[test]
 fn stopping_at_every_operation_loses_nothing_durable() {
-    stop_everywhere(Order::Immediate, 1);
+    stop_everywhere(Order::Immediate, 1, false);
+    stop_everywhere(Order::Immediate, 1, true);
 }
 
 #[test]
 fn so_does_stopping_while_flushes_overtake_each_other() {
     for seed in 0..3 {
-        stop_everywhere(Order::Seeded(seed), 4);
+        stop_everywhere(Order::Seeded(seed), 4, seed > 0);
     }
 }
 

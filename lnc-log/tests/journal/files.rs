@@ -31,7 +31,7 @@ fn run(root: &Path, choice: BackendChoice) {
         history.observe(&journal);
         assert_eq!(history.durable, history.appended.len());
         start = journal.current_file();
-        writer.start(&mut disk, Checkpoint { number: life, journal_file: start, groups: Vec::new() });
+        writer.start(&mut disk, Checkpoint { number: life, journal_file: start, facts: None, groups: Vec::new() });
         while writer.busy() {
             turn(&mut disk, &mut journal, &mut writer);
         }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 pub(crate) const IDENTITY: u64 = 0x1234_5678_9abc_def0;
 
 pub(crate) fn config(file_bytes: u64, max_in_flight: usize) -> JournalConfig {
-    JournalConfig { file_bytes, max_in_flight, identity: IDENTITY }
+    JournalConfig { file_bytes, max_in_flight, ..JournalConfig::new(IDENTITY) }
 }
 
 /// Something appended.
@@ -28,6 +28,8 @@ pub(crate) struct History {
     pub(crate) flushes: BTreeMap<u64, usize>,
     /// The journal reported this many as durable.
     pub(crate) durable: usize,
+    /// There is a mark, which may know a later term or vote than the flushes that are there.
+    pub(crate) marked: bool,
 }
 
 impl History {
@@ -104,7 +106,9 @@ impl History {
 
     /// How many things the recovered state holds: at least the durable ones, and exactly a prefix.
     pub(crate) fn matching(&self, recovered: &Recovered, start: u64) -> Option<usize> {
-        (self.durable..=self.appended.len()).rev().find(|count| same(&self.state(*count, start), recovered, start))
+        (self.durable..=self.appended.len())
+            .rev()
+            .find(|count| same(&self.state(*count, start), recovered, start, self.marked))
     }
 
     /// Go on from a recovered state: what did not survive never happened.
@@ -116,7 +120,7 @@ impl History {
 }
 
 /// Whether `recovered` is the `expected` state. A restart mark, and a group's very name, may have gone with released files.
-fn same(expected: &BTreeMap<u32, RecoveredGroup>, recovered: &Recovered, start: u64) -> bool {
+fn same(expected: &BTreeMap<u32, RecoveredGroup>, recovered: &Recovered, start: u64, marked: bool) -> bool {
     let empty = RecoveredGroup::default();
     let ids = expected.keys().copied().chain(recovered.groups.keys().map(|group| group.0));
     ids.into_iter().all(|id| {
@@ -124,7 +128,8 @@ fn same(expected: &BTreeMap<u32, RecoveredGroup>, recovered: &Recovered, start: 
         let found = recovered.groups.get(&GroupId(id)).unwrap_or(&empty);
         let restarted =
             found.restarted_after == expected.restarted_after || (start > 1 && found.restarted_after.is_none());
-        expected.hard_state == found.hard_state && expected.entries == found.entries && restarted
+        let votes = expected.hard_state == found.hard_state || marked && expected.hard_state < found.hard_state;
+        votes && expected.entries == found.entries && restarted
     })
 }
 

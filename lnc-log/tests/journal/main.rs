@@ -7,4 +7,5 @@ mod crash;
 mod failures;
 mod files;
 mod harness;
+mod lost;
 mod model;

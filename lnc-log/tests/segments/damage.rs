@@ -142,6 +142,31 @@ fn every_byte_of_a_segment_is_repaired_from_a_replica() {
     }
 }
 
+/// A bad sector, which can be read again once it is written: what lies around it is served, and it is repaired.
+#[test]
+fn a_place_that_cannot_be_read_is_repaired_from_a_replica() {
+    let (_, states, batches) = filled();
+    for segment in &states[0].1.segments {
+        let path = format!("segments/7-1/{:020}.log", segment.base_offset);
+        for block in 0..segment.len.div_ceil(4096) {
+            for recovered in [false, true] {
+                let (mut replica, ..) = filled();
+                assert!(replica.disk.make_unreadable(&path, block * 4096, 1));
+                if recovered {
+                    // The end of the last segment is read at the start.
+                    replica = Harness::recover(config(), replica.disk, &states).unwrap();
+                }
+                let first = replica.read_done(segment.base_offset, 1 << 20);
+                let served = first.result.as_ref().map_or(0, |found| found.bytes.len() as u64);
+                assert_eq!(served > 0, block > 0, "{path}: what comes before block {block} is served");
+                assert!(mend(&mut replica, &batches) >= 1, "{path}, block {block}");
+                assert!(!replica.disk.is_unreadable(&path), "{path}, block {block}");
+                assert_goes_on(replica, &batches);
+            }
+        }
+    }
+}
+
 #[test]
 fn what_does_not_belong_at_a_damaged_place_is_refused() {
     let (mut replica, _, batches) = filled();

@@ -189,7 +189,7 @@ fn a_failed_read_concerns_that_read_only() {
         lnc_log::disk::Op::Read { .. } => Some(io::Error::other("injected")),
         _ => None,
     })));
-    assert!(matches!(replica.read(0, 1), Err(SegmentError::Io { action: "read", .. })));
+    assert!(matches!(replica.read(0, 1), Err(SegmentError::Damaged { .. })), "a place that cannot be read is damaged");
     replica.disk.inject(None);
     replica.read(0, 1).unwrap();
 }

@@ -74,6 +74,7 @@ impl Disk {
             applied_index: self.applied,
             configuration: self.configuration.clone(),
             entries: self.entries.clone(),
+            in_doubt: 0,
         }
     }
 }

@@ -9,16 +9,24 @@ use lnc_raft::{Config, Configuration, Entry, EntryKind, HardState, NodeId, Raft,
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 impl Shard {
-    /// Recover the journal and start every group from its checkpoint (`starts`; a group without one starts empty).
+    /// Recover the journal and start every group from its checkpoint (`starts`; a group without one starts empty). The
+    /// checkpoint names the first journal file that is kept, and the first that holds what it does not have.
     pub fn open<D: Disk>(
         config: ShardConfig,
         disk: &mut D,
-        journal_start: JournalStart,
+        (journal_start, journal_needed): (JournalStart, JournalStart),
         starts: &BTreeMap<GroupId, GroupStart>,
     ) -> Result<Self, ShardError> {
         let covered = starts.iter().map(|(group, start)| (*group, start.applied_index)).collect();
-        let (journal, Recovered { mut groups, torn_tail, damage }) =
-            Journal::open_above(disk, config.journal.clone(), journal_start, &covered)?;
+        let (journal, Recovered { mut groups, torn_tail, damage, lost_tail, .. }) =
+            Journal::open_above(disk, config.journal.clone(), journal_start, journal_needed, &covered)?;
+        if let Some(lost) = &lost_tail {
+            tracing::error!(
+                %lost,
+                "the end of the journal is lost, and with it what this node acknowledged: it neither votes nor leads until \
+                 a leader that was elected without it has brought it up to date; look at the disk"
+            );
+        }
         for damage in damage {
             tracing::error!(%damage, "the journal is damaged; what was lost there is fetched from the other nodes");
         }
@@ -41,6 +49,7 @@ impl Shard {
             damaged: BTreeSet::new(),
             next_ticket: 0,
             idle_ticks: 0,
+            mark_ticks: 0,
             config,
         };
         for id in shard.config.groups.clone() {
@@ -50,7 +59,18 @@ impl Shard {
                 Some((term, vote)) if term >= start.hard_state.term => HardState { term, vote: vote.map(NodeId) },
                 _ => start.hard_state,
             };
+            if recovered.hard_state.is_none_or(|(term, _)| term < hard_state.term) && hard_state.term > 0 {
+                // It came with the checkpoint of a peer; whatever is promised in it is in the journal then.
+                shard.journal.append_hard_state(id, hard_state.term, hard_state.vote.map(|vote| vote.0));
+            }
+            shard.refuse_alone(id, &start)?;
             let entries = shard.relevant(id, &start, recovered);
+            if shard.journal.in_doubt(id).is_some() {
+                tracing::warn!(
+                    group = id.0,
+                    "the group may lack what was acknowledged here; it waits for a leader of another node"
+                );
+            }
             match Repair::new(&start, hard_state, &entries) {
                 Some(repair) => {
                     tracing::error!(
@@ -73,6 +93,16 @@ impl Shard {
         match unknown {
             Some(group) => Err(ShardError::UnknownGroup { group: group.0, configured: shard.config.groups.len() }),
             None => Ok(shard),
+        }
+    }
+
+    /// A node that is a group's only voter has nobody who could have what it lost.
+    fn refuse_alone(&self, id: GroupId, start: &GroupStart) -> Result<(), ShardError> {
+        let founding = || Configuration::of(self.config.founders.iter().copied());
+        let voters = start.configuration.clone().unwrap_or_else(founding).voters;
+        match self.journal.in_doubt(id).is_some() && voters == BTreeSet::from([self.config.node]) {
+            true => Err(ShardError::Lost { group: id.0 }),
+            false => Ok(()),
         }
     }
 
@@ -146,6 +176,7 @@ impl Shard {
             applied_index: start.applied_index,
             configuration: start.configuration,
             entries: kept,
+            in_doubt: self.journal.in_doubt(id).unwrap_or_default(),
         };
         let mut raft = Raft::new(config, restored).map_err(|error| ShardError::Config { group: id.0, error })?;
         raft.release_memory(start.applied_index);

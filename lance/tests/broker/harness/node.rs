@@ -6,6 +6,7 @@ use lance::broker::members::Addresses;
 use lance::broker::status::Snapshot;
 use lance::broker::trace::Span;
 use lance::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Output};
+use lnc_log::FileOwner;
 use lnc_log::checkpoint::{GroupCheckpoint, load_latest};
 use lnc_log::disk::MemoryDisk;
 use lnc_log::disk::memory::{CrashChoice, Order};
@@ -50,6 +51,8 @@ pub(crate) struct Node {
     metrics: Arc<Metrics>,
     failure: Option<BrokerError>,
     starts: u64,
+    /// The format of its data directory.
+    format: u32,
     /// Something has happened since its last turn that would make a real node take one.
     woken: bool,
     /// Milliseconds by which its wall clock is ahead of the cluster's.
@@ -66,6 +69,7 @@ impl Node {
             metrics: Metrics::new(),
             failure: None,
             starts: 0,
+            format: 1,
             woken: false,
             clock_ahead_ms: 0,
         }
@@ -89,7 +93,16 @@ impl Node {
     /// Give it another disk; it must not run.
     pub(crate) fn set_disk(&mut self, disk: MemoryDisk) {
         assert!(self.broker.is_none(), "node {} runs", self.id);
+        // An empty one is a new data directory.
+        if disk.paths().is_empty() {
+            self.format = 1;
+        }
         self.disk = disk;
+    }
+
+    /// Let its data directory have this format.
+    pub(crate) fn set_format(&mut self, format: u32) {
+        self.format = format;
     }
 
     /// Its metrics since the last start.
@@ -146,7 +159,7 @@ impl Node {
         self.metrics = Metrics::new();
         let opened = broker::open(
             broker_config(self.id, settings),
-            shard_config(self.id, self.starts, settings),
+            shard_config(self.id, self.starts, self.format, settings),
             settings.segments.clone(),
             self.disk.clone(),
             self.metrics.clone(),
@@ -187,7 +200,11 @@ impl Node {
         let clock = self.clock(clock);
         let Some(broker) = self.broker_mut() else { return true };
         match broker.tick(clock) {
-            Ok(()) => true,
+            Ok(()) => {
+                let stored = broker.stored_format();
+                self.format = self.format.max(stored);
+                true
+            }
             Err(error) => {
                 self.fail(error);
                 false
@@ -276,7 +293,8 @@ fn broker_config(id: u64, settings: &Settings) -> BrokerConfig {
     }
 }
 
-fn shard_config(id: u64, starts: u64, settings: &Settings) -> ShardConfig {
+fn shard_config(id: u64, starts: u64, format: u32, settings: &Settings) -> ShardConfig {
+    let owner = FileOwner { cluster: 1, node: id, incarnation: id };
     ShardConfig {
         node: NodeId(id),
         founders: (1..=settings.nodes).map(NodeId).collect(),
@@ -290,7 +308,7 @@ fn shard_config(id: u64, starts: u64, settings: &Settings) -> ShardConfig {
         entry_cache_bytes: settings.entry_cache_bytes,
         journal_retain_bytes: settings.journal_retain_bytes,
         seed: settings.seed.wrapping_mul(1000) + starts,
-        journal: JournalConfig { file_bytes: settings.journal_file_bytes, ..JournalConfig::new(id) },
+        journal: JournalConfig { file_bytes: settings.journal_file_bytes, owner, format, ..JournalConfig::new(id) },
     }
 }
 

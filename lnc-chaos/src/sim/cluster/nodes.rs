@@ -100,6 +100,7 @@ impl Cluster {
     }
 
     fn take_turn(&mut self, id: u64) -> Result<Turned, BrokerError> {
+        self.nodes[id as usize - 1].note_format();
         let clock = self.nodes[id as usize - 1].clock(self.now_us);
         let connected: Vec<NodeId> =
             self.network.connected(id).map(|peer| self.nodes[peer as usize - 1].identity.node).collect();

@@ -1,0 +1,405 @@
+//! The mark: a small file beside the journal that says what the journal must hold.
+//!
+//! What is gone cannot say that it was there. So the mark names the files in use with their lengths, how far flushes were
+//! durable, the newest checkpoint, and the term and vote of each group, of which it is a second copy. A start that finds
+//! less than the mark says knows that something was lost, and what it may have promised.
+//!
+//! What it says of flushes is a lower bound: it is written when a file is begun, when nothing is about to be appended, at a
+//! stop, with each checkpoint and a few times a second. What it says of terms, votes and files is exact: a flush that has a
+//! new term or vote, or is the first of its file, counts as durable once the mark says so too.
+//!
+//! ```text
+//! file     slot, to 64 KiB | slot, to 128 KiB: written in turn, so that one is always whole
+//! slot     magic 4 | version 2 | 0 2 | length of the rest 4 | CRC-32 of length and rest 4 | sequence 8 | owner 32 |
+//!          epoch 8 | durable flush 8 | newest checkpoint 8 | file count 4 | group count 4 | files | groups
+//! file     number 8 | length in bytes 8
+//! group    group 4 | term 8 | voted 1 | vote 8 | in doubt below term 8
+//! ```
+
+use super::{GroupId, JournalConfig, JournalError};
+use crate::FileOwner;
+use crate::disk::{AlignedBuf, Disk, FileId, Op, Outcome, Owner};
+use bytes::Buf;
+use std::collections::BTreeMap;
+use std::io;
+
+/// The file, relative to the data directory: not in the journal's directory, with which it would be lost.
+const PATH: &str = "DURABLE";
+const MAGIC: [u8; 4] = *b"LNCM";
+const VERSION: u16 = 1;
+/// Bytes of a slot.
+const SLOT: u64 = 64 << 10;
+/// Bytes before what the checksum covers.
+const HEAD: usize = 16;
+/// Bytes of a slot before the lists.
+const FIXED: usize = HEAD + 8 + FileOwner::LEN + 24 + 8;
+const FILE: usize = 16;
+const GROUP: usize = 29;
+
+/// What the mark says of a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct GroupMark {
+    pub(super) term: u64,
+    pub(super) vote: Option<u64>,
+    /// Until the group's log has an entry of this term, it may lack entries that this node acknowledged; 0: it does not.
+    pub(super) in_doubt: u64,
+}
+
+/// See the module documentation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Mark {
+    pub(super) sequence: u64,
+    pub(super) owner: FileOwner,
+    /// The highest epoch that was written with.
+    pub(super) epoch: u64,
+    /// Every flush up to this one was durable.
+    pub(super) durable: u64,
+    /// The newest checkpoint that was durable; 0: there was none.
+    pub(super) checkpoint: u64,
+    /// Number and length of the files in use.
+    pub(super) files: BTreeMap<u64, u64>,
+    pub(super) groups: BTreeMap<GroupId, GroupMark>,
+}
+
+impl Mark {
+    fn encode(&self) -> AlignedBuf {
+        let room = SLOT as usize - FIXED - self.groups.len() * GROUP;
+        // The newest matter most: the oldest are kept for followers that lag.
+        let skip = self.files.len().saturating_sub(room / FILE);
+        let mut buf = AlignedBuf::default();
+        buf.resize(HEAD);
+        buf.extend_from_slice(&self.sequence.to_le_bytes());
+        buf.extend_from_slice(&self.owner.encode());
+        for number in [self.epoch, self.durable, self.checkpoint] {
+            buf.extend_from_slice(&number.to_le_bytes());
+        }
+        buf.extend_from_slice(&((self.files.len() - skip) as u32).to_le_bytes());
+        buf.extend_from_slice(&(self.groups.len() as u32).to_le_bytes());
+        for (number, len) in self.files.iter().skip(skip) {
+            buf.extend_from_slice(&number.to_le_bytes());
+            buf.extend_from_slice(&len.to_le_bytes());
+        }
+        for (group, mark) in &self.groups {
+            buf.extend_from_slice(&group.0.to_le_bytes());
+            buf.extend_from_slice(&mark.term.to_le_bytes());
+            buf.extend_from_slice(&[u8::from(mark.vote.is_some())]);
+            buf.extend_from_slice(&mark.vote.unwrap_or_default().to_le_bytes());
+            buf.extend_from_slice(&mark.in_doubt.to_le_bytes());
+        }
+        let len = (buf.len() - HEAD) as u32;
+        buf[..4].copy_from_slice(&MAGIC);
+        buf[4..6].copy_from_slice(&VERSION.to_le_bytes());
+        buf[8..12].copy_from_slice(&len.to_le_bytes());
+        let crc = crc(&buf);
+        buf[12..16].copy_from_slice(&crc.to_le_bytes());
+        buf.pad_to_block();
+        buf
+    }
+
+    /// Decode a slot; the error says what is there instead.
+    fn decode(slot: &[u8]) -> Result<Self, String> {
+        if slot.len() < FIXED {
+            return Err(format!("{} bytes", slot.len()));
+        }
+        let mut head = &slot[..HEAD];
+        let mut magic = [0; 4];
+        head.copy_to_slice(&mut magic);
+        let (version, _, len, stored) = (head.get_u16_le(), head.get_u16_le(), head.get_u32_le(), head.get_u32_le());
+        if magic != MAGIC {
+            return Err(format!("no mark, but {magic:02x?}"));
+        }
+        let end = HEAD.saturating_add(len as usize);
+        let whole = slot.get(..end).filter(|whole| whole.len() >= FIXED && crc(whole) == stored);
+        let Some(whole) = whole else { return Err("a checksum that does not fit".to_owned()) };
+        if version != VERSION {
+            return Err(format!("a mark of version {version}, which this version cannot read"));
+        }
+        Self::decode_rest(&whole[HEAD..]).ok_or_else(|| "lists that do not end where they should".to_owned())
+    }
+
+    fn decode_rest(mut from: &[u8]) -> Option<Self> {
+        let sequence = from.try_get_u64_le().ok()?;
+        let mut owner = [0; FileOwner::LEN];
+        from.try_copy_to_slice(&mut owner).ok()?;
+        let (epoch, durable) = (from.try_get_u64_le().ok()?, from.try_get_u64_le().ok()?);
+        let checkpoint = from.try_get_u64_le().ok()?;
+        let (files, groups) = (from.try_get_u32_le().ok()? as usize, from.try_get_u32_le().ok()? as usize);
+        if from.len() != files.checked_mul(FILE)?.checked_add(groups.checked_mul(GROUP)?)? {
+            return None;
+        }
+        let files = (0..files).map(|_| (from.get_u64_le(), from.get_u64_le())).collect();
+        let group = |from: &mut &[u8]| {
+            let (group, term) = (GroupId(from.get_u32_le()), from.get_u64_le());
+            let (voted, vote, in_doubt) = (from.get_u8() != 0, from.get_u64_le(), from.get_u64_le());
+            (group, GroupMark { term, vote: voted.then_some(vote), in_doubt })
+        };
+        let groups = (0..groups).map(|_| group(&mut from)).collect();
+        let owner = FileOwner::decode(&owner);
+        Some(Self { sequence, owner, epoch, durable, checkpoint, files, groups })
+    }
+
+    /// The place of the slot that this mark goes to.
+    fn position(&self) -> u64 {
+        self.sequence % 2 * SLOT
+    }
+}
+
+fn crc(slot: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&slot[4..12]);
+    hasher.update(&slot[HEAD..]);
+    hasher.finalize()
+}
+
+fn failed(operation: &'static str) -> impl FnOnce(io::Error) -> JournalError {
+    move |source| JournalError::WriteFailed { operation, path: PATH.to_owned(), source }
+}
+
+/// Where the file is on its way to be of use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    /// There is none: the format of the directory does not have it yet.
+    #[default]
+    Absent,
+    Opening,
+    Filling,
+    Naming,
+    Ready,
+}
+
+/// The mark's file, and what is to be written to it. One write is under way at a time.
+#[derive(Debug, Default)]
+pub(super) struct Marks {
+    state: State,
+    file: Option<FileId>,
+    token: Option<u64>,
+    /// The number of the last write.
+    sequence: u64,
+    /// Counts what was asked for; `written` of it is durable, `writing` is under way.
+    wanted: u64,
+    writing: u64,
+    written: u64,
+    /// What the last write that began says.
+    durable: u64,
+    newest_file: u64,
+}
+
+impl Marks {
+    /// Read the mark. `None`: there is no file, which must not be if `must_be`.
+    pub(super) fn load<D: Disk>(
+        disk: &mut D,
+        config: &JournalConfig,
+        file: FileId,
+        must_be: bool,
+    ) -> Result<(Self, Option<Mark>), JournalError> {
+        let op = Op::Open { file, path: PATH.to_owned(), create: false, direct: true };
+        match disk.run(op) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !must_be => return Ok((Self::default(), None)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(JournalError::NoMark { path: PATH, found: "no such file".to_owned() });
+            }
+            Err(error) => return Err(failed("open")(error)),
+        }
+        let slots = [0, SLOT].map(|position| read_slot(disk, file, position));
+        let mut whole: Vec<&Mark> = slots.iter().filter_map(|slot| slot.as_ref().ok()).collect();
+        whole.sort_by_key(|mark| mark.sequence);
+        let Some(mark) = whole.pop().cloned() else {
+            let told: Vec<String> = slots.into_iter().filter_map(Result::err).collect();
+            if must_be {
+                return Err(JournalError::NoMark { path: PATH, found: told.join("; ") });
+            }
+            // A start that was cut short before the first one.
+            disk.run(Op::Close { file }).map_err(failed("close"))?;
+            return Ok((Self::default(), None));
+        };
+        if mark.owner != config.owner {
+            return Err(JournalError::OtherOwner { path: PATH.to_owned(), expected: config.owner, found: mark.owner });
+        }
+        let marks = Self {
+            state: State::Ready,
+            file: Some(file),
+            sequence: mark.sequence,
+            durable: mark.durable,
+            newest_file: mark.files.last_key_value().map_or(0, |(number, _)| *number),
+            ..Self::default()
+        };
+        Ok((marks, Some(mark)))
+    }
+
+    /// Whether the mark is kept.
+    pub(super) fn is_ready(&self) -> bool {
+        self.state == State::Ready
+    }
+
+    /// Whether a mark that was asked for since it is kept is durable.
+    pub(super) fn is_written(&self) -> bool {
+        self.is_ready() && self.written > 0
+    }
+
+    /// Begin to keep it, unless that has been done.
+    pub(super) fn create<D: Disk>(&mut self, disk: &mut D, token: u64, file: FileId) {
+        if self.state != State::Absent {
+            return;
+        }
+        self.state = State::Opening;
+        self.file = Some(file);
+        self.submit(disk, token, Op::Open { file, path: PATH.to_owned(), create: true, direct: true });
+    }
+
+    fn submit<D: Disk>(&mut self, disk: &mut D, token: u64, op: Op) {
+        self.token = Some(token);
+        disk.submit(Owner::Journal.token(token), op);
+    }
+
+    /// Ask for a mark that says what is known now. It is durable once [`Marks::written`] has reached what this returns.
+    pub(super) fn want(&mut self) -> u64 {
+        // What is under way may not say it.
+        self.wanted = self.wanted.max(self.writing + 1);
+        self.wanted
+    }
+
+    pub(super) fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Whether something is asked for, or under way.
+    pub(super) fn is_busy(&self) -> bool {
+        self.token.is_some() || self.wanted > self.written
+    }
+
+    /// Whether one should be written now.
+    pub(super) fn is_due(&self) -> bool {
+        self.is_ready() && self.token.is_none() && self.wanted > self.written
+    }
+
+    /// How far flushes are durable, as the newest mark says.
+    pub(super) fn durable(&self) -> u64 {
+        self.durable
+    }
+
+    /// The newest file that the mark names.
+    pub(super) fn newest_file(&self) -> u64 {
+        self.newest_file
+    }
+
+    /// Write it. Nothing may be under way.
+    pub(super) fn write<D: Disk>(&mut self, disk: &mut D, token: u64, mark: Mark) {
+        if let Some((op, wanted)) = self.op(mark) {
+            self.writing = wanted;
+            self.submit(disk, token, op);
+        }
+    }
+
+    /// The same, at a start: it is durable when this returns.
+    pub(super) fn write_now<D: Disk>(&mut self, disk: &mut D, mark: Mark) -> Result<(), JournalError> {
+        match self.op(mark) {
+            Some((op, _)) => disk.run(op).map(drop).map_err(failed("write")),
+            None => Ok(()),
+        }
+    }
+
+    fn op(&mut self, mark: Mark) -> Option<(Op, u64)> {
+        let file = self.file?;
+        self.sequence += 1;
+        self.durable = mark.durable;
+        self.newest_file = mark.files.last_key_value().map_or(0, |(number, _)| *number);
+        let mark = Mark { sequence: self.sequence, ..mark };
+        Some((Op::Write { file, position: mark.position(), buf: mark.encode(), durable: true }, self.wanted))
+    }
+
+    pub(super) fn owns(&self, token: u64) -> bool {
+        self.token == Some(token)
+    }
+
+    /// An operation of this module has finished; `next` is a token for the one that may follow.
+    pub(super) fn on_completion<D: Disk>(
+        &mut self,
+        disk: &mut D,
+        result: io::Result<Outcome>,
+        next: u64,
+    ) -> Result<(), JournalError> {
+        self.token = None;
+        let Some(file) = self.file else { return Ok(()) };
+        match (self.state, result) {
+            (State::Opening, Ok(_)) => {
+                self.state = State::Filling;
+                self.submit(disk, next, Op::ZeroFill { file, len: 2 * SLOT });
+            }
+            (State::Filling, Ok(_)) => {
+                self.state = State::Naming;
+                self.submit(disk, next, Op::SyncDir { path: String::new() });
+            }
+            (State::Naming, Ok(_)) => {
+                self.state = State::Ready;
+                self.want();
+            }
+            // There is no space now: it is tried again.
+            (State::Opening | State::Filling, Err(error))
+                if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::WriteZero) =>
+            {
+                self.state = State::Absent;
+            }
+            (State::Ready, Ok(_)) => self.written = self.writing,
+            (State::Absent, _) => {}
+            (State::Ready, Err(error)) => return Err(failed("write")(error)),
+            (_, Err(error)) => return Err(failed("create")(error)),
+        }
+        Ok(())
+    }
+}
+
+fn read_slot<D: Disk>(disk: &mut D, file: FileId, position: u64) -> Result<Mark, String> {
+    match disk.run(Op::Read { file, position, len: SLOT as usize }) {
+        Ok(Outcome::Read(bytes)) => Mark::decode(&bytes).map_err(|found| format!("at byte {position}: {found}")),
+        Ok(_) => Err(format!("at byte {position}: nothing")),
+        Err(error) => Err(format!("at byte {position}: {error}")),
+    }
+}
+
+/// The number of the newest checkpoint that is known to have been durable; 0 if there was none, or no mark is kept.
+pub(super) fn newest_checkpoint<D: Disk>(disk: &mut D, config: &JournalConfig) -> Result<u64, JournalError> {
+    let file = Owner::Setup.file(1);
+    let (_, mark) = Marks::load(disk, config, file, config.keeps_mark())?;
+    if mark.is_some() {
+        disk.run(Op::Close { file }).map_err(failed("close"))?;
+    }
+    Ok(mark.map_or(0, |mark| mark.checkpoint))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_survives_the_trip_and_every_damaged_byte_is_found() {
+        let groups = [
+            (GroupId(0), GroupMark { term: 7, vote: Some(3), in_doubt: 0 }),
+            (GroupId(9), GroupMark { term: 2, vote: None, in_doubt: 3 }),
+        ];
+        let owner = FileOwner { cluster: 1 << 90 | 5, node: 2, incarnation: 77 };
+        let files = BTreeMap::from([(4, 8192), (5, 4096)]);
+        let groups = BTreeMap::from(groups);
+        let mark = Mark { sequence: 3, owner, epoch: 6, durable: 99, checkpoint: 2, files, groups };
+        let slot = mark.encode().to_vec();
+        assert_eq!(Mark::decode(&slot), Ok(mark));
+        let used = HEAD + u32::from_le_bytes([slot[8], slot[9], slot[10], slot[11]]) as usize;
+        for at in (0..used).filter(|at| !(6..8).contains(at)) {
+            let mut bad = slot.clone();
+            bad[at] ^= 0x10;
+            assert!(Mark::decode(&bad).is_err(), "byte {at}");
+        }
+        for len in 0..used {
+            assert!(Mark::decode(&slot[..len]).is_err(), "cut to {len}");
+        }
+    }
+
+    #[test]
+    fn a_mark_that_names_more_files_than_fit_names_the_newest() {
+        let files = (1..=10_000).map(|number| (number, 4096)).collect();
+        let slot = Mark { files, ..Mark::default() }.encode();
+        assert!(slot.len() <= SLOT as usize);
+        let back = Mark::decode(&slot).expect("whole");
+        assert_eq!(back.files.last_key_value(), Some((&10_000, &4096)));
+    }
+}
