@@ -47,6 +47,10 @@ impl Span {
 struct Stream {
     partition: PartitionId,
     idempotent: bool,
+    /// The id and the epoch of its producer, where they are known.
+    producer: Option<(i64, i16)>,
+    /// By record: when it was made, in milliseconds; also its timestamp.
+    made_ms: Vec<u32>,
     /// By record: attempts that may have put it into the log.
     tried: Vec<u8>,
     /// By record: places at which it was found.
@@ -67,6 +71,8 @@ struct Log {
     /// The first offset whose record is not known, and for each stream the last number below it.
     frontier: usize,
     last: BTreeMap<u32, u32>,
+    /// By producer id, the latest epoch below the frontier.
+    epochs: BTreeMap<i64, i16>,
     acked_end: u64,
     max_high_watermark: u64,
     max_start: u64,
@@ -91,6 +97,10 @@ pub(crate) struct Records {
     logs: BTreeMap<PartitionId, Log>,
     views: BTreeMap<(View, PartitionId), (u64, u64)>,
     producers: BTreeSet<i64>,
+    /// What leaders have acknowledged by their own disks alone, and when its producer first sent it.
+    leader_acked: Vec<(Span, u64)>,
+    /// The time, in milliseconds from the start of the run. A run on real processes has none.
+    pub(crate) now_ms: u64,
 }
 
 /// The value of a record.
@@ -130,8 +140,16 @@ impl Records {
 
     /// A producer begins to write to a partition.
     pub(crate) fn open_stream(&mut self, partition: PartitionId, idempotent: bool) -> u32 {
-        self.streams.push(Stream { partition, idempotent, tried: Vec::new(), found: Vec::new() });
+        let (tried, found, made_ms) = (Vec::new(), Vec::new(), Vec::new());
+        self.streams.push(Stream { partition, idempotent, producer: None, made_ms, tried, found });
         self.streams.len() as u32 - 1
+    }
+
+    /// As [`Records::open_stream`], for a producer with an id and an epoch.
+    pub(crate) fn open_epoch(&mut self, partition: PartitionId, id: i64, epoch: i16) -> u32 {
+        let stream = self.open_stream(partition, true);
+        self.streams[stream as usize].producer = Some((id, epoch));
+        stream
     }
 
     /// A producer was given an id.
@@ -148,7 +166,34 @@ impl Records {
         let first = records.tried.len() as u32;
         records.tried.resize((first + count) as usize, 0);
         records.found.resize((first + count) as usize, 0);
+        records.made_ms.resize((first + count) as usize, self.now_ms as u32);
         Span { stream, first, count }
+    }
+
+    /// When records were made, in milliseconds: their timestamp.
+    pub(crate) fn made_ms(&self, span: Span) -> i64 {
+        i64::from(self.streams[span.stream as usize].made_ms[span.first as usize])
+    }
+
+    /// How many records, the next of a stream, fit into a batch of so many bytes.
+    pub(crate) fn fitting(&self, stream: u32, bytes: usize) -> u32 {
+        /// What a record takes beside its value, at most, and a batch beside its records.
+        const RECORD: usize = 16;
+        const BATCH: usize = 64;
+        let first = self.streams[stream as usize].tried.len() as u32;
+        let (mut left, mut count, mut scratch) = (bytes.saturating_sub(BATCH), 0, Vec::new());
+        loop {
+            value(stream, first + count, &mut scratch);
+            match left.checked_sub(RECORD + scratch.len()) {
+                Some(rest) => (left, count) = (rest, count + 1),
+                None => return count.max(1),
+            }
+        }
+    }
+
+    /// A leader has acknowledged records that are on its own disk.
+    pub(crate) fn leader_acked(&mut self, span: Span) {
+        self.leader_acked.push((span, self.made_ms(span) as u64 * 1000));
     }
 
     /// These records are sent, once more perhaps.
@@ -169,7 +214,7 @@ impl Records {
     }
 
     fn check_count(&self, stream: u32, number: u32) -> Result<(), Violation> {
-        let Stream { idempotent, tried, found, partition } = &self.streams[stream as usize];
+        let Stream { idempotent, tried, found, partition, .. } = &self.streams[stream as usize];
         let (tried, found) = (tried[number as usize], found[number as usize]);
         if found > tried {
             let what = format!(
@@ -252,6 +297,14 @@ impl Records {
             if self.streams[stream as usize].idempotent && before.is_some_and(|before| before >= number) {
                 let what = format!("{at:?} offset {offset}: record {number} of stream {stream} behind {before:?}");
                 return violation("producer-order", what);
+            }
+            if let Some((id, epoch)) = self.streams[stream as usize].producer {
+                let latest = log.epochs.entry(id).or_insert(epoch);
+                if *latest > epoch {
+                    let what = format!("{at:?} offset {offset}: producer {id} of epoch {epoch} behind epoch {latest}");
+                    return violation("producer-epoch", what);
+                }
+                *latest = epoch;
             }
         }
         Ok(())
@@ -371,6 +424,40 @@ impl Records {
         Ok(())
     }
 
+    /// When the record at an offset was made, in milliseconds, if it is known.
+    fn made_at(&self, at: PartitionId, offset: usize) -> Option<u64> {
+        let slot = self.logs.get(&at)?.slots.get(offset).filter(|slot| slot.record != 0)?;
+        let (stream, number) = ((slot.record - 1) >> 32, (slot.record - 1) as u32);
+        Some(u64::from(self.streams[stream as usize].made_ms[number as usize]))
+    }
+
+    /// A node says which record is the first that is so late; none has been `found` if it names the end of the log.
+    pub(crate) fn first_at(
+        &self,
+        view: View,
+        at: PartitionId,
+        from_ms: i64,
+        (offset, found): (u64, bool),
+    ) -> Result<(), Violation> {
+        if self.topics[at.topic].limited {
+            // What has been removed meanwhile is not known.
+            return Ok(());
+        }
+        let late = |offset: &usize| self.made_at(at, *offset).is_some_and(|made_ms| made_ms as i64 >= from_ms);
+        let earlier = (0..offset as usize).find(late);
+        let known = self.made_at(at, offset as usize);
+        let fits = !found || known.is_none_or(|made_ms| made_ms as i64 >= from_ms);
+        match earlier {
+            None if fits => Ok(()),
+            _ => {
+                let what = format!(
+                    "{view:?} {at:?}: offset {offset} is the first from {from_ms} ms on, but {earlier:?} is late enough"
+                );
+                violation("time-offsets", what)
+            }
+        }
+    }
+
     /// An error in place of records.
     pub(crate) fn fetch_failed(
         &self,
@@ -405,6 +492,21 @@ impl Records {
     /// A node was read from its log's start to its end.
     pub(crate) fn read_all(&mut self, node: u64, at: PartitionId, start: u64, end: u64) {
         self.logs.entry(at).or_default().read.insert(node, (start, end));
+    }
+
+    /// What leaders acknowledged alone must be there if nobody else has led since: `alone_since_us` says from when on.
+    pub(crate) fn leaders_kept(&self, alone_since_us: impl Fn(&KeptTopic, u32) -> u64) -> Result<(), Violation> {
+        for (span, sent_us) in &self.leader_acked {
+            let Stream { partition: at, found, .. } = &self.streams[span.stream as usize];
+            let topic = &self.topics[at.topic];
+            let lost = span.numbers().find(|number| found[*number] == 0);
+            let alone = *sent_us >= alone_since_us(topic, at.partition);
+            if let (Some(number), true, false) = (lost, alone, topic.limited) {
+                let what = format!("{at:?}: record {number} of {span:?}, sent at {sent_us} us, is not there");
+                return violation("leader-acks", what);
+            }
+        }
+        Ok(())
     }
 
     /// Everything has been read from every node: nothing may be missing.
@@ -524,6 +626,48 @@ mod tests {
         let (mut records, span) = records();
         records.acked(span, 0).unwrap();
         assert_eq!(rule(records.fetched(VIEW, AT, 0, &answer(&[(0, 1)], 2))), "same-bytes");
+    }
+
+    #[test]
+    fn what_an_earlier_epoch_sends_late_is_found() {
+        let (mut records, _) = records();
+        let streams = [0, 1].map(|epoch| records.open_epoch(AT, 7, epoch));
+        let spans = streams.map(|stream| records.next_span(stream, 1));
+        spans.iter().for_each(|span| records.tried(*span));
+        assert_eq!(records.fetched(VIEW, AT, 0, &answer(&[(streams[1], 0)], 2)), Ok(1));
+        assert_eq!(rule(records.fetched(VIEW, AT, 1, &at_one(&[(streams[0], 0)]))), "producer-epoch");
+    }
+
+    /// As [`answer`], from offset 1 on.
+    fn at_one(numbers: &[(u32, u32)]) -> FetchedPartition {
+        let first = [(0, 0)].iter().chain(numbers).copied().collect::<Vec<_>>();
+        let whole = answer(&first, 1 + numbers.len() as u64);
+        let records = whole.records.pieces().iter().skip(1).cloned().collect();
+        FetchedPartition { records, ..whole }
+    }
+
+    #[test]
+    fn what_a_leader_acknowledged_and_is_gone_is_found() {
+        let (mut records, span) = records();
+        records.now_ms = 5;
+        records.leader_acked(span);
+        assert_eq!(records.leaders_kept(|_, _| u64::MAX), Ok(()), "another leader may not have had it");
+        assert_eq!(rule(records.leaders_kept(|_, _| 0)), "leader-acks");
+        records.fetched(VIEW, AT, 0, &answer(&[(0, 0), (0, 1)], 2)).unwrap();
+        assert_eq!(records.leaders_kept(|_, _| 0), Ok(()));
+    }
+
+    #[test]
+    fn a_time_that_leads_to_another_record_is_found() {
+        let (mut records, early) = records();
+        records.now_ms = 100;
+        let late = records.next_span(early.stream, 1);
+        records.tried(late);
+        records.fetched(VIEW, AT, 0, &answer(&[(0, 0), (0, 1), (0, 2)], 3)).unwrap();
+        assert_eq!(records.first_at(VIEW, AT, 50, (2, true)), Ok(()));
+        assert_eq!(records.first_at(VIEW, AT, 200, (3, false)), Ok(()));
+        assert_eq!(rule(records.first_at(VIEW, AT, 50, (1, true))), "time-offsets");
+        assert_eq!(rule(records.first_at(VIEW, AT, 50, (3, false))), "time-offsets");
     }
 
     #[test]

@@ -290,6 +290,7 @@ impl CheckpointWriter {
                 let buf = std::mem::take(&mut writing.buf);
                 (Step::Write, Op::Write { file, position: 0, buf, durable: false })
             }
+            (Step::Write, _) if mutated(Mutation::CheckpointUnsynced) => (Step::Close, Op::Close { file }),
             (Step::Write, _) => (Step::Sync, Op::Sync { file }),
             (Step::Sync, _) => (Step::Close, Op::Close { file }),
             (Step::Close, _) => (Step::Rename, Op::Rename { from: tmp_path(number), to: file_path(number) }),

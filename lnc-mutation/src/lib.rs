@@ -47,6 +47,41 @@ mutations! {
     WipedVotes = "wiped-votes", "a node with an empty disk takes its former place";
     KeepFewerFiles = "keep-fewer-files", "journal files are freed before the checkpoint that covers them is durable";
     BelieveOwnClock = "believe-own-clock", "a leader removes by age by its own clock, whatever the others say";
+    JointNewOnly = "joint-new-only", "only the new voters decide while both sets should";
+    JointOldOnly = "joint-old-only", "only the old voters decide while both sets should";
+    LeaveJointEarly = "leave-joint-early", "a joint configuration is left before it is committed";
+    KeepCutMembers = "keep-cut-members", "the members of an entry that is cut off stay in effect";
+    CountLearners = "count-learners", "learners count for majorities";
+    PromoteEarly = "promote-early", "a learner votes before it has caught up";
+    ReadAnyRound = "read-any-round", "reads are confirmed by the answer to any heartbeat";
+    ReadOldRound = "read-old-round", "reads are confirmed by a round that was begun before them";
+    ReadEarlierTerm = "read-earlier-term", "a leader answers reads before it has committed in its term";
+    ReadUnapplied = "read-unapplied", "reads are answered before what is committed is applied";
+    ReadLocally = "read-locally", "reads that must be fresh are answered without asking";
+    DenyUnconfirmed = "deny-unconfirmed", "an offset is denied by a node that may merely be behind";
+    VoteTwice = "vote-twice", "a second candidate gets a vote in the same term";
+    VoteEarly = "vote-early", "a vote leaves before it is durable";
+    AppendUnmatched = "append-unmatched", "entries are appended behind one of another term";
+    CommitUnmatched = "commit-unmatched", "the commit index of an append is believed for entries that may differ";
+    AcknowledgeUnmatched = "acknowledge-unmatched", "a follower acknowledges entries that its leader may not have";
+    FlushOutOfOrder = "flush-out-of-order", "a flush counts as durable before those ahead of it";
+    CheckpointUnsynced = "checkpoint-unsynced", "a checkpoint takes its name before its bytes are durable";
+    CheckpointEarly = "checkpoint-early", "a checkpoint is made before the segments that it names are durable";
+    RemoveEarly = "remove-early", "segments are removed while a checkpoint names them";
+    VoteWhileLacking = "vote-while-lacking", "a group takes part without the entries that it lost";
+    KeepReplacedLog = "keep-replaced-log", "the log from before a transfer of state is kept behind it";
+    TrimEarly = "trim-early", "records are removed at half of their age";
+    ShortWindow = "short-window", "of the last five batches only four are recognised";
+    IgnoreEpochs = "ignore-epochs", "a batch of an earlier epoch is taken";
+    AcceptGaps = "accept-gaps", "a batch is taken before those that precede it";
+    AcceptStrangers = "accept-strangers", "an unknown producer may begin anywhere";
+    ForgetProducerIds = "forget-producer-ids", "a checkpoint forgets which producer ids were given out";
+    DeletedEarly = "deleted-early", "a deletion is answered before the partitions are gone";
+    LeaderAcksEarly = "leader-acks-early", "acks=leader is answered before the leader's disk has the record";
+    DenyProposed = "deny-proposed", "a batch that may still be committed is said not to be";
+    DenyLate = "deny-late", "a batch whose time is up is said not to be committed";
+    TakeTooMuch = "take-too-much", "requests are taken beyond the memory for them";
+    FormAlone = "form-alone", "a fresh node does not wait for the others to form a cluster";
 }
 
 #[cfg(feature = "on")]

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use lnc_mutation::{Mutation, mutated};
 
 use crate::message::{Index, NodeId};
 
@@ -63,21 +64,26 @@ impl Configuration {
     }
 
     fn deciding(&self) -> impl Iterator<Item = &BTreeSet<NodeId>> {
-        let outgoing = self.is_joint().then_some(&self.outgoing);
-        std::iter::once(&self.voters).chain(outgoing)
+        let outgoing = (self.is_joint() && !mutated(Mutation::JointNewOnly)).then_some(&self.outgoing);
+        let voters = Some(&self.voters).filter(|_| !(self.is_joint() && mutated(Mutation::JointOldOnly)));
+        voters.into_iter().chain(outgoing)
     }
 
     /// Whether those for whom `agrees` holds are a majority of each set that decides.
     pub(crate) fn is_decided(&self, agrees: impl Fn(NodeId) -> bool) -> bool {
-        self.deciding().all(|set| set.iter().filter(|node| agrees(**node)).count() > set.len() / 2)
+        self.deciding().all(|set| self.is_majority(set, &agrees))
+    }
+
+    fn is_majority(&self, of: &BTreeSet<NodeId>, agrees: impl Fn(NodeId) -> bool) -> bool {
+        let also = self.learners.iter().filter(|_| mutated(Mutation::CountLearners));
+        of.iter().chain(also).filter(|node| agrees(**node)).count() > of.len() / 2
     }
 
     /// The largest value that a majority of each set that decides reaches.
     pub(crate) fn reached(&self, value_of: impl Fn(NodeId) -> u64) -> u64 {
         let by = |set: &BTreeSet<NodeId>| {
             let values = set.iter().map(|node| value_of(*node));
-            let reached = |value: &u64| values.clone().filter(|other| other >= value).count() > set.len() / 2;
-            values.clone().filter(reached).max().unwrap_or(0)
+            values.filter(|value| self.is_majority(set, |node| value_of(node) >= *value)).max().unwrap_or(0)
         };
         self.deciding().map(by).min().unwrap_or(0)
     }

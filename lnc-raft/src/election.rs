@@ -313,7 +313,7 @@ impl Raft {
 
     pub(crate) fn handle_vote(&mut self, from: NodeId, last_index: Index, last_term: Term) {
         let free = match self.hard_state.vote {
-            Some(node) => node == from,
+            Some(node) => node == from || mutated(Mutation::VoteTwice),
             None => self.leader.is_none(),
         };
         let covered = self.log.is_covered_by(last_index, last_term) || mutated(Mutation::VoteForAnyLog);
@@ -323,7 +323,10 @@ impl Raft {
             self.role = Role::Follower;
             self.restart_election_timer();
         }
-        self.send_after_durable(from, Body::VoteReply { granted });
+        match mutated(Mutation::VoteEarly) {
+            true => self.send(from, Body::VoteReply { granted }),
+            false => self.send_after_durable(from, Body::VoteReply { granted }),
+        }
     }
 
     pub(crate) fn handle_vote_reply(&mut self, from: NodeId, granted: bool) {

@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use lnc_mutation::{Mutation, mutated};
+
 use crate::configuration::{Configuration, ConfigurationError};
 use crate::message::{Entry, EntryKind, Index, NodeId, Term};
 use crate::progress::Peer;
@@ -56,7 +58,7 @@ impl Raft {
     /// Cuts off everything after `index`, and what it said about the members.
     pub(crate) fn truncate_after(&mut self, index: Index) {
         self.log.truncate_after(index);
-        if self.configurations.truncate_after(index) {
+        if !mutated(Mutation::KeepCutMembers) && self.configurations.truncate_after(index) {
             self.note_members();
         }
     }
@@ -110,7 +112,8 @@ impl Raft {
     /// The commit index of a leader has moved: a joint configuration is left once it is committed, and a leader that is
     /// no member any more steps down.
     pub(crate) fn advance_configuration(&mut self) {
-        if self.role != Role::Leader || !self.configuration_committed() {
+        let committed = self.configuration_committed() || mutated(Mutation::LeaveJointEarly);
+        if self.role != Role::Leader || !committed {
             return;
         }
         let now = self.configuration();

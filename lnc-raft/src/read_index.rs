@@ -115,12 +115,12 @@ impl Raft {
     /// Starts one round for all reads that have come in since the last one.
     pub(crate) fn flush_reads(&mut self) {
         let index = self.log.commit();
-        let knows_commit = self.log.term_at(index) == Some(self.hard_state.term);
+        let knows_commit = self.log.term_at(index) == Some(self.hard_state.term) || mutated(Mutation::ReadEarlierTerm);
         if self.reads.waiting.is_empty() || !knows_commit {
             return;
         }
         let reads = std::mem::take(&mut self.reads.waiting);
-        self.reads.round += 1;
+        self.reads.round += u64::from(!mutated(Mutation::ReadOldRound));
         self.reads.in_rounds += reads.len();
         self.reads.rounds.push_back(Round { round: self.reads.round, index, reads });
         for &node in self.others().iter() {

@@ -228,7 +228,9 @@ impl Raft {
         self.heard_leader();
         self.leader_commit = self.leader_commit.max(Some(leader_commit));
         let settled = self.settled();
-        let matches = prev_index <= settled || self.log.term_at(prev_index) == Some(prev_term);
+        let known = self.log.term_at(prev_index);
+        let matches = prev_index <= settled || known == Some(prev_term);
+        let matches = matches || known.is_some() && mutated(Mutation::AppendUnmatched);
         if !matches {
             // A hole, or another leader's entry.
             self.reject_append(from, prev_index);
@@ -246,9 +248,11 @@ impl Raft {
             debug_assert!(noted.is_ok(), "the message was validated");
             self.log.append(entry);
         }
-        let match_index = last.max(settled);
+        let matched = if mutated(Mutation::AcknowledgeUnmatched) { self.log.last_index() } else { last };
+        let match_index = matched.max(settled);
         self.leader_match = match_index;
-        self.log.advance_commit(leader_commit.min(match_index));
+        let known = if mutated(Mutation::CommitUnmatched) { self.log.last_index() } else { match_index };
+        self.log.advance_commit(leader_commit.min(known));
         self.send_after_durable(from, Body::AppendReply(AppendReply::Accepted { match_index }));
         Ok(())
     }
@@ -380,6 +384,7 @@ impl Raft {
         let Some(peer) = self.peers.get_mut(&from) else { return };
         peer.silent_ticks = 0;
         peer.slow = slow;
+        let round = if mutated(Mutation::ReadAnyRound) { self.reads.round } else { round };
         peer.acked_round = peer.acked_round.max(round.min(self.reads.round));
         let lost_probe = peer.state == PeerState::Probe { waiting: true } && peer.probe_ticks >= heartbeat_ticks;
         if lost_probe {

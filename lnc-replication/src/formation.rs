@@ -345,7 +345,7 @@ pub fn decide(
     }
     let missing: BTreeSet<NodeId> =
         configured.iter().filter(|node| **node != own.node && !heard.contains_key(node)).copied().collect();
-    if !missing.is_empty() {
+    if !missing.is_empty() && !mutated(Mutation::FormAlone) {
         return Decision::Wait { missing };
     }
     let mut members: BTreeMap<NodeId, u64> =

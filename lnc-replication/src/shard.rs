@@ -376,6 +376,7 @@ impl Shard {
             let end = self.file_ends.entry(place.file).or_default().entry(id).or_default();
             *end = (*end).max(entry.index);
             self.staged.entries.insert(id, (entry.term, entry.index));
+            out.durable.extend(mutated(Mutation::LeaderAcksEarly).then_some((id, entry.term, entry.index)));
         }
         let acknowledgements = messages_after_durable.into_iter().map(|m| (id, m));
         match mutated(Mutation::AcknowledgeEarly) {

@@ -6,6 +6,7 @@ use super::{Broker, Caller};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
+use lnc_mutation::{Mutation, mutated};
 use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{Opcode, Request};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +29,7 @@ impl<D: Disk> Broker<D> {
     /// told before is never unseen. Local answers are enough for those that only look for whom to ask.
     pub(super) fn read(&mut self, caller: Caller, opcode: Opcode, request: Request, body: Bytes) {
         let asked = self.groups_to_ask(&request);
-        if asked.is_empty() {
+        if asked.is_empty() || mutated(Mutation::ReadLocally) {
             return self.serve_read(caller, opcode, request);
         }
         self.await_leaders(caller, opcode, request, body, asked);
@@ -104,7 +105,7 @@ impl<D: Disk> Broker<D> {
         let applied = &self.applied;
         let passed = |barrier: &ReadBarrier| {
             let reached = |(group, index): (&GroupId, &u64)| applied.get(group).is_some_and(|(done, _)| done >= index);
-            barrier.asked.is_empty() && barrier.until.iter().all(reached)
+            barrier.asked.is_empty() && (barrier.until.iter().all(reached) || mutated(Mutation::ReadUnapplied))
         };
         let ready: Vec<u64> = self.barriers.iter().filter(|(_, b)| passed(b)).map(|(ctx, _)| *ctx).collect();
         for ctx in ready {

@@ -5,6 +5,7 @@ use super::members::Members;
 use bytes::{BufMut, Bytes, BytesMut};
 use lnc_log::journal::GroupId;
 use lnc_log::segment::PartitionKey;
+use lnc_mutation::{Mutation, mutated};
 use lnc_protocol::ErrorCode;
 use lnc_protocol::message::TopicOptions;
 use std::collections::BTreeMap;
@@ -191,7 +192,7 @@ impl Catalog {
     /// The state for a checkpoint.
     pub fn encode(&self, out: &mut BytesMut) {
         out.put_u64_le(self.next_topic_id);
-        out.put_u64_le(self.next_producer_id);
+        out.put_u64_le(if mutated(Mutation::ForgetProducerIds) { 0 } else { self.next_producer_id });
         out.put_u32_le(self.topics.len() as u32);
         for topic in self.topics() {
             out.put_u64_le(topic.id);

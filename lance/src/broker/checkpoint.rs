@@ -138,6 +138,7 @@ impl<D: Disk> Broker<D> {
             self.checkpoint_if_due()?;
         }
         let done = match &self.checkpoint.phase {
+            Phase::Flushing { .. } if mutated(Mutation::CheckpointEarly) => true,
             Phase::Flushing { .. } => self.storage.handed_over().checkpoint_done(),
             _ => false,
         };

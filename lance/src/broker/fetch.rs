@@ -6,6 +6,7 @@ use bytes::Bytes;
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
 use lnc_log::segment::{Batches, PartitionKey, ReadDone, SegmentError};
+use lnc_mutation::{Mutation, mutated};
 use lnc_protocol::message::{FetchPartition, FetchRequest, FetchedPartition, Opcode, Records, Request, Response};
 use lnc_protocol::{BatchHeader, ErrorCode};
 use std::collections::{BTreeMap, BTreeSet};
@@ -234,7 +235,7 @@ impl<D: Disk> Broker<D> {
         };
         (found.log_start_offset, found.high_watermark) = (state.log_start_offset, state.log_end_offset);
         let (start, end) = (found.log_start_offset, found.high_watermark);
-        if offset < start || (offset > end && confirmed.contains(&group)) {
+        if offset < start || (offset > end && (confirmed.contains(&group) || mutated(Mutation::DenyUnconfirmed))) {
             found.error = ErrorCode::OffsetOutOfRange;
             found.message = format!(
                 "topic {name:?} partition {partition} has offsets {start} to {end}, offset {offset} is not among them"

@@ -6,7 +6,7 @@ use super::catalog::META;
 use bytes::{Bytes, BytesMut};
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
-use lnc_raft::{Entry, NodeId, Role, RoleChange};
+use lnc_raft::{Configuration, Entry, NodeId, Role, RoleChange};
 use std::collections::BTreeSet;
 
 /// A group as this node has it now.
@@ -94,6 +94,11 @@ impl<D: Disk> Broker<D> {
         let members = status.configuration;
         let settled = status.configuration_committed && !members.is_joint();
         settled.then(|| members.voters.union(&members.learners).copied().collect())
+    }
+
+    /// Who a group's members are, as its latest entry about them on this node says.
+    pub fn configuration(&self, group: GroupId) -> Option<Configuration> {
+        self.shard.status(group).map(|status| status.configuration)
     }
 
     /// Whether this node votes in every group, and no change of voters is under way in any.

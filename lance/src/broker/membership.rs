@@ -17,6 +17,7 @@ use super::{Broker, Caller, Clock};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
+use lnc_mutation::{Mutation, mutated};
 use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{ChangeMembersRequest, MemberChange, Opcode, Response};
 use lnc_raft::{Configuration, NodeId, Progress, Status};
@@ -241,7 +242,8 @@ impl<D: Disk> Broker<D> {
             .map(|member| (member.id, member))
             .collect();
         let now_us = self.now_us();
-        let caught_up = |peer: &&Progress| peer.learner && self.pace.keeps_up(now_us, group, peer.id, CAUGHT_UP_US);
+        let keeps_up = |peer: &Progress| self.pace.keeps_up(now_us, group, peer.id, CAUGHT_UP_US);
+        let caught_up = |peer: &&Progress| peer.learner && (keeps_up(peer) || mutated(Mutation::PromoteEarly));
         // A node whose place another has taken does not come back: it would be added and removed, again and again.
         let has_place = |id: &NodeId| wanted.contains_key(id) && !self.is_replaced(*id, &now.voters);
         let mut target = now.clone();

@@ -276,8 +276,8 @@ impl Partition {
     fn sequence(&mut self, header: &BatchHeader, base_offset: u64, now_ms: u64) -> Result<Option<u64>, Refusal> {
         let (found, epoch) = (header.base_sequence, header.producer_epoch);
         match self.producers.get(&header.producer_id) {
-            None if found != 0 => return Err(Refusal::UnknownProducer),
-            Some(producer) if epoch < producer.epoch => {
+            None if found != 0 && !mutated(Mutation::AcceptStrangers) => return Err(Refusal::UnknownProducer),
+            Some(producer) if epoch < producer.epoch && !mutated(Mutation::IgnoreEpochs) => {
                 return Err(Refusal::Fenced { current: producer.epoch, found: epoch });
             }
             Some(producer) if epoch > producer.epoch && found != 0 => {
@@ -288,7 +288,7 @@ impl Partition {
                 if let Some(original) = producer.recent.iter().find(same) {
                     return Ok(Some(original.base_offset));
                 }
-                if found != producer.next_sequence {
+                if found != producer.next_sequence && !mutated(Mutation::AcceptGaps) {
                     return Err(Refusal::OutOfOrderSequence { expected: producer.next_sequence, found });
                 }
             }
@@ -304,7 +304,7 @@ impl Partition {
         }
         producer.last_append_ms = now_ms;
         producer.next_sequence = next_sequence(found, header.record_count);
-        if producer.recent.len() == RECENT_BATCHES {
+        if producer.recent.len() == RECENT_BATCHES - usize::from(mutated(Mutation::ShortWindow)) {
             producer.recent.pop_front();
         }
         producer.recent.push_back(RecentBatch { base_sequence: found, count: header.record_count, base_offset });
@@ -432,6 +432,30 @@ mod tests {
     fn sequences_wrap_as_kafka_s_do() {
         assert_eq!(next_sequence(i32::MAX, 1), 0);
         assert_eq!(next_sequence(i32::MAX - 1, 3), 1);
+    }
+
+    /// No simulated producer lives long enough to get there.
+    #[test]
+    fn duplicates_and_gaps_are_found_where_sequences_wrap() {
+        let mut group = group();
+        group.append(KEY, &batch(7, 0, 0, 1)).unwrap();
+        let known = group.partitions.get_mut(&KEY).and_then(|partition| partition.producers.get_mut(&7)).unwrap();
+        known.next_sequence = i32::MAX - 6;
+        // Batches of three: the third begins at the largest number, and goes on with 0.
+        let sequences = [i32::MAX - 6, i32::MAX - 3, i32::MAX, 2, 5, 8].map(|sequence: i32| (sequence, 3));
+        let mut offset = 1;
+        for (n, (sequence, count)) in sequences.into_iter().enumerate() {
+            assert_eq!(group.append(KEY, &batch(7, 0, sequence, count)), Ok(Appended::At(offset)), "batch {n}");
+            offset += count as u64;
+        }
+        for (n, (sequence, count)) in sequences.into_iter().enumerate().skip(1) {
+            let again = group.append(KEY, &batch(7, 0, sequence, count));
+            assert_eq!(again, Ok(Appended::Duplicate(1 + 3 * n as u64)), "batch {n} again");
+        }
+        let gap = Refusal::OutOfOrderSequence { expected: 11, found: 12 };
+        assert_eq!(group.append(KEY, &batch(7, 0, 12, 1)), Err(gap));
+        let forgotten = Refusal::OutOfOrderSequence { expected: 11, found: i32::MAX - 6 };
+        assert_eq!(group.append(KEY, &batch(7, 0, i32::MAX - 6, 3)), Err(forgotten), "five are remembered");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::{Broker, Caller};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
+use lnc_mutation::{Mutation, mutated};
 use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{Acks, Opcode, ProduceResponse, Response};
 use lnc_raft::ProposeError;
@@ -189,7 +190,9 @@ impl<D: Disk> Broker<D> {
         for origin in proposed {
             let message =
                 format!("node {} stopped leading group {} before this was committed", self.config.node, group.0);
-            self.fail(origin, ErrorCode::LeadershipLost, message);
+            let denied = mutated(Mutation::DenyProposed);
+            let code = if denied { ErrorCode::LeaderUnknown } else { ErrorCode::LeadershipLost };
+            self.fail(origin, code, message);
         }
         for origin in waiting {
             let message = format!("node {} does not lead group {}", self.config.node, group.0);
@@ -244,7 +247,8 @@ impl<D: Disk> Broker<D> {
         for origin in late {
             let waited = now.saturating_sub(origin.since_us) / 1000;
             let message = format!("no quorum confirmed this within {waited} ms; it may still take effect");
-            self.fail(origin, ErrorCode::Timeout, message);
+            let code = if mutated(Mutation::DenyLate) { ErrorCode::Overloaded } else { ErrorCode::Timeout };
+            self.fail(origin, code, message);
         }
     }
 }

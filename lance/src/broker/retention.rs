@@ -68,7 +68,9 @@ impl<D: Disk> Broker<D> {
         let mut trims = Vec::new();
         let limited = self.catalog.topics().filter(|t| t.options.max_age_ms.is_some() || t.options.max_bytes.is_some());
         for topic in limited {
-            let oldest_ms = topic.options.max_age_ms.and_then(|age| now_ms?.checked_sub(age));
+            let max_age_ms =
+                topic.options.max_age_ms.map(|age| if mutated(Mutation::TrimEarly) { age / 2 } else { age });
+            let oldest_ms = max_age_ms.and_then(|age| now_ms?.checked_sub(age));
             for key in topic.keys() {
                 let group = topic.group_of(key.partition);
                 let leads = self.shard.is_leader(group) && !self.has_backlog(group);

@@ -14,6 +14,7 @@ use super::proposals::{Kind, Origin};
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
 use lnc_log::segment::PartitionKey;
+use lnc_mutation::{Mutation, mutated};
 use lnc_protocol::ErrorCode;
 use lnc_protocol::message::Response;
 use lnc_raft::NodeId;
@@ -110,7 +111,7 @@ impl<D: Disk> Broker<D> {
     /// Whether the data groups have done what the catalog says.
     fn is_followed(&self, Change { origin, topic }: &Change) -> bool {
         if matches!(origin.kind, Kind::DeleteTopic) {
-            return self.is_gone(topic);
+            return self.is_gone(topic) || mutated(Mutation::DeletedEarly);
         }
         // A topic of this name may have been deleted without waiting for its partitions to go. As long as they are
         // there, a leader that has not heard of it could take records for the name into them.

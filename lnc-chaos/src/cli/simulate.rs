@@ -66,7 +66,7 @@ pub(super) struct Arguments {
     list: bool,
 }
 
-fn profile(name: &str) -> Result<Profile, String> {
+pub(super) fn profile(name: &str) -> Result<Profile, String> {
     Profile::from_name(name).ok_or_else(|| {
         let names: Vec<&str> = Profile::ALL.iter().map(|profile| profile.name()).collect();
         format!("no profile has this name; there are {}", names.join(", "))

@@ -2,12 +2,12 @@
 //! leaves for peers leaves here as bytes, and comes back as bytes.
 
 use super::network::Wire;
-use super::settings::{MAX_IN_FLIGHT_BYTES, Settings, TICK_US};
+use super::settings::{MAX_BATCH_BYTES, MAX_IN_FLIGHT_BYTES, Settings, TICK_US};
 use bytes::{Bytes, BytesMut};
 use lance::broker::control::Budgets;
 use lance::broker::inspect::{GroupInspection, MemoryInspection, Observed};
 use lance::broker::members::Addresses;
-use lance::broker::{self, Broker, BrokerConfig, BrokerError, Caller, Clock, Output};
+use lance::broker::{self, Broker, BrokerConfig, BrokerError, Caller, Clock, Membership, Output};
 use lnc_log::FileOwner;
 use lnc_log::disk::MemoryDisk;
 use lnc_log::journal::{GroupId, JournalConfig};
@@ -18,7 +18,7 @@ use lnc_replication::ShardConfig;
 use lnc_replication::formation::{Formats, Identity};
 use lnc_replication::transfer::TransferBody;
 use lnc_replication::wire::{MAX_FRAME_BODY, PeerMessage, WireError, put_messages, take_frame, take_message};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 /// A broker, as a process would hold it.
@@ -50,12 +50,12 @@ impl Process {
     pub(super) fn open(
         settings: &Settings,
         identity: &Identity,
-        (life, format): (u32, u32),
+        (opened, format): (u32, u32),
         disk: MemoryDisk,
     ) -> Result<Self, BrokerError> {
         let mut broker = broker::open(
             broker_config(settings, identity),
-            shard_config(settings, identity, life, format),
+            shard_config(settings, identity, opened, format),
             settings.segments.clone(),
             disk,
             Metrics::new(),
@@ -93,10 +93,9 @@ impl Process {
         self.broker.votes()
     }
 
-    /// Who belongs to the cluster, as far as this node has applied, with their incarnations; and how new that is.
-    pub(super) fn members(&self) -> (u64, BTreeMap<NodeId, u64>) {
-        let membership = self.broker.membership();
-        (membership.version, membership.members)
+    /// Who belongs to the cluster, as far as this node has applied, and how the nodes are reached.
+    pub(super) fn membership(&self) -> Membership {
+        self.broker.membership()
     }
 
     /// A node has shown itself with a fresh disk.
@@ -153,6 +152,11 @@ impl Process {
     pub(super) fn state(&self, group: u32) -> Bytes {
         self.broker.encoded_state(GroupId(group))
     }
+
+    /// The members of a group, in the words of the log.
+    pub(super) fn configuration(&self, group: u32) -> String {
+        self.broker.configuration(GroupId(group)).map_or_else(String::new, |members| members.to_string())
+    }
 }
 
 /// Take one frame's body off what was received.
@@ -205,6 +209,17 @@ fn transfer_text(body: &TransferBody) -> String {
     }
 }
 
+/// The nodes whose addresses an operator writes into a node's configuration.
+pub(super) fn addressed(settings: &Settings, node: u64) -> Vec<u64> {
+    if settings.names_all { (1..=settings.nodes).collect() } else { founding(settings, node).collect() }
+}
+
+/// The nodes that a fresh one waits for: the founders and itself.
+pub(super) fn founding(settings: &Settings, node: u64) -> impl Iterator<Item = u64> {
+    let founders = settings.founders;
+    (1..=founders).chain((node > founders).then_some(node))
+}
+
 fn broker_config(settings: &Settings, identity: &Identity) -> BrokerConfig {
     let addresses = |node: u64| Addresses {
         client: format!("node-{node}:1992"),
@@ -215,7 +230,7 @@ fn broker_config(settings: &Settings, identity: &Identity) -> BrokerConfig {
     BrokerConfig {
         node: identity.node,
         cluster_id: cluster.map_or(0, |cluster| cluster.id),
-        nodes: (1..=settings.nodes).map(|node| (node, addresses(node))).collect(),
+        nodes: addressed(settings, identity.node.node()).into_iter().map(|node| (node, addresses(node))).collect(),
         members: cluster.map(|cluster| cluster.members.clone()).unwrap_or_default(),
         members_version: cluster.map_or(0, |cluster| cluster.version),
         founders: cluster.map(|cluster| cluster.founders.clone()).unwrap_or_default(),
@@ -227,7 +242,7 @@ fn broker_config(settings: &Settings, identity: &Identity) -> BrokerConfig {
         data_groups: settings.data_groups,
         memory_bytes: settings.memory_bytes,
         tail_cache_bytes: settings.tail_cache_bytes,
-        max_batch_bytes: 64 << 10,
+        max_batch_bytes: MAX_BATCH_BYTES,
         max_frame_bytes: 1 << 20,
         max_topics: 50,
         max_partitions_per_topic: 20,
@@ -249,7 +264,7 @@ fn ticks(ms: u64) -> u32 {
     (ms * 1000 / TICK_US) as u32
 }
 
-fn shard_config(settings: &Settings, identity: &Identity, life: u32, format: u32) -> ShardConfig {
+fn shard_config(settings: &Settings, identity: &Identity, opened: u32, format: u32) -> ShardConfig {
     let node = identity.node.0;
     let owner = FileOwner {
         cluster: identity.cluster.as_ref().map_or(0, |cluster| cluster.id),
@@ -269,7 +284,7 @@ fn shard_config(settings: &Settings, identity: &Identity, life: u32, format: u32
         max_append_bytes: settings.max_append_bytes,
         entry_cache_bytes: settings.entry_cache_bytes,
         journal_retain_bytes: settings.journal_retain_bytes,
-        seed: super::rng::mix(settings.seed ^ node << 32 ^ u64::from(life)),
+        seed: super::rng::mix(settings.seed ^ node << 32 ^ u64::from(opened)),
         journal: JournalConfig {
             file_bytes: settings.journal_file_bytes,
             max_in_flight: settings.flushes_in_flight,

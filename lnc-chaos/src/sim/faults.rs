@@ -44,6 +44,8 @@ pub(crate) enum Fault {
     /// Whoever is elected in this group is cut off from the other nodes a moment later, until the next one is. So every
     /// leader leaves a log behind that the next one may not have (Raft paper, figure 8).
     Coup { group: u32, for_us: u64, seed: u64 },
+    /// What is said to a node takes longer and longer to arrive.
+    Echo { node: u64, lag_us: u64, for_us: u64 },
     /// One connection breaks; its receiver notices later.
     Break { from: u64, to: u64, channel: Channel, notice_us: u64 },
     /// Bytes travel badly.
@@ -54,6 +56,8 @@ pub(crate) enum Fault {
     StalledDisk { node: u64, for_us: u64 },
     /// The disk has room for this many bytes more.
     FullDisk { node: u64, room: u64, for_us: u64 },
+    /// The disk has room for this many bytes more, for good.
+    TightDisk { node: u64, room: u64 },
     /// The next operation of a kind, after some that work, fails.
     DiskError { node: u64, operation: FailingOperation, after: u64 },
     /// The disk is lost; the node comes back with an empty one. Only where all others have everything.
@@ -65,6 +69,34 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
+    /// The node that it strikes, if it is one.
+    pub(crate) fn node(&self) -> Option<u64> {
+        match *self {
+            Self::Kill { node, .. }
+            | Self::PowerLoss { node, .. }
+            | Self::PowerLossAtOperation { node, .. }
+            | Self::Restart { node, .. }
+            | Self::Pause { node, .. }
+            | Self::ClockJump { node, .. }
+            | Self::ClockLeap { node, .. }
+            | Self::ClockDrift { node, .. }
+            | Self::SlowDisk { node, .. }
+            | Self::StalledDisk { node, .. }
+            | Self::FullDisk { node, .. }
+            | Self::DiskError { node, .. }
+            | Self::Wipe { node, .. }
+            | Self::Damage { node, .. }
+            | Self::Misread { node, .. }
+            | Self::Echo { node, .. }
+            | Self::TightDisk { node, .. } => Some(node),
+            Self::PowerLossOfAll { .. }
+            | Self::Partition { .. }
+            | Self::Coup { .. }
+            | Self::Break { .. }
+            | Self::Storm { .. } => None,
+        }
+    }
+
     /// The name by which faults are counted.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
@@ -79,11 +111,13 @@ impl Fault {
             Self::ClockDrift { .. } => "clock-drift",
             Self::Partition { .. } => "partition",
             Self::Coup { .. } => "coup",
+            Self::Echo { .. } => "echo",
             Self::Break { .. } => "broken-connection",
             Self::Storm { .. } => "storm",
             Self::SlowDisk { .. } => "slow-disk",
             Self::StalledDisk { .. } => "stalled-disk",
             Self::FullDisk { .. } => "full-disk",
+            Self::TightDisk { .. } => "tight-disk",
             Self::DiskError { .. } => "disk-error",
             Self::Wipe { .. } => "wipe",
             Self::Damage { .. } => "damage",
@@ -115,11 +149,12 @@ pub(crate) fn schedule(seed: u64, profile: Profile, nodes: u64, span_us: u64) ->
     let mut rng = Rng::fork(seed, 0xfa17);
     let features = profile.features(&mut rng);
     let mut all = Vec::new();
+    let (begin_us, end_us) = profile.faulty_us(QUIET_US, span_us);
     for feature in features {
         let mut rng = Rng::fork(rng.next(), feature as u64);
-        let every_us = feature.every_us();
-        let mut at_us = QUIET_US + rng.below(every_us);
-        while at_us < span_us {
+        let every_us = feature.every_us().min(end_us - begin_us);
+        let mut at_us = begin_us + rng.below(every_us);
+        while at_us < end_us {
             let faults = draw(feature, &mut rng, nodes);
             all.extend(faults.into_iter().map(|(after_us, fault)| Scheduled { at_us: at_us + after_us, fault }));
             at_us += every_us / 2 + rng.below(every_us);
@@ -159,6 +194,15 @@ fn draw(feature: Feature, rng: &mut Rng, nodes: u64) -> Vec<(u64, Fault)> {
             let alone = Fault::Partition { cuts: isolation(node), for_us: asleep_us + alone_us };
             return vec![(0, Fault::Pause { node, for_us: asleep_us }), (0, alone)];
         }
+        // It goes on to hear what was said when it still led, and nobody hears it.
+        Feature::Echoes => {
+            let (lag_us, after_us) = (rng.between(2_500_000, 4_000_000), rng.between(6_000_000, 8_000_000));
+            let for_us = rng.between(3_000_000, 6_000_000);
+            let mute = vec![Cut { from: Some(node), to: None, channel: None }];
+            let mute = Fault::Partition { cuts: mute, for_us };
+            return vec![(0, Fault::Echo { node, lag_us, for_us: after_us + for_us }), (after_us, mute)];
+        }
+        Feature::TightDisks => Fault::TightDisk { node, room: rng.between(440_000, 490_000) },
         Feature::Kills => Fault::Kill { node, down_us: while_us(rng), seed: rng.next() },
         Feature::Power => match rng.below(3) {
             0 => Fault::PowerLoss { node, down_us: while_us(rng), seed: rng.next() },
@@ -194,7 +238,21 @@ fn draw(feature: Feature, rng: &mut Rng, nodes: u64) -> Vec<(u64, Fault)> {
         }
         Feature::Wipes => Fault::Wipe { node, down_us: while_us(rng) },
         Feature::Damage if rng.chance(300) => Fault::Misread { node, seed: rng.next() },
-        Feature::Damage => Fault::Damage { node, seed: rng.next() },
+        // What is damaged is met with at the latest when the node starts.
+        Feature::Damage => {
+            let damage = (0, Fault::Damage { node, seed: rng.next() });
+            let kill = Fault::Kill { node, down_us: while_us(rng), seed: rng.next() };
+            return if rng.chance(600) { vec![damage, (rng.below(300_000), kill)] } else { vec![damage] };
+        }
+        // The first node loses power again and again, each time within a few operations of its start.
+        Feature::Stumbles => {
+            let fall = |n: u64| {
+                let down_us = if n.is_multiple_of(3) { 2_000_000 + n % 2_000_000 } else { 10_000 + n % 100_000 };
+                let operations = 1 + n % 7;
+                Fault::PowerLossAtOperation { node: 1, operations, down_us, seed: n }
+            };
+            return (0..6).map(|n| (n * 400_000 + rng.below(300_000), fall(rng.next()))).collect();
+        }
     };
     vec![(0, fault)]
 }

@@ -35,7 +35,7 @@ pub struct Plan {
     pub seed: u64,
     /// Which faults.
     pub profile: Profile,
-    /// Number of nodes: 3 or 5.
+    /// Number of nodes that the cluster has at its largest: 3 or 5.
     pub nodes: u64,
     /// Virtual time in which clients work and faults strike, in microseconds; the end comes on top.
     pub virtual_us: u64,
@@ -46,8 +46,8 @@ pub struct Plan {
 impl Plan {
     /// The faults of this run.
     pub fn schedule(&self) -> Vec<Scheduled> {
-        let span_us = self.virtual_us * 2 / 3;
-        self.schedule.clone().unwrap_or_else(|| faults::schedule(self.seed, self.profile, self.nodes, span_us))
+        let (span_us, machines) = (self.virtual_us * 2 / 3, self.profile.machines(self.nodes));
+        self.schedule.clone().unwrap_or_else(|| faults::schedule(self.seed, self.profile, machines, span_us))
     }
 }
 
@@ -59,7 +59,7 @@ pub fn run(plan: &Plan) -> Report {
 /// Make a run. Every event goes to `sink`, if there is one.
 pub(crate) fn run_with(plan: &Plan, sink: Option<Sink>) -> Report {
     let schedule = plan.schedule();
-    let settings = Settings::draw(plan.seed, plan.nodes);
+    let settings = Settings::draw(plan.seed, plan.profile, plan.nodes);
     let trace = Rc::new(RefCell::new(Trace::new(sink)));
     let clients = workload::clients(&settings, plan.profile);
     let mut cluster = Cluster::new(settings, schedule.clone(), clients, plan.virtual_us, trace.clone());

@@ -102,6 +102,8 @@ pub(super) struct Network {
     pub(super) ends: BTreeMap<Wire, (NodeId, NodeId)>,
     /// Cuts in force, by the number of their fault.
     cuts: BTreeMap<u64, Vec<Cut>>,
+    /// Nodes whose incoming bytes take ever longer, by the number of the fault: node, since when, and how long at most.
+    lags: BTreeMap<u64, (u64, u64, u64)>,
     pub(super) weather: Weather,
     pub(super) rng: Rng,
 }
@@ -116,7 +118,14 @@ impl Network {
                 }
             }
         }
-        Self { connections, ends: BTreeMap::new(), cuts: BTreeMap::new(), weather: Weather::FAIR, rng }
+        Self {
+            connections,
+            ends: BTreeMap::new(),
+            cuts: BTreeMap::new(),
+            lags: BTreeMap::new(),
+            weather: Weather::FAIR,
+            rng,
+        }
     }
 
     pub(super) fn wires(&self) -> Vec<Wire> {
@@ -139,10 +148,27 @@ impl Network {
 
     pub(super) fn heal(&mut self, fault: u64) {
         self.cuts.remove(&fault);
+        self.lags.remove(&fault);
+    }
+
+    /// From now on what goes to a node takes longer and longer, up to `most_us`.
+    pub(super) fn lag(&mut self, fault: u64, now_us: u64, node: u64, most_us: u64) {
+        self.lags.insert(fault, (node, now_us, most_us));
+    }
+
+    /// How much longer bytes take on their way to a node.
+    fn lag_us(&self, now_us: u64, to: u64) -> u64 {
+        let of = |(node, since_us, most_us): &(u64, u64, u64)| match *node == to {
+            // Slower than time passes: what was said is still heard one after the other.
+            true => ((now_us - since_us) * 6 / 10).min(*most_us),
+            false => 0,
+        };
+        self.lags.values().map(of).max().unwrap_or(0)
     }
 
     pub(super) fn heal_all(&mut self) {
         self.cuts.clear();
+        self.lags.clear();
         self.weather = Weather::FAIR;
     }
 
@@ -164,7 +190,7 @@ impl Network {
 
     /// When bytes sent now arrive.
     pub(super) fn arrival(&mut self, now_us: u64, wire: Wire) -> u64 {
-        let delay = self.delay();
+        let delay = self.delay() + self.lag_us(now_us, wire.to);
         let overtakes = self.rng.chance(self.weather.overtake);
         let connection = self.connections.entry(wire).or_default();
         if overtakes {

@@ -1,16 +1,16 @@
 //! One node: a machine with its disk and clocks, which outlive the process on it, and the process while it runs.
 
-use super::adapter::Process;
+use super::adapter::{self, Process};
 use super::rng::Rng;
 use super::settings::{Settings, TICK_US};
 use bytes::Bytes;
-use lance::broker::{Caller, Clock};
+use lance::broker::{Caller, Clock, Membership};
 use lnc_log::disk::MemoryDisk;
 use lnc_log::disk::memory::{CrashChoice, Order};
 use lnc_protocol::Opcode;
 use lnc_raft::NodeId;
-use lnc_replication::formation::Identity;
-use std::collections::BTreeMap;
+use lnc_replication::formation::{Cluster, Identity};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Wall-clock time at the start of every run, in milliseconds since 1970.
 pub(super) const EPOCH_MS: u64 = 1_700_000_000_000;
@@ -53,6 +53,12 @@ pub(super) struct Running {
     pub(super) forwards: BTreeMap<u64, Forwarded>,
     /// The last disk operation whose completion has a time.
     pub(super) timed_operation: u64,
+    /// Who it says it is, and whom it knows as members: what its broker knows, or has heard from peers.
+    pub(super) identity: Identity,
+    /// The nodes that it connects to.
+    pub(super) dials: BTreeSet<u64>,
+    /// What its channels were told of the members last.
+    membership: Membership,
     started_us: u64,
 }
 
@@ -68,6 +74,8 @@ pub(super) struct Excuses {
     pub(super) full: bool,
     /// Bits were flipped.
     pub(super) damaged: bool,
+    /// So many flushes of the journal were damaged in a row that nothing tells what they held: it does not start.
+    pub(super) beyond_repair: bool,
     /// The disk was wiped, and the node has not got everything back yet.
     pub(super) wiped: bool,
 }
@@ -82,6 +90,7 @@ impl Excuses {
 /// See the module documentation.
 pub(super) struct Node {
     pub(super) id: u64,
+    /// What its data directory says.
     pub(super) identity: Identity,
     /// The format of its data directory.
     pub(super) format: u32,
@@ -89,6 +98,12 @@ pub(super) struct Node {
     pub(super) life: Life,
     /// Counts the starts: what belongs to an earlier life is ignored.
     pub(super) lives: u32,
+    /// Counts the times that a broker was opened, which a process may do more than once.
+    pub(super) opened: u32,
+    /// There is no machine of this number at the moment.
+    pub(super) away: bool,
+    /// It was removed from the cluster, and still runs.
+    pub(super) dismissed: bool,
     pub(super) excuses: Excuses,
     /// When power was last lost: what it answered then may speak of a disk that stopped.
     pub(super) power_lost_us: Option<u64>,
@@ -99,6 +114,12 @@ pub(super) struct Node {
     pub(super) slow_until_us: u64,
     pub(super) slow_us: u64,
     pub(super) full_until_us: u64,
+    /// Space stays short when all other faults end.
+    pub(super) tight: bool,
+    /// While it waits to become a member: what the others said of themselves last.
+    pub(super) heard: BTreeMap<NodeId, Identity>,
+    /// The cluster that it is about to join, on its way to the disk.
+    pub(super) joins: Option<Cluster>,
     pub(super) rng: Rng,
     wall_ahead_ms: i64,
     drift_ppm: i64,
@@ -118,6 +139,9 @@ impl Node {
             disk,
             life: Life::Down { powered: true },
             lives: 0,
+            opened: 0,
+            away: false,
+            dismissed: false,
             excuses: Excuses::default(),
             power_lost_us: None,
             at_stop: (0, 0),
@@ -126,6 +150,9 @@ impl Node {
             slow_until_us: 0,
             slow_us: 0,
             full_until_us: 0,
+            tight: false,
+            heard: BTreeMap::new(),
+            joins: None,
             rng: Rng::fork(seed, 0xd15c + id),
             wall_ahead_ms: 0,
             drift_ppm: 0,
@@ -140,6 +167,11 @@ impl Node {
         const ON_ITS_WAY_US: u64 = 1_000_000;
         let Excuses { error, stops, damaged, .. } = self.excuses;
         error || stops || damaged || self.power_lost_us.is_some_and(|lost_us| now_us < lost_us + ON_ITS_WAY_US)
+    }
+
+    /// Whether it is, or should be, a member of the cluster.
+    pub(super) fn serves(&self) -> bool {
+        !self.away && !self.dismissed
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -163,11 +195,14 @@ impl Node {
     /// Start the process from what the disk holds.
     pub(super) fn open(&mut self, settings: &Settings, now_us: u64) -> Result<(), String> {
         self.lives += 1;
-        let broker = Process::open(settings, &self.identity, (self.lives, self.format), self.disk.clone());
-        let broker = broker.map_err(|error| error.to_string())?;
+        let broker = self.open_broker(settings)?;
         let started_us = self.mono_us(now_us);
+        let id = self.id;
         self.life = Life::Up(Box::new(Running {
             broker,
+            identity: self.identity.clone(),
+            dials: adapter::addressed(settings, id).into_iter().filter(|other| *other != id).collect(),
+            membership: Membership::default(),
             inbox: Vec::new(),
             tick_due: false,
             turn_due: false,
@@ -186,6 +221,47 @@ impl Node {
         self.format = self.format.max(stored);
     }
 
+    fn open_broker(&mut self, settings: &Settings) -> Result<Process, String> {
+        self.opened += 1;
+        let broker = Process::open(settings, &self.identity, (self.opened, self.format), self.disk.clone());
+        broker.map_err(|error| error.to_string())
+    }
+
+    /// Drop the broker once the disk has done all that was asked of it, and open another one in the same process:
+    /// connections to other nodes stand, those of clients do not.
+    pub(super) fn reopen(&mut self, settings: &Settings) -> Result<(), String> {
+        self.disk.release_all();
+        self.disk = self.disk.kill(0);
+        let broker = self.open_broker(settings)?;
+        let timed_operation = self.disk.operations();
+        let Life::Up(running) = &mut self.life else { return Ok(()) };
+        (running.broker, running.timed_operation) = (broker, timed_operation);
+        running.membership = Membership::default();
+        running.inbox.retain(|input| !matches!(input, Input::Request { .. }));
+        running.unanswered.clear();
+        running.forwards.clear();
+        Ok(())
+    }
+
+    /// What the channels of a real node are told with each tick. Gives whom it no longer dials, and whom it does now.
+    pub(super) fn follow_membership(&mut self) -> (Vec<u64>, Vec<u64>) {
+        let id = self.id;
+        let Some(running) = self.running() else { return Default::default() };
+        let membership = running.broker.membership();
+        if membership == running.membership {
+            return Default::default();
+        }
+        // What was heard from peers may be newer than what this node has applied.
+        if let Some(cluster) = running.identity.cluster.as_mut().filter(|known| known.version <= membership.version) {
+            cluster.version = membership.version;
+            cluster.members.clone_from(&membership.members);
+        }
+        let dials: BTreeSet<u64> = membership.nodes.keys().copied().filter(|node| *node != id).collect();
+        let before = std::mem::replace(&mut running.dials, dials);
+        running.membership = membership;
+        (before.difference(&running.dials).copied().collect(), running.dials.difference(&before).copied().collect())
+    }
+
     /// The disk is lost with the process; the machine gets an empty one.
     pub(super) fn wipe(&mut self) {
         self.life = Life::Down { powered: true };
@@ -194,6 +270,8 @@ impl Node {
         let incarnation = super::rng::mix(self.identity.incarnation ^ u64::from(self.lives));
         self.identity = Identity { node: NodeId(self.id), incarnation, cluster: None };
         self.format = 1;
+        (self.joins, self.tight) = (None, false);
+        self.heard.clear();
         self.excuses = Excuses { wiped: true, ..Excuses::default() };
     }
 
@@ -207,19 +285,45 @@ impl Node {
 
     /// What it says of itself to those who connect: who it is, and whom it knows as members.
     pub(super) fn greeting(&self) -> Identity {
-        let mut identity = self.identity.clone();
-        if let (Some(cluster), Some(broker)) = (&mut identity.cluster, self.broker()) {
-            let (version, members) = broker.members();
-            // What was heard from peers may be newer than what this node has applied.
-            if cluster.version <= version {
-                (cluster.version, cluster.members) = (version, members);
-            }
+        match &self.life {
+            Life::Up(running) => running.identity.clone(),
+            Life::Down { .. } | Life::Waiting => self.identity.clone(),
         }
-        identity
+    }
+
+    /// It has heard whom a peer knows as members.
+    pub(super) fn learn(&mut self, theirs: &Identity) {
+        if let Some(running) = self.running() {
+            running.identity.learn(theirs);
+        }
+    }
+
+    /// Whether it takes messages of this member.
+    pub(super) fn knows_member(&self, member: NodeId) -> bool {
+        let Life::Up(running) = &self.life else { return false };
+        running.identity.cluster.as_ref().is_some_and(|cluster| cluster.members.contains_key(&member))
+    }
+
+    /// The cluster that it was about to join is on its disk.
+    pub(super) fn join(&mut self) -> Option<NodeId> {
+        let cluster = self.joins.take()?;
+        let member = cluster.member(self.id, self.identity.incarnation)?;
+        self.identity = Identity { node: member, cluster: Some(cluster), ..self.identity.clone() };
+        Some(member)
+    }
+
+    /// The process ends while it joins a cluster: its disk knows of that, or does not.
+    fn end_joining(&mut self) {
+        self.heard.clear();
+        if self.joins.is_some() && self.rng.chance(500) {
+            self.join();
+        }
+        self.joins = None;
     }
 
     /// The process ends; the kernel keeps what it has. Bit n of `happened`: the n-th operation in flight happened.
     pub(super) fn end_process(&mut self, happened: u64) {
+        self.end_joining();
         self.life = Life::Down { powered: true };
         self.disk = self.disk.kill(happened);
     }
@@ -232,6 +336,7 @@ impl Node {
             2 => CrashChoice::Subset(super::rng::mix(seed)),
             _ => CrashChoice::Torn(seed),
         };
+        self.end_joining();
         self.life = Life::Down { powered: false };
         self.disk = self.disk.crash(choice);
         self.excuses.stops = false;

@@ -22,6 +22,9 @@ pub(crate) enum Feature {
     Rolling,
     Damage,
     Wipes,
+    Echoes,
+    TightDisks,
+    Stumbles,
 }
 
 impl Feature {
@@ -29,8 +32,10 @@ impl Feature {
     pub(crate) fn every_us(self) -> u64 {
         match self {
             Self::Rolling => 30_000_000,
-            Self::Coups => 15_000_000,
+            Self::Coups | Self::Echoes => 15_000_000,
+            Self::TightDisks => 60_000_000,
             Self::PowerOfAll => 20_000_000,
+            Self::Stumbles => 4_000_000,
             Self::Wipes => 15_000_000,
             Self::Damage => 8_000_000,
             Self::Breaks | Self::Clocks => 3_000_000,
@@ -81,10 +86,16 @@ profiles! {
     Damage = "damage", "bits that flip on the disks of a minority, while processes are killed and power is lost";
     Wipes = "wipes", "nodes that come back with empty disks, one at a time, while others fail";
     Members = "members", "a node at a time leaves the cluster and comes back with an empty disk, while others fail";
+    Replace = "replace", "nodes are replaced by others while both live, one or two at a time, while others fail";
+    Growth = "growth", "a cluster of one grows, by one node or several at once, while power fails";
+    Shrink = "shrink", "several nodes leave at once, down to two or one, and others come, while others fail";
+    Formation = "formation", "faults from the first moment on, while the nodes form their cluster";
+    Echoes = "echoes", "nodes that are not heard any more and still hear what was said before";
+    Tight = "tight", "a disk without space, until an operator deletes a topic";
     Everything = "everything", "a random mixture of all the others, drawn from the seed";
 }
 
-/// The profiles that a run without `--profile` goes through.
+/// The profiles that a run without `--profile` goes through: of the others, some runs still break a rule.
 pub const ROTATION: &[Profile] = &[
     Profile::Calm,
     Profile::Network,
@@ -102,6 +113,8 @@ pub const ROTATION: &[Profile] = &[
     Profile::Damage,
     Profile::Wipes,
     Profile::Members,
+    Profile::Formation,
+    Profile::Echoes,
     Profile::Everything,
 ];
 
@@ -111,10 +124,34 @@ impl Profile {
         Self::ALL.iter().copied().find(|profile| profile.name() == name)
     }
 
+    /// How many machines there are where so many nodes are asked for.
+    pub(crate) fn machines(self, nodes: u64) -> u64 {
+        /// Nodes that wait to take the place of others.
+        const SPARE: u64 = 2;
+        if self == Self::Replace { nodes + SPARE } else { nodes }
+    }
+
+    /// How many of so many nodes found the cluster; the others come later, if they do.
+    pub(crate) fn founders(self, nodes: u64) -> u64 {
+        if self == Self::Growth { 1 } else { nodes }
+    }
+
+    /// When faults may strike, given when they do elsewhere.
+    pub(crate) fn faulty_us(self, quiet_us: u64, span_us: u64) -> (u64, u64) {
+        match self {
+            Self::Formation => (0, 5_000_000),
+            // Before it grows.
+            Self::Growth => (2_000_000, span_us),
+            // The disk is filled first.
+            Self::Tight => (quiet_us + 10_000_000, span_us),
+            _ => (quiet_us, span_us),
+        }
+    }
+
     pub(crate) fn features(self, rng: &mut Rng) -> Vec<Feature> {
         use Feature::{
-            Breaks, Clocks, Coups, Damage, DiskErrors, DiskStalls, FullDisks, Kills, Leaps, Partitions, Pauses, Power,
-            PowerOfAll, Rolling, Seclusions, Storms, Wipes,
+            Breaks, Clocks, Coups, Damage, DiskErrors, DiskStalls, Echoes, FullDisks, Kills, Leaps, Partitions, Pauses,
+            Power, PowerOfAll, Rolling, Seclusions, Storms, Stumbles, TightDisks, Wipes,
         };
         match self {
             Self::Calm => vec![],
@@ -130,9 +167,15 @@ impl Profile {
             Self::Clocks => vec![Clocks, Pauses],
             Self::Leaps => vec![Leaps, Kills],
             Self::Rolling => vec![Rolling],
-            Self::Damage => vec![Damage, Kills, Power, PowerOfAll],
+            Self::Damage => vec![Damage, Kills, Power, PowerOfAll, Partitions],
             Self::Wipes => vec![Wipes, Kills, Partitions],
             Self::Members => vec![Kills, Partitions, Pauses, Breaks, Coups, Power],
+            Self::Replace => vec![Kills, Partitions, Coups, Pauses, Breaks, Power],
+            Self::Formation => vec![Kills, Power, Partitions, Breaks, Wipes, Storms],
+            Self::Echoes => vec![Echoes],
+            Self::Tight => vec![TightDisks],
+            Self::Growth => vec![Kills, Breaks, Stumbles, PowerOfAll],
+            Self::Shrink => vec![Kills, Partitions, Breaks, Power],
             Self::Everything => {
                 let all = [
                     Storms, Breaks, Partitions, Kills, Power, PowerOfAll, DiskStalls, FullDisks, DiskErrors, Pauses,

@@ -1,5 +1,6 @@
 //! What a run is made of, drawn from its seed: sizes small enough that every limit is met, and the pace of everything.
 
+use super::profile::Profile;
 use super::rng::Rng;
 use lnc_log::segment::SegmentConfig;
 
@@ -14,7 +15,12 @@ pub(super) const MAX_IN_FLIGHT_BYTES: usize = 256 << 10;
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(super) seed: u64,
+    /// Machines, by number from 1 on.
     pub(super) nodes: u64,
+    /// The first of them found the cluster.
+    pub(super) founders: u64,
+    /// Every node's configuration names every machine, and not only the founders and itself.
+    pub(super) names_all: bool,
     pub(super) data_groups: u32,
     pub(super) memory_bytes: usize,
     pub(super) tail_cache_bytes: usize,
@@ -39,12 +45,22 @@ pub(crate) struct Settings {
     pub(super) produce_every_us: u64,
 }
 
+/// Bytes of the largest batch that a node takes.
+pub(super) const MAX_BATCH_BYTES: usize = 64 << 10;
+
 impl Settings {
-    pub(super) fn draw(seed: u64, nodes: u64) -> Self {
+    /// Bytes of the largest batch that is sure to find room in a file of the journal, and among requests under way.
+    pub(super) fn largest_batch(&self) -> usize {
+        MAX_BATCH_BYTES.min(self.journal_file_bytes as usize / 2).min(self.memory_bytes / 2)
+    }
+
+    pub(super) fn draw(seed: u64, profile: Profile, nodes: u64) -> Self {
         let mut rng = Rng::fork(seed, 0x5e77);
-        Self {
+        let drawn = Self {
             seed,
-            nodes,
+            nodes: profile.machines(nodes),
+            founders: profile.founders(nodes),
+            names_all: seed.is_multiple_of(2),
             data_groups: rng.between(1, 3) as u32,
             memory_bytes: rng.pick(&[64 << 10, 256 << 10, 4 << 20]),
             tail_cache_bytes: rng.pick(&[4 << 10, 32 << 10, 1 << 20]),
@@ -70,6 +86,18 @@ impl Settings {
             turn_us: rng.pick(&[2_000, 8_000, 20_000]),
             disk_us: rng.pick(&[(300, 2_000), (1_000, 8_000), (2_000, 30_000)]),
             produce_every_us: rng.pick(&[60_000, 150_000, 400_000]),
+        };
+        match profile {
+            // What is kept in reserve is more than the journal and checkpoints need.
+            Profile::Tight => Self {
+                reserve_bytes: 1_000_000,
+                journal_file_bytes: 64 << 10,
+                journal_retain_bytes: 0,
+                checkpoint_bytes: drawn.checkpoint_bytes.min(128 << 10),
+                produce_every_us: 400_000,
+                ..drawn
+            },
+            _ => drawn,
         }
     }
 }

@@ -8,6 +8,7 @@ use super::state::PartitionState;
 use super::{Allowance, PartitionKey, SegmentConfig, SegmentError, StoredBatch};
 use crate::disk::{AlignedBuf, BLOCK, Completion, Disk, FileId, Op, Outcome, Owner};
 use bytes::Bytes;
+use lnc_mutation::{Mutation, mutated};
 use lnc_protocol::batch::{self, BatchHeader};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -374,8 +375,9 @@ impl SegmentStore {
     /// The last finished checkpoint is durable: remove the files that it does not name.
     pub fn release_removed(&mut self, disk: &mut impl Disk) {
         let durable = self.checkpoint.id - u64::from(!self.checkpoint_done());
-        let (due, later): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.removals).into_iter().partition(|removal| removal.after < durable);
+        let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.removals)
+            .into_iter()
+            .partition(|removal| removal.after < durable || mutated(Mutation::RemoveEarly));
         self.removals = later;
         for Removal { key, base, .. } in due {
             match base {

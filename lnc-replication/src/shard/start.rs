@@ -5,6 +5,7 @@ use crate::group::{Group, Locations};
 use crate::repair::Repair;
 use lnc_log::disk::Disk;
 use lnc_log::journal::{GroupId, Journal, JournalStart, Recovered, RecoveredEntry, RecoveredGroup};
+use lnc_mutation::{Mutation, mutated};
 use lnc_raft::{Config, Configuration, Entry, EntryKind, HardState, NodeId, Raft, Restored};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -64,7 +65,11 @@ impl Shard {
                 shard.journal.append_hard_state(id, hard_state.term, hard_state.vote.map(|vote| vote.0));
             }
             shard.refuse_alone(id, &start)?;
-            let entries = shard.relevant(id, &start, recovered);
+            let mut entries = shard.relevant(id, &start, recovered);
+            let lost = |entry: &RecoveredEntry| entry.damaged && entry.index > start.applied_index;
+            if let Some(at) = entries.iter().position(lost).filter(|_| mutated(Mutation::VoteWhileLacking)) {
+                entries.truncate(at);
+            }
             if shard.journal.in_doubt(id).is_some() {
                 tracing::warn!(
                     group = id.0,
@@ -113,6 +118,7 @@ impl Shard {
         // checkpoint is of: the state came from a peer.
         let same = |entry: &RecoveredEntry| entry.index != start.applied_index || entry.term == start.applied_term;
         let covered = entries.last().is_some_and(|last| last.index >= start.applied_index);
+        let covered = covered || mutated(Mutation::KeepReplacedLog);
         if !covered || !entries.iter().all(same) {
             if !entries.is_empty() {
                 // Whatever is appended from now on must not be taken for the end of what was there before.

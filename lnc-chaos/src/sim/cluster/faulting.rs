@@ -41,6 +41,9 @@ impl Cluster {
     /// False if it had nothing to strike.
     fn apply_fault(&mut self, number: u64, fault: Fault) -> bool {
         let now_us = self.now_us;
+        if fault.node().is_some_and(|node| self.node(node).away) {
+            return false;
+        }
         match fault {
             Fault::Kill { node, down_us, seed } => {
                 let up = self.node(node).is_up();
@@ -54,7 +57,9 @@ impl Cluster {
                 let mut rng = Rng::new(seed);
                 for node in 1..=self.settings.nodes {
                     let (seed, stagger_us) = (rng.next(), rng.below(2_000_000));
-                    self.lose_power(node, seed, down_us + stagger_us);
+                    if !self.node(node).away {
+                        self.lose_power(node, seed, down_us + stagger_us);
+                    }
                 }
             }
             Fault::PowerLossAtOperation { node, operations, down_us, seed } => {
@@ -92,6 +97,19 @@ impl Cluster {
                 self.coups.push(Coup { number, group, rng: Rng::new(seed), turn: 0 });
                 self.after(for_us, What::FaultOver { fault: number });
             }
+            Fault::Echo { node, lag_us, for_us } => {
+                self.network.lag(number, now_us, node, lag_us);
+                self.after(for_us, What::FaultOver { fault: number });
+            }
+            Fault::TightDisk { node, room } => {
+                // What the operator deletes is enough for one.
+                if self.nodes.iter().any(|node| node.tight) {
+                    return false;
+                }
+                let node = self.node(node);
+                node.disk.set_capacity(Some(node.disk.used() + room));
+                (node.excuses.full, node.tight) = (true, true);
+            }
             Fault::Break { from, to, channel, notice_us } => {
                 self.break_connection(super::Wire { from, to, channel }, notice_us, "broken");
             }
@@ -126,7 +144,10 @@ impl Cluster {
                 }
                 return whole;
             }
-            Fault::Damage { node, seed } => return self.damage(node, seed),
+            Fault::Damage { node, seed } => {
+                self.invariants.reigns.lost(now_us, node);
+                return self.damage(node, seed);
+            }
             Fault::Misread { node, seed } => {
                 let strikes = self.may_damage(node);
                 if strikes {
@@ -172,6 +193,7 @@ impl Cluster {
                 self.release_held();
             }
             Fault::ClockLeap { node, by_ms, .. } => self.node(node).jump(-by_ms),
+            Fault::Echo { .. } => self.network.heal(fault),
             Fault::Storm { .. } => self.network.weather = Weather::FAIR,
             Fault::FullDisk { node, .. } => {
                 let now_us = self.now_us;
@@ -212,7 +234,16 @@ impl Cluster {
             let safe = damageable(path, bytes.len() as u64, &journal_end, id);
             if !safe.is_empty() {
                 node.excuses.damaged = true;
-                node.disk.corrupt(path, rng.between(safe.start, safe.end - 1), 1 << rng.below(8));
+                let mut at = rng.between(safe.start, safe.end - 1);
+                // Sometimes a whole stretch of the file, with many flushes in it.
+                let blocks = if rng.chance(200) { rng.between(2, 40) } else { 1 };
+                node.excuses.beyond_repair |= blocks > 1 && path.starts_with("journal/");
+                for _ in 0..blocks {
+                    if at < safe.end {
+                        node.disk.corrupt(path, at, 1 << rng.below(8));
+                    }
+                    at += BLOCK as u64;
+                }
             }
         }
         node.excuses.damaged
@@ -229,7 +260,9 @@ impl Cluster {
         for id in 1..=self.settings.nodes {
             let node = self.node(id);
             (node.paused_until_us, node.stalled_until_us, node.slow_until_us) = (now_us, now_us, now_us);
-            node.disk.set_capacity(None);
+            if !node.tight {
+                node.disk.set_capacity(None);
+            }
             node.disk.inject(None);
             node.disk.misread("", 0, 0);
             if node.disk.stopped() {
@@ -241,9 +274,9 @@ impl Cluster {
             }
             if matches!(node.life, Life::Up(_)) {
                 // What a stall held back is due again.
-                let life = node.lives;
+                let (life, opened) = (node.lives, node.opened);
                 for (operation, _) in self.node(id).disk.in_flight() {
-                    self.after(1_000, What::Disk { node: id, life, operation });
+                    self.after(1_000, What::Disk { node: id, opened, operation });
                 }
                 self.after(0, What::Turn { node: id, life });
             } else {

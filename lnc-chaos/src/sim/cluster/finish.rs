@@ -1,5 +1,6 @@
 //! The end of a run: faults are over, clients finish, every group has a leader, replicas agree, all can be read.
 
+use super::super::invariants::records::KeptTopic;
 use super::super::invariants::{Violation, topics};
 use super::super::trace::Event;
 use super::super::workload::{BEGIN, reader};
@@ -68,13 +69,21 @@ impl Cluster {
             Phase::Work | Phase::Done => return Ok(()),
             Phase::Stopping { since_us } => self.look_for_rest(since_us)?,
             Phase::Reading { first_reader, since_us } => {
-                if self.clients[first_reader..].iter().all(|client| client.is_idle()) {
+                let read = self.clients[first_reader..].iter().all(|client| client.is_idle());
+                let late = self.now_us > since_us + REST_US;
+                if read && self.rest.is_quiet(self.now_us, since_us) {
                     self.invariants.records.finish()?;
+                    let (reigns, groups) = (&self.invariants.reigns, u64::from(self.settings.data_groups));
+                    let group = |id: u64, partition: u32| 1 + ((id + u64::from(partition)) % groups) as u32;
+                    let alone_since = |topic: &KeptTopic, partition| reigns.alone_since_us(group(topic.id, partition));
+                    self.invariants.records.leaders_kept(alone_since)?;
                     for (name, operations) in self.history.topics() {
                         self.counts.topics_unchecked += u64::from(!topics::check(name, operations)?);
                     }
                     self.finish.phase = Phase::Done;
-                } else if self.now_us > since_us + REST_US {
+                } else if late && read {
+                    return Err(self.rest.disturbance(&self.describe()));
+                } else if late {
                     let what = format!("reading everything does not end;{}", self.describe());
                     return Err(Violation::new("liveness-reads", what));
                 }
@@ -118,7 +127,8 @@ impl Cluster {
     /// A group that no node leads with everything committed.
     fn unled(&self) -> Option<u32> {
         let led = |group: &u32| {
-            let views = self.nodes.iter().filter_map(|node| node.broker()?.inspect(*group));
+            let members = self.nodes.iter().filter(|node| node.serves());
+            let views = members.filter_map(|node| node.broker()?.inspect(*group));
             views.into_iter().any(|view| view.role == lnc_raft::Role::Leader && view.commit == view.last)
         };
         (0..=self.settings.data_groups).find(|group| !led(group))
@@ -128,7 +138,7 @@ impl Cluster {
     fn apart(&mut self) -> Option<String> {
         for group in 0..=self.settings.data_groups {
             let mut first = None;
-            for node in &self.nodes {
+            for node in self.nodes.iter().filter(|node| node.serves()) {
                 let Some(broker) = node.broker() else { return Some(format!("node {} is down", node.id)) };
                 if let Err(reason) = broker.is_ready() {
                     return Some(format!("node {}: {reason}", node.id));
@@ -140,15 +150,17 @@ impl Cluster {
                         node.id, view.applied, view.last
                     ));
                 }
-                let here = (view.applied, broker.state(group));
+                let here = (view.applied, broker.state(group), broker.configuration(group));
                 match &first {
                     None => first = Some(here),
                     Some(there) if *there != here => {
                         return Some(format!(
-                            "node {} is at {} of group {group}, node 1 at {}, states {}",
+                            "node {} is at {} of group {group} with members {}, another at {} with {}, states {}",
                             node.id,
                             here.0,
+                            here.2,
                             there.0,
+                            there.2,
                             if here.1 == there.1 { "equal" } else { "different" }
                         ));
                     }
@@ -162,7 +174,8 @@ impl Cluster {
     fn begin_reading(&mut self) {
         self.note(Event::Fault { what: "the cluster is at rest; everything is read from every node".to_owned() });
         let first_reader = self.clients.len();
-        for node in 1..=self.settings.nodes {
+        let members: Vec<u64> = self.nodes.iter().filter(|node| node.serves()).map(|node| node.id).collect();
+        for node in members {
             let client = self.clients.len();
             self.clients.push(Box::new(reader::Reader::new(node, self.invariants.records.partitions())));
             self.after(0, What::Timer { client, token: BEGIN });
@@ -175,6 +188,7 @@ impl Cluster {
         let mut text = String::new();
         for node in &self.nodes {
             match node.broker() {
+                None if node.away => {}
                 None => text += &format!("\n  node {} is down", node.id),
                 Some(broker) => {
                     for group in 0..=self.settings.data_groups {

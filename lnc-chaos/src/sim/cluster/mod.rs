@@ -10,6 +10,7 @@
 mod faulting;
 mod finish;
 mod nodes;
+mod rest;
 mod serving;
 mod wires;
 
@@ -37,7 +38,7 @@ use std::rc::Rc;
 pub(super) enum What {
     Tick { node: u64, life: u32 },
     Turn { node: u64, life: u32 },
-    Disk { node: u64, life: u32, operation: u64 },
+    Disk { node: u64, opened: u32, operation: u64 },
     Frame { wire: Wire, generation: u32, bytes: BytesMut },
     PeerLost { node: u64, life: u32, peer: NodeId },
     Broken { wire: Wire, generation: u32 },
@@ -52,6 +53,7 @@ pub(super) enum What {
     Deposed { fault: u64, turn: u64, node: u64 },
     Start { node: u64, life: u32 },
     Greet { node: u64, life: u32 },
+    Joined { node: u64, incarnation: u64 },
     Heal,
     Stop,
     Look,
@@ -111,6 +113,7 @@ pub(super) struct Cluster {
     next_forward: u64,
     pub(super) counts: Counts,
     finish: finish::Finish,
+    rest: rest::Rest,
 }
 
 /// What ends a run early.
@@ -142,9 +145,14 @@ impl Cluster {
             next_forward: 0,
             counts: Counts::default(),
             finish: finish::Finish::new(),
+            rest: rest::Rest::default(),
             settings,
         };
-        for node in 1..=cluster.settings.nodes {
+        for node in cluster.settings.founders + 1..=cluster.settings.nodes {
+            let node = cluster.node(node);
+            (node.away, node.excuses.wiped) = (true, true);
+        }
+        for node in 1..=cluster.settings.founders {
             let life = cluster.nodes[node as usize - 1].lives;
             cluster.at(0, What::Start { node, life });
         }
@@ -197,7 +205,7 @@ impl Cluster {
         match what {
             What::Tick { node, life } => self.tick(node, life),
             What::Turn { node, life } => return self.turn(node, life),
-            What::Disk { node, life, operation } => self.disk_done(node, life, operation),
+            What::Disk { node, opened, operation } => self.disk_done(node, opened, operation),
             What::Frame { wire, generation, bytes } => self.frame_arrives(wire, generation, bytes),
             What::PeerLost { node, life, peer } => self.peer_lost(node, life, peer),
             What::Broken { wire, generation } => self.broken(wire, generation),
@@ -212,6 +220,7 @@ impl Cluster {
             What::Deposed { fault, turn, node } => self.depose(fault, turn, node),
             What::Start { node, life } => return self.start(node, life),
             What::Greet { node, life } => self.greet(node, life),
+            What::Joined { node, incarnation } => self.joined(node, incarnation),
             What::Heal => self.heal(),
             What::Stop => self.stop(),
             What::Look => return self.look(),

@@ -1,6 +1,6 @@
 //! Nodes: what wakes them, their turns, how they start and end.
 
-use super::super::adapter::Turned;
+use super::super::adapter::{self, Turned};
 use super::super::clocks;
 use super::super::invariants::Violation;
 use super::super::network::Wire;
@@ -9,9 +9,9 @@ use super::super::trace::Event;
 use super::{Checked, Cluster, What};
 use lance::broker::BrokerError;
 use lance::broker::inspect::Applied;
-use lnc_raft::{NodeId, Role};
-use lnc_replication::formation::{Channel, Decision, Identity, decide};
-use std::collections::{BTreeMap, BTreeSet};
+use lnc_raft::{Configuration, NodeId, Role};
+use lnc_replication::formation::{Channel, Decision, decide};
+use std::collections::BTreeSet;
 
 /// How long a node that ended by itself stays down before it is started again.
 const SUPERVISOR_US: u64 = 500_000;
@@ -63,13 +63,14 @@ impl Cluster {
         }
     }
 
-    pub(super) fn disk_done(&mut self, id: u64, life: u32, operation: u64) {
-        if !self.lives(id, life) {
+    pub(super) fn disk_done(&mut self, id: u64, opened: u32, operation: u64) {
+        let node = self.node(id);
+        if !node.is_up() || node.opened != opened {
             return;
         }
-        let stalled_until_us = self.node(id).stalled_until_us;
+        let stalled_until_us = node.stalled_until_us;
         if stalled_until_us > self.now_us {
-            return self.at(stalled_until_us, What::Disk { node: id, life, operation });
+            return self.at(stalled_until_us, What::Disk { node: id, opened, operation });
         }
         if self.node(id).disk.release(operation) {
             self.note(Event::Disk { node: id, operation });
@@ -88,10 +89,14 @@ impl Cluster {
             return Ok(());
         }
         self.counts.turns += 1;
+        let ticked = self.node(id).running().is_some_and(|running| running.tick_due);
         match self.take_turn(id) {
             Ok(turned) => {
-                self.time_disk(id, life);
+                self.time_disk(id);
                 self.turned(id, turned)?;
+                if ticked && self.lives(id, life) {
+                    self.follow_membership(id);
+                }
                 self.finish_drain(id);
                 Ok(())
             }
@@ -147,6 +152,8 @@ impl Cluster {
             self.counts.elections += u64::from(leads);
             let leader = change.leader.map_or(0, NodeId::node);
             self.note(Event::Role { node: id, group: group.0, term: change.term, leads, leader });
+            self.rest.in_term(self.now_us, id, group.0, change.term);
+            self.invariants.reigns.role(self.now_us, id, group.0, leads);
             if leads {
                 let last = self.nodes[id as usize - 1].broker().and_then(|p| p.inspect(group.0)).map_or(0, |i| i.last);
                 self.invariants.leads(id, group.0, change.term, last)?;
@@ -160,6 +167,9 @@ impl Cluster {
             let check = self.invariants.applied(id, own, &applied)?;
             self.check_ages(&applied)?;
             self.note(Event::Applied { node: id, group: applied.group.0, index, term, check });
+            if let Some(members) = self.rest.applied(self.now_us, id, applied.group.0, &applied.entry)? {
+                self.check_voters(applied.group.0, index, &members)?;
+            }
         }
         for mail in mail {
             self.send(mail);
@@ -171,10 +181,7 @@ impl Cluster {
             self.invariants.memory(id, &self.settings, broker.memory())?;
         }
         if reopen {
-            // The real driver waits for the disk, and opens the broker anew in the same process.
-            self.counts.reopened += 1;
-            self.note(Event::Node { node: id, what: "opens its broker anew".to_owned() });
-            self.kill(id, u64::MAX, 0);
+            self.reopen(id)?;
         } else if again {
             self.wake(id);
         }
@@ -188,12 +195,58 @@ impl Cluster {
         ages.applied(self.now_us, aged, applied.group.0, &applied.entry)
     }
 
+    /// Who becomes a voter has nearly all that it is to vote about.
+    fn check_voters(&self, group: u32, index: u64, members: &Configuration) -> Checked {
+        /// Entries that may be missing: under load there are always some under way.
+        const UNDER_WAY: u64 = 300;
+        for member in members.voters.iter().filter(|member| members.is_joint() && !members.outgoing.contains(member)) {
+            let node = &self.nodes[member.node() as usize - 1];
+            let last = node.broker().and_then(|broker| broker.inspect(group)).map_or(index, |view| view.last);
+            if node.identity.node == *member && last + UNDER_WAY < index {
+                let what = format!("node {member} is to vote in group {group}, and ends at {last} of {index} entries");
+                return Err(Violation::new("voters-caught-up", what));
+            }
+        }
+        Ok(())
+    }
+
+    /// The broker is dropped and opened anew in the same process, as the real driver does it.
+    fn reopen(&mut self, id: u64) -> Checked {
+        self.counts.reopened += 1;
+        self.note(Event::Node { node: id, what: "opens its broker anew".to_owned() });
+        self.drop_callers(id);
+        let settings = self.settings.clone();
+        match self.node(id).reopen(&settings) {
+            Ok(()) => {
+                self.invariants.started(id);
+                self.invariants.reigns.gone(self.now_us, id);
+                self.wake(id);
+                Ok(())
+            }
+            Err(error) => self.not_started(id, &error),
+        }
+    }
+
+    /// A node keeps connections to those that it knows as members now.
+    fn follow_membership(&mut self, id: u64) {
+        let (gone, new) = self.node(id).follow_membership();
+        let life = self.node(id).lives;
+        for wire in self.network.wires().into_iter().filter(|wire| wire.from == id) {
+            if gone.contains(&wire.to) {
+                self.break_connection(wire, 0, "no longer dialled");
+            } else if new.contains(&wire.to) {
+                let after_us = self.network.delay();
+                self.after(after_us, What::Connect { wire, life });
+            }
+        }
+    }
+
     /// Say when the disk operations of this turn finish.
-    fn time_disk(&mut self, id: u64, life: u32) {
+    fn time_disk(&mut self, id: u64) {
         let now_us = self.now_us;
         let pace_us = self.settings.disk_us;
         let node = &mut self.nodes[id as usize - 1];
-        let submitted = node.disk.operations();
+        let (submitted, opened) = (node.disk.operations(), node.opened);
         let Life::Up(running) = &mut node.life else { return };
         let timed = std::mem::replace(&mut running.timed_operation, submitted);
         if submitted == timed {
@@ -205,7 +258,7 @@ impl Cluster {
         let failed = (fresh.len() as u64) < submitted - timed;
         for operation in fresh {
             let at_us = self.nodes[id as usize - 1].disk_done_us(now_us, pace_us);
-            self.at(at_us, What::Disk { node: id, life, operation });
+            self.at(at_us, What::Disk { node: id, opened, operation });
         }
         if failed {
             self.wake(id);
@@ -278,18 +331,20 @@ impl Cluster {
 
     /// A node with a fresh disk looks for a cluster that it belongs to, and shows itself to those that it meets.
     pub(super) fn greet(&mut self, id: u64, life: u32) {
-        if !matches!(self.node(id).life, Life::Waiting) || self.node(id).lives != life {
+        let node = self.node(id);
+        if !matches!(node.life, Life::Waiting) || node.lives != life || node.joins.is_some() {
             return;
         }
         let now_us = self.now_us;
         let own = self.node(id).identity.clone();
-        let mut heard = BTreeMap::new();
+        // What was heard from a node stays: it may have been down since, or have lost its disk.
+        let mut heard = std::mem::take(&mut self.node(id).heard);
         for other in (1..=self.settings.nodes).filter(|other| *other != id) {
             let wire = |from, to| Wire { from, to, channel: Channel::Control };
             let reached = self.network.passes(wire(id, other)) && self.network.passes(wire(other, id));
             let peer = self.node(other);
-            let greets = matches!(peer.life, Life::Up(_) | Life::Waiting) && peer.paused_until_us <= now_us;
-            if !reached || !greets {
+            let listens = matches!(peer.life, Life::Up(_) | Life::Waiting) && peer.joins.is_none();
+            if !reached || !listens || peer.paused_until_us > now_us {
                 continue;
             }
             heard.insert(NodeId(other), peer.greeting());
@@ -298,17 +353,39 @@ impl Cluster {
                 running.broker.applicant(clock, id, own.incarnation);
             }
         }
-        let configured: BTreeSet<NodeId> = (1..=self.settings.nodes).map(NodeId).collect();
-        match decide(&own, &configured, self.settings.data_groups, &heard) {
+        let configured: BTreeSet<NodeId> = adapter::founding(&self.settings, id).map(NodeId).collect();
+        let decision = decide(&own, &configured, self.settings.data_groups, &heard);
+        self.node(id).heard = heard;
+        match decision {
             Decision::Join(cluster) => {
-                let member = cluster.member(id, own.incarnation).unwrap_or(own.node);
-                self.note(Event::Node { node: id, what: format!("joins as {member}") });
+                let pace_us = self.settings.disk_us;
                 let node = self.node(id);
-                node.identity = Identity { node: member, cluster: Some(cluster), ..own };
-                node.life = Life::Down { powered: true };
-                self.after(0, What::Start { node: id, life });
+                node.joins = Some(cluster);
+                let at_us = node.disk_done_us(now_us, pace_us);
+                self.at(at_us, What::Joined { node: id, incarnation: own.incarnation });
+            }
+            Decision::Conflict { .. } => {
+                // It ends with a message for its operator; whoever starts it again changes nothing.
+                self.note(Event::Node { node: id, what: "hears of two clusters".to_owned() });
+                self.node(id).heard.clear();
+                self.after(SUPERVISOR_US, What::Greet { node: id, life });
             }
             _ => self.after(GREET_US, What::Greet { node: id, life }),
+        }
+    }
+
+    /// The cluster that a node joins is on its disk.
+    pub(super) fn joined(&mut self, id: u64, incarnation: u64) {
+        let node = self.node(id);
+        let (life, waits) = (node.lives, matches!(node.life, Life::Waiting));
+        if !waits || node.identity.incarnation != incarnation {
+            return;
+        }
+        if let Some(member) = node.join() {
+            node.life = Life::Down { powered: true };
+            node.heard.clear();
+            self.note(Event::Node { node: id, what: format!("joins as {member}") });
+            self.after(0, What::Start { node: id, life });
         }
     }
 
@@ -316,7 +393,10 @@ impl Cluster {
     pub(super) fn wipe(&mut self, id: u64, down_us: u64) {
         self.note(Event::Node { node: id, what: "disk wiped".to_owned() });
         self.drop_callers(id);
-        self.node(id).wipe();
+        self.invariants.reigns.lost(self.now_us, id);
+        let node = self.node(id);
+        node.wipe();
+        node.dismissed = false;
         self.node_gone(id, true);
         self.start_after(id, down_us);
     }
@@ -326,11 +406,47 @@ impl Cluster {
         self.after(down_us, What::Start { node: id, life });
     }
 
+    /// A broker could not be opened: its process ends.
+    fn not_started(&mut self, id: u64, error: &str) -> Checked {
+        let node = self.node(id);
+        let (excuses, was_up) = (node.excuses, node.is_up());
+        node.end_process(u64::MAX);
+        self.note(Event::Node { node: id, what: format!("does not start: {error}") });
+        if !excuses.any() && !excuses.beyond_repair {
+            let what = format!("node {id} does not start, and no fault explains it: {error}");
+            return Err(Violation::new("unexplained-end", what));
+        }
+        if was_up {
+            self.node_gone(id, true);
+        }
+        self.counts.failed_starts += 1;
+        if !excuses.any() {
+            // Its operator does what the run book says.
+            self.wipe(id, SUPERVISOR_US);
+            return Ok(());
+        }
+        self.start_after(id, SUPERVISOR_US);
+        Ok(())
+    }
+
+    /// A machine that was not there comes, with an empty disk.
+    pub(super) fn provide(&mut self, id: u64) {
+        self.node(id).away = false;
+        self.wipe(id, 100_000);
+    }
+
+    /// A machine is taken away.
+    pub(super) fn retire(&mut self, id: u64) {
+        self.wipe(id, 0);
+        let node = self.node(id);
+        (node.away, node.dismissed) = (true, false);
+    }
+
     pub(super) fn start(&mut self, id: u64, life: u32) -> Checked {
         let now_us = self.now_us;
         let settings = self.settings.clone();
         let node = self.node(id);
-        if node.is_up() || node.lives != life {
+        if node.is_up() || node.away || node.lives != life {
             return Ok(());
         }
         if node.identity.cluster.is_none() {
@@ -339,16 +455,7 @@ impl Cluster {
             return Ok(());
         }
         if let Err(error) = node.open(&settings, now_us) {
-            let excuses = node.excuses;
-            node.end_process(u64::MAX);
-            self.note(Event::Node { node: id, what: format!("does not start: {error}") });
-            if !excuses.any() {
-                let what = format!("node {id} does not start, and no fault explains it: {error}");
-                return Err(Violation::new("unexplained-end", what));
-            }
-            self.counts.failed_starts += 1;
-            self.start_after(id, SUPERVISOR_US);
-            return Ok(());
+            return self.not_started(id, &error);
         }
         let life = node.lives;
         self.counts.starts += 1;

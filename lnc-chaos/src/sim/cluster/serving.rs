@@ -50,16 +50,19 @@ impl Cluster {
             true => self.members_view(),
             false => MembersView::default(),
         };
+        self.invariants.records.now_ms = self.now_us / 1000;
         let mut env = Env {
             now_us: self.now_us,
-            nodes: self.settings.nodes,
+            present: &self.nodes.iter().filter(|node| !node.away).map(|node| node.id).collect::<Vec<_>>(),
             stopping: self.finish.is_stopping(),
+            healed: self.finish.is_healed(),
             produce_every_us: self.settings.produce_every_us,
+            max_batch_bytes: self.settings.largest_batch(),
             rng: &mut self.client_rng,
             records: &mut self.invariants.records,
             history: &mut self.history,
             suspects: &suspects,
-            lives: &self.nodes.iter().map(|node| node.lives).collect::<Vec<_>>(),
+            lives: &self.nodes.iter().map(|node| node.opened).collect::<Vec<_>>(),
             members,
             actions: &mut actions,
             client: number,
@@ -67,7 +70,9 @@ impl Cluster {
         act(self.clients[number].as_mut(), &mut env)?;
         for action in actions {
             match action {
-                Action::Retire { node } => self.wipe(node, 500_000),
+                Action::Provide { node } => self.provide(node),
+                Action::Dismiss { node } => self.node(node).dismissed = true,
+                Action::Retire { node } => self.retire(node),
                 Action::Timer { after_us, token } => self.after(after_us, What::Timer { client: number, token }),
                 Action::Send { node, request, flags, timeout_us, token } => {
                     let opcode = request.opcode();
@@ -87,14 +92,18 @@ impl Cluster {
     }
 
     fn members_view(&mut self) -> MembersView {
-        let whole = self.nodes.iter_mut().all(|node| node.is_up() && node.is_whole());
-        let groups = 0..=self.settings.data_groups;
-        // What a leader has committed is so, whoever else thinks otherwise.
+        let whole = |node: &mut super::super::node::Node| (node.is_up() && node.is_whole()).then_some(node.id);
+        let whole: Vec<u64> = self.nodes.iter_mut().filter_map(whole).collect();
+        // What the latest leader has committed is so, whoever else thinks otherwise.
         let led_without = |group: u32, id: u64| {
-            let mut settled = self.nodes.iter().filter_map(|node| node.broker()?.settled_members(group));
-            settled.any(|members| members.iter().all(|member| member.node() != id))
+            let settled = self.nodes.iter().filter_map(|node| {
+                let broker = node.broker()?;
+                Some((broker.inspect(group)?.term, broker.settled_members(group)?))
+            });
+            let latest = settled.max_by_key(|(term, _)| *term);
+            latest.is_some_and(|(_, members)| members.iter().all(|member| member.node() != id))
         };
-        let unnamed = |id: &u64| groups.clone().all(|group| led_without(group, *id));
+        let unnamed = |id: &u64| (0..=self.settings.data_groups).all(|group| led_without(group, *id));
         MembersView { whole, unnamed: (1..=self.settings.nodes).filter(unnamed).collect() }
     }
 

@@ -108,6 +108,9 @@ impl Cluster {
             match adapter::next_frame(&mut self.network.connection(wire).received) {
                 Ok(Some(body)) => {
                     let from = self.nodes[wire.from as usize - 1].identity.node;
+                    if !self.node(wire.to).knows_member(from) {
+                        return self.break_connection(wire, 0, "no longer a member");
+                    }
                     self.input(wire.to, Input::Frame { from, body });
                 }
                 Ok(None) => return,
@@ -142,6 +145,11 @@ impl Cluster {
         self.reconnect(wire, life);
     }
 
+    /// Whether the sender wants this connection.
+    fn dials(&self, wire: Wire) -> bool {
+        matches!(&self.nodes[wire.from as usize - 1].life, Life::Up(running) if running.dials.contains(&wire.to))
+    }
+
     fn reconnect(&mut self, wire: Wire, life: u32) {
         let pause_us = self.network.rng.between(RETRY_US.0, RETRY_US.1);
         self.after(pause_us, What::Connect { wire, life });
@@ -169,7 +177,7 @@ impl Cluster {
 
     /// Try to make a connection.
     pub(super) fn connect(&mut self, wire: Wire, life: u32) {
-        if !self.lives(wire.from, life) || self.network.connection(wire).up {
+        if !self.lives(wire.from, life) || self.network.connection(wire).up || !self.dials(wire) {
             return;
         }
         let now_us = self.now_us;
@@ -181,9 +189,9 @@ impl Cluster {
         }
         let (mut own, mut theirs) = (self.node(wire.from).greeting(), self.node(wire.to).greeting());
         if own.learn(&theirs) {
-            self.node(wire.from).identity.learn(&theirs);
+            self.node(wire.from).learn(&theirs);
         } else if theirs.learn(&own) {
-            self.node(wire.to).identity.learn(&own);
+            self.node(wire.to).learn(&own);
         }
         if admit(&own, &theirs).is_err() || admit(&theirs, &own).is_err() {
             return self.reconnect(wire, life);
@@ -199,6 +207,7 @@ impl Cluster {
 
     /// All connections of a node are gone with its process. Where the machine lives on, the others notice at once.
     pub(super) fn node_gone(&mut self, node: u64, noticed: bool) {
+        self.invariants.reigns.gone(self.now_us, node);
         for wire in self.network.wires() {
             if wire.from == node && self.network.take_down(wire) && wire.channel == Channel::Control {
                 // Of a machine that says nothing more, a receiver learns by asking whether it is there.

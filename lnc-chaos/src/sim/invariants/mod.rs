@@ -2,6 +2,7 @@
 
 mod log;
 mod memory;
+mod reigns;
 mod state;
 pub(crate) mod topics;
 
@@ -38,6 +39,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("offset-denied", "an offset up to which records were read is not said to be beyond the end"),
     ("no-duplicate", "a batch of an idempotent producer is in its partition once, another as often as it was tried"),
     ("producer-order", "records of a producer lie in the order in which they were sent"),
+    ("producer-epoch", "nothing of an earlier epoch of a producer lies behind what it sent in a later one"),
     ("no-phantom", "every record read was sent, to that partition, and not refused"),
     ("same-bytes", "an offset holds the same record at all times and on all nodes"),
     ("no-hole", "offsets that are read follow one another"),
@@ -47,11 +49,14 @@ pub const ALL: &[(&str, &str)] = &[
     ),
     ("kept-for-its-time", "nothing is removed by age that is younger, by the true time, than its topic keeps it"),
     ("log-start", "a log begins later only where a topic limits what it keeps"),
+    ("leader-acks", "what a leader acknowledged once its own disk had it is there if nobody else has led since"),
+    ("time-offsets", "the first offset from a time on is the first record that is so late"),
     ("fresh-offsets", "the latest offset is not before what was acknowledged when the question was asked"),
     ("sequence-accepted", "a producer that keeps the rules is not told that it broke them"),
     ("unexpected-answer", "no error without a cause: topics that exist are known, what is stored can be read"),
     ("producer-ids", "a producer id is given out once"),
     ("topics", "topic operations could have happened one after the other"),
+    ("deleted-stays", "nothing is taken into a topic, and nobody told that it exists, after its deletion was answered"),
     ("one-answer", "each request is answered exactly once"),
     ("memory", "requests under way and the tail cache stay within their limits"),
     ("unexplained-end", "a node ends, or does not start, only where a fault explains it"),
@@ -61,6 +66,10 @@ pub const ALL: &[(&str, &str)] = &[
     ("liveness-clients", "without faults every client comes to the end of its work"),
     ("liveness-convergence", "without faults and clients all replicas become equal"),
     ("liveness-reads", "without faults everything can be read from every node"),
+    ("rest-elections", "without faults and clients no terms pass, whoever was removed and still runs"),
+    ("rest-members", "without faults and clients no group changes its members"),
+    ("voters-caught-up", "who becomes a voter has nearly all of the log"),
+    ("members-in-circles", "a group does not come to the same members again and again"),
 ];
 
 /// All rules that are checked while a run goes on.
@@ -68,6 +77,7 @@ pub const ALL: &[(&str, &str)] = &[
 pub(crate) struct Invariants {
     log: log::Log,
     state: state::States,
+    pub(crate) reigns: reigns::Reigns,
     pub(crate) records: records::Records,
     pub(crate) ages: Ages,
 }

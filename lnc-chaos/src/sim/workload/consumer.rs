@@ -10,6 +10,7 @@ use lnc_protocol::{ErrorCode, Request};
 enum Asked {
     Records { offset: u64, life: u32 },
     Latest { acked_end: u64, life: u32 },
+    FirstAt { timestamp_ms: i64, life: u32 },
 }
 
 /// See the module documentation.
@@ -19,19 +20,26 @@ pub(super) struct Consumer {
     offset: u64,
     asked: Option<Asked>,
     attempts: u64,
+    /// It reads nothing, and asks where logs end, any node and all the time.
+    only_looks: bool,
 }
 
 impl Consumer {
     pub(super) fn new() -> Self {
-        Self { node: 1, at: None, offset: 0, asked: None, attempts: 0 }
+        Self { node: 1, at: None, offset: 0, asked: None, attempts: 0, only_looks: false }
+    }
+
+    /// One that only asks where logs end.
+    pub(super) fn who_only_looks() -> Self {
+        Self { only_looks: true, ..Self::new() }
     }
 
     fn ask(&mut self, env: &mut Env<'_>) {
-        if self.at.is_none() || env.rng.chance(20) {
+        if self.at.is_none() || env.rng.chance(20) || self.only_looks {
             (self.at, self.offset) = (env.any_partition(), 0);
         }
         let Some(at) = self.at else { return };
-        if env.rng.chance(40) {
+        if env.rng.chance(40) || self.only_looks {
             self.node = env.any_node();
         }
         if env.rng.chance(20) {
@@ -39,10 +47,14 @@ impl Consumer {
         }
         self.attempts += 1;
         let life = env.life(self.node);
-        if env.rng.chance(100) {
-            self.asked = Some(Asked::Latest { acked_end: env.records.acked_end(at), life });
+        if env.rng.chance(100) || self.only_looks {
+            let timestamp_ms = env.rng.below(env.records.now_ms + 1) as i64;
+            let (asked, spec) = match env.rng.chance(250) {
+                true => (Asked::FirstAt { timestamp_ms, life }, OffsetSpec::Timestamp(timestamp_ms)),
+                false => (Asked::Latest { acked_end: env.records.acked_end(at), life }, OffsetSpec::Latest),
+            };
+            self.asked = Some(asked);
             let topic = &env.records.topics()[at.topic];
-            let spec = OffsetSpec::Latest;
             let wanted =
                 ListOffsetsPartition { topic: topic.name.clone(), topic_id: topic.id, partition: at.partition, spec };
             let request = Request::ListOffsets(ListOffsetsRequest { partitions: vec![wanted] });
@@ -70,13 +82,25 @@ impl Consumer {
                 self.node = env.any_node();
                 Ok(())
             }
-            (Asked::Latest { acked_end, life }, Response::ListOffsets(found)) if found.len() == 1 => {
+            (asked @ (Asked::Latest { .. } | Asked::FirstAt { .. }), Response::ListOffsets(found))
+                if found.len() == 1 =>
+            {
+                let (Asked::Latest { life, .. } | Asked::FirstAt { life, .. } | Asked::Records { life, .. }) = asked;
                 let view = env.view(self.node, life);
+                if found[0].error == ErrorCode::StorageDamaged && env.suspects.contains(&self.node) {
+                    return Ok(());
+                }
                 if found[0].error != ErrorCode::None {
                     let what = format!("{view:?} {at:?} to a question for an offset: {:?}", found[0]);
                     return Err(Violation::new("unexpected-answer", what));
                 }
-                env.records.latest(view, at, found[0].offset, acked_end)
+                match asked {
+                    Asked::FirstAt { timestamp_ms, .. } => {
+                        env.records.first_at(view, at, timestamp_ms, (found[0].offset, found[0].timestamp_ms >= 0))
+                    }
+                    Asked::Latest { acked_end, .. } => env.records.latest(view, at, found[0].offset, acked_end),
+                    Asked::Records { .. } => Ok(()),
+                }
             }
             (_, other) => Err(Violation::new("unexpected-answer", format!("to a consumer: {other:?}"))),
         }
@@ -89,7 +113,7 @@ impl Client for Consumer {
             if self.asked.is_none() {
                 self.ask(env);
             }
-            let after_us = env.around(250_000);
+            let after_us = env.around(if self.only_looks { 40_000 } else { 250_000 });
             env.timer(after_us, BEGIN);
         }
         Ok(())

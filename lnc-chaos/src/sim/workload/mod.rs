@@ -3,6 +3,8 @@
 
 mod admin;
 mod consumer;
+mod housekeeper;
+mod owner;
 mod plain;
 mod producer;
 pub(in crate::sim) mod reader;
@@ -46,7 +48,15 @@ pub(super) enum Action {
         after_us: u64,
         token: u64,
     },
-    /// An operator takes a node that is no member away, and puts another one with an empty disk in its place.
+    /// An operator puts a machine with an empty disk there.
+    Provide {
+        node: u64,
+    },
+    /// A node is no member any more, and runs on.
+    Dismiss {
+        node: u64,
+    },
+    /// An operator takes a node away that is no member.
     Retire {
         node: u64,
     },
@@ -55,8 +65,8 @@ pub(super) enum Action {
 /// What an operator sees of the members.
 #[derive(Default)]
 pub(super) struct MembersView {
-    /// Every node is a voter of every group, and has everything.
-    pub(super) whole: bool,
+    /// Nodes that have everything, and vote in every group.
+    pub(super) whole: Vec<u64>,
     /// Nodes that no group names.
     pub(super) unnamed: Vec<u64>,
 }
@@ -64,10 +74,15 @@ pub(super) struct MembersView {
 /// What a client sees, and through which it acts.
 pub(super) struct Env<'a> {
     pub(super) now_us: u64,
-    pub(super) nodes: u64,
+    /// The machines that are there.
+    pub(super) present: &'a [u64],
     /// New work must not be begun any more.
     pub(super) stopping: bool,
+    /// All faults have ended, but those that never do.
+    pub(super) healed: bool,
     pub(super) produce_every_us: u64,
+    /// Bytes of the largest batches that producers make.
+    pub(super) max_batch_bytes: usize,
     pub(super) rng: &'a mut Rng,
     pub(super) records: &'a mut Records,
     pub(super) history: &'a mut History,
@@ -92,7 +107,7 @@ impl Env<'_> {
     }
 
     fn any_node(&mut self) -> u64 {
-        self.rng.between(1, self.nodes)
+        self.rng.pick(self.present)
     }
 
     fn life(&self, node: u64) -> u32 {
@@ -181,7 +196,7 @@ pub(super) fn clients(settings: &Settings, profile: Profile) -> Vec<Box<dyn Clie
     let mut rng = Rng::fork(settings.seed, 0xc0de);
     let mut all: Vec<Box<dyn Client>> = vec![Box::new(admin::Founder::new())];
     for _ in 0..rng.between(2, 5) {
-        all.push(Box::new(producer::Producer::new(rng.between(1, 4) as usize)));
+        all.push(Box::new(producer::Producer::new(rng.between(1, 5) as usize)));
     }
     for acks in [Acks::Quorum, Acks::Leader, Acks::None] {
         all.push(Box::new(plain::PlainProducer::new(acks)));
@@ -192,8 +207,15 @@ pub(super) fn clients(settings: &Settings, profile: Profile) -> Vec<Box<dyn Clie
     for _ in 0..rng.between(1, 3) {
         all.push(Box::new(admin::Admin::new()));
     }
-    if profile == Profile::Members {
-        all.push(Box::new(steward::Steward::new()));
+    all.push(Box::new(owner::Owner::new()));
+    if matches!(profile, Profile::Coups | Profile::Echoes) {
+        all.extend((0..2).map(|_| Box::new(consumer::Consumer::who_only_looks()) as Box<dyn Client>));
+    }
+    if profile == Profile::Tight {
+        all.push(Box::new(housekeeper::Housekeeper::new()));
+    }
+    if let Some(style) = steward::Style::of(profile) {
+        all.push(Box::new(steward::Steward::new(style, settings)));
     }
     all
 }

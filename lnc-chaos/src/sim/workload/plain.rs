@@ -25,7 +25,7 @@ impl PlainProducer {
 
     fn send(&mut self, env: &mut Env<'_>) {
         let (Some((_, at)), Some(span)) = (self.stream, self.open) else { return };
-        let bytes = batch(span, None, env.now_us as i64 / 1000, Codec::None);
+        let bytes = batch(span, None, env.records.made_ms(span), Codec::None);
         env.records.tried(span);
         self.attempts += 1;
         let request = env.produce(at, self.acks, bytes);
@@ -72,7 +72,8 @@ impl Client for PlainProducer {
             Outcome::Done(Response::Produce(done)) => {
                 match (self.acks, done.base_offset) {
                     (Acks::Quorum, Some(base_offset)) => env.records.acked(span, base_offset)?,
-                    (Acks::Leader | Acks::None, None) => {}
+                    (Acks::Leader, None) => env.records.leader_acked(span),
+                    (Acks::None, None) => {}
                     (acks, offset) => {
                         let what = format!("{span:?} with acks {acks:?} is acknowledged at {offset:?}");
                         return Err(Violation::new("unexpected-answer", what));

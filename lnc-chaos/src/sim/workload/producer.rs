@@ -1,5 +1,6 @@
 //! The idempotent producer: several batches of a partition under way, each repeated until it is acknowledged, through
-//! whichever node. Sometimes it starts anew and forgets everything.
+//! whichever node. Sometimes it starts anew and forgets everything, or goes on in its next epoch while batches of the one
+//! before are still under way.
 
 use super::super::invariants::Violation;
 use super::super::invariants::records::{PartitionId, Span};
@@ -37,6 +38,8 @@ pub(super) struct Producer {
     identity: Identity,
     next_sequence: i32,
     open: VecDeque<Batch>,
+    /// Batches of earlier epochs, which somebody may send once more; nobody hears the answers.
+    ghosts: Vec<Batch>,
     node: u64,
     attempts: u64,
     resend_due: bool,
@@ -50,6 +53,7 @@ impl Producer {
             identity: Identity::None,
             next_sequence: 0,
             open: VecDeque::new(),
+            ghosts: Vec::new(),
             node: 1,
             attempts: FIRST_ATTEMPT,
             resend_due: false,
@@ -65,11 +69,15 @@ impl Producer {
                 env.send(node, Request::InitProducer, TIMEOUT_US, self.attempts);
             }
             Identity::Known { id, epoch, stream, .. } if !env.stopping && self.open.len() < self.window => {
-                let count = env.rng.between(1, 5) as u32;
+                // Some batches are as large as they may be.
+                let count = match env.rng.chance(15) {
+                    true => env.records.fitting(stream, env.max_batch_bytes),
+                    false => env.rng.between(1, 5) as u32,
+                };
                 let span = env.records.next_span(stream, count);
                 let codec = if env.rng.chance(50) { Codec::Lz4 } else { Codec::None };
                 let producer = Some((id, epoch, self.next_sequence));
-                let bytes = batch(span, producer, env.now_us as i64 / 1000, codec);
+                let bytes = batch(span, producer, env.records.made_ms(span), codec);
                 self.next_sequence += count as i32;
                 self.open.push_back(Batch { span, bytes, attempt: None, may_overtake: false, acked: false });
             }
@@ -102,10 +110,32 @@ impl Producer {
         }
     }
 
+    /// Go on in the next epoch. What is open is not sent again, but is on its way, and may be sent once more by the network.
+    fn next_epoch(&mut self, env: &mut Env<'_>) {
+        let Identity::Known { id, epoch, at, .. } = self.identity else { return };
+        let epoch = epoch + 1;
+        let stream = env.records.open_epoch(at, id, epoch);
+        self.identity = Identity::Known { id, epoch, stream, at };
+        self.next_sequence = 0;
+        self.ghosts.extend(self.open.drain(..).filter(|batch| !batch.acked));
+    }
+
+    /// A batch of an earlier epoch arrives again.
+    fn haunt(&mut self, env: &mut Env<'_>) {
+        let Identity::Known { at, .. } = self.identity else { return self.ghosts.clear() };
+        if let Some(ghost) = self.ghosts.pop() {
+            self.attempts += 1;
+            env.records.tried(ghost.span);
+            let request = env.produce(at, Acks::Quorum, ghost.bytes);
+            env.send(self.node, request, TIMEOUT_US, self.attempts);
+        }
+    }
+
     /// Forget everything, as a process that is started again does.
     fn restart(&mut self) {
         self.identity = Identity::None;
         self.open.clear();
+        self.ghosts.clear();
         self.next_sequence = 0;
     }
 
@@ -115,8 +145,9 @@ impl Producer {
             Outcome::Done(Response::InitProducer(given)) => {
                 env.records.producer(given.producer_id)?;
                 if let Some(at) = env.any_partition() {
-                    let stream = env.records.open_stream(at, true);
-                    self.identity = Identity::Known { id: given.producer_id, epoch: given.producer_epoch, stream, at };
+                    let (id, epoch) = (given.producer_id, given.producer_epoch);
+                    let stream = env.records.open_epoch(at, id, epoch);
+                    self.identity = Identity::Known { id, epoch, stream, at };
                 }
                 Ok(())
             }
@@ -153,6 +184,12 @@ impl Client for Producer {
         } else {
             if env.rng.chance(5) {
                 self.restart();
+            }
+            if env.rng.chance(10) && !env.stopping {
+                self.next_epoch(env);
+            }
+            if !self.ghosts.is_empty() && env.rng.chance(200) {
+                self.haunt(env);
             }
             self.work(env);
             let after_us = env.around(env.produce_every_us);
