@@ -194,6 +194,8 @@ pub struct Shard {
     /// The entry with which the scrub goes on, or which it is reading.
     scrub_at: Option<(GroupId, Index)>,
     scrub_reading: bool,
+    /// So many entries are to be read one by one.
+    scrub_singly: usize,
     /// Entries that the scrub found damaged.
     damaged: BTreeSet<Location>,
     next_ticket: u64,

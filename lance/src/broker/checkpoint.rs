@@ -322,10 +322,11 @@ fn load_newest<D: Disk>(
     journal: &JournalConfig,
 ) -> Result<Option<lnc_log::checkpoint::Loaded>, BrokerError> {
     let known = newest_checkpoint(disk, journal).map_err(ShardError::from)?;
-    let newest = load_own(disk, &journal.owner, known)?;
-    // The first file of a journal goes only once a checkpoint has what is in it.
-    if newest.is_none() && oldest_file(disk).map_err(ShardError::from)?.is_some_and(|oldest| oldest > 1) {
-        return Err(CheckpointError::Gone { number: known, found: None }.into());
+    let newest = load_own(disk, &journal.owner, known.unwrap_or(0))?;
+    // Without a mark: the first file of a journal goes only once a checkpoint has what is in it.
+    let is_unknown = newest.is_none() && known.is_none();
+    if is_unknown && oldest_file(disk).map_err(ShardError::from)?.is_some_and(|oldest| oldest > 1) {
+        return Err(CheckpointError::Gone { number: 0, found: None }.into());
     }
     Ok(newest)
 }

@@ -249,7 +249,7 @@ impl<D: Disk> Broker<D> {
                 Err(error) => {
                     tracing::error!(topic = %name, partition, offset, %error, "cannot read a segment");
                     found.error = ErrorCode::StorageDamaged;
-                    found.message = error.to_string();
+                    found.message = format!("{error}; {}", self.who_else_has(group));
                 }
             }
             return Slot::Done(found, range);
@@ -265,6 +265,19 @@ impl<D: Disk> Broker<D> {
                 Slot::Done(found, cached.base_offset..cached.end_offset)
             }
             None => Slot::Cold { key, offset, max_bytes },
+        }
+    }
+
+    /// Where a reader finds what is damaged here, for as long as that is not repaired.
+    fn who_else_has(&self, group: GroupId) -> String {
+        let members = self.shard.applied_configuration(group);
+        let others = members.into_iter().flat_map(|members| members.members());
+        let has = others.filter(|node| self.peers_connected.contains_key(node));
+        let named: Vec<String> =
+            has.filter_map(|node| Some(format!("node {node} ({})", self.addresses(node.node())?.client))).collect();
+        match named.is_empty() {
+            true => "no other node that has it is connected".to_owned(),
+            false => format!("it is being repaired; until then, read it from {}", named.join(" or ")),
         }
     }
 

@@ -344,11 +344,22 @@ impl<D: Disk> Broker<D> {
                     let ticket = self.ticket();
                     match self.storage.on_disk().read_stored(&mut self.disk, key, offset, max_bytes, ticket) {
                         Ok(()) => drop(self.transfers.reads.insert(ticket, (to, group, range))),
-                        Err(_) => self.send_range(to, group, range, None),
+                        Err(_) => {
+                            let cached = self.in_memory(range);
+                            self.send_range(to, group, range, cached);
+                        }
                     }
                 }
             }
         }
+    }
+
+    /// Records that a peer asks for and that are in no file, or in one that is damaged.
+    fn in_memory(&mut self, range: Range) -> Option<Bytes> {
+        let Part::Records { key, offset } = range.part else { return None };
+        let found = self.storage.cache().read(key, offset, range.max_bytes as usize);
+        let found = found.filter(|found| found.base_offset == offset)?;
+        Some(Bytes::from(found.pieces.concat()))
     }
 
     fn send_range(&mut self, to: NodeId, group: GroupId, range: Range, bytes: Option<Bytes>) {
@@ -368,8 +379,11 @@ impl<D: Disk> Broker<D> {
         let bytes = match read.result {
             Ok(batches) => Some(batches.bytes),
             Err(error) => {
-                tracing::warn!(%error, %to, "cannot give records to a peer, which asks another node; if this repeats, look at this node's disk");
-                None
+                let cached = self.in_memory(range);
+                if cached.is_none() {
+                    tracing::warn!(%error, %to, "cannot give records to a peer, which asks another node; if this repeats, look at this node's disk");
+                }
+                cached
             }
         };
         self.send_range(to, group, range, bytes);

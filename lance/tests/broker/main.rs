@@ -20,3 +20,4 @@ mod replicas;
 mod status;
 mod topics;
 mod traces;
+mod unreadable;

@@ -14,6 +14,7 @@ mod hostile;
 mod idempotence;
 mod lagging;
 mod logging;
+mod lost_files;
 mod members;
 mod metrics;
 mod power_loss;

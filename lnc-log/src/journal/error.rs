@@ -127,6 +127,12 @@ impl JournalError {
 
     /// Whether the same call may succeed later. Everything else stops the node or needs repair.
     pub fn is_retriable(&self) -> bool {
-        matches!(self, Self::NotDurable { .. } | Self::ReadFailed { .. })
+        matches!(self, Self::NotDurable { .. } | Self::ReadFailed { .. }) && !self.is_unreadable()
+    }
+
+    /// Whether the medium does not give the bytes: they are as good as damaged.
+    pub fn is_unreadable(&self) -> bool {
+        let io = rustix::io::Errno::IO.raw_os_error();
+        matches!(self, Self::ReadFailed { source, .. } if source.raw_os_error() == Some(io))
     }
 }

@@ -357,14 +357,14 @@ fn read_slot<D: Disk>(disk: &mut D, file: FileId, position: u64) -> Result<Mark,
     }
 }
 
-/// The number of the newest checkpoint that is known to have been durable; 0 if there was none, or no mark is kept.
-pub(super) fn newest_checkpoint<D: Disk>(disk: &mut D, config: &JournalConfig) -> Result<u64, JournalError> {
+/// The number of the newest checkpoint that is known to have been durable, 0 if there was none; `None` if no mark is kept.
+pub(super) fn newest_checkpoint<D: Disk>(disk: &mut D, config: &JournalConfig) -> Result<Option<u64>, JournalError> {
     let file = Owner::Setup.file(1);
     let (_, mark) = Marks::load(disk, config, file, config.keeps_mark())?;
     if mark.is_some() {
         disk.run(Op::Close { file }).map_err(failed("close"))?;
     }
-    Ok(mark.map_or(0, |mark| mark.checkpoint))
+    Ok(mark.map(|mark| mark.checkpoint))
 }
 
 #[cfg(test)]

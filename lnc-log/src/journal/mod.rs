@@ -93,9 +93,9 @@ impl JournalConfig {
 /// The format of a cluster from which on its nodes keep a mark, see [`Journal::keep_mark`].
 pub const MARK_FORMAT: u32 = 3;
 
-/// The number of the newest checkpoint that the mark knows to have been durable; 0: there was none, or there is no mark.
-/// For the start of a node.
-pub fn newest_checkpoint<D: Disk>(disk: &mut D, config: &JournalConfig) -> Result<u64, JournalError> {
+/// The number of the newest checkpoint that the mark knows to have been durable, 0: there was none; `None`: there is no
+/// mark. For the start of a node.
+pub fn newest_checkpoint<D: Disk>(disk: &mut D, config: &JournalConfig) -> Result<Option<u64>, JournalError> {
     mark::newest_checkpoint(disk, config)
 }
 

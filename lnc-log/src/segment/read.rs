@@ -27,7 +27,7 @@ pub struct ReadDone {
     pub key: PartitionKey,
     /// Batches, the first of which holds what was asked for. An error concerns this read only.
     pub result: Result<Batches, SegmentError>,
-    /// Where a damaged batch begins, if that is the error.
+    /// Where a damaged batch begins, if that is the error, or what ended the read early.
     pub damage: Option<DamagedBatch>,
 }
 
@@ -143,6 +143,8 @@ enum Next {
     Other(Op, Phase),
     /// Over.
     Done(Result<Batches, SegmentError>),
+    /// Over: what comes before this place is as good as ever, what is there is no batch.
+    Before(Place, Batches),
     /// Over: what should be a batch at this place is none.
     Damaged(Place, SegmentError),
 }
@@ -360,6 +362,10 @@ impl SegmentStore {
     fn read_next(&mut self, disk: &mut impl Disk, id: u64, next: Next) -> Option<ReadDone> {
         let task = self.reads.get_mut(&id)?;
         let next = match next {
+            Next::Before(place, batches) => {
+                task.damage = Some(place);
+                Next::Done(Ok(batches))
+            }
             Next::Damaged(place, error) => {
                 // Only what the file should hold is damage: that it cannot be read now is not.
                 task.damage = Some(place).filter(|_| matches!(error, SegmentError::Damaged { .. }));
@@ -368,7 +374,7 @@ impl SegmentStore {
             next => next,
         };
         let op = match next {
-            Next::Damaged(..) => return None,
+            Next::Damaged(..) | Next::Before(..) => return None,
             Next::Done(result) => {
                 let task = self.reads.remove(&id)?;
                 self.files.release((task.key, task.base));
@@ -507,6 +513,7 @@ impl SegmentStore {
         };
         // Where the wanted batches begin and end in the bytes, and their offsets.
         let mut wanted: Option<(Range<usize>, Range<u64>)> = None;
+        let mut damage = None;
         loop {
             let first = walk.at.offset;
             match walk.next_batch() {
@@ -521,7 +528,10 @@ impl SegmentStore {
                         wanted = is_wanted.then_some((range, first..walk.at.offset));
                     }
                 },
-                // What comes before the damage is as good as ever.
+                Err(_) if wanted.is_some() => {
+                    damage = Some(walk.at);
+                    break;
+                }
                 _ if wanted.is_some() => break,
                 Ok(Found::Incomplete { need }) => {
                     let until = walk.at.position + need.max(task.max_bytes as u64);
@@ -535,12 +545,12 @@ impl SegmentStore {
                 Err(error) => return Next::Damaged(walk.at, error),
             }
         }
-        Next::Done(match wanted {
-            Some((bytes, offsets)) => {
-                Ok(Batches { base_offset: offsets.start, end_offset: offsets.end, bytes: walk.bytes.slice(bytes) })
-            }
-            None => Err(self.nothing_found(task, &walk)),
-        })
+        let Some((bytes, offsets)) = wanted else { return Next::Done(Err(self.nothing_found(task, &walk))) };
+        let found = Batches { base_offset: offsets.start, end_offset: offsets.end, bytes: walk.bytes.slice(bytes) };
+        match damage {
+            Some(place) => Next::Before(place, found),
+            None => Next::Done(Ok(found)),
+        }
     }
 
     /// The end of the readable bytes came before what was asked for.

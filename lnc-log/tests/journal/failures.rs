@@ -246,7 +246,7 @@ fn a_read_never_returns_damaged_or_other_bytes() {
     disk.inject(Some(Box::new(|_, op| matches!(op, Op::Read { .. }).then(|| io::Error::from_raw_os_error(5)))));
     journal.read(&mut disk, 5, &wanted).expect("started");
     let reads = settle(&mut journal, &mut disk).expect("a failed read is not fatal");
-    assert!(matches!(&reads[0].result, Err(e @ JournalError::ReadFailed { .. }) if e.is_retriable()));
+    assert!(matches!(&reads[0].result, Err(e @ JournalError::ReadFailed { .. }) if e.is_unreadable()));
 }
 
 #[test]

@@ -174,6 +174,7 @@ impl Shard {
             }
             if let Some(group) = self.groups.get(&id) {
                 let from = index.max(group.locations.first());
+                let max_bytes = if self.scrub_singly > 0 { 0 } else { max_bytes };
                 let places = group.locations.run(from, group.raft.durable_index() + 1, max_bytes);
                 // What is no longer kept, or is about to go, need not be whole.
                 if !places.is_empty() && self.journal.read(disk, self.next_ticket, &places).is_ok() {
@@ -202,9 +203,17 @@ impl Shard {
             Err(JournalError::Damaged { file, position, .. }) => {
                 places.iter().position(|place| (place.file, place.position) == (*file, *position))
             }
+            // Which of them it is shows when they are read one by one.
+            Err(error) if error.is_unreadable() && places.len() > 1 => {
+                self.scrub_at = Some((group, from));
+                self.scrub_singly = places.len();
+                return Scrubbed::default();
+            }
+            Err(error) if error.is_unreadable() => Some(0),
             // The disk did not give the bytes this time: that says nothing about them.
             Err(_) => None,
         };
+        self.scrub_singly = self.scrub_singly.saturating_sub(1);
         let whole = bad.unwrap_or(places.len());
         self.scrub_at = Some((group, from + whole as Index + Index::from(bad.is_some())));
         let bytes = places[..whole].iter().map(|place| u64::from(place.len)).sum();
@@ -234,6 +243,8 @@ fn lost_found(mut found: Found, result: Result<Vec<RecoveredEntry>, JournalError
         }
         Err(error) => {
             tracing::warn!(group = found.group.0, peer = %found.to, %error, "cannot read entries that a peer has lost; look at this node's disk");
+            // What is known of them without their bytes may be all that it needs.
+            out.found.push(found);
         }
     }
 }

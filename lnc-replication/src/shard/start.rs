@@ -47,6 +47,7 @@ impl Shard {
             catch_ups: BTreeMap::new(),
             scrub_at: None,
             scrub_reading: false,
+            scrub_singly: 0,
             damaged: BTreeSet::new(),
             next_ticket: 0,
             idle_ticks: 0,
