@@ -29,6 +29,9 @@ pub use memory::MemoryDisk;
 pub use threads::ThreadsDisk;
 pub use uring::UringDisk;
 
+/// What the system says of a place that the device cannot read.
+pub const EIO: i32 = 5;
+
 /// Alignment and granularity of direct I/O, in bytes.
 pub const BLOCK: usize = 4096;
 

@@ -2,6 +2,7 @@
 
 use super::file_path;
 use crate::FileOwner;
+use crate::disk::EIO;
 use std::io;
 
 /// A failure of the journal, with the file and position that it concerns.
@@ -132,7 +133,6 @@ impl JournalError {
 
     /// Whether the medium does not give the bytes: they are as good as damaged.
     pub fn is_unreadable(&self) -> bool {
-        let io = rustix::io::Errno::IO.raw_os_error();
-        matches!(self, Self::ReadFailed { source, .. } if source.raw_os_error() == Some(io))
+        matches!(self, Self::ReadFailed { source, .. } if source.raw_os_error() == Some(EIO))
     }
 }

@@ -4,6 +4,7 @@
 
 use super::model::{Content, Inode, NameChange};
 use super::{BLOCK, MemoryDisk, State};
+use crate::disk::EIO;
 use std::collections::BTreeSet;
 use std::io;
 
@@ -17,7 +18,7 @@ impl Unreadable {
         let first = position / BLOCK as u64;
         let last = (position + len as u64).div_ceil(BLOCK as u64);
         match self.0.range((inode, first)..(inode, last)).next() {
-            Some(_) => Err(io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error())),
+            Some(_) => Err(io::Error::from_raw_os_error(EIO)),
             None => Ok(()),
         }
     }
