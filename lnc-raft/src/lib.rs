@@ -41,7 +41,7 @@ pub use config::{Config, ConfigError, Restored};
 pub use configuration::{Configuration, ConfigurationError};
 pub use message::{
     AppendReply, Body, Channel, Entry, EntryKind, HardState, Index, MAX_INDEX, MAX_TERM, Message, NodeId, Term,
-    UnknownEntryKind,
+    UnknownEntryKind, is_believable,
 };
 pub use progress::{Progress, ProgressState};
 pub use raft::{ProposeError, Raft, Role, Status, StepError, TransferError};

@@ -13,6 +13,16 @@ pub type Index = u64;
 /// No honest node reaches this term; a message beyond it is refused, so that terms can be added to without care.
 pub const MAX_TERM: Term = u64::MAX / 4;
 
+/// Whether a node whose term is `own` believes a peer that speaks of term `theirs`. A term is never taken back: without a
+/// bound, one message could leave a cluster none to elect anybody in.
+pub fn is_believable(own: Term, theirs: Term) -> bool {
+    /// Up to here it is believed of anybody: one election every millisecond for thirty years.
+    const PLAUSIBLE: Term = 1 << 40;
+    /// How far beyond that, and beyond the own term.
+    const LEAD: Term = 1 << 32;
+    theirs <= own.max(PLAUSIBLE).saturating_add(LEAD).min(MAX_TERM)
+}
+
 /// No honest log reaches this index; see [`MAX_TERM`].
 pub const MAX_INDEX: Index = u64::MAX / 4;
 

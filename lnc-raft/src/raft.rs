@@ -13,7 +13,7 @@ use crate::configuration::{Configuration, Configurations};
 use crate::election::Election;
 use crate::log::Log;
 use crate::message::{
-    AppendReply, Body, Entry, EntryKind, HardState, Index, MAX_INDEX, MAX_TERM, Message, NodeId, Term,
+    AppendReply, Body, Entry, EntryKind, HardState, Index, MAX_INDEX, Message, NodeId, Term, is_believable,
 };
 use crate::progress::{Peer, Progress};
 use crate::read_index::Reads;
@@ -157,6 +157,9 @@ impl Raft {
         // Who is a member is told by the log, which may be behind: the sender's connection vouches for it.
         if from == self.config.id {
             return Err(StepError::OwnName);
+        }
+        if !is_believable(self.hard_state.term, term) {
+            return Err(StepError::Malformed { what: "term out of range" });
         }
         validate_body(term, &body)?;
         if let Body::PreVote { last_index, last_term, round } = body {
@@ -473,12 +476,12 @@ impl Raft {
 /// Refuses what no honest node sends, before it has any effect.
 fn validate_body(term: Term, body: &Body) -> Result<(), StepError> {
     let check = |fine: bool, what| if fine { Ok(()) } else { Err(StepError::Malformed { what }) };
-    check(term <= MAX_TERM, "term out of range")?;
     match body {
         Body::PreVote { last_index, last_term, .. } | Body::Vote { last_index, last_term, .. } => {
             check(*last_index <= MAX_INDEX && *last_term <= term, "candidate's log out of range")
         }
-        Body::Append { prev_index, prev_term, entries, .. } => {
+        Body::Append { prev_index, prev_term, commit, entries } => {
+            check(*commit <= MAX_INDEX, "commit index out of range")?;
             check(*prev_index <= MAX_INDEX - entries.len() as Index, "index out of range")?;
             check((*prev_index == 0) == (*prev_term == 0), "previous index and term do not fit together")?;
             let mut last = (*prev_index, *prev_term);
@@ -490,6 +493,12 @@ fn validate_body(term: Term, body: &Body) -> Result<(), StepError> {
                 last = (entry.index, entry.term);
             }
             check(last.1 <= term, "entry of a later term than the message")
+        }
+        Body::Heartbeat { commit, leader_commit, .. } => {
+            check(commit <= leader_commit && *leader_commit <= MAX_INDEX, "commit index out of range")
+        }
+        Body::ReadIndexReply { index, .. } => {
+            check(index.is_none_or(|index| index <= MAX_INDEX), "read index out of range")
         }
         Body::StateNeeded { index, term: of } => {
             check(*index <= MAX_INDEX && *of <= term, "place of the state out of range")
