@@ -164,8 +164,8 @@ fn peers(seeds: &Seeds) -> Result<()> {
     seeds.write("peers", "frames", &all)?;
     let members = [(NodeId(1), 11), (NodeId(2), 12), (NodeId(3), 13)].into();
     let identity = Identity { node: NodeId(1), incarnation: 11, cluster: Some(Cluster::found(members, 3)) };
-    let greeting =
-        Greeting { channel: Channel::Control, identity, refusal: Some("no".to_owned()), formats: Formats::BUILD };
+    let (channel, refusal, formats) = (Channel::Control, Some("no".to_owned()), Formats::BUILD);
+    let greeting = Greeting { channel, identity, refusal, formats, run: 5, twin: 6 };
     let mut out = BytesMut::new();
     greeting.encode(&mut out);
     seeds.write("peers", "greeting", &out)

@@ -8,6 +8,7 @@ use crate::config::{Address, BackendChoice, Config, NodeAddresses};
 use crate::drift::Drift;
 use crate::gateway::traces::{SpanSink, Traces};
 use crate::gateway::{Gateway, GatewayConfig, Incoming};
+use crate::heard::Heard;
 use crate::http::{self, Health, HttpState};
 use crate::status::{Question, Status};
 use crate::systemd::Systemd;
@@ -20,7 +21,7 @@ use lnc_metrics::Metrics;
 use lnc_protocol::Flags;
 use lnc_raft::NodeId;
 use lnc_replication::ShardConfig;
-use lnc_replication::formation::{Cluster, Decision, Formats, Identity, Nodes, decide};
+use lnc_replication::formation::{self, Cluster, Decision, Formats, Identity, Nodes, decide};
 use lnc_replication::peers::{PeerEvent, Peers};
 use lnc_replication::wire::take_message;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -202,6 +203,8 @@ struct Server {
     spans: Option<SpanSink>,
     /// What the peers and the gateway know of the members.
     membership: Membership,
+    /// What peers say of this node.
+    heard: Heard,
     identity: Identity,
     metrics: Arc<Metrics>,
     /// The data directory is locked for as long as this lives.
@@ -226,12 +229,14 @@ impl Server {
 
         let stored = data_dir.create_identity(config.node.id, random()?)?.clone();
         let identity = identity_of(&stored);
+        // Never 0, which says nothing.
+        let run = random()? | 1;
         let inbox = Rc::new(PeerInbox::default());
         let events = inbox.clone();
         let others = config.cluster.nodes.iter().filter(|node| node.id != config.node.id);
         let peers = Peers::start(
             peer_listener,
-            identity.clone(),
+            (identity.clone(), run),
             Formats::BUILD.in_cluster(data_dir.format()),
             others.map(|node| (node.id, node.peer.to_string())).collect(),
             metrics.clone(),
@@ -273,6 +278,7 @@ impl Server {
             questions,
             spans,
             membership: Membership::default(),
+            heard: Heard::default(),
             identity,
             metrics,
             data_dir,
@@ -373,6 +379,8 @@ impl Server {
         self.gateway.expire(Instant::now());
         self.gateway.take_ended().into_iter().for_each(|connection| self.broker.client_gone(connection));
         self.health.beat();
+        let version = self.peers.identity().cluster.map_or(0, |cluster| cluster.version);
+        self.broker.set_standing(self.heard.standing(self.clocks.now().mono_us, version));
         let readiness = self.broker.readiness();
         // Who hears from systemd that the node is ready finds it so.
         self.health.set_ready(readiness.clone());
@@ -384,14 +392,12 @@ impl Server {
     /// Let the peers' channels and the gateway know who belongs to the cluster now.
     fn follow_membership(&mut self) {
         let membership = self.broker.membership();
-        if membership == self.membership {
-            return;
-        }
         let mut identity = self.peers.identity();
-        // What was heard from peers may be newer than what this node has applied.
-        if let Some(cluster) = identity.cluster.as_mut().filter(|cluster| cluster.version <= membership.version) {
-            cluster.version = membership.version;
-            cluster.members.clone_from(&membership.members);
+        let told = identity.cluster.as_ref().map_or(0, |cluster| cluster.version);
+        let certain = self.heard.outlived(self.clocks.now().mono_us, told, membership.version, membership.is_newest);
+        let news = identity.follow(membership.version, &membership.members, certain);
+        if membership == self.membership && !news {
+            return;
         }
         let own = identity.node.node();
         let others = membership.nodes.iter().filter(|(node, _)| **node != own);
@@ -417,10 +423,13 @@ impl Server {
             match event {
                 PeerEvent::Frame { from, mut body } => self.peer_frame(clock, from, &mut body),
                 PeerEvent::Lost(peer) => self.broker.peer_changed(clock, peer, None),
-                PeerEvent::Heard(Identity { node, incarnation, cluster: None }) => {
+                PeerEvent::Heard(Identity { node, incarnation, cluster: None })
+                | PeerEvent::Knocked(Identity { node, incarnation, cluster: None }) => {
                     self.broker.applicant(clock, node.node(), incarnation);
                 }
-                PeerEvent::Heard(_) | PeerEvent::Refused { .. } => {}
+                PeerEvent::Heard(_) | PeerEvent::Knocked(_) => {}
+                PeerEvent::Refused { peer, removed } => self.heard.refused(peer, removed),
+                PeerEvent::Twin { peer } => self.heard.twin(clock.mono_us, peer),
             }
         }
         for (peer, formats) in self.peers.connected() {
@@ -562,15 +571,20 @@ async fn form(
         return Ok(own);
     }
     let configured: BTreeSet<NodeId> = config.cluster.nodes.iter().map(|node| NodeId(node.id)).collect();
-    let mut heard: BTreeMap<NodeId, Identity> = BTreeMap::new();
+    let start = Instant::now();
+    let mut heard = formation::Heard::default();
     let mut told = String::new();
     loop {
+        let now_us = start.elapsed().as_micros() as u64;
         for event in inbox.events.take() {
-            if let PeerEvent::Heard(identity) = event {
-                heard.insert(NodeId(identity.node.node()), identity);
+            match event {
+                // Only those count that are where this node's configuration says.
+                PeerEvent::Heard(identity) => drop(heard.note(now_us, identity)),
+                PeerEvent::Knocked(identity) if heard.is_news(&identity) => peers.hurry(identity.node.node()),
+                _ => {}
             }
         }
-        let state = match decide(&own, &configured, config.cluster.data_groups, &heard) {
+        let state = match decide(&own, &configured, config.cluster.data_groups, &heard.now(now_us)) {
             Decision::Join(cluster) => {
                 let named =
                     |nodes: BTreeMap<NodeId, u64>| nodes.iter().map(|(node, number)| (node.0, *number)).collect();

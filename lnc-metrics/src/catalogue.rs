@@ -122,6 +122,8 @@ catalogue! {
         fan_out_evictions_total: CounterVec, ["peer"], [], "Times that a leader on this node left a peer out of the fan-out, counted per group.";
         peer_connected: GaugeVec, ["peer", "channel"], [], "Whether a channel to a peer is open: 1 if so.";
         peer_reconnects_total: CounterVec, ["peer", "channel"], [], "Times a channel to a peer was opened again.";
+        peer_twins_total: CounterVec, ["peer"], [], "Times that a second process with the identity of a node was found and refused: a data directory was copied, and both were started. Any increase is an emergency.";
+        entries_refused_total: Counter, [], [], "Messages of a leader that this node did not take, since it could not apply an entry in them.";
         transfers_started_total: Counter, [], [], "State of a group that this node began to fetch, since it was too far behind for the journal.";
         transfers_completed_total: Counter, [], [], "State of a group that this node has fetched completely.";
         transfers_restarted_total: Counter, [], [], "Times that fetching the state of a group began anew, with the same peer or another.";

@@ -99,6 +99,14 @@ fn requests() -> Vec<(&'static str, Flags, Request)> {
         replaces: Some(2),
         timeout_ms: 10_000,
     };
+    let forget = ChangeMembersRequest {
+        change: MemberChange::Forget,
+        client_address: String::new(),
+        peer_address: String::new(),
+        http_address: String::new(),
+        replaces: None,
+        ..change.clone()
+    };
     let delete = DeleteTopicRequest { name: "orders".into(), timeout_ms: 10_000 };
     let some = MetadataRequest { topics: Some(vec!["orders".into(), "a.b-c_d".into()]) };
     vec![
@@ -108,6 +116,7 @@ fn requests() -> Vec<(&'static str, Flags, Request)> {
         ("metadata-some", none, Request::Metadata(some)),
         ("cluster-info", none, Request::ClusterInfo),
         ("change-members", none, Request::ChangeMembers(change)),
+        ("forget-member", none, Request::ChangeMembers(forget)),
         ("create-topic", none, Request::CreateTopic(create)),
         ("delete-topic", none, Request::DeleteTopic(delete)),
         ("list-topics", none, Request::ListTopics),

@@ -23,6 +23,9 @@ const GREETING_VERSION: u16 = 1;
 /// Most members that a greeting may name.
 const MAX_MEMBERS: usize = 64;
 
+/// More changes of the members than there will ever be.
+pub const MAX_VERSION: u64 = 1 << 48;
+
 /// A formed cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cluster {
@@ -139,6 +142,10 @@ pub struct Greeting {
     pub refusal: Option<String>,
     /// Which formats it speaks.
     pub formats: Formats,
+    /// Which process this is: drawn when it started; 0 where it is not said, as by version 0.1.0.
+    pub run: u64,
+    /// In a reply: the run of another process with the receiver's identity, which is connected or wants to be; 0 if none.
+    pub twin: u64,
 }
 
 /// Why a greeting could not be read.
@@ -184,6 +191,8 @@ impl Greeting {
         out.put_slice(refusal);
         out.put_u32_le(self.formats.oldest);
         out.put_u32_le(self.formats.newest);
+        out.put_u64_le(self.run);
+        out.put_u64_le(self.twin);
     }
 
     /// Read a greeting from its frame's body.
@@ -204,6 +213,10 @@ impl Greeting {
         };
         let node = NodeId(body.try_get_u64_le().map_err(short("node id"))?);
         let incarnation = body.try_get_u64_le().map_err(short("incarnation"))?;
+        // Members that have not come yet are noted with 0.
+        if node.node() == 0 || incarnation == 0 {
+            return Err(GreetingError::Malformed("identity"));
+        }
         let cluster = match body.try_get_u8().map_err(short("cluster"))? {
             0 => None,
             1 => {
@@ -212,6 +225,9 @@ impl Greeting {
                 let founders = get_members(&mut body).filter(|founders| cluster_id(founders) == id);
                 let founders = founders.ok_or(GreetingError::Malformed("founders"))?;
                 let version = body.try_get_u64_le().map_err(short("version of the members"))?;
+                if version > MAX_VERSION {
+                    return Err(GreetingError::Malformed("version of the members"));
+                }
                 let members = get_members(&mut body).ok_or(GreetingError::Malformed("members"))?;
                 Some(Cluster { id, founders, data_groups, version, members })
             }
@@ -224,7 +240,14 @@ impl Greeting {
         let words = body.split_to(len);
         let refusal = (len > 0).then(|| String::from_utf8_lossy(&words).into_owned());
         let formats = get_formats(&mut body).ok_or(GreetingError::Malformed("formats"))?;
-        Ok(Self { channel, identity: Identity { node, incarnation, cluster }, refusal, formats })
+        let (run, twin) = match body.is_empty() {
+            true => (0, 0),
+            false => {
+                let mut run = || body.try_get_u64_le().map_err(short("run"));
+                (run()?, run()?)
+            }
+        };
+        Ok(Self { channel, identity: Identity { node, incarnation, cluster }, refusal, formats, run, twin })
     }
 }
 
@@ -251,15 +274,50 @@ fn get_members(body: &mut Bytes) -> Option<BTreeMap<NodeId, u64>> {
 }
 
 impl Identity {
-    /// Take over a newer list of members from a peer of the same cluster. A node that was away while others lost their
-    /// disks would not know them, and so never hear of it from the log. Says whether there was news.
+    /// The newer list of members of a peer in the same cluster.
+    fn newer<'a>(&self, theirs: &'a Identity) -> Option<&'a Cluster> {
+        let (own, heard) = (self.cluster.as_ref()?, theirs.cluster.as_ref()?);
+        (heard.id == own.id && heard.version > own.version).then_some(heard)
+    }
+
+    fn is_named(&self, cluster: &Cluster) -> bool {
+        cluster.member(self.node.node(), self.incarnation).is_some()
+    }
+
+    /// Whether a peer has a newer list of members than this node, and this node is on it.
+    pub fn is_behind(&self, theirs: &Identity) -> bool {
+        self.newer(theirs).is_some_and(|heard| self.is_named(heard))
+    }
+
+    /// The version of a peer's list of members, if it is newer than this node's and this node is not on it: it was removed.
+    pub fn removed_in(&self, theirs: &Identity) -> Option<u64> {
+        self.newer(theirs).filter(|heard| !self.is_named(heard)).map(|heard| heard.version)
+    }
+
+    /// Take over a newer list of members from a peer of the same cluster: one that this node knows as a member, or has
+    /// found where it knows a member to be. A node that was away while others lost their disks would not know them, and so
+    /// never hear of it from the log. Says whether there was news.
     pub fn learn(&mut self, theirs: &Identity) -> bool {
-        let (node, incarnation) = (self.node.node(), self.incarnation);
-        let (Some(own), Some(heard)) = (&mut self.cluster, &theirs.cluster) else { return false };
         // A list that this node is not on says that it was removed; that is for the log to say.
-        let news = heard.id == own.id && heard.version > own.version && heard.member(node, incarnation).is_some();
+        let Some(heard) = self.newer(theirs).filter(|heard| self.is_named(heard)).cloned() else { return false };
+        if let Some(own) = &mut self.cluster {
+            (own.version, own.members) = (heard.version, heard.members);
+        }
+        true
+    }
+}
+
+impl Identity {
+    /// Follow what the cluster has decided, as far as this node knows. What was heard from members may be newer, unless it
+    /// is `certain` that this is the newest. Says whether that changed anything.
+    pub fn follow(&mut self, version: u64, members: &BTreeMap<NodeId, u64>, certain: bool) -> bool {
+        let Some(cluster) = self.cluster.as_mut().filter(|cluster| certain || cluster.version <= version) else {
+            return false;
+        };
+        let news = cluster.version != version || cluster.members != *members;
         if news {
-            (own.version, own.members) = (heard.version, heard.members.clone());
+            cluster.version = version;
+            cluster.members.clone_from(members);
         }
         news
     }
@@ -351,7 +409,43 @@ pub fn decide(
     let mut members: BTreeMap<NodeId, u64> =
         configured.iter().filter_map(|node| heard.get(node).map(|identity| (*node, identity.incarnation))).collect();
     members.insert(own.node, own.incarnation);
-    Decision::Join(Cluster::found(members, data_groups))
+    // Who has lost its disk meanwhile is one person to those who heard it before and another to those who heard it after:
+    // if each founded what it has heard, there could be two clusters. One does, and the others hear of it.
+    match members.keys().next().filter(|first| **first != own.node) {
+        Some(first) => Decision::Wait { missing: [*first].into() },
+        None => Decision::Join(Cluster::found(members, data_groups)),
+    }
+}
+
+/// What a node without a cluster has heard of the others, by the number of each. What is old does not count: whoever said
+/// it may be gone, or have lost its disk.
+#[derive(Debug, Default)]
+pub struct Heard {
+    said: BTreeMap<NodeId, (Identity, u64)>,
+}
+
+impl Heard {
+    /// How long a word counts, in microseconds: a few pauses between two attempts to connect.
+    const MEMORY_US: u64 = 5_000_000;
+
+    /// A peer that this node has dialled has said who it is. Says whether that was news.
+    pub fn note(&mut self, now_us: u64, identity: Identity) -> bool {
+        let node = NodeId(identity.node.node());
+        let news = self.is_news(&identity);
+        self.said.insert(node, (identity, now_us));
+        news
+    }
+
+    /// Whether a peer was something else when it was last heard.
+    pub fn is_news(&self, identity: &Identity) -> bool {
+        self.said.get(&NodeId(identity.node.node())).is_none_or(|(known, _)| known != identity)
+    }
+
+    /// What counts now.
+    pub fn now(&mut self, now_us: u64) -> BTreeMap<NodeId, Identity> {
+        self.said.retain(|_, (_, at_us)| now_us <= *at_us + Self::MEMORY_US);
+        self.said.iter().map(|(node, (identity, _))| (*node, identity.clone())).collect()
+    }
 }
 
 /// The id that follows from the members.
@@ -407,9 +501,41 @@ mod tests {
     #[test]
     fn all_fresh_nodes_come_to_one_cluster() {
         let second = decide(&fresh(2, 22), &configured(), 3, &heard(&[fresh(1, 11), fresh(3, 33)]));
+        assert_eq!(second, Decision::Wait { missing: [NodeId(1)].into() }, "one founds it");
+        let first = Identity { cluster: Some(formed()), ..fresh(1, 11) };
+        let second = decide(&fresh(2, 22), &configured(), 3, &heard(&[first, fresh(3, 33)]));
         assert_eq!(second, Decision::Join(formed()));
-        let later = decide(&fresh(2, 23), &configured(), 3, &heard(&[fresh(1, 11), fresh(3, 33)]));
+        let later = decide(&fresh(1, 11), &configured(), 3, &heard(&[fresh(2, 23), fresh(3, 33)]));
         assert_ne!(later, Decision::Join(formed()), "another incarnation makes another cluster");
+    }
+
+    #[test]
+    fn a_disk_that_is_lost_while_the_cluster_forms_makes_no_second_cluster() {
+        // Nodes 1 and 2 have met; node 2 loses its disk; node 3 comes and meets them both; node 1 has not met the new one.
+        let views = [
+            (fresh(1, 11), heard(&[fresh(2, 22), fresh(3, 33)])),
+            (fresh(2, 23), heard(&[fresh(1, 11), fresh(3, 33)])),
+            (fresh(3, 33), heard(&[fresh(1, 11), fresh(2, 23)])),
+        ];
+        let founded = |(own, heard): &(Identity, BTreeMap<NodeId, Identity>)| match decide(own, &configured(), 3, heard)
+        {
+            Decision::Join(cluster) => Some(cluster.id),
+            _ => None,
+        };
+        let clusters: BTreeSet<u128> = views.iter().filter_map(founded).collect();
+        assert_eq!(clusters.len(), 1, "{clusters:x?}");
+    }
+
+    #[test]
+    fn what_was_heard_long_ago_does_not_count() {
+        let mut heard = Heard::default();
+        assert!(heard.note(1_000_000, fresh(2, 22)));
+        assert!(heard.note(5_000_000, fresh(3, 33)));
+        assert!(!heard.note(6_000_000, fresh(3, 33)));
+        assert!(heard.is_news(&fresh(3, 34)) && !heard.is_news(&fresh(2, 22)));
+        assert_eq!(heard.now(6_000_000).len(), 2);
+        assert_eq!(heard.now(6_000_001).into_keys().collect::<Vec<_>>(), [NodeId(3)]);
+        assert!(heard.note(7_000_000, fresh(2, 22)));
     }
 
     #[test]
@@ -450,7 +576,22 @@ mod tests {
         assert!(!own.learn(&old));
         newer.version = 9;
         newer.members.remove(&NodeId(1));
-        assert!(!own.learn(&Identity { cluster: Some(newer), ..theirs }));
+        let without = Identity { cluster: Some(newer), ..theirs };
+        assert!(!own.learn(&without) && !own.is_behind(&without));
+        assert_eq!((own.removed_in(&without), own.removed_in(&old)), (Some(9), None));
+    }
+
+    #[test]
+    fn a_list_that_was_heard_of_gives_way_to_what_the_cluster_has_decided() {
+        let mut own = Identity { cluster: Some(formed()), ..fresh(1, 11) };
+        let members = BTreeMap::from([(NodeId(1), 11), (NodeId(4), 44)]);
+        let mut theirs = Identity { cluster: Some(formed()), ..fresh(2, 22) };
+        theirs.cluster.as_mut().unwrap().version = 1 << 40;
+        assert!(own.is_behind(&theirs) && own.learn(&theirs));
+        assert!(!own.follow(5, &members, false), "it may be newer");
+        assert!(own.follow(5, &members, true));
+        assert_eq!(own.cluster.as_ref().map(|cluster| (cluster.version, &cluster.members)), Some((5, &members)));
+        assert!(!own.follow(5, &members, true));
     }
 
     #[test]
@@ -510,21 +651,36 @@ mod tests {
             identity: Identity { cluster: Some(formed()), ..fresh(1, 11) },
             refusal: Some("because".into()),
             formats: Formats { oldest: 2, newest: 7 },
+            run: 77,
+            twin: 78,
         };
         let mut out = BytesMut::new();
         greeting.encode(&mut out);
         let bytes = out.freeze();
         assert_eq!(Greeting::decode(bytes.clone()), Ok(greeting.clone()));
-        let without_formats = bytes.len() - 8;
-        for len in (0..bytes.len()).filter(|len| *len != without_formats) {
+        let (without_run, without_formats) = (bytes.len() - 16, bytes.len() - 24);
+        for len in (0..bytes.len()).filter(|len| ![without_run, without_formats].contains(len)) {
             assert!(Greeting::decode(bytes.slice(..len)).is_err());
         }
-        let first = Greeting::decode(bytes.slice(..without_formats)).unwrap();
+        let second = Greeting { run: 0, twin: 0, ..greeting.clone() };
         assert_eq!(
-            first,
-            Greeting { formats: Formats { oldest: 1, newest: 1 }, ..greeting.clone() },
-            "as 0.1.0 greets"
+            Greeting::decode(bytes.slice(..without_run)),
+            Ok(second.clone()),
+            "as builds greet that do not say it"
         );
+        let first = Greeting { formats: Formats { oldest: 1, newest: 1 }, ..second };
+        assert_eq!(Greeting::decode(bytes.slice(..without_formats)), Ok(first), "as 0.1.0 greets");
+        let refused = |change: fn(&mut Identity)| {
+            let mut strange = greeting.clone();
+            change(&mut strange.identity);
+            let mut out = BytesMut::new();
+            strange.encode(&mut out);
+            Greeting::decode(out.freeze()).unwrap_err()
+        };
+        assert_eq!(refused(|identity| identity.incarnation = 0), GreetingError::Malformed("identity"));
+        assert_eq!(refused(|identity| identity.node = NodeId(0)), GreetingError::Malformed("identity"));
+        let version = |identity: &mut Identity| identity.cluster.as_mut().unwrap().version = u64::MAX;
+        assert_eq!(refused(version), GreetingError::Malformed("version of the members"));
         let mut other = greeting;
         other.identity.cluster.as_mut().unwrap().founders.remove(&NodeId(3));
         let mut out = BytesMut::new();

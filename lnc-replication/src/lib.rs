@@ -12,6 +12,7 @@ mod repair;
 mod shard;
 pub mod trace;
 pub mod transfer;
+mod twins;
 pub mod wire;
 
 pub use shard::{Found, GroupStart, Outputs, Scrubbed, Shard, ShardConfig, ShardError};

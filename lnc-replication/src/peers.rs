@@ -7,6 +7,7 @@
 //! Everything here runs on the shard's own thread.
 
 use crate::formation::{Channel, Formats, Greeting, Identity, admit};
+use crate::twins::{Arrival, Twins};
 use crate::wire::{MAX_FRAME_BODY, PeerMessage, WireError, fits_a_frame, put_frame, put_messages, take_frame};
 use bytes::{Buf, Bytes, BytesMut};
 use lnc_metrics::Metrics;
@@ -15,9 +16,10 @@ use socket2::{SockRef, TcpKeepalive};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -42,6 +44,8 @@ const UNANSWERED: Duration = Duration::from_secs(2);
 /// Silence on a connection before the kernel asks whether the peer is there, and between two questions: the least that
 /// kernels allow. This finds out for the accepting end, which sends nothing, and for a connection that is idle.
 const KEEPALIVE: Duration = Duration::from_secs(1);
+/// Pause between two times that members are asked whether there are newer ones.
+const INQUIRY: Duration = Duration::from_secs(1);
 /// Room for one read from a socket.
 const READ_CHUNK: usize = 256 << 10;
 
@@ -60,14 +64,21 @@ pub enum PeerEvent {
     },
     /// The peer's control connection broke.
     Lost(NodeId),
-    /// What a peer said about itself.
+    /// What a peer says about itself that this node has dialled.
     Heard(Identity),
-    /// This node was refused by a peer, which said why.
+    /// What somebody says about itself whom this node does not know as a member.
+    Knocked(Identity),
+    /// This node was refused by a peer.
     Refused {
         /// The peer.
         peer: NodeId,
-        /// Its words.
-        reason: String,
+        /// How new its list of members is, if it is newer and this node is not on it.
+        removed: Option<u64>,
+    },
+    /// Another process with this node's identity is connected to a peer, or wants to be.
+    Twin {
+        /// Who says so.
+        peer: NodeId,
     },
 }
 
@@ -86,6 +97,8 @@ struct Outgoing {
     member: Cell<Option<(NodeId, Formats)>>,
     /// The node is no longer to be dialled.
     dropped: Cell<bool>,
+    /// There is a reason to dial now.
+    hurry: Notify,
 }
 
 impl Outgoing {
@@ -121,14 +134,42 @@ pub struct Peers {
     events: Box<dyn Fn(PeerEvent)>,
     /// Spreads the retries of different nodes.
     jitter: Cell<u64>,
+    /// Which process this is.
+    run: u64,
+    started: Instant,
+    twins: RefCell<Twins>,
+    /// By whom to end the replication channel of a member, so that it comes again and hears of its twin.
+    tell: RefCell<BTreeMap<NodeId, Rc<Notify>>>,
+    /// Members are being asked whether there are newer ones.
+    inquiring: Cell<bool>,
+}
+
+/// An accepted connection counts for as long as this lives.
+struct Counted<'a> {
+    twins: &'a RefCell<Twins>,
+    member: NodeId,
+    run: u64,
+}
+
+impl<'a> Counted<'a> {
+    fn new(twins: &'a RefCell<Twins>, member: NodeId, run: u64) -> Self {
+        twins.borrow_mut().begins(member, run);
+        Self { twins, member, run }
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.twins.borrow_mut().ends(self.member, self.run);
+    }
 }
 
 impl Peers {
-    /// Start dialling `addresses` (of every other node, by number) and accepting on `listener`. Must run inside a
-    /// `LocalSet`.
+    /// Start dialling `addresses` (of every other node, by number) and accepting on `listener`. `run` is drawn for each
+    /// start of a process. Must run inside a `LocalSet`.
     pub fn start(
         listener: TcpListener,
-        identity: Identity,
+        (identity, run): (Identity, u64),
         formats: Formats,
         addresses: BTreeMap<u64, String>,
         metrics: Arc<Metrics>,
@@ -143,6 +184,11 @@ impl Peers {
             metrics,
             events,
             jitter,
+            run,
+            started: Instant::now(),
+            twins: RefCell::default(),
+            tell: RefCell::default(),
+            inquiring: Cell::new(false),
         });
         peers.set_members(identity, addresses);
         spawn_local(peers.clone().accept(listener));
@@ -151,7 +197,12 @@ impl Peers {
 
     /// From now on this is who the node is, whom it knows as members, and whom it dials.
     pub fn set_members(self: &Rc<Self>, identity: Identity, addresses: BTreeMap<u64, String>) {
+        let joined = self.identity.borrow().cluster.is_none() && identity.cluster.is_some();
         *self.identity.borrow_mut() = identity;
+        if joined {
+            // Others may wait for nothing but to hear of the cluster.
+            self.outgoing.borrow().values().for_each(|connection| connection.hurry.notify_one());
+        }
         let mut outgoing = self.outgoing.borrow_mut();
         outgoing.retain(|(node, _), connection| {
             let stays = addresses.contains_key(node);
@@ -162,6 +213,8 @@ impl Peers {
             stays
         });
         for node in addresses.keys() {
+            // What is counted from the first time on is told apart from what has always been so.
+            self.metrics.peer_twins_total.with_label_values(&[&node.to_string()]);
             for channel in [Channel::Control, Channel::Replication] {
                 outgoing.entry((*node, channel)).or_insert_with(|| {
                     let connection = Rc::new(Outgoing::default());
@@ -171,6 +224,13 @@ impl Peers {
             }
         }
         *self.addresses.borrow_mut() = addresses;
+    }
+
+    /// There is a reason to dial a node now.
+    pub fn hurry(&self, node: u64) {
+        if let Some(connection) = self.outgoing.borrow().get(&(node, Channel::Control)) {
+            connection.hurry.notify_one();
+        }
     }
 
     /// From now on this node speaks these formats.
@@ -244,7 +304,10 @@ impl Peers {
             }
             let labels = [&peer.to_string() as &str, channel.name()];
             self.metrics.peer_reconnects_total.with_label_values(&labels).inc();
-            sleep(pause.mul_f64(0.5 + self.random_fraction())).await;
+            tokio::select! {
+                () = sleep(pause.mul_f64(0.5 + self.random_fraction())) => {}
+                () = outgoing.hurry.notified() => {}
+            }
             pause = (pause * 2).min(RETRY.1);
         }
     }
@@ -270,22 +333,15 @@ impl Peers {
 
     /// Connect, greet, and carry the queue until the connection breaks. `Ok` once it had been of use.
     async fn dial_once(&self, peer: u64, channel: Channel, outgoing: &Outgoing) -> io::Result<io::Error> {
-        let address = self.addresses.borrow().get(&peer).cloned();
-        let address = address.ok_or_else(|| io::Error::other("it is no longer to be dialled"))?;
-        let mut stream = timeout(GREETING_TIMEOUT, TcpStream::connect(address.as_str())).await??;
-        configure(&stream)?;
-        let mut buf = BytesMut::new();
-        let own = self.identity.borrow().clone();
-        self.send_greeting(&mut stream, channel, &own, None).await?;
-        let reply = timeout(GREETING_TIMEOUT, read_greeting(&mut stream, &mut buf)).await??;
+        let (stream, reply) = self.greet(peer, channel).await?;
         let member = reply.identity.node;
-        if member.node() != peer {
-            return Err(io::Error::other(format!("at {address} is node {member}, not {peer}")));
-        }
         (self.events)(PeerEvent::Heard(reply.identity.clone()));
-        self.learn(&reply.identity);
+        if reply.twin != 0 {
+            (self.events)(PeerEvent::Twin { peer: member });
+        }
         if let Some(reason) = reply.refusal {
-            (self.events)(PeerEvent::Refused { peer: member, reason: reason.clone() });
+            let removed = self.identity.borrow().removed_in(&reply.identity);
+            (self.events)(PeerEvent::Refused { peer: member, removed });
             return Err(io::Error::other(reason));
         }
         admit(&self.identity.borrow(), &reply.identity).map_err(io::Error::other)?;
@@ -312,13 +368,42 @@ impl Peers {
         Ok(error)
     }
 
+    /// Connect to a node, and hear who it is. What it says of the members is believed: it is where one is known to be.
+    async fn greet(&self, peer: u64, channel: Channel) -> io::Result<(TcpStream, Greeting)> {
+        let address = self.addresses.borrow().get(&peer).cloned();
+        let address = address.ok_or_else(|| io::Error::other("it is no longer to be dialled"))?;
+        let mut stream = timeout(GREETING_TIMEOUT, TcpStream::connect(address.as_str())).await??;
+        configure(&stream)?;
+        let own = self.identity.borrow().clone();
+        self.send_greeting(&mut stream, channel, &own, None).await?;
+        let reply = timeout(GREETING_TIMEOUT, read_greeting(&mut stream, &mut BytesMut::new())).await??;
+        let member = reply.identity.node;
+        if member.node() != peer {
+            return Err(io::Error::other(format!("at {address} is node {member}, not {peer}")));
+        }
+        self.learn(&reply.identity);
+        Ok((stream, reply))
+    }
+
+    /// Somebody who is not known as a member speaks of newer members. That alone changes nothing: it is a reason to ask
+    /// those who are known.
+    async fn inquire(self: Rc<Self>) {
+        let known: Vec<u64> = self.addresses.borrow().keys().copied().collect();
+        for node in known {
+            // Who cannot be reached has nothing to say.
+            let _ = self.greet(node, Channel::Replication).await;
+        }
+        sleep(INQUIRY).await;
+        self.inquiring.set(false);
+    }
+
     async fn accept(self: Rc<Self>, listener: TcpListener) {
         loop {
             match listener.accept().await {
                 Ok((stream, from)) => {
                     let peers = self.clone();
                     spawn_local(async move {
-                        if let Err(error) = peers.receive(stream).await {
+                        if let Err(error) = peers.receive(stream, from).await {
                             tracing::debug!(%from, %error, "peer connection ended");
                         }
                     });
@@ -336,26 +421,89 @@ impl Peers {
     }
 
     /// Serve one accepted connection.
-    async fn receive(&self, mut stream: TcpStream) -> io::Result<()> {
+    async fn receive(self: &Rc<Self>, mut stream: TcpStream, at: SocketAddr) -> io::Result<()> {
         configure(&stream)?;
         let mut buf = BytesMut::new();
         let hello = timeout(GREETING_TIMEOUT, read_greeting(&mut stream, &mut buf)).await??;
-        self.learn(&hello.identity);
         let own = self.identity.borrow().clone();
         let agreed = admit(&own, &hello.identity).and_then(|()| self.formats.get().agree(hello.formats));
-        let refusal = agreed.err();
-        self.send_greeting(&mut stream, hello.channel, &own, refusal.clone()).await?;
-        if let Some(reason) = refusal {
+        if let Err(reason) = agreed {
+            let twin = self.is_own_twin(&hello, at);
+            self.send_greeting(&mut stream, hello.channel, &own, Some((reason.clone(), twin))).await?;
+            if own.is_behind(&hello.identity) && !self.inquiring.replace(true) {
+                spawn_local(self.clone().inquire());
+            }
             // It may be a node that waits to be admitted.
-            (self.events)(PeerEvent::Heard(hello.identity));
+            (self.events)(PeerEvent::Knocked(hello.identity));
             return Err(io::Error::other(reason));
         }
-        let from = hello.identity.node;
-        let result = self.receive_frames(&mut stream, &mut buf, from).await;
-        if hello.channel == Channel::Control {
-            (self.events)(PeerEvent::Lost(from));
+        self.learn(&hello.identity);
+        let (from, run) = (hello.identity.node, hello.run);
+        if let Some((reason, twin)) = self.other_process(from, run, at) {
+            self.send_greeting(&mut stream, hello.channel, &own, Some((reason.clone(), twin))).await?;
+            return Err(io::Error::other(reason));
         }
-        result
+        let _counted = Counted::new(&self.twins, from, run);
+        self.send_greeting(&mut stream, hello.channel, &own, None).await?;
+        if hello.channel == Channel::Control {
+            let result = self.receive_frames(&mut stream, &mut buf, from).await;
+            (self.events)(PeerEvent::Lost(from));
+            return result;
+        }
+        let tell = self.tell.borrow_mut().entry(from).or_default().clone();
+        tokio::select! {
+            result = self.receive_frames(&mut stream, &mut buf, from) => result,
+            () = tell.notified() => Err(io::Error::other("it is to hear of another process with its identity")),
+        }
+    }
+
+    /// The run of this process, if who greets has its very identity.
+    fn is_own_twin(&self, hello: &Greeting, at: SocketAddr) -> u64 {
+        let own = self.identity.borrow();
+        if hello.identity.node.node() != own.node.node() {
+            return 0;
+        }
+        let (node, same) = (own.node, hello.identity.incarnation == own.incarnation);
+        if !same || hello.run == self.run {
+            tracing::error!(%node, %at, "another node uses this node's id: look whether two nodes are configured with one id");
+            return 0;
+        }
+        self.metrics.peer_twins_total.with_label_values(&[&node.node().to_string()]).inc();
+        (self.events)(PeerEvent::Twin { peer: node });
+        self.run
+    }
+
+    /// Why a member is refused whose other process is connected, and that process.
+    fn other_process(&self, member: NodeId, run: u64, at: SocketAddr) -> Option<(String, u64)> {
+        let now_us = self.started.elapsed().as_micros() as u64;
+        match self.twins.borrow_mut().arrives(now_us, member, run) {
+            Arrival::Welcome => None,
+            Arrival::NotYet => {
+                Some((format!("an earlier process of node {member} still looks connected; try again"), 0))
+            }
+            Arrival::Twin { other, say } => {
+                if say {
+                    self.metrics.peer_twins_total.with_label_values(&[&member.node().to_string()]).inc();
+                    tracing::error!(
+                        %member,
+                        %at,
+                        run = format!("{run:016x}"),
+                        connected = format!("{other:016x}"),
+                        "two processes run with the identity of one node: its data directory was copied. The second one is \
+                         refused. Stop the copy, and remove its directory: two that vote as one can lose records"
+                    );
+                    if let Some(tell) = self.tell.borrow().get(&member) {
+                        tell.notify_waiters();
+                    }
+                }
+                let reason = format!(
+                    "another process with the identity of node {member} is connected: its data directory was copied; stop \
+                     the copy"
+                );
+                // 0 would say that there is none.
+                Some((reason, other.max(1)))
+            }
+        }
     }
 
     async fn send_greeting(
@@ -363,9 +511,11 @@ impl Peers {
         stream: &mut TcpStream,
         channel: Channel,
         identity: &Identity,
-        refusal: Option<String>,
+        refused: Option<(String, u64)>,
     ) -> io::Result<()> {
-        let greeting = Greeting { channel, identity: identity.clone(), refusal, formats: self.formats.get() };
+        let (refusal, twin) = refused.map_or((None, 0), |(reason, twin)| (Some(reason), twin));
+        let (identity, formats, run) = (identity.clone(), self.formats.get(), self.run);
+        let greeting = Greeting { channel, identity, refusal, formats, run, twin };
         let mut out = BytesMut::new();
         put_frame(&mut out, |body| greeting.encode(body));
         stream.write_all(&out).await

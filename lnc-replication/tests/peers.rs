@@ -4,10 +4,10 @@ use bytes::{Bytes, BytesMut};
 use lnc_log::journal::GroupId;
 use lnc_metrics::Metrics;
 use lnc_raft::{Body, Entry, EntryKind, Message, NodeId};
-use lnc_replication::formation::{Channel, Cluster, Formats, Greeting, Identity};
+use lnc_replication::formation::{Channel, Cluster, Formats, Greeting, Identity, MAX_VERSION};
 use lnc_replication::peers::{PeerEvent, Peers};
 use lnc_replication::wire::{MAX_FRAME_BODY, PeerMessage, put_frame, take_frame, take_message};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -26,6 +26,10 @@ fn identity(node: NodeId) -> Identity {
     let members = BTreeMap::from([(OWN, 11), (PEER, 22)]);
     let incarnation = members[&node];
     Identity { node, incarnation, cluster: Some(Cluster::found(members, 3)) }
+}
+
+fn greeting(channel: Channel, identity: Identity) -> Greeting {
+    Greeting { channel, identity, refusal: None, formats: Formats::BUILD, run: 7, twin: 0 }
 }
 
 /// A peer that greets whoever connects, and from then on does what its test says.
@@ -58,16 +62,20 @@ impl QuietPeer {
     /// The next connection, greeted.
     async fn accept_any(&mut self) -> (Channel, TcpStream) {
         let (mut stream, _) = self.listener.accept().await.unwrap();
-        let body = read_frame(&mut stream, &mut BytesMut::new()).await;
-        let hello = Greeting::decode(body).unwrap();
-        assert_eq!((hello.identity.node, hello.refusal), (OWN, None));
-        let reply =
-            Greeting { channel: hello.channel, identity: identity(PEER), refusal: None, formats: Formats::BUILD };
-        let mut out = BytesMut::new();
-        put_frame(&mut out, |body| reply.encode(body));
-        stream.write_all(&out).await.unwrap();
-        (hello.channel, stream)
+        let channel = answer_greeting(&mut stream, identity(PEER)).await;
+        (channel, stream)
     }
+}
+
+async fn answer_greeting(stream: &mut TcpStream, identity: Identity) -> Channel {
+    let body = read_frame(stream, &mut BytesMut::new()).await;
+    let hello = Greeting::decode(body).unwrap();
+    assert_eq!((hello.identity.node, hello.refusal), (OWN, None));
+    let reply = greeting(hello.channel, identity);
+    let mut out = BytesMut::new();
+    put_frame(&mut out, |body| reply.encode(body));
+    stream.write_all(&out).await.unwrap();
+    hello.channel
 }
 
 async fn read_frame(stream: &mut TcpStream, buf: &mut BytesMut) -> Bytes {
@@ -90,7 +98,7 @@ async fn start(peer: &QuietPeer) -> (Rc<Peers>, Rc<Cell<u32>>) {
             count.set(count.get() + 1);
         }
     };
-    (Peers::start(listener, identity(OWN), Formats::BUILD, addresses, Metrics::new(), Box::new(events)), lost)
+    (Peers::start(listener, (identity(OWN), 1), Formats::BUILD, addresses, Metrics::new(), Box::new(events)), lost)
 }
 
 fn heartbeat(round: u64) -> PeerMessage {
@@ -169,15 +177,143 @@ async fn a_connection_that_stalls_with_little_queued_is_replaced() {
 
 /// Greet as a build does that knows format 1 alone and does not say so, and give the answer.
 async fn greet_as_the_first_version(address: &str) -> Greeting {
+    /// What later versions have put behind it: formats, and which process it is.
+    const LATER: usize = 8 + 16;
+    greet(address, &greeting(Channel::Control, identity(PEER)), LATER).await.1
+}
+
+/// Dial and greet, without the last bytes of the greeting; the connection and the answer.
+async fn greet(address: &str, greeting: &Greeting, without: usize) -> (TcpStream, Greeting) {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let formats = Formats { oldest: 1, newest: 1 };
-    let greeting = Greeting { channel: Channel::Control, identity: identity(PEER), refusal: None, formats };
     let mut body = BytesMut::new();
     greeting.encode(&mut body);
     let mut out = BytesMut::new();
-    put_frame(&mut out, |frame| frame.extend_from_slice(&body[..body.len() - 8]));
+    put_frame(&mut out, |frame| frame.extend_from_slice(&body[..body.len() - without]));
     stream.write_all(&out).await.unwrap();
-    Greeting::decode(read_frame(&mut stream, &mut BytesMut::new()).await).unwrap()
+    let answer = Greeting::decode(read_frame(&mut stream, &mut BytesMut::new()).await).unwrap();
+    (stream, answer)
+}
+
+/// The channels of node 1, which dials nobody; the address, and what they reported.
+async fn listening() -> (Rc<Peers>, String, Rc<RefCell<Vec<PeerEvent>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let events = Rc::new(RefCell::new(Vec::new()));
+    let noted = events.clone();
+    let note = Box::new(move |event| noted.borrow_mut().push(event));
+    let peers = Peers::start(listener, (identity(OWN), 1), Formats::BUILD, BTreeMap::new(), Metrics::new(), note);
+    (peers, address, events)
+}
+
+#[tokio::test]
+async fn what_a_stranger_says_of_the_members_changes_nothing() {
+    run(async {
+        let (peers, address, events) = listening().await;
+        let before = peers.identity();
+        for (node, incarnation) in [(NodeId(9), 9), (PEER, 99), (NodeId(4), 44)] {
+            let mut stranger = Identity { node, incarnation, ..identity(PEER) };
+            let cluster = stranger.cluster.as_mut().unwrap();
+            cluster.version = MAX_VERSION;
+            cluster.members = BTreeMap::from([(OWN, 11), (node, incarnation)]);
+            let (_, answer) = greet(&address, &greeting(Channel::Control, stranger), 0).await;
+            assert!(answer.refusal.is_some());
+            assert_eq!(peers.identity(), before);
+        }
+        assert!(events.borrow().iter().all(|event| matches!(event, PeerEvent::Knocked(_))));
+        let (_kept, answer) = greet(&address, &greeting(Channel::Control, identity(PEER)), 0).await;
+        assert_eq!(answer.refusal, None, "a member is admitted all the same");
+    })
+    .await;
+}
+
+/// A member that knows a later list is asked for it when somebody speaks of one who is not on the list known so far.
+#[tokio::test]
+async fn a_newcomer_is_admitted_once_a_member_vouches_for_it() {
+    run(async {
+        let peer = QuietPeer::new();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let known = BTreeMap::from([(PEER.node(), peer.listener.local_addr().unwrap().to_string())]);
+        let (own, nothing) = ((identity(OWN), 1), Box::new(|_| ()));
+        let peers = Peers::start(listener, own, Formats::BUILD, known, Metrics::new(), nothing);
+        let newcomer = NodeId(4);
+        let with_newcomer = |node: NodeId, incarnation| {
+            let mut identity = Identity { node, incarnation, ..identity(PEER) };
+            let cluster = identity.cluster.as_mut().unwrap();
+            cluster.version = 5;
+            cluster.members.insert(newcomer, 44);
+            identity
+        };
+        // The peer greets with what it knew when it was dialled, and later with what it knows then.
+        let mut standing = Vec::new();
+        for _ in 0..2 {
+            let (mut stream, _) = peer.listener.accept().await.unwrap();
+            answer_greeting(&mut stream, identity(PEER)).await;
+            standing.push(stream);
+        }
+        let later = async {
+            loop {
+                let (mut stream, _) = peer.listener.accept().await.unwrap();
+                answer_greeting(&mut stream, with_newcomer(PEER, 22)).await;
+            }
+        };
+        let knock = greeting(Channel::Control, with_newcomer(newcomer, 44));
+        let knocks = async {
+            while greet(&address, &knock, 0).await.1.refusal.is_some() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            () = later => unreachable!("it never ends"),
+            () = knocks => {}
+        }
+        assert_eq!(peers.identity().cluster.unwrap().version, 5);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_second_process_of_a_node_is_refused_and_both_are_told() {
+    run(async {
+        let (_peers, address, _) = listening().await;
+        let greeting_of = |channel, run| Greeting { run, ..greeting(channel, identity(PEER)) };
+        let (_control, answer) = greet(&address, &greeting_of(Channel::Control, 7), 0).await;
+        assert_eq!((answer.refusal, answer.run), (None, 1));
+        let (mut data, answer) = greet(&address, &greeting_of(Channel::Replication, 7), 0).await;
+        assert_eq!(answer.refusal, None);
+        let refused = loop {
+            let (_, answer) = greet(&address, &greeting_of(Channel::Control, 8), 0).await;
+            let reason = answer.refusal.expect("the first one stands");
+            if answer.twin != 0 {
+                break (reason, answer.twin);
+            }
+            sleep(Duration::from_millis(100)).await;
+        };
+        assert!(refused.0.contains("was copied") && refused.1 == 7, "{refused:?}");
+        // The first one loses the channel on which nothing is lost, and hears why when it comes again.
+        assert_eq!(data.read_buf(&mut BytesMut::new()).await.unwrap_or(0), 0);
+        let (_, answer) = greet(&address, &greeting_of(Channel::Replication, 7), 0).await;
+        assert_eq!(answer.twin, 8, "{:?}", answer.refusal);
+        let (_data, answer) = greet(&address, &greeting_of(Channel::Replication, 7), 0).await;
+        assert_eq!((answer.refusal, answer.twin), (None, 0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_process_that_was_started_anew_is_let_in_when_its_former_self_is_gone() {
+    run(async {
+        let (_peers, address, _) = listening().await;
+        let greeting_of = |run| Greeting { run, ..greeting(Channel::Control, identity(PEER)) };
+        let (control, _) = greet(&address, &greeting_of(7), 0).await;
+        let (_, answer) = greet(&address, &greeting_of(8), 0).await;
+        assert!(answer.refusal.is_some() && answer.twin == 0, "{answer:?}");
+        drop(control);
+        while greet(&address, &greeting_of(8), 0).await.1.refusal.is_some() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -186,7 +322,8 @@ async fn an_older_version_takes_part_until_the_format_is_raised() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let nobody = BTreeMap::new();
-        let peers = Peers::start(listener, identity(OWN), Formats::BUILD, nobody, Metrics::new(), Box::new(|_| ()));
+        let peers =
+            Peers::start(listener, (identity(OWN), 1), Formats::BUILD, nobody, Metrics::new(), Box::new(|_| ()));
         let answer = greet_as_the_first_version(&address).await;
         assert_eq!((answer.refusal, answer.formats), (None, Formats::BUILD));
         let raised = Formats::BUILD.in_cluster(2);

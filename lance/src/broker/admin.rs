@@ -17,7 +17,7 @@ use lnc_protocol::message::{
 };
 use lnc_protocol::{ErrorCode, PROTOCOL_VERSION, names, trace};
 use lnc_raft::{NodeId, Role, Status};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Longest time that an administrative request may ask to wait, in milliseconds.
 const MAX_TIMEOUT_MS: u32 = 300_000;
@@ -348,10 +348,16 @@ impl<D: Disk> Broker<D> {
                 incarnation,
                 state,
                 member: member.0,
-                membership: self.standing(member, incarnation).to_owned(),
+                membership: self.standing_of(member, incarnation).to_owned(),
             }
         };
-        let mut nodes: Vec<NodeStatus> = self.membership().nodes.iter().map(status).collect();
+        let present: Vec<u64> = match members.is_founded() {
+            true => members.current().map(|member| member.id.node()).collect(),
+            false => self.config.nodes.keys().copied().collect(),
+        };
+        let reached = |id: &u64| self.addresses(*id).map(|at| (*id, at.clone()));
+        let present: BTreeMap<u64, Addresses> = present.iter().filter_map(reached).collect();
+        let mut nodes: Vec<NodeStatus> = present.iter().map(status).collect();
         let leaving = members.former().filter(|former| members.of_node(former.id.node()).is_none());
         nodes.extend(leaving.map(|former| NodeStatus {
             id: former.id.node(),
@@ -369,7 +375,10 @@ impl<D: Disk> Broker<D> {
     }
 
     /// What a member is to the cluster, as far as this replica knows.
-    fn standing(&self, id: NodeId, incarnation: u64) -> &'static str {
+    fn standing_of(&self, id: NodeId, incarnation: u64) -> &'static str {
+        if id == self.config.node && self.is_removed() {
+            return "removed";
+        }
         let votes = |group| {
             self.shard
                 .status(group)

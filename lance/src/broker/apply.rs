@@ -213,9 +213,10 @@ impl<D: Disk> Broker<D> {
             Command::RenewMember { node } => Outcome::Members(self.catalog.members_mut().renew(node)),
             Command::RemoveMember { node } => Outcome::Members(self.catalog.members_mut().remove(node)),
             Command::ForgetMember { id } => {
-                self.catalog.members_mut().forget(id);
+                self.member_forgotten(id);
                 Outcome::Silent
             }
+            Command::AbandonMember { id, instead } => Outcome::Members(self.catalog.members_mut().abandon(id, instead)),
             Command::RaiseFormat { format } => {
                 self.apply_format(format)?;
                 Outcome::FormatRaised

@@ -1,6 +1,6 @@
 //! The state machine of the meta group: topics, producer ids and members. Deterministic.
 
-use super::command::{CommandError, get_options, get_string, get_u32, get_u64, put_options, put_string};
+use super::command::{CommandError, check_topic, get_options, get_string, get_u32, get_u64, put_options, put_string};
 use super::members::Members;
 use bytes::{BufMut, Bytes, BytesMut};
 use lnc_log::journal::GroupId;
@@ -67,6 +67,9 @@ pub struct Catalog {
     /// Formats after the first that the cluster was raised to.
     raised: u32,
 }
+
+/// More topics and producers than there will ever be.
+const MAX_ID: u64 = u64::MAX / 4;
 
 /// The format of a cluster that was never raised.
 const FIRST_FORMAT: u32 = 1;
@@ -221,10 +224,14 @@ impl Catalog {
                 options: get_options(from)?,
                 created_ms: get_u64(from)?,
             };
+            check_topic(&topic.name, topic.partitions, topic.data_groups)?;
             let known = catalog.ids.insert(topic.name.clone(), topic.id);
             if known.is_some() || catalog.topics.insert(topic.id, topic).is_some() {
                 return Err(CommandError("a topic that is there twice"));
             }
+        }
+        if catalog.next_topic_id.max(catalog.next_producer_id) > MAX_ID {
+            return Err(CommandError("the next number of a topic or producer"));
         }
         catalog.members = Members::decode(from)?;
         if !from.is_empty() {

@@ -290,6 +290,8 @@ pub fn open<D: Disk>(
         free_bytes,
         refused_appends_us: BTreeMap::new(),
         applicants: BTreeMap::new(),
+        gone: BTreeMap::new(),
+        standing: super::Standing::default(),
         clock: super::Clock::default(),
         clocks: super::clocks::Clocks::new(max_clock_skew_ms),
         removal: super::retention::Pace::default(),

@@ -4,15 +4,29 @@
 //! that could differ between replicas (time, settings) is in the command; everything else follows from the order of the
 //! log, so that replicas that applied the same entries are identical.
 
-use super::members::{Addresses, Member, get_addresses, get_members, put_addresses, put_member};
+use super::members::{Addresses, Member, get_addresses, get_members, is_node, put_addresses, put_member};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use lnc_log::segment::PartitionKey;
 use lnc_protocol::message::TopicOptions;
+use lnc_protocol::names;
 use lnc_raft::NodeId;
+use lnc_replication::formation::Formats;
 use thiserror::Error;
 
 /// Bytes before the first command.
 const HEADER: usize = 12;
+
+/// Bytes before the fields of a command.
+const COMMAND_HEADER: usize = 5;
+
+/// The kind of [`Command::Append`].
+const APPEND: u8 = 10;
+
+/// Bytes of a partition's key.
+const KEY_BYTES: usize = 12;
+
+/// More partitions than a topic may be configured to have, and more data groups than a cluster has.
+const MAX_PARTITIONS: u32 = 1 << 20;
 
 /// One command. `Append` is by far the most frequent: its batch is a slice of the entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +89,13 @@ pub enum Command {
     RaiseFormat {
         /// The format.
         format: u32,
+    },
+    /// Meta group, since format 3: end what a member has begun that has not come to vote.
+    AbandonMember {
+        /// Node and generation.
+        id: NodeId,
+        /// Its former self, if that one is to stay.
+        instead: Option<NodeId>,
     },
     /// Data group: append one record batch, as the producer sent it.
     Append {
@@ -147,9 +168,9 @@ impl EntryBuilder {
             self.payload.put_bytes(0, HEADER);
         }
         let start = self.payload.len();
-        self.payload.put_bytes(0, 5);
+        self.payload.put_bytes(0, COMMAND_HEADER);
         let kind = encode(&mut self.payload, command);
-        let len = self.payload.len() - start - 5;
+        let len = self.payload.len() - start - COMMAND_HEADER;
         self.payload[start] = kind;
         self.payload[start + 1..start + 5].copy_from_slice(&(len as u32).to_le_bytes());
         self.count += 1;
@@ -218,7 +239,7 @@ fn encode(out: &mut BytesMut, command: &Command) -> u8 {
         Command::Append { key, batch } => {
             put_key(out, key);
             out.put_slice(batch);
-            10
+            APPEND
         }
         Command::CreatePartition { key, segment_bytes } => {
             put_key(out, key);
@@ -246,6 +267,11 @@ fn encode(out: &mut BytesMut, command: &Command) -> u8 {
             out.put_u64_le(*topic_id);
             21
         }
+        Command::AbandonMember { id, instead } => {
+            out.put_u64_le(id.0);
+            put_optional(out, instead.map(|former| former.0));
+            15
+        }
     }
 }
 
@@ -267,12 +293,40 @@ impl Commands {
     }
 
     fn take(&mut self) -> Result<Command, CommandError> {
+        let (kind, len) = self.take_header()?;
+        Command::decode(kind, self.payload.split_to(len))
+    }
+
+    /// The next command's kind and the length of its fields, which are there.
+    fn take_header(&mut self) -> Result<(u8, usize), CommandError> {
         let kind = self.payload.try_get_u8().map_err(|_| CommandError("a command's kind"))?;
         let len = self.payload.try_get_u32_le().map_err(|_| CommandError("a command's length"))? as usize;
         if len > self.payload.len() {
             return Err(CommandError("a command's length"));
         }
-        let mut fields = self.payload.split_to(len);
+        Ok((kind, len))
+    }
+}
+
+/// Whether every replica can apply an entry: one that cannot would end each of them, and again after each restart, so
+/// that it must not get into a log.
+pub fn validate(payload: &Bytes) -> Result<(), CommandError> {
+    let mut rest = Commands::parse(payload.clone())?;
+    while rest.remaining > 0 {
+        rest.remaining -= 1;
+        let (kind, len) = rest.take_header()?;
+        // By far the most frequent: a batch that is damaged is refused when it is applied.
+        if kind == APPEND && len >= KEY_BYTES {
+            rest.payload.advance(len);
+        } else {
+            Command::decode(kind, rest.payload.split_to(len))?.check()?;
+        }
+    }
+    if rest.payload.is_empty() { Ok(()) } else { Err(CommandError("bytes behind the last command")) }
+}
+
+impl Command {
+    fn decode(kind: u8, mut fields: Bytes) -> Result<Self, CommandError> {
         let f = &mut fields;
         let command = match kind {
             1 => Command::CreateTopic {
@@ -289,16 +343,42 @@ impl Commands {
             7 => Command::RenewMember { node: get_u64(f)? },
             8 => Command::RemoveMember { node: get_u64(f)? },
             9 => Command::ForgetMember { id: NodeId(get_u64(f)?) },
-            10 => Command::Append { key: get_key(f)?, batch: f.split_to(f.len()) },
+            APPEND => Command::Append { key: get_key(f)?, batch: f.split_to(f.len()) },
             11 => Command::CreatePartition { key: get_key(f)?, segment_bytes: get_optional(f)? },
             12 => Command::DeletePartition { key: get_key(f)? },
             13 => Command::Trim { key: get_key(f)?, log_start_offset: get_u64(f)? },
             14 => Command::RaiseFormat { format: get_u32(f)? },
             20 => Command::TurnBack { time_ms: get_u64(f)? },
             21 => Command::DeleteTopicPartitions { topic_id: get_u64(f)? },
+            15 => Command::AbandonMember { id: NodeId(get_u64(f)?), instead: get_optional(f)?.map(NodeId) },
             _ => return Err(CommandError("a command of unknown kind")),
         };
         if fields.is_empty() { Ok(command) } else { Err(CommandError("bytes behind a command's fields")) }
+    }
+
+    /// Whether its numbers and names are such that state machines can count on them.
+    fn check(&self) -> Result<(), CommandError> {
+        let bad = |fine: bool, what| if fine { Ok(()) } else { Err(CommandError(what)) };
+        match self {
+            Self::CreateTopic { name, partitions, data_groups, .. } => check_topic(name, *partitions, *data_groups),
+            Self::AddMember { node, .. } | Self::AdmitMember { node, incarnation: 1.. } => {
+                bad(is_node(*node), "a node's number")
+            }
+            Self::AdmitMember { .. } => bad(false, "an incarnation"),
+            Self::RaiseFormat { format } => bad(*format <= Formats::BUILD.newest, "a format"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether a topic can be such, in an entry and in a checkpoint.
+pub(super) fn check_topic(name: &str, partitions: u32, data_groups: u32) -> Result<(), CommandError> {
+    if names::validate(name).is_err() {
+        return Err(CommandError("a topic's name"));
+    }
+    match (1..=MAX_PARTITIONS).contains(&partitions) && data_groups <= MAX_PARTITIONS {
+        true => Ok(()),
+        false => Err(CommandError("a topic's partitions")),
     }
 }
 
@@ -410,6 +490,7 @@ mod tests {
             Command::RaiseFormat { format: 2 },
             Command::TurnBack { time_ms: 1_700_000_000_000 },
             Command::DeleteTopicPartitions { topic_id: 7 },
+            Command::AbandonMember { id: NodeId::new(4, 1), instead: Some(NodeId(4)) },
         ]
     }
 
@@ -433,9 +514,37 @@ mod tests {
             builder.push(command);
         });
         let payload = builder.finish(42);
+        assert_eq!(validate(&payload), Ok(()));
         for len in 0..payload.len() {
+            assert!(validate(&payload.slice(..len)).is_err(), "cut to {len}");
             let parsed = Commands::parse(payload.slice(..len)).and_then(|c| c.collect::<Result<Vec<_>, _>>());
             assert!(parsed.is_err(), "cut to {len}");
         }
+    }
+
+    #[test]
+    fn what_would_end_its_replicas_is_no_entry() {
+        let topic = |name: &str, partitions| Command::CreateTopic {
+            name: name.into(),
+            partitions,
+            data_groups: 1,
+            options: TopicOptions::default(),
+        };
+        let cases = [
+            topic("t", 0),
+            topic("t", u32::MAX),
+            topic("not a name", 1),
+            Command::AddMember { node: 1 << 32 | 1, addresses: Addresses::default(), replaces: None },
+            Command::AdmitMember { node: 0, incarnation: 1 },
+            Command::AdmitMember { node: 1, incarnation: 0 },
+            Command::RaiseFormat { format: u32::MAX },
+        ];
+        for command in cases {
+            let mut builder = EntryBuilder::default();
+            builder.push(&command);
+            assert!(validate(&builder.finish(1)).is_err(), "{command:?}");
+        }
+        let noise = Bytes::from_static(b"\0\0\0\0\0\0\0\0\x01\0\0\0\xc8\0\0\0\0");
+        assert_eq!(validate(&noise), Err(CommandError("a command of unknown kind")));
     }
 }

@@ -8,10 +8,14 @@
 use super::command::{CommandError, get_string, get_u32, get_u64, put_string};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use lnc_raft::NodeId;
-use std::collections::BTreeMap;
+use lnc_replication::formation::MAX_VERSION;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Most members, former ones included: as many as a Raft configuration and a greeting may name.
 const MAX_MEMBERS: usize = 48;
+
+/// More lives than any node has.
+const MAX_GENERATION: u32 = 1 << 30;
 
 /// How a node is reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +26,45 @@ pub struct Addresses {
     pub peer: String,
     /// For metrics and health.
     pub http: String,
+}
+
+impl Addresses {
+    /// The three of them, with what each is for.
+    fn each(&self) -> [(&'static str, &str); 3] {
+        [("client", &self.client), ("peer", &self.peer), ("http", &self.http)]
+    }
+
+    /// Whether a node can be reached at these addresses. The error says what is wrong.
+    pub fn check(&self) -> Result<(), String> {
+        let mut seen = BTreeSet::new();
+        for (what, address) in self.each() {
+            if !is_address(address) {
+                let form = "host:port, such as n4.example:1992";
+                return Err(format!("the {what} address {address:?} is not an address: it must have the form {form}"));
+            }
+            if !seen.insert(address) {
+                return Err(format!("the {what} address {address} is given twice: each port of a node is its own"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether others can connect to this: a name or an IPv4 address, or an IPv6 address in brackets, and a port.
+fn is_address(text: &str) -> bool {
+    /// Longest name in the DNS, and a port.
+    const MAX_LEN: usize = 253 + 1 + 5;
+    let Some((host, port)) = text.rsplit_once(':').filter(|_| text.len() <= MAX_LEN) else { return false };
+    let named = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'-' | b'_');
+    let is_host = match host.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')) {
+        // Not all of what an IPv6 address must be; `[::]` means no address that others could connect to.
+        Some(inner) => {
+            let digits = |c: u8| c.is_ascii_hexdigit() || matches!(c, b':' | b'.');
+            inner.contains(':') && inner.bytes().all(digits) && inner.bytes().any(|c| !matches!(c, b':' | b'.' | b'0'))
+        }
+        None => !host.is_empty() && host != "0.0.0.0" && host.bytes().all(named),
+    };
+    is_host && port.bytes().all(|digit| digit.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0)
 }
 
 /// A member of the cluster.
@@ -182,9 +225,39 @@ impl Members {
         Ok(())
     }
 
-    /// No group names this former member any more.
-    pub fn forget(&mut self, id: NodeId) {
-        self.version += u64::from(self.former.remove(&id).is_some());
+    /// End what a member has begun that has not come to vote. If its former self is given, that one stays in its place.
+    pub fn abandon(&mut self, id: NodeId, instead: Option<NodeId>) -> Result<(), MemberError> {
+        let node = id.node();
+        let Some(member) = self.current.get(&node).filter(|member| member.id == id).cloned() else {
+            let known = self.generations.contains_key(&node);
+            return if known { Ok(()) } else { Err(MemberError::Unknown { node }) };
+        };
+        let stays = instead.filter(|former| former.node() == node).and_then(|former| self.former.remove(&former));
+        let Some(stays) = stays else { return self.remove(node) };
+        self.version += 1;
+        self.current.insert(node, stays);
+        self.former.insert(id, member);
+        Ok(())
+    }
+
+    /// Who has one of these addresses already: a member other than the node itself and the one that it replaces.
+    pub fn at(&self, addresses: &Addresses, node: u64, replaces: Option<u64>) -> Option<(&Member, &'static str)> {
+        let others = self.current.values().chain(self.former.values()).filter(|member| {
+            let number = member.id.node();
+            number != node && Some(number) != replaces
+        });
+        let taken = |member: &Member| {
+            let theirs = member.addresses.each().map(|(_, address)| address);
+            addresses.each().into_iter().find(|(_, address)| theirs.contains(address)).map(|(what, _)| what)
+        };
+        others.filter_map(|member| Some((member, taken(member)?))).next()
+    }
+
+    /// No group names this former member any more. Gives it back, the first time.
+    pub fn forget(&mut self, id: NodeId) -> Option<Member> {
+        let member = self.former.remove(&id)?;
+        self.version += 1;
+        Some(member)
     }
 
     /// How many changes there were.
@@ -241,8 +314,15 @@ impl Members {
     /// The state from a checkpoint.
     pub fn decode(from: &mut Bytes) -> Result<Self, CommandError> {
         let mut members = Self { version: get_u64(from)?, ..Self::default() };
+        if members.version > MAX_VERSION {
+            return Err(CommandError("the version of the members"));
+        }
         for _ in 0..get_u32(from)? {
-            members.generations.insert(get_u64(from)?, get_u32(from)?);
+            let (node, next) = (get_u64(from)?, get_u32(from)?);
+            if !is_node(node) {
+                return Err(CommandError("a node's number"));
+            }
+            members.generations.insert(node, next);
         }
         for member in get_members(from)? {
             members.current.insert(member.id.node(), member);
@@ -252,6 +332,11 @@ impl Members {
         }
         Ok(members)
     }
+}
+
+/// Whether a node may have this number.
+pub(super) fn is_node(number: u64) -> bool {
+    (1..=u64::from(u32::MAX)).contains(&number)
 }
 
 pub(super) fn put_addresses(out: &mut BytesMut, addresses: &Addresses) {
@@ -287,7 +372,13 @@ pub(super) fn get_members(from: &mut Bytes) -> Result<Vec<Member>, CommandError>
             replaces: super::command::get_optional(from)?,
         })
     };
-    (0..count).map(|_| member(from)).collect()
+    let members: Vec<Member> = (0..count).map(|_| member(from)).collect::<Result<_, CommandError>>()?;
+    // What lies beyond them could not be counted on.
+    let sound = |member: &Member| is_node(member.id.node()) && member.id.generation() < MAX_GENERATION;
+    match members.iter().all(sound) {
+        true => Ok(members),
+        false => Err(CommandError("a member's name")),
+    }
 }
 
 #[cfg(test)]
@@ -371,6 +462,76 @@ mod tests {
         assert_eq!(members.admit(2, 5), Ok(()));
         assert_eq!(members.of_node(2).map(|member| member.incarnation), Some(5));
         assert_eq!(members.renew(8), Err(MemberError::Unknown { node: 8 }));
+    }
+
+    #[test]
+    fn what_does_not_come_to_vote_ends_and_the_former_self_stays() {
+        let mut members = founded();
+        members.admit(1, 99).unwrap();
+        let (former, next) = (NodeId(1), NodeId::new(1, 1));
+        for _ in 0..2 {
+            assert_eq!(members.abandon(next, Some(former)), Ok(()));
+        }
+        assert_eq!(ids(&members), ["1", "2", "3"]);
+        assert_eq!(members.of_node(1).map(|member| member.incarnation), Some(11));
+        assert_eq!(members.former().map(|member| member.id).collect::<Vec<_>>(), [next]);
+        members.renew(1).unwrap();
+        assert_eq!(ids(&members), ["1.2", "2", "3"], "no generation is used twice");
+        // Without a former self, or with one of another node, it leaves.
+        members.add(4, addresses(4), Some(2)).unwrap();
+        assert_eq!(members.abandon(NodeId(4), Some(former)), Ok(()));
+        assert_eq!(ids(&members), ["1.2", "2", "3"]);
+        assert_eq!(members.abandon(NodeId(9), None), Err(MemberError::Unknown { node: 9 }));
+    }
+
+    #[test]
+    fn addresses_are_addresses_and_each_is_one_node_s() {
+        for good in ["n4:1992", "10.0.0.7:1", "[::1]:65535", "a-b.c_d.example:80"] {
+            assert!(is_address(good), "{good}");
+        }
+        let long = format!("{}:1", "n".repeat(300));
+        for bad in [
+            "",
+            "n4",
+            ":1",
+            "n4:",
+            "n4:0",
+            "n4:65536",
+            "n4:+1",
+            "n 4:1",
+            "[::]:1",
+            "0.0.0.0:1",
+            "[x]:1",
+            "a:b:1",
+            &long,
+        ] {
+            assert!(!is_address(bad), "{bad}");
+        }
+        assert_eq!(addresses(4).check(), Ok(()));
+        assert!(Addresses { http: "h4:2".into(), ..addresses(4) }.check().unwrap_err().contains("twice"));
+        assert!(Addresses { peer: "h4".into(), ..addresses(4) }.check().unwrap_err().contains("peer address"));
+        let members = founded();
+        let taken = |at: &Addresses, replaces| members.at(at, 4, replaces).map(|(member, what)| (member.id, what));
+        assert_eq!(taken(&addresses(4), None), None);
+        let second = Addresses { client: "h2:3".into(), ..addresses(4) };
+        assert_eq!(taken(&second, None), Some((NodeId(2), "client")), "whatever it is for there");
+        assert_eq!(taken(&second, Some(2)), None, "its place is taken");
+        assert_eq!(members.at(&addresses(2), 2, None), None, "they are its own");
+    }
+
+    #[test]
+    fn a_state_beyond_all_bounds_is_refused() {
+        let mut out = BytesMut::new();
+        Members { version: u64::MAX, ..founded() }.encode(&mut out);
+        assert!(Members::decode(&mut out.freeze()).is_err());
+        for id in [NodeId(0), NodeId::new(1, u32::MAX)] {
+            let mut members = founded();
+            let strange = Member { id, ..members.of_node(1).unwrap().clone() };
+            members.current.insert(1, strange);
+            let mut out = BytesMut::new();
+            members.encode(&mut out);
+            assert!(Members::decode(&mut out.freeze()).is_err(), "{id:?}");
+        }
     }
 
     #[test]

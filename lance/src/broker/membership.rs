@@ -11,7 +11,7 @@
 
 use super::catalog::META;
 use super::command::Command;
-use super::members::{Addresses, Member, MemberError};
+use super::members::{Addresses, Member, MemberError, is_node};
 use super::proposals::{Kind, Origin};
 use super::{Broker, Caller, Clock};
 use bytes::Bytes;
@@ -33,6 +33,24 @@ pub(super) struct Applicant {
     seen_us: u64,
 }
 
+/// What peers say of this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing that speaks against it.
+    #[default]
+    Member,
+    /// They know newer members, and it is none of them.
+    Removed {
+        /// Who says so.
+        by: NodeId,
+    },
+    /// Another process runs with its identity.
+    Copied {
+        /// Who says so.
+        by: NodeId,
+    },
+}
+
 /// What the driver must know of the members.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Membership {
@@ -40,42 +58,106 @@ pub struct Membership {
     pub version: u64,
     /// Everyone who may take part in consensus, former members that are not gone yet included, with their incarnations.
     pub members: BTreeMap<NodeId, u64>,
-    /// How the nodes are reached, this one included, by number.
+    /// Whether nothing newer was decided until a moment ago.
+    pub is_newest: bool,
+    /// How they are reached, this node included, by number. Before this node has caught up with the catalog, whoever its
+    /// configuration names is among them.
     pub nodes: BTreeMap<u64, Addresses>,
 }
 
 impl<D: Disk> Broker<D> {
     /// How a node is reached, if that is known.
     pub(super) fn addresses(&self, node: u64) -> Option<&Addresses> {
-        let remembered = || self.catalog.members().of_node(node).map(|member| &member.addresses);
+        let members = self.catalog.members();
+        let leaving = || members.former().chain(self.gone.values()).find(|member| member.id.node() == node);
+        let remembered = || members.of_node(node).or_else(leaving).map(|member| &member.addresses);
         self.config.nodes.get(&node).or_else(remembered)
     }
 
-    /// Who belongs to the cluster, as far as this node knows.
+    /// Who belongs to the cluster, as far as this node knows. Whom a Raft group still names belongs to it, whatever the
+    /// catalog says: its voice may be needed, for an older configuration or for one that is being left.
     pub fn membership(&self) -> Membership {
         let members = self.catalog.members();
+        let mut nodes = self.config.nodes.clone();
         if !members.is_founded() {
-            let nodes = self.config.nodes.clone();
-            return Membership { version: self.config.members_version, members: self.config.members.clone(), nodes };
+            let (version, members) = (self.config.members_version, self.config.members.clone());
+            return Membership { version, members, is_newest: false, nodes };
         }
-        let come = members.current().chain(members.former()).filter(|member| member.incarnation != 0);
-        let node = |member: &Member| {
-            let number = member.id.node();
-            self.addresses(number).map(|addresses| (number, addresses.clone()))
-        };
-        Membership {
-            version: members.version(),
-            members: come.map(|member| (member.id, member.incarnation)).collect(),
-            nodes: members.current().filter_map(node).collect(),
+        let all = || members.current().chain(members.former()).chain(self.gone.values());
+        // With an old catalog it may know nobody who is still there.
+        if self.has_caught_up(META) {
+            nodes.clear();
+        }
+        for number in all().map(|member| member.id.node()) {
+            if let Some(addresses) = self.addresses(number) {
+                nodes.insert(number, addresses.clone());
+            }
+        }
+        let come = all().filter(|member| member.incarnation != 0);
+        let members = come.map(|member| (member.id, member.incarnation)).collect();
+        let (version, is_newest) = (self.catalog.members().version(), self.is_fresh(META));
+        Membership { version, members, is_newest, nodes }
+    }
+
+    /// A former member is no longer needed, as far as the leader of the catalog knows. Where a group of this node, which
+    /// may be behind, still names it, it stays reachable.
+    pub(super) fn member_forgotten(&mut self, id: NodeId) {
+        if let Some(member) = self.catalog.members_mut().forget(id) {
+            self.gone.insert(id, member);
+            self.let_go();
         }
     }
 
-    /// A node has shown itself with a data directory that belongs to no cluster yet.
+    /// Peers have said something about this node.
+    pub fn set_standing(&mut self, standing: Standing) {
+        self.standing = standing;
+    }
+
+    /// Whether this node was removed, as far as it knows or has heard.
+    pub(super) fn is_removed(&self) -> bool {
+        let (members, own) = (self.catalog.members(), self.config.node);
+        // One that is still catching up may not have heard that it was admitted.
+        let leaves = members.former().any(|member| member.id == own);
+        let unknown = || self.has_caught_up(META) && members.of_node(own.node()).is_none_or(|member| member.id != own);
+        let decided = members.is_founded() && (leaves || unknown());
+        decided || matches!(self.standing, Standing::Removed { .. })
+    }
+
+    /// Why this node has no business in the cluster, if that is so.
+    pub(super) fn estranged(&self) -> Option<String> {
+        let (own, node) = (self.config.node, self.config.node.node());
+        let told = match self.standing {
+            Standing::Copied { by } => {
+                return Some(format!(
+                    "another process runs with the identity of this node, as node {by} says: its data directory was \
+                     copied; stop the copy, and remove its directory"
+                ));
+            }
+            Standing::Removed { by } => format!(", as node {by} says"),
+            Standing::Member => String::new(),
+        };
+        self.is_removed().then(|| {
+            format!(
+                "this node (member {own}) was removed from the cluster{told}: stop it; to bring it back, `lance cluster add \
+                 {node}` and start it with an empty data directory"
+            )
+        })
+    }
+
+    fn let_go(&mut self) {
+        if self.gone.is_empty() {
+            return;
+        }
+        let statuses: Vec<Status> = self.shard.group_ids().filter_map(|group| self.shard.status(group)).collect();
+        let whole = statuses.len() == self.shard.group_ids().count();
+        self.gone.retain(|id, _| !whole || statuses.iter().any(|status| names(status, *id)));
+    }
+
+    /// A node has shown itself with a data directory that belongs to no cluster yet. It is remembered if it could be a
+    /// member, so there are never more of them than members.
     pub fn applicant(&mut self, clock: Clock, node: u64, incarnation: u64) {
-        /// Applicants remembered.
-        const MAX_APPLICANTS: usize = 64;
         self.clock = clock;
-        if self.applicants.len() < MAX_APPLICANTS || self.applicants.contains_key(&node) {
+        if self.catalog.members().of_node(node).is_some() {
             self.applicants.insert(node, Applicant { incarnation, seen_us: clock.mono_us });
         }
     }
@@ -86,20 +168,77 @@ impl<D: Disk> Broker<D> {
         if !self.shard.is_leader(META) {
             return self.elsewhere(caller, opcode, META, body);
         }
-        let node = request.node;
+        let (node, timeout_ms) = (request.node, request.timeout_ms);
         let command = match request.change {
-            MemberChange::Add if node == 0 || node > u64::from(u32::MAX) => {
-                let message = format!("node id {node} is out of range: 1 to {}", u32::MAX);
-                return self.refuse(caller, opcode, ErrorCode::InvalidMembership, message);
-            }
-            MemberChange::Add => {
-                let (client, peer, http) = (request.client_address, request.peer_address, request.http_address);
-                Command::AddMember { node, addresses: Addresses { client, peer, http }, replaces: request.replaces }
-            }
-            MemberChange::Remove => Command::RemoveMember { node },
-            MemberChange::Renew => Command::RenewMember { node },
+            MemberChange::Add => self.adding(request),
+            MemberChange::Remove => Ok(Command::RemoveMember { node }),
+            MemberChange::Renew => Ok(Command::RenewMember { node }),
+            MemberChange::Forget => self.abandoning(node),
         };
-        self.submit_admin(caller, opcode, &command, request.timeout_ms, Kind::ChangeMembers);
+        match command {
+            Ok(command) => self.submit_admin(caller, opcode, &command, timeout_ms, Kind::ChangeMembers),
+            Err((code, message)) => self.refuse(caller, opcode, code, message),
+        }
+    }
+
+    fn adding(&self, request: ChangeMembersRequest) -> Result<Command, (ErrorCode, String)> {
+        let ChangeMembersRequest { node, replaces, client_address, peer_address, http_address, .. } = request;
+        let invalid = |message| Err((ErrorCode::InvalidMembership, message));
+        if !is_node(node) {
+            return invalid(format!("node id {node} is out of range: 1 to {}", u32::MAX));
+        }
+        let addresses = Addresses { client: client_address, peer: peer_address, http: http_address };
+        if let Err(message) = addresses.check() {
+            return invalid(message);
+        }
+        if let Some((member, what)) = self.catalog.members().at(&addresses, node, replaces) {
+            let other = member.id.node();
+            return invalid(format!(
+                "the {what} address given for node {node} is one of node {other}: look which is meant"
+            ));
+        }
+        Ok(Command::AddMember { node, addresses, replaces })
+    }
+
+    /// End what cannot complete: a member that does not come, or does not come to vote, goes, and if its former self still
+    /// votes, that one stays. Whoever votes is not forgotten.
+    fn abandoning(&self, node: u64) -> Result<Command, (ErrorCode, String)> {
+        /// The first format that knows how to keep a former self.
+        const SINCE_FORMAT: u32 = 3;
+        let members = self.catalog.members();
+        let Some(member) = members.of_node(node) else {
+            let error = MemberError::Unknown { node };
+            return Err((ErrorCode::UnknownMember, error.to_string()));
+        };
+        let mut former = members.former().filter(|former| former.id.node() == node).map(|former| former.id).max();
+        for group in self.shard.group_ids() {
+            let settled = |status: &Status| status.configuration_committed && !status.configuration.is_joint();
+            let Some(status) = self.shard.status(group).filter(settled).filter(|_| self.is_fresh(group)) else {
+                let message = format!("the members of group {} are changing or not known here at the moment", group.0);
+                return Err((ErrorCode::NotReady, message));
+            };
+            if status.configuration.is_voter(member.id) {
+                let message = format!(
+                    "node {node} votes in group {}: it is no member that fails to come; `lance cluster remove {node}` \
+                     lets it go, `lance cluster replace {node}` replaces it",
+                    group.0
+                );
+                return Err((ErrorCode::InvalidMembership, message));
+            }
+            former = former.filter(|former| status.configuration.is_voter(*former));
+        }
+        match former {
+            None => Ok(Command::RemoveMember { node }),
+            Some(_) if self.format() < SINCE_FORMAT => {
+                let message = format!(
+                    "the former self of node {node} can stay only in a cluster of format {SINCE_FORMAT}, this one has {}: \
+                     `lance cluster finalize` raises it",
+                    self.format()
+                );
+                Err((ErrorCode::InvalidRequest, message))
+            }
+            Some(former) => Ok(Command::AbandonMember { id: member.id, instead: Some(former) }),
+        }
     }
 
     /// Answer who asked for a change of the members.
@@ -120,6 +259,7 @@ impl<D: Disk> Broker<D> {
 
     /// Bring the members, and the configurations of the groups that this node leads, a step further.
     pub(super) fn reconcile_members(&mut self) {
+        self.let_go();
         if self.shard.is_leader(META) && !self.has_backlog(META) {
             self.found_members();
             self.admit_applicants();
@@ -157,7 +297,7 @@ impl<D: Disk> Broker<D> {
     }
 
     /// Admit who is expected, and who comes back with an empty disk once its former self is silent: while that one
-    /// lives, another process only uses its number by mistake.
+    /// lives, this node itself among them, another process only uses its number by mistake.
     fn admit_applicants(&mut self) {
         /// How long an applicant is remembered without another sign of life.
         const MEMORY_US: u64 = 10_000_000;
@@ -167,7 +307,8 @@ impl<D: Disk> Broker<D> {
         let members = self.catalog.members();
         let welcome = |(node, applicant): (&u64, &Applicant)| {
             let member = members.of_node(*node)?;
-            let alive = self.peers_connected.contains_key(&member.id)
+            let alive = member.id == self.config.node
+                || self.peers_connected.contains_key(&member.id)
                 || status.peers.iter().any(|peer| peer.id == member.id && peer.recently_active);
             let new = member.incarnation != applicant.incarnation;
             let incarnation = applicant.incarnation;
@@ -186,12 +327,12 @@ impl<D: Disk> Broker<D> {
     /// Former members that no group names any more, as far as this replica knows, are gone for good.
     fn forget_members(&mut self) {
         let statuses: Vec<Status> = self.shard.group_ids().filter_map(|group| self.shard.status(group)).collect();
-        if statuses.len() < self.shard.group_ids().count() {
+        // A group of which this replica is behind may name somebody whom it has not heard of.
+        let knows_all = self.shard.group_ids().all(|group| self.is_fresh(group));
+        if !knows_all || statuses.len() < self.shard.group_ids().count() {
             return;
         }
-        let named = |id: NodeId| {
-            statuses.iter().any(|status| !status.configuration_committed || status.configuration.contains(id))
-        };
+        let named = |id: NodeId| statuses.iter().any(|status| names(status, id));
         let members = self.catalog.members();
         let gone: Vec<NodeId> = members.former().map(|member| member.id).filter(|id| !named(*id)).collect();
         for id in gone {
@@ -331,4 +472,9 @@ impl<D: Disk> Broker<D> {
             self.submit(META, &Command::RemoveMember { node }, None);
         }
     }
+}
+
+/// Whether a group may name a member; one whose configuration is not settled may go back to an earlier one.
+fn names(status: &Status, id: NodeId) -> bool {
+    !status.configuration_committed || status.configuration.contains(id)
 }

@@ -20,6 +20,7 @@ mod fetch;
 mod formats;
 mod gauges;
 pub mod inspect;
+mod intake;
 mod leadership;
 pub mod members;
 mod membership;
@@ -52,7 +53,7 @@ use lnc_metrics::{Counter, GroupMetrics, Metrics};
 use lnc_protocol::ErrorCode;
 use lnc_protocol::frame::Flags;
 use lnc_protocol::message::{ErrorReply, LeaderHint, Opcode, Reply, Request, Response};
-use lnc_raft::{Message, NodeId, ProgressState, Role};
+use lnc_raft::{Body, Message, NodeId, ProgressState, Role};
 use lnc_replication::formation::Formats;
 use lnc_replication::wire::PeerMessage;
 use lnc_replication::{Outputs, Shard, ShardError};
@@ -61,7 +62,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 pub use self::checkpoint::open;
-pub use self::membership::Membership;
+pub use self::membership::{Membership, Standing};
 
 /// The time, as an input.
 #[derive(Clone, Copy, Debug, Default)]
@@ -256,6 +257,9 @@ pub struct Broker<D: Disk> {
     refused_appends_us: BTreeMap<GroupId, u64>,
     /// Nodes that wait to be admitted, by number.
     applicants: BTreeMap<u64, membership::Applicant>,
+    /// Members that the catalog has forgotten and that a group of this node, which may be behind, still names.
+    gone: BTreeMap<NodeId, members::Member>,
+    standing: Standing,
     clock: Clock,
     clocks: clocks::Clocks,
     removal: retention::Pace,
@@ -370,6 +374,11 @@ impl<D: Disk> Broker<D> {
     }
 
     fn raft_message(&mut self, group: GroupId, message: Message) {
+        if let Body::Append { entries, .. } = &message.body
+            && !self.can_take(group, message.from, entries)
+        {
+            return;
+        }
         self.control.received(self.clock.mono_us, group, &message);
         if !self.has_room_for(group, &message.body) {
             // To the leader this is a lossy network, and it goes on with the others.
@@ -634,6 +643,9 @@ impl<D: Disk> Broker<D> {
         if self.draining {
             return Err("shutting down".into());
         }
+        if let Some(reason) = self.estranged() {
+            return Err(reason);
+        }
         for group in self.shard.group_ids() {
             if let Some(lost) = self.shard.lost_entries(group) {
                 return Err(format!("group {} waits for {lost} entries that its damaged journal lost", group.0));
@@ -667,6 +679,11 @@ impl<D: Disk> Broker<D> {
         const MAX_AGE_US: u64 = 1_000_000;
         let fresh = self.freshness.get(&group).copied().unwrap_or_default();
         fresh.caught_up_us.is_some_and(|at| at + MAX_AGE_US >= self.now_us())
+    }
+
+    /// Whether this node has had, since it started, what a group's leader had committed.
+    fn has_caught_up(&self, group: GroupId) -> bool {
+        self.freshness.get(&group).is_some_and(|fresh| fresh.caught_up_us.is_some())
     }
 
     fn applied_index(&self, group: GroupId) -> u64 {

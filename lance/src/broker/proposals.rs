@@ -1,7 +1,7 @@
 //! Commands on their way through the log: collected into one entry per group and turn, proposed, and matched with the
 //! entry when it commits, so that each caller gets the answer to its own command.
 
-use super::command::{Command, EntryBuilder};
+use super::command::{Command, EntryBuilder, validate};
 use super::{Broker, Caller};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
@@ -155,6 +155,14 @@ impl<D: Disk> Broker<D> {
                 continue;
             }
             while let Some((payload, origins)) = proposals.pop(stamp_ms) {
+                if let Err(error) = validate(&payload) {
+                    // It would end every replica. None of what this node makes is like that.
+                    tracing::error!(group = group.0, %error, "commands that make no entry are dropped: report this");
+                    for origin in origins.into_iter().filter_map(|(_, origin)| origin) {
+                        self.fail(origin, ErrorCode::InvalidRequest, error.to_string());
+                    }
+                    break;
+                }
                 match self.shard.propose(group, payload.clone()) {
                     Ok((term, index)) => {
                         let since_us = self.clock.mono_us;

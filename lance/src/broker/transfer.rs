@@ -18,7 +18,7 @@ use lnc_log::disk::{Completion, Disk};
 use lnc_log::incoming::{FileInfo, Incoming, Leftovers};
 use lnc_log::journal::GroupId;
 use lnc_log::segment::ReadDone;
-use lnc_raft::{Index, NodeId};
+use lnc_raft::{Configuration, Entry, EntryKind, Index, MAX_INDEX, NodeId, is_believable};
 use lnc_replication::Found;
 use lnc_replication::transfer::{MAX_RANGE, Offer, Part, Range, Transfer, TransferBody};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -160,6 +160,10 @@ pub(super) fn decode_header(mut header: Bytes) -> Option<(u64, u64, Bytes)> {
     (version == HEADER_VERSION).then_some((index, term, header))
 }
 
+fn is_configuration(entry: &Entry) -> bool {
+    Configuration::decode(&entry.payload).is_ok()
+}
+
 impl<D: Disk> Broker<D> {
     /// Whether the broker must be dropped and opened anew, to take over state that has come. What this node leads was handed
     /// over before, as far as there is somebody to take it.
@@ -288,6 +292,11 @@ impl<D: Disk> Broker<D> {
             }
             TransferBody::Topic { topic_id, complete, gone } => self.heard_of_topic(group, topic_id, complete, gone),
             TransferBody::Entries { commit, committed, entries, first_index } => {
+                let sound =
+                    entries.iter().all(|entry| entry.kind != EntryKind::Configuration || is_configuration(entry));
+                if !sound || !self.can_take(group, from, &entries) {
+                    return;
+                }
                 let found = Found { group, to: self.config.node, commit, committed, entries, first_index };
                 self.shard.entries_found(found, &mut self.shard_outputs);
             }
@@ -397,6 +406,13 @@ impl<D: Disk> Broker<D> {
         }
         // An older state would not do: the peer makes a newer checkpoint soon.
         let Some(offer) = offer.filter(|offer| offer.applied_index >= fetching.need) else { return };
+        // With a state that is none the node could not start again. To ask once more is left to the next tick.
+        let term = self.shard.hard_state(group).term;
+        let placed = (1..=MAX_INDEX).contains(&offer.applied_index) && offer.applied_term > 0;
+        if !placed || !is_believable(term, offer.applied_term) || Configuration::decode(&offer.configuration).is_err() {
+            tracing::error!(group = group.0, %from, ?offer, term, "a peer offers a state that cannot be one of this group");
+            return;
+        }
         fetching.tries = 0;
         let empty = offer.state_len == 0;
         fetching.phase = Phase::State { offer, bytes: BytesMut::new() };

@@ -31,6 +31,7 @@ Examples:
   lance cluster add 4 --client n4:1992 --peer n4:1993 --http n4:1994 --wait
   lance cluster remove 2 --wait
   lance cluster replace 3 --wait
+  lance cluster forget 4
   lance cluster finalize --yes")]
 pub(super) struct ClusterArgs {
     #[command(subcommand)]
@@ -50,6 +51,7 @@ Example:
     Add(members::AddArgs),
     Remove(members::RemoveArgs),
     Replace(members::ReplaceArgs),
+    Forget(members::ForgetArgs),
     Finalize(formats::FinalizeArgs),
 }
 
@@ -59,6 +61,7 @@ pub(super) async fn run(global: &Global, args: ClusterArgs) -> Result<ExitCode, 
         ClusterCommand::Add(args) => members::add(global, args).await,
         ClusterCommand::Remove(args) => members::remove(global, args).await,
         ClusterCommand::Replace(args) => members::replace(global, args).await,
+        ClusterCommand::Forget(args) => members::forget(global, args).await,
         ClusterCommand::Finalize(args) => {
             let addresses = View::new(ask_all(global).await?).addresses();
             formats::finalize(global, &args, &addresses).await

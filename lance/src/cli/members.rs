@@ -1,4 +1,4 @@
-//! `lance cluster add`, `remove` and `replace`: who belongs to the cluster. Each only says what should be; the cluster
+//! `lance cluster add`, `remove`, `replace` and `forget`: who belongs to the cluster. Each only says what should be; the cluster
 //! gets there by itself, step by step, so any of them may be interrupted and repeated.
 
 use std::io::{self, IsTerminal};
@@ -16,6 +16,7 @@ use super::cluster::{View, ask_all};
 use super::error::CliError;
 use super::output::{self, OutputFormat};
 use super::{Global, positive_duration};
+use crate::broker::members::Addresses;
 
 /// How often a change that is waited for is looked at.
 const LOOK: Duration = Duration::from_millis(500);
@@ -104,12 +105,31 @@ pub(super) struct ReplaceArgs {
     wait: WaitArgs,
 }
 
+/// End what a node's coming has begun, if it cannot complete
+#[derive(Debug, Args)]
+#[command(after_help = "\
+For a node that stays `joining` or `expected` in `lance cluster status` and will not come to vote: it is no longer waited
+for. If a former self of it still votes, as after `lance cluster replace` or when another node took its id by mistake, that
+one stays a member. A node that votes in any group is refused. May be interrupted and repeated.
+
+Example:
+  lance cluster forget 4 --wait")]
+pub(super) struct ForgetArgs {
+    /// Id of the node
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    node: u32,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
 /// What is to be true in the end.
 enum Goal {
     /// The node votes in every group, under its latest name.
     Votes(u64),
     /// The node is in no group.
     Gone(u64),
+    /// No group waits for the node.
+    Settled(u64),
 }
 
 pub(super) async fn add(global: &Global, args: AddArgs) -> Result<ExitCode, CliError> {
@@ -126,6 +146,13 @@ pub(super) async fn remove(global: &Global, args: RemoveArgs) -> Result<ExitCode
     let request = ChangeMembersRequest { change: MemberChange::Remove, ..request(global, node) };
     decide(global, request).await?;
     conclude(global, &format!("node {node} leaves"), &[Goal::Gone(node)], &args.wait).await
+}
+
+pub(super) async fn forget(global: &Global, args: ForgetArgs) -> Result<ExitCode, CliError> {
+    let node = u64::from(args.node);
+    let request = ChangeMembersRequest { change: MemberChange::Forget, ..request(global, node) };
+    decide(global, request).await?;
+    conclude(global, &format!("node {node} is no longer waited for"), &[Goal::Settled(node)], &args.wait).await
 }
 
 pub(super) async fn replace(global: &Global, args: ReplaceArgs) -> Result<ExitCode, CliError> {
@@ -168,6 +195,8 @@ fn joining(
     else {
         return Err(CliError::usage("a new node needs its addresses: --client, --peer and --http"));
     };
+    let given = Addresses { client: client_address.clone(), peer: peer_address.clone(), http: http_address.clone() };
+    given.check().map_err(CliError::usage)?;
     Ok(ChangeMembersRequest { client_address, peer_address, http_address, replaces, ..request(global, node) })
 }
 
@@ -252,6 +281,10 @@ fn lacks(goal: &Goal, answers: &[ClusterInfoResponse]) -> Option<String> {
             Goal::Gone(node) => {
                 let there = status.voters.iter().chain(&status.learners).any(|id| of(node)(&id));
                 there.then(|| format!("node {node} is still in group {}", status.group))
+            }
+            Goal::Settled(node) => {
+                let waits = status.learners.iter().any(|id| of(node)(&id));
+                waits.then(|| format!("node {node} is still a learner in group {}", status.group))
             }
         }
     })

@@ -9,6 +9,7 @@ mod failover;
 mod formats;
 mod limits;
 mod lost_files;
+mod members;
 mod metrics;
 mod network_faults;
 mod power_loss;

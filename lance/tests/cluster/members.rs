@@ -2,6 +2,7 @@
 
 use super::support::cluster::Cluster;
 use super::support::eventually;
+use super::support::node::Node;
 use super::support::stream::Stream;
 
 fn add(cluster: &mut Cluster) -> u64 {
@@ -49,6 +50,67 @@ fn from_three_to_five_and_back_under_load() {
         let stored = cluster.stored(id, "t", 0, count);
         assert_eq!(stored, cluster.stored(3, "t", 0, count), "node {id}");
     }
+}
+
+/// Whether a node says that it is not ready, for this reason.
+fn says(cluster: &mut Cluster, id: u64, why: &str) -> bool {
+    cluster.node(id).readyz().is_some_and(|(status, reason)| status == 503 && reason.contains(why))
+}
+
+#[test]
+fn from_three_to_one_under_load() {
+    let mut cluster = Cluster::start();
+    cluster.create_topic("t", 1, &[]);
+    let stream = Stream::start(cluster.endpoints(), "t", 5);
+    for id in [3, 2] {
+        let node = id.to_string();
+        cluster.ok(&["cluster", "remove", &node, "--yes", "--wait", "--wait-timeout", "60s"], b"");
+        let so_far = stream.acknowledged();
+        eventually("records are acknowledged without it", || (stream.acknowledged() > so_far + 20).then_some(()));
+        eventually("the node says that it was removed", || says(&mut cluster, id, "was removed").then_some(()));
+    }
+    // It knows it after a restart too, from those who refuse it.
+    cluster.node(2).kill();
+    cluster.node(2).start();
+    eventually("it still says so", || says(&mut cluster, 2, "cluster add 2").then_some(()));
+    for id in [2, 3] {
+        cluster.node(id).kill();
+    }
+    cluster.node(1).kill();
+    cluster.node(1).start();
+    cluster.node(1).wait_ready();
+    let so_far = stream.acknowledged();
+    eventually("one goes on alone", || (stream.acknowledged() > so_far + 20).then_some(()));
+    stream.finish();
+    let info = cluster.info(1).expect("it answers");
+    assert!(info.groups.iter().all(|group| group.voters == [1]), "{:?}", info.groups);
+    assert_eq!(info.nodes.len(), 1, "{:?}", info.nodes);
+}
+
+#[test]
+fn a_copy_of_a_running_node_s_directory_is_found_and_both_say_so() {
+    let mut cluster = Cluster::start();
+    cluster.create_topic("t", 1, &[]);
+    cluster.ok(&["produce", "t"], b"before\n");
+    let mut copy = cluster.copy_of(2);
+    copy.start();
+    let why = "another process runs with the identity of this node";
+    let told = |node: &Node| node.readyz().is_some_and(|(status, reason)| status == 503 && reason.contains(why));
+    eventually("the copy is told", || told(&copy).then_some(()));
+    eventually("and so is the node", || told(cluster.node(2)).then_some(()));
+    for log in [copy.log(), cluster.node(2).log()] {
+        assert!(log.contains("its data directory was copied"), "{log}");
+    }
+    let counted =
+        |cluster: &mut Cluster, id: u64| cluster.node(id).metrics().contains("lance_peer_twins_total{peer=\"2\"}");
+    assert!(counted(&mut cluster, 1) || counted(&mut cluster, 3));
+    // The first one goes on.
+    cluster.ok(&["produce", "t"], b"after\n");
+    // An ordinary restart is nobody's twin.
+    copy.kill();
+    cluster.node(3).kill();
+    cluster.node(3).start();
+    cluster.node(3).wait_ready();
 }
 
 #[test]

@@ -50,6 +50,8 @@ pub enum MemberChange {
     Remove = 1,
     /// It will come back with an empty disk, as a new member under its old id.
     Renew = 2,
+    /// It will not come, or not come to vote: what its coming has begun ends.
+    Forget = 3,
 }
 
 impl Wire for MemberChange {
@@ -64,6 +66,7 @@ impl Wire for MemberChange {
             0 => Ok(MemberChange::Add),
             1 => Ok(MemberChange::Remove),
             2 => Ok(MemberChange::Renew),
+            3 => Ok(MemberChange::Forget),
             value => Err(DecodeError::InvalidValue { what: "change of members", value: u64::from(value) }),
         }
     }

@@ -95,7 +95,8 @@ impl Sample for Acks {
 
 impl Sample for MemberChange {
     fn sample(entropy: &mut Entropy<'_>) -> Self {
-        [MemberChange::Add, MemberChange::Remove, MemberChange::Renew][usize::from(entropy.byte() % 3)]
+        use MemberChange::{Add, Forget, Remove, Renew};
+        [Add, Remove, Renew, Forget][usize::from(entropy.byte() % 4)]
     }
 }
 

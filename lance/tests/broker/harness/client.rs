@@ -56,7 +56,7 @@ impl Calls {
                     };
                     (caller, opcode, outcome)
                 }
-                Output::Forward { caller, opcode, to, .. } => (caller, opcode, Outcome::Forwarded(to.0)),
+                Output::Forward { caller, opcode, to, .. } => (caller, opcode, Outcome::Forwarded(to.node())),
             };
             let call = Call(caller.correlation);
             let pending = self.pending.get_mut(&call);

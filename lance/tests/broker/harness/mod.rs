@@ -10,6 +10,7 @@
 //! unit of time passes, then the cluster settles).
 
 mod client;
+mod links;
 mod network;
 mod node;
 pub(crate) mod records;
@@ -18,7 +19,7 @@ mod writer;
 
 pub(crate) use client::{Call, Outcome, Producer, create_request, fetch_request, offsets_request, produce_request};
 pub(crate) use network::{Cut, Network};
-pub(crate) use node::{GroupView, Node};
+pub(crate) use node::{GroupView, Node, addresses};
 pub(crate) use rng::Rng;
 pub(crate) use writer::Writer;
 
@@ -26,8 +27,9 @@ use lance::broker::Clock;
 use lnc_log::disk::memory::{CrashChoice, Order};
 use lnc_log::journal::GroupId;
 use lnc_log::segment::SegmentConfig;
-use lnc_replication::formation::Formats;
-use std::collections::BTreeMap;
+use lnc_raft::Message;
+use lnc_replication::wire::PeerMessage;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Virtual time per tick, in microseconds.
 pub(crate) const TICK_US: u64 = 10_000;
@@ -100,6 +102,8 @@ pub(crate) struct Cluster {
     pub(crate) connection: u64,
     /// How often brokers were opened anew to take over state.
     pub(crate) reopened: u32,
+    /// Who sends to whom, by number.
+    links: BTreeSet<(u64, u64)>,
     now_us: u64,
     calls: client::Calls,
 }
@@ -107,10 +111,10 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// A cluster whose nodes are fresh and started, at time zero.
     pub(crate) fn new(settings: Settings) -> Self {
-        let nodes = (1..=settings.nodes).map(|id| (id, Node::new(id))).collect();
+        let nodes = (1..=settings.nodes).map(|id| (id, Node::new(id, &settings))).collect();
         let network = Network::new(settings.seed);
-        let calls = client::Calls::default();
-        let mut cluster = Self { settings, nodes, network, connection: 1, reopened: 0, now_us: 0, calls };
+        let (links, calls) = (BTreeSet::new(), client::Calls::default());
+        let mut cluster = Self { settings, nodes, network, connection: 1, reopened: 0, links, now_us: 0, calls };
         for id in cluster.ids() {
             cluster.start(id);
         }
@@ -163,18 +167,9 @@ impl Cluster {
 
     /// The same, where the start may fail.
     pub(crate) fn try_start(&mut self, id: u64) -> Result<(), String> {
-        let clock = self.clock();
         let settings = self.settings.clone();
         self.node_mut(id).open(&settings)?;
-        for other in self.running().into_iter().filter(|other| *other != id) {
-            for (here, there) in [(id, other), (other, id)] {
-                let old = settings.old.contains(&there);
-                let formats = if old { Formats { oldest: 1, newest: 1 } } else { Formats::BUILD };
-                if let Some(broker) = self.node_mut(here).broker_mut() {
-                    broker.peer_changed(clock, lnc_raft::NodeId(there), Some(formats));
-                }
-            }
-        }
+        self.relink();
         Ok(())
     }
 
@@ -194,12 +189,7 @@ impl Cluster {
     fn gone(&mut self, id: u64) {
         self.network.forget(id);
         self.calls.connection_lost(id);
-        let clock = self.clock();
-        for other in self.running() {
-            if let Some(broker) = self.node_mut(other).broker_mut() {
-                broker.peer_changed(clock, lnc_raft::NodeId(id), None);
-            }
-        }
+        self.relink();
     }
 
     /// Choose when every disk completes its operations.
@@ -218,7 +208,9 @@ impl Cluster {
         }
         for packet in self.network.due(self.now_us) {
             moved = true;
-            if let Some(broker) = self.node_mut(packet.to).broker_mut() {
+            let to = self.node_mut(packet.to);
+            let is_meant = to.identity.node == packet.message.to();
+            if let Some(broker) = to.broker_mut().filter(|_| is_meant) {
                 broker.peer_message(clock, packet.message);
             }
         }
@@ -235,7 +227,9 @@ impl Cluster {
         let moved = busy || !outputs.is_empty() || !messages.is_empty();
         self.calls.take(id, outputs);
         for message in messages {
-            self.network.send(self.now_us, message);
+            if self.links.contains(&(id, message.to().node())) {
+                self.network.send(self.now_us, message);
+            }
         }
         if reopen {
             self.reopen(id);
@@ -272,7 +266,28 @@ impl Cluster {
                 self.gone(id);
             }
         }
+        self.relink();
         self.settle();
+    }
+
+    /// A message that no node has sent arrives, on the connection of the node that it names.
+    pub(crate) fn inject(&mut self, message: Message, group: GroupId) {
+        let clock = self.clock();
+        let node = message.to.node();
+        if let Some(broker) = self.node_mut(node).broker_mut() {
+            broker.peer_message(clock, PeerMessage::Raft(group, message));
+        }
+        self.settle();
+    }
+
+    /// A process with a fresh data directory shows itself to all nodes under this number.
+    pub(crate) fn apply_for(&mut self, number: u64, incarnation: u64) {
+        let clock = self.clock();
+        for node in self.running() {
+            if let Some(broker) = self.node_mut(node).broker_mut() {
+                broker.applicant(clock, number, incarnation);
+            }
+        }
     }
 
     /// Many units of time pass.

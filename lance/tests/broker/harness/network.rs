@@ -3,7 +3,6 @@
 use super::Rng;
 use bytes::BytesMut;
 use lnc_log::journal::GroupId;
-use lnc_raft::NodeId;
 use lnc_replication::formation::Channel;
 use lnc_replication::wire::{PeerMessage, put_message, take_message};
 use std::collections::BTreeMap;
@@ -44,8 +43,8 @@ impl Cut {
     }
 
     fn matches(&self, message: &PeerMessage) -> bool {
-        self.from.is_none_or(|from| from == message.from().0)
-            && self.to.is_none_or(|to| to == message.to().0)
+        self.from.is_none_or(|from| from == message.from().node())
+            && self.to.is_none_or(|to| to == message.to().node())
             && self.channel.is_none_or(|channel| channel == message.channel())
             && self.group.is_none_or(|wanted| wanted == message.group())
     }
@@ -112,8 +111,8 @@ impl Network {
         }
         let mut wire = BytesMut::new();
         put_message(&mut wire, &message);
-        let (from, to) = (message.from().0, message.to().0);
-        let received = take_message(&mut wire.freeze(), NodeId(to)).expect("what is sent can be read");
+        let (from, to) = (message.from().node(), message.to().node());
+        let received = take_message(&mut wire.freeze(), message.to()).expect("what is sent can be read");
         assert_eq!(received, message, "the codec changed a message");
         let slow = self.slow.filter(|(slow, _)| slow.matches(&received)).map_or(0, |(_, delay)| delay);
         let delay = slow + if self.max_delay_us > 0 { self.rng.below(self.max_delay_us + 1) } else { 0 };
@@ -126,6 +125,11 @@ impl Network {
         let later = self.under_way.split_off(&(now_us + 1, 0));
         let arrived = std::mem::replace(&mut self.under_way, later);
         arrived.into_values().collect()
+    }
+
+    /// A connection is gone, and what was under way on it.
+    pub(super) fn forget_way(&mut self, from: u64, to: u64) {
+        self.under_way.retain(|_, packet| (packet.from, packet.to) != (from, to));
     }
 
     /// A node is gone: what was under way from and to it is lost with its connections.

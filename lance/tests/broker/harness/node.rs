@@ -5,7 +5,7 @@ use lance::broker::control::Budgets;
 use lance::broker::members::Addresses;
 use lance::broker::status::Snapshot;
 use lance::broker::trace::Span;
-use lance::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Output};
+use lance::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Membership, Output};
 use lnc_log::FileOwner;
 use lnc_log::checkpoint::{GroupCheckpoint, load_latest};
 use lnc_log::disk::MemoryDisk;
@@ -15,6 +15,7 @@ use lnc_metrics::Metrics;
 use lnc_protocol::message::{Request, Response};
 use lnc_raft::NodeId;
 use lnc_replication::ShardConfig;
+use lnc_replication::formation::{Cluster as LanceCluster, Identity};
 use lnc_replication::wire::PeerMessage;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,6 +31,10 @@ pub(crate) struct GroupView {
     pub(crate) durable: u64,
     pub(crate) last: u64,
     pub(crate) first: u64,
+    /// The numbers of the voters, in order.
+    pub(crate) voters: Vec<u64>,
+    /// Learners, and voters that are on their way out.
+    pub(crate) others: usize,
 }
 
 /// What came of a turn.
@@ -45,6 +50,10 @@ pub(super) struct Turned {
 /// See the module documentation.
 pub(crate) struct Node {
     id: u64,
+    /// What its data directory says of it; without a cluster while that is fresh.
+    pub(super) stored: Identity,
+    /// Who it is to the others.
+    pub(super) identity: Identity,
     disk: MemoryDisk,
     order: Order,
     broker: Option<Broker<MemoryDisk>>,
@@ -60,9 +69,22 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(super) fn new(id: u64) -> Self {
+    /// A founder.
+    pub(super) fn new(id: u64, settings: &Settings) -> Self {
+        let cluster = LanceCluster::found(founders(settings), settings.data_groups);
+        Self::with(id, Identity { node: NodeId(id), incarnation: id, cluster: Some(cluster) })
+    }
+
+    /// A node that belongs to no cluster yet.
+    pub(super) fn fresh(id: u64, incarnation: u64) -> Self {
+        Self::with(id, Identity { node: NodeId(id), incarnation, cluster: None })
+    }
+
+    fn with(id: u64, identity: Identity) -> Self {
         Self {
             id,
+            stored: identity.clone(),
+            identity,
             disk: MemoryDisk::new(),
             order: Order::Immediate,
             broker: None,
@@ -116,6 +138,16 @@ impl Node {
         self.broker.as_mut()
     }
 
+    /// Whom it knows as members, and how it reaches them.
+    pub(super) fn membership(&self) -> Option<Membership> {
+        self.broker.as_ref().map(Broker::membership)
+    }
+
+    /// Whether it may be sent traffic.
+    pub(crate) fn readiness(&self) -> Result<(), String> {
+        self.broker.as_ref().expect("the node runs").readiness()
+    }
+
     /// What it knows of the cluster.
     pub(crate) fn snapshot(&self) -> Snapshot {
         self.broker.as_ref().expect("the node runs").snapshot()
@@ -157,9 +189,10 @@ impl Node {
         assert!(self.broker.is_none(), "node {} runs", self.id);
         self.starts += 1;
         self.metrics = Metrics::new();
+        self.identity = self.stored.clone();
         let opened = broker::open(
-            broker_config(self.id, settings),
-            shard_config(self.id, self.starts, self.format, settings),
+            broker_config(&self.stored, settings),
+            shard_config(&self.stored, self.starts, self.format, settings),
             settings.segments.clone(),
             self.disk.clone(),
             self.metrics.clone(),
@@ -260,20 +293,29 @@ impl Node {
 /// What a clock may be off.
 const MAX_CLOCK_SKEW_MS: u64 = 2_000;
 
-fn broker_config(id: u64, settings: &Settings) -> BrokerConfig {
-    let addresses = |node: u64| Addresses {
+/// How a node is reached.
+pub(crate) fn addresses(node: u64) -> Addresses {
+    Addresses {
         client: format!("node-{node}:1992"),
         peer: format!("node-{node}:1993"),
         http: format!("node-{node}:1994"),
-    };
-    let founders: BTreeMap<NodeId, u64> = (1..=settings.nodes).map(|node| (NodeId(node), node)).collect();
+    }
+}
+
+fn founders(settings: &Settings) -> BTreeMap<NodeId, u64> {
+    (1..=settings.nodes).map(|node| (NodeId(node), node)).collect()
+}
+
+fn broker_config(identity: &Identity, settings: &Settings) -> BrokerConfig {
+    let cluster = identity.cluster.as_ref().expect("a node that runs belongs to a cluster");
+    let own = identity.node.node();
     BrokerConfig {
-        node: NodeId(id),
-        cluster_id: 7,
-        nodes: (1..=settings.nodes).map(|node| (node, addresses(node))).collect(),
-        members: founders.clone(),
-        members_version: 0,
-        founders,
+        node: identity.node,
+        cluster_id: cluster.id,
+        nodes: (1..=settings.nodes).chain([own]).map(|node| (node, addresses(node))).collect(),
+        members: cluster.members.clone(),
+        members_version: cluster.version,
+        founders: cluster.founders.clone(),
         data_groups: settings.data_groups,
         memory_bytes: settings.memory_bytes,
         tail_cache_bytes: settings.tail_cache_bytes,
@@ -293,11 +335,12 @@ fn broker_config(id: u64, settings: &Settings) -> BrokerConfig {
     }
 }
 
-fn shard_config(id: u64, starts: u64, format: u32, settings: &Settings) -> ShardConfig {
-    let owner = FileOwner { cluster: 1, node: id, incarnation: id };
+fn shard_config(identity: &Identity, starts: u64, format: u32, settings: &Settings) -> ShardConfig {
+    let incarnation = identity.incarnation;
+    let owner = FileOwner { cluster: 1, node: identity.node.node(), incarnation };
     ShardConfig {
-        node: NodeId(id),
-        founders: (1..=settings.nodes).map(NodeId).collect(),
+        node: identity.node,
+        founders: founders(settings).into_keys().collect(),
         groups: (0..=settings.data_groups).map(GroupId).collect(),
         election_ticks: 10,
         heartbeat_ticks: HEARTBEAT_TICKS,
@@ -308,7 +351,12 @@ fn shard_config(id: u64, starts: u64, format: u32, settings: &Settings) -> Shard
         entry_cache_bytes: settings.entry_cache_bytes,
         journal_retain_bytes: settings.journal_retain_bytes,
         seed: settings.seed.wrapping_mul(1000) + starts,
-        journal: JournalConfig { file_bytes: settings.journal_file_bytes, owner, format, ..JournalConfig::new(id) },
+        journal: JournalConfig {
+            file_bytes: settings.journal_file_bytes,
+            owner,
+            format,
+            ..JournalConfig::new(incarnation)
+        },
     }
 }
 
@@ -320,6 +368,8 @@ pub(super) fn view(cluster: &mut Cluster, id: u64, group: GroupId) -> GroupView 
         Some(Outcome::Done(Response::ClusterInfo(info))) => {
             let found = info.groups.into_iter().find(|found| found.group == group.0);
             let found = found.expect("every node has every group");
+            let mut voters: Vec<u64> = found.voters.iter().map(|voter| NodeId(*voter).node()).collect();
+            voters.sort_unstable();
             GroupView {
                 leads: found.role == "leader",
                 leader: found.leader,
@@ -329,6 +379,8 @@ pub(super) fn view(cluster: &mut Cluster, id: u64, group: GroupId) -> GroupView 
                 durable: found.durable_index,
                 last: found.last_index,
                 first: found.first_index,
+                voters,
+                others: found.learners.len() + found.outgoing.len(),
             }
         }
         // Its disk has just failed.

@@ -80,6 +80,18 @@ impl Cluster {
         id
     }
 
+    /// A process that is configured as a node of this cluster, on other ports, with a copy of what is in its data
+    /// directory now. Not started yet.
+    pub(crate) fn copy_of(&self, id: u64) -> Node {
+        let mut ports: Vec<Ports> = self.nodes.iter().map(|node| node.ports.clone()).collect();
+        ports[id as usize - 1] = Ports::free();
+        let original = &self.nodes[id as usize - 1];
+        let copy = Node::new(&self.directory.path().join("copy"), id, &ports, original.settings());
+        let copied = Command::new("cp").arg("-r").args([&original.data, &copy.data]).status().unwrap();
+        assert!(copied.success());
+        copy
+    }
+
     /// A place for files of the test.
     pub(crate) fn directory(&self) -> &std::path::Path {
         self.directory.path()

@@ -1,0 +1,108 @@
+//! What peers say of this node, and of members that it does not know: how long it is believed. Pure.
+
+use crate::broker::Standing;
+use lnc_raft::NodeId;
+
+/// How long it counts that a peer has told of another process with this node's identity: peers repeat it every minute.
+const TWIN_US: u64 = 90_000_000;
+
+/// How long a list of members that was heard of may be ahead of a catalog that has everything, in microseconds.
+const AHEAD_US: u64 = 5_000_000;
+
+/// See the module documentation.
+#[derive(Debug, Default)]
+pub(crate) struct Heard {
+    /// Who knows a later list of members without this node, and its version.
+    removed: Option<(NodeId, u64)>,
+    /// Who has told of another process, and when last.
+    twin: Option<(NodeId, u64)>,
+    /// Since when what was heard of the members is ahead of the catalog.
+    ahead_since_us: Option<u64>,
+}
+
+impl Heard {
+    /// A peer has refused this node; it may know members of a later version, without this node.
+    pub(crate) fn refused(&mut self, peer: NodeId, removed: Option<u64>) {
+        let Some(version) = removed.filter(|version| self.removed.is_none_or(|(_, known)| *version > known)) else {
+            return;
+        };
+        if self.removed.is_none() {
+            tracing::error!(
+                by = %peer,
+                "this node was removed from the cluster: stop it. To bring it back, `lance cluster add` it and start it with \
+                 an empty data directory"
+            );
+        }
+        self.removed = Some((peer, version));
+    }
+
+    /// A peer has told of another process with this node's identity.
+    pub(crate) fn twin(&mut self, now_us: u64, peer: NodeId) {
+        tracing::error!(
+            by = %peer,
+            "another process runs with the identity of this node: its data directory was copied. Stop the copy, and remove \
+             its directory: two that vote as one can lose records"
+        );
+        self.twin = Some((peer, now_us));
+    }
+
+    /// What it comes to, for a node whose list of members has this version: a list on which it is, is not older for long.
+    pub(crate) fn standing(&mut self, now_us: u64, version: u64) -> Standing {
+        self.removed = self.removed.filter(|(_, known)| *known > version);
+        self.twin = self.twin.filter(|(_, at_us)| now_us < at_us + TWIN_US);
+        match (self.twin, self.removed) {
+            (Some((by, _)), _) => Standing::Copied { by },
+            (None, Some((by, _))) => Standing::Removed { by },
+            (None, None) => Standing::Member,
+        }
+    }
+
+    /// Whether members of version `told`, which were heard of, have been ahead of what the catalog says for so long that
+    /// they cannot be right. `is_newest`: the catalog has what was decided until a moment ago.
+    pub(crate) fn outlived(&mut self, now_us: u64, told: u64, catalog: u64, is_newest: bool) -> bool {
+        if told <= catalog || !is_newest {
+            self.ahead_since_us = None;
+            return false;
+        }
+        now_us >= *self.ahead_since_us.get_or_insert(now_us) + AHEAD_US
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PEER: NodeId = NodeId(2);
+
+    #[test]
+    fn a_node_that_was_removed_stays_so_until_it_is_on_a_list_as_new() {
+        let mut heard = Heard::default();
+        heard.refused(PEER, None);
+        assert_eq!(heard.standing(0, 4), Standing::Member);
+        heard.refused(PEER, Some(7));
+        heard.refused(NodeId(3), Some(6));
+        assert_eq!(heard.standing(0, 4), Standing::Removed { by: PEER });
+        assert_eq!(heard.standing(0, 7), Standing::Member);
+    }
+
+    #[test]
+    fn a_copy_is_shown_for_as_long_as_peers_tell_of_it() {
+        let mut heard = Heard::default();
+        heard.refused(PEER, Some(7));
+        heard.twin(1_000_000, PEER);
+        assert_eq!(heard.standing(2_000_000, 4), Standing::Copied { by: PEER });
+        heard.twin(61_000_000, PEER);
+        assert_eq!(heard.standing(150_000_000, 4), Standing::Copied { by: PEER });
+        assert_eq!(heard.standing(151_000_000, 4), Standing::Removed { by: PEER });
+    }
+
+    #[test]
+    fn members_that_were_heard_of_give_way_to_a_catalog_that_has_everything() {
+        let mut heard = Heard::default();
+        assert!(!heard.outlived(1, 9, 5, true));
+        assert!(!heard.outlived(6_000_000, 9, 5, false), "it may be behind");
+        assert!(!heard.outlived(6_000_001, 9, 5, true));
+        assert!(heard.outlived(11_000_001, 9, 5, true));
+        assert!(!heard.outlived(11_000_002, 5, 5, true));
+    }
+}
