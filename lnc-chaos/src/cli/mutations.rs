@@ -17,7 +17,7 @@ pub(super) struct Arguments {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Seeds after which a mutation counts as not found
-    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
     /// Only the mutation of this name
     #[arg(long, value_parser = mutation)]
