@@ -93,6 +93,10 @@ impl Log {
         self.applied
     }
 
+    pub(crate) fn in_memory(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter()
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }

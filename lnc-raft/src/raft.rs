@@ -443,6 +443,11 @@ impl Raft {
         }
     }
 
+    /// The entries in memory, committed or not, in order.
+    pub fn entries_in_memory(&self) -> impl Iterator<Item = &Entry> {
+        self.log.in_memory()
+    }
+
     /// What the entries in memory take, in bytes of [`Entry::size`].
     pub fn memory_bytes(&self) -> usize {
         self.log.bytes()

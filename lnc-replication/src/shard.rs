@@ -537,6 +537,11 @@ impl Shard {
         (known - self.damaged.len()) as u64
     }
 
+    /// The entries of a group that are in memory, committed or not: after the start, those that no checkpoint has.
+    pub fn entries_in_memory(&self, group: GroupId) -> impl Iterator<Item = &Entry> {
+        self.groups.get(&group).into_iter().flat_map(|found| found.raft.entries_in_memory())
+    }
+
     /// The state of a group, for status, metrics and readiness.
     pub fn status(&self, group: GroupId) -> Option<Status> {
         self.groups.get(&group).map(|g| g.raft.status())

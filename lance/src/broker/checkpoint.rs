@@ -9,6 +9,7 @@ use super::command::{CommandError, get_key, get_optional, get_u32};
 use super::control::ControlPath;
 use super::fetch::Fetches;
 use super::gauges::Figures;
+use super::membership::members_after;
 use super::offsets::Scans;
 use super::pace::Pace;
 use super::partitions::PartitionGroup;
@@ -235,6 +236,7 @@ pub fn open<D: Disk>(
     let group_metrics = shard_config.groups.iter().map(|group| (*group, metrics.group(group.0))).collect();
     let journal_start = (loaded.journal_start, loaded.journal_needed);
     let shard = Shard::open(shard_config, &mut disk, journal_start, &loaded.starts)?;
+    let expected_members = members_after(&loaded.catalog, shard.entries_in_memory(META));
     let applied = shard
         .group_ids()
         .map(|group| (group, loaded.starts.get(&group).map_or((0, 0), |s| (s.applied_index, s.applied_term))))
@@ -289,8 +291,10 @@ pub fn open<D: Disk>(
         pace: Pace::default(),
         free_bytes,
         refused_appends_us: BTreeMap::new(),
+        founding_since_us: None,
         applicants: BTreeMap::new(),
         gone: BTreeMap::new(),
+        expected_members,
         standing: super::Standing::default(),
         clock: super::Clock::default(),
         clocks: super::clocks::Clocks::new(max_clock_skew_ms),

@@ -21,6 +21,7 @@ use lnc_log::journal::GroupId;
 use lnc_raft::NodeId;
 use lnc_replication::clock::{ClockNotice, SINCE_FORMAT};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::mem::{Discriminant, discriminant};
 
 /// How long what a peer's clock said is reckoned with, in microseconds.
 const FRESH_US: u64 = 5_000_000;
@@ -93,6 +94,9 @@ pub(super) struct Clocks {
     /// The time that is agreed on now, and since when, if that is another one.
     shifted: Option<(i64, u64)>,
     verdict: Verdict,
+    /// Since when, and what was said of it.
+    since_us: u64,
+    told: Option<Discriminant<Verdict>>,
     pub(super) outbox: Vec<ClockNotice>,
 }
 
@@ -126,6 +130,8 @@ impl Clocks {
             agreed_once: false,
             shifted: None,
             verdict: Verdict::default(),
+            since_us: 0,
+            told: None,
             outbox: Vec::new(),
         }
     }
@@ -217,7 +223,9 @@ impl Clocks {
     }
 
     /// What is wrong, in a sentence; `None` if nothing is.
-    fn problem(&self) -> Option<String> {
+    fn problem(&self, now_us: u64) -> Option<String> {
+        /// How long a node that has just started, or whose peers have, may hear no clocks.
+        const PATIENCE_US: u64 = 5_000_000;
         let seconds = |by_ms: i64| match by_ms >= 0 {
             true => format!("{:.1} s ahead of", by_ms as f64 / 1e3),
             false => format!("{:.1} s behind", -by_ms as f64 / 1e3),
@@ -225,6 +233,7 @@ impl Clocks {
         let what = match self.verdict {
             // Nothing is wrong with who starts again after a while.
             Verdict::Unknown | Verdict::Agreed | Verdict::Idle { .. } => return None,
+            Verdict::Alone { .. } if now_us < self.since_us + PATIENCE_US => return None,
             Verdict::Alone { heard, of } => format!("the clocks of only {heard} of {of} nodes are heard"),
             Verdict::Apart { agreeing, of } => {
                 format!("the clocks of only {agreeing} of {of} nodes agree: set them right")
@@ -281,16 +290,7 @@ impl<D: Disk> Broker<D> {
         let newest_ms = self.groups.values().map(|data| data.state.clock_ms()).max().unwrap_or(0);
         let before = self.clocks.verdict;
         self.clocks.judge(self.config.node, self.clock, &Known { members: &members, newest_ms });
-        if std::mem::discriminant(&before) != std::mem::discriminant(&self.clocks.verdict) {
-            match self.clocks.problem() {
-                Some(problem) => tracing::warn!(limit_ms = self.clocks.max_skew_ms, "{problem}"),
-                None if matches!(self.clocks.verdict, Verdict::Idle { .. }) => tracing::info!(
-                    "nothing is removed by age for an hour: the newest record is from long before the start of this node"
-                ),
-                None if before != Verdict::Unknown => tracing::info!("the clocks of a majority agree again"),
-                None => {}
-            }
-        }
+        self.say_what_is_wrong(discriminant(&before));
         self.show_clocks();
         if self.clocks.is_off() {
             self.hand_to_the_fit();
@@ -298,9 +298,32 @@ impl<D: Disk> Broker<D> {
         self.turn_back_time();
     }
 
+    /// Log what has become of the clocks since the last look, once.
+    fn say_what_is_wrong(&mut self, before: Discriminant<Verdict>) {
+        let (now_us, verdict) = (self.clock.mono_us, discriminant(&self.clocks.verdict));
+        if before != verdict {
+            self.clocks.since_us = now_us;
+            if matches!(self.clocks.verdict, Verdict::Idle { .. }) {
+                tracing::info!(
+                    "nothing is removed by age for an hour: the newest record is from long before the start of this node"
+                );
+            }
+        }
+        match self.clocks.problem(now_us) {
+            Some(problem) if self.clocks.told != Some(verdict) => {
+                tracing::warn!(limit_ms = self.clocks.max_skew_ms, "{problem}");
+                self.clocks.told = Some(verdict);
+            }
+            None if self.clocks.verdict == Verdict::Agreed && self.clocks.told.take().is_some() => {
+                tracing::info!("the clocks of a majority agree again");
+            }
+            _ => {}
+        }
+    }
+
     /// What is wrong with the clocks, for whoever looks on.
     pub(super) fn clock_problem(&self) -> Option<String> {
-        self.clocks.problem()
+        self.clocks.problem(self.clock.mono_us)
     }
 
     fn show_clocks(&self) {
@@ -488,7 +511,7 @@ mod tests {
             scene.clocks.heard.entry(NodeId(2)).or_default().note(base_of(wall_ms, 0), scene.second * SECOND_US);
             scene.clocks.judge(NodeId(1), Clock { wall_ms, ..clock }, &known);
             scene.clocks.stamp_ms(clock);
-            assert!(scene.clocks.problem().is_some());
+            assert!(scene.clocks.problem(u64::MAX).is_some());
         }
     }
 }

@@ -9,9 +9,9 @@
 //!
 //! Every step follows from the catalog and the group's configuration alone, so whoever leads next goes on with it.
 
-use super::catalog::META;
-use super::command::Command;
-use super::members::{Addresses, Member, MemberError, is_node};
+use super::catalog::{Catalog, META};
+use super::command::{Command, Commands};
+use super::members::{Addresses, Member, MemberError, Members, is_node};
 use super::proposals::{Kind, Origin};
 use super::{Broker, Caller, Clock};
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use lnc_log::journal::GroupId;
 use lnc_mutation::{Mutation, mutated};
 use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{ChangeMembersRequest, MemberChange, Opcode, Response};
-use lnc_raft::{Configuration, NodeId, Progress, Status};
+use lnc_raft::{Configuration, Entry, EntryKind, NodeId, Progress, Status};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How far a learner may be behind to be made a voter, in microseconds. Commits that need its disk wait that long at most.
@@ -65,10 +65,32 @@ pub struct Membership {
     pub nodes: BTreeMap<u64, Addresses>,
 }
 
+/// The members as they are once these entries of the catalog's group are applied to it.
+pub(super) fn members_after<'a>(catalog: &Catalog, entries: impl Iterator<Item = &'a Entry>) -> Members {
+    let mut members = catalog.members().clone();
+    let normal = entries.filter(|entry| entry.kind == EntryKind::Normal);
+    for command in normal.filter_map(|entry| Commands::parse(entry.payload.clone()).ok()).flatten().flatten() {
+        // One that is refused changes nothing, here as there.
+        let _ = match command {
+            Command::FoundMembers { founders } => {
+                members.found(founders);
+                Ok(())
+            }
+            Command::AddMember { node, addresses, replaces } => members.add(node, addresses, replaces),
+            Command::AdmitMember { node, incarnation } => members.admit(node, incarnation),
+            Command::RenewMember { node } => members.renew(node),
+            Command::RemoveMember { node } => members.remove(node),
+            // Who is forgotten may still be named by a group that lags.
+            _ => Ok(()),
+        };
+    }
+    members
+}
+
 impl<D: Disk> Broker<D> {
     /// How a node is reached, if that is known.
     pub(super) fn addresses(&self, node: u64) -> Option<&Addresses> {
-        let members = self.catalog.members();
+        let members = self.known_members();
         let leaving = || members.former().chain(self.gone.values()).find(|member| member.id.node() == node);
         let remembered = || members.of_node(node).or_else(leaving).map(|member| &member.addresses);
         self.config.nodes.get(&node).or_else(remembered)
@@ -77,7 +99,7 @@ impl<D: Disk> Broker<D> {
     /// Who belongs to the cluster, as far as this node knows. Whom a Raft group still names belongs to it, whatever the
     /// catalog says: its voice may be needed, for an older configuration or for one that is being left.
     pub fn membership(&self) -> Membership {
-        let members = self.catalog.members();
+        let members = self.known_members();
         let mut nodes = self.config.nodes.clone();
         if !members.is_founded() {
             let (version, members) = (self.config.members_version, self.config.members.clone());
@@ -94,9 +116,17 @@ impl<D: Disk> Broker<D> {
             }
         }
         let come = all().filter(|member| member.incarnation != 0);
+        let (version, is_newest) = (members.version(), self.is_fresh(META));
         let members = come.map(|member| (member.id, member.incarnation)).collect();
-        let (version, is_newest) = (self.catalog.members().version(), self.is_fresh(META));
         Membership { version, members, is_newest, nodes }
+    }
+
+    /// The members by the catalog; and before this node has caught up with that, by what its journal has beyond it, committed
+    /// or not. To elect a leader, and hear what is committed, it must reach those whom its configurations name.
+    fn known_members(&self) -> &Members {
+        let expected = &self.expected_members;
+        let ahead = !self.has_caught_up(META) && expected.version() > self.catalog.members().version();
+        if ahead { expected } else { self.catalog.members() }
     }
 
     /// A former member is no longer needed, as far as the leader of the catalog knows. Where a group of this node, which
@@ -278,9 +308,17 @@ impl<D: Disk> Broker<D> {
     /// The catalog of a new cluster does not know its founders yet. A leader that has not applied all that others have
     /// committed before it cannot tell: it would raise the format of a cluster that is old.
     pub(super) fn found_members(&mut self) {
+        /// How long the founders may take to connect, so that the format is one that all speak.
+        const PATIENCE_US: u64 = 5_000_000;
         let applied_term = self.applied.get(&META).map(|(_, term)| *term);
         let knows_all = self.shard.is_leader(META) && applied_term == self.shard.status(META).map(|s| s.term);
-        if self.catalog.members().is_founded() || !knows_all {
+        if self.catalog.members().is_founded() || !knows_all || self.has_backlog(META) {
+            return;
+        }
+        let now = self.now_us();
+        let since = *self.founding_since_us.get_or_insert(now);
+        let format = self.founding_format();
+        if format.is_none() && now < since + PATIENCE_US {
             return;
         }
         let member = |(id, incarnation): (&NodeId, &u64)| Member {
@@ -291,7 +329,7 @@ impl<D: Disk> Broker<D> {
         };
         let founders = self.config.founders.iter().map(member).collect();
         self.submit(META, &Command::FoundMembers { founders }, None);
-        if let Some(format) = self.founding_format() {
+        if let Some(format) = format {
             self.submit(META, &Command::RaiseFormat { format }, None);
         }
     }

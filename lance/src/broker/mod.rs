@@ -255,10 +255,14 @@ pub struct Broker<D: Disk> {
     free_bytes: u64,
     /// When appends of a group were last refused for want of space.
     refused_appends_us: BTreeMap<GroupId, u64>,
+    /// Since when this node could note who founded the cluster.
+    founding_since_us: Option<u64>,
     /// Nodes that wait to be admitted, by number.
     applicants: BTreeMap<u64, membership::Applicant>,
     /// Members that the catalog has forgotten and that a group of this node, which may be behind, still names.
     gone: BTreeMap<NodeId, members::Member>,
+    /// The members as the journal had them at the start, beyond the checkpoint and committed or not.
+    expected_members: members::Members,
     standing: Standing,
     clock: Clock,
     clocks: clocks::Clocks,
@@ -397,6 +401,7 @@ impl<D: Disk> Broker<D> {
             Some(formats) => {
                 if self.peers_connected.insert(peer, formats).is_none() {
                     self.shard.peer_back(peer);
+                    self.found_members();
                     self.tell_clock(peer);
                 }
             }

@@ -1,7 +1,8 @@
 //! Nodes come and go: whatever is on its way, every group has a leader, and nothing acknowledged is lost.
 
-use crate::harness::{Cluster, Rng, SECOND, Settings, Writer, addresses};
+use crate::harness::{Cluster, META, Rng, SECOND, Settings, Writer, addresses};
 use bytes::Bytes;
+use lnc_log::disk::memory::CrashChoice;
 use lnc_protocol::message::{ChangeMembersRequest, MemberChange};
 use lnc_protocol::{ErrorCode, Request, Response};
 use lnc_raft::{Body, Entry, EntryKind, Message, NodeId};
@@ -176,6 +177,51 @@ fn from_five_to_one_and_back_under_load_with_restarts_in_between() {
             loaded.await_voters(&left);
             loaded.go_on(&format!("by {left:?} again, seed {seed}"));
         }
+        loaded.finish();
+    }
+}
+
+#[test]
+fn a_node_is_replaced_while_it_lives_and_leads() {
+    for seed in 1..=2 {
+        for old in 1..=3 {
+            let mut loaded = Loaded::new(Settings { nodes: 3, data_groups: 3, seed, ..Settings::default() });
+            loaded.cluster.await_balance();
+            loaded.cluster.appear(4);
+            decide(&mut loaded.cluster, ChangeMembersRequest { replaces: Some(old), ..adding(4) });
+            let left: Vec<u64> = (1..=4).filter(|node| *node != old).collect();
+            loaded.await_voters(&left);
+            loaded.go_on(&format!("with 4 for {old}, seed {seed}"));
+            // The members are at rest: nothing is added to be removed again.
+            let last = |cluster: &mut Cluster| cluster.leader(META).map(|id| cluster.view(id, META).last);
+            loaded.until("the old one is forgotten", |cluster| membership(cluster, left[0], old).is_none());
+            loaded.cluster.ticks(2 * SECOND);
+            let before = last(&mut loaded.cluster);
+            loaded.cluster.ticks(10 * SECOND);
+            assert_eq!(last(&mut loaded.cluster), before, "the catalog's log goes on without a reason");
+            loaded.cluster.kill(old);
+            loaded.finish();
+        }
+    }
+}
+
+/// Nobody's checkpoint has the new members yet, and no configuration file names them all.
+#[test]
+fn a_cluster_that_has_just_grown_comes_back_after_it_lost_its_power() {
+    for choice in [CrashChoice::Nothing, CrashChoice::Everything] {
+        let mut loaded = Loaded::new(Settings { nodes: 1, data_groups: 2, seed: 3, ..Settings::default() });
+        for comes in 2..=3 {
+            loaded.cluster.appear(comes);
+            decide(&mut loaded.cluster, adding(comes));
+            loaded.await_voters(&(1..=comes).collect::<Vec<_>>());
+        }
+        for node in 1..=3 {
+            loaded.cluster.crash(node, choice);
+        }
+        for node in 1..=3 {
+            loaded.cluster.start(node);
+        }
+        loaded.go_on("after the power came back");
         loaded.finish();
     }
 }
