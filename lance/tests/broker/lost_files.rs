@@ -132,7 +132,7 @@ fn a_node_with_files_of_another_does_not_start() {
         // A checkpoint under the number of the file that it replaces.
         if pattern == "checkpoint/" {
             disk.lose_all("checkpoint/");
-            let number = other.paths().into_iter().filter(|path| path.starts_with(pattern)).next_back().expect("one");
+            let number = other.paths().into_iter().rfind(|path| path.starts_with(pattern)).expect("one");
             let mut disk = disk.clone();
             disk.run(Op::CreateDir { path: "checkpoint".to_owned() }).expect("made");
             disk.replace(&number, &theirs);
@@ -153,7 +153,7 @@ fn checkpoints_that_are_gone_stop_the_start() {
     let settings = Settings { checkpoint_bytes: 8 << 10, journal_retain_bytes: 0, ..Settings::default() };
     let mut scene = scene(Settings { journal_file_bytes: 32 << 10, ..settings });
     let disk = scene.cluster.node(scene.forgetful).disk();
-    let newest = disk.paths().into_iter().filter(|path| path.starts_with("checkpoint/")).next_back().expect("one");
+    let newest = disk.paths().into_iter().rfind(|path| path.starts_with("checkpoint/")).expect("one");
     disk.lose(&newest);
     let error = scene.cluster.try_start(scene.forgetful).expect_err("an older one does not do");
     assert!(error.contains(&newest), "{error}");

@@ -155,7 +155,7 @@ fn from_five_to_one_and_back_under_load_with_restarts_in_between() {
             let goes = left.remove((seed + left.len() as u64 * 7) as usize % left.len());
             loaded.remove(goes);
             // Somebody ends, at any moment of the change, and so may who is to leave.
-            let restarted = if left.len() % 2 == 0 { goes } else { left[0] };
+            let restarted = if left.len().is_multiple_of(2) { goes } else { left[0] };
             loaded.go_on_some(30 * left.len() as u32);
             loaded.cluster.kill(restarted);
             loaded.go_on_some(SECOND);

@@ -88,7 +88,7 @@ fn a_start_goes_on_with_what_can_be_read() {
     let ways: [(&str, Spoil); 4] = [
         ("a copy of the checkpoint", |cluster, node| {
             let paths = cluster.node(node).disk().paths();
-            let newest = paths.into_iter().filter(|path| path.starts_with("checkpoint/")).next_back().expect("one");
+            let newest = paths.into_iter().rfind(|path| path.starts_with("checkpoint/")).expect("one");
             vec![(newest, 1)]
         }),
         ("the oldest file of the journal", |cluster, node| {
@@ -97,7 +97,7 @@ fn a_start_goes_on_with_what_can_be_read() {
         }),
         ("a file of the journal that is only prepared", |cluster, node| {
             let paths = cluster.node(node).disk().paths();
-            vec![(paths.into_iter().filter(|path| path.starts_with("journal/")).next_back().expect("one"), 32 << 10)]
+            vec![(paths.into_iter().rfind(|path| path.starts_with("journal/")).expect("one"), 32 << 10)]
         }),
         ("the end of a segment", |cluster, node| {
             let files = cluster.node(node).segment_files();

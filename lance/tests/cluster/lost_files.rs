@@ -76,7 +76,9 @@ fn a_young_node_without_its_journal_and_checkpoints_does_not_vote() {
 
 #[test]
 fn a_node_without_its_newest_journal_file_does_not_vote() {
-    let ways: [(bool, fn(&Path)); 3] = [
+    /// How a file is lost.
+    type Loss = fn(&Path);
+    let ways: [(bool, Loss); 3] = [
         (false, |path| fs::remove_file(path).unwrap()),
         (true, |path| fs::write(path, b"").unwrap()),
         (true, |path| {

@@ -73,7 +73,9 @@ fn a_whole_journal_is_not_taken_for_a_lost_one() {
 
 #[test]
 fn the_newest_file_deleted_emptied_or_cut_is_a_loss() {
-    let ways: [(&str, fn(&MemoryDisk)); 5] = [
+    /// How a file is lost.
+    type Loss = fn(&MemoryDisk);
+    let ways: [(&str, Loss); 5] = [
         ("deleted", |disk| assert!(disk.lose(&path(newest(disk))))),
         ("deleted with what was prepared", |disk| {
             let newest = newest(disk);
