@@ -167,6 +167,19 @@ pub enum GreetingError {
 }
 
 impl Greeting {
+    /// Whoever speaks this format tells its processes apart.
+    const RUN_SINCE_FORMAT: u32 = 3;
+
+    /// Whether it says which process it comes from, as far as its version does. The error is told to the peer.
+    pub(crate) fn names_its_process(&self) -> Result<(), String> {
+        match self.run == 0 && self.formats.newest >= Self::RUN_SINCE_FORMAT {
+            true => {
+                Err(format!("the greeting of node {} does not say which process it comes from", self.identity.node))
+            }
+            false => Ok(()),
+        }
+    }
+
     /// Append the body of the greeting's frame.
     pub fn encode(&self, out: &mut BytesMut) {
         out.put_u32_le(MAGIC);

@@ -426,7 +426,9 @@ impl Peers {
         let mut buf = BytesMut::new();
         let hello = timeout(GREETING_TIMEOUT, read_greeting(&mut stream, &mut buf)).await??;
         let own = self.identity.borrow().clone();
-        let agreed = admit(&own, &hello.identity).and_then(|()| self.formats.get().agree(hello.formats));
+        let agreed = admit(&own, &hello.identity)
+            .and_then(|()| self.formats.get().agree(hello.formats))
+            .and_then(|_| hello.names_its_process());
         if let Err(reason) = agreed {
             let twin = self.is_own_twin(&hello, at);
             self.send_greeting(&mut stream, hello.channel, &own, Some((reason.clone(), twin))).await?;
@@ -437,12 +439,13 @@ impl Peers {
             (self.events)(PeerEvent::Knocked(hello.identity));
             return Err(io::Error::other(reason));
         }
-        self.learn(&hello.identity);
         let (from, run) = (hello.identity.node, hello.run);
         if let Some((reason, twin)) = self.other_process(from, run, at) {
             self.send_greeting(&mut stream, hello.channel, &own, Some((reason.clone(), twin))).await?;
             return Err(io::Error::other(reason));
         }
+        // Only what an admitted peer says counts.
+        self.learn(&hello.identity);
         let _counted = Counted::new(&self.twins, from, run);
         self.send_greeting(&mut stream, hello.channel, &own, None).await?;
         if hello.channel == Channel::Control {

@@ -208,6 +208,7 @@ impl<D: Disk> Broker<D> {
                 Outcome::Members(self.catalog.members_mut().add(node, addresses, replaces))
             }
             Command::AdmitMember { node, incarnation } => {
+                self.forget_applicant(node, incarnation);
                 Outcome::Members(self.catalog.members_mut().admit(node, incarnation))
             }
             Command::RenewMember { node } => Outcome::Members(self.catalog.members_mut().renew(node)),

@@ -187,8 +187,19 @@ impl<D: Disk> Broker<D> {
     /// member, so there are never more of them than members.
     pub fn applicant(&mut self, clock: Clock, node: u64, incarnation: u64) {
         self.clock = clock;
-        if self.catalog.members().of_node(node).is_some() {
+        // One that was admitted knocks until it has heard of it; later that would make it its own successor.
+        let members = self.catalog.members();
+        let mut known = members.current().chain(members.former()).chain(self.gone.values());
+        let was_admitted = known.any(|member| member.incarnation == incarnation);
+        if members.of_node(node).is_some() && !was_admitted {
             self.applicants.insert(node, Applicant { incarnation, seen_us: clock.mono_us });
+        }
+    }
+
+    /// A node was admitted: its knocks are answered.
+    pub(super) fn forget_applicant(&mut self, node: u64, incarnation: u64) {
+        if self.applicants.get(&node).is_some_and(|applicant| applicant.incarnation == incarnation) {
+            self.applicants.remove(&node);
         }
     }
 

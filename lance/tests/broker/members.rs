@@ -205,6 +205,24 @@ fn a_node_is_replaced_while_it_lives_and_leads() {
     }
 }
 
+/// Its knock, heard before it was admitted, must not admit it a second time.
+#[test]
+fn who_goes_and_is_expected_again_does_not_succeed_itself() {
+    let mut loaded = Loaded::new(Settings { nodes: 3, data_groups: 2, seed: 1, ..Settings::default() });
+    loaded.cluster.appear(4);
+    decide(&mut loaded.cluster, adding(4));
+    loaded.await_voters(&[1, 2, 3, 4]);
+    loaded.remove(4);
+    loaded.await_voters(&[1, 2, 3]);
+    decide(&mut loaded.cluster, adding(4));
+    loaded.go_on_some(12 * SECOND);
+    // Its directory belongs to a member that was removed: it has no part, and nobody waits for it.
+    loaded.await_voters(&[1, 2, 3]);
+    assert_eq!(membership(&mut loaded.cluster, 1, 4).as_deref(), Some("expected"));
+    loaded.cluster.kill(4);
+    loaded.finish();
+}
+
 /// Nobody's checkpoint has the new members yet, and no configuration file names them all.
 #[test]
 fn a_cluster_that_has_just_grown_comes_back_after_it_lost_its_power() {
