@@ -130,7 +130,7 @@ stop 3 TERM
 refused "node 3 is not connected" "$new" cluster finalize --yes --timeout 2s
 LANCE_BIN=$new "$work/genCluster.sh" start >/dev/null 2>&1
 "$new" cluster finalize --yes
-until_true "every data directory is raised" all_have 2
+until_true "every data directory is raised" all_have 3
 progress
 stop 3 TERM
 refused "says format 3" "$old" server --config "$state/node-3/lance.toml"
