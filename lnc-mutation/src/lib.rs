@@ -40,7 +40,6 @@ mutations! {
     UnclampedCommit = "unclamped-commit", "a heartbeat's commit index is believed for entries that may differ";
     ApplyUncommitted = "apply-uncommitted", "entries take effect once durable here, committed or not";
     ReadUnconfirmed = "read-unconfirmed", "a leader answers reads without confirming that it leads";
-    CutDamage = "cut-damage", "damage below the durable mark is cut off like a torn tail";
     NoDirectorySync = "no-directory-sync", "the name of a new checkpoint is not synced";
     ForgetDuplicates = "forget-duplicates", "a checkpoint forgets what producers have sent";
     AcceptDuplicates = "accept-duplicates", "a repeated batch is appended again";

@@ -67,7 +67,7 @@ fn profile(mutation: Mutation) -> Profile {
         Mutation::ForgetDuplicates | Mutation::AcceptDuplicates | Mutation::KeepReplacedLog | Mutation::TakeTooMuch => {
             Profile::Everything
         }
-        Mutation::CutDamage | Mutation::VoteWhileLacking => Profile::Damage,
+        Mutation::VoteWhileLacking => Profile::Damage,
         Mutation::WipedVotes => Profile::Wipes,
         Mutation::BelieveOwnClock => Profile::Leaps,
         Mutation::LeadUnrecorded | Mutation::LeaderAcksEarly => Profile::Growth,

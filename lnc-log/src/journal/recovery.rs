@@ -11,7 +11,6 @@ use super::{
 };
 use crate::disk::{AlignedBuf, BLOCK, Disk, FileId, Op, Outcome};
 use bytes::Bytes;
-use lnc_mutation::{Mutation, mutated};
 use std::collections::BTreeMap;
 use std::io;
 
@@ -279,9 +278,6 @@ fn read_all<D: Disk>(
             return Err(error);
         }
         refuse_foreign(disk, config, sources, at, mark)?;
-        if mutated(Mutation::CutDamage) {
-            return Ok(End { at, position, found: Some(found), survey, damaged: None });
-        }
         // Damage: go on behind it, if the flushes there tell what it held.
         let Some(next) = resume(disk, config, sources, at, &survey, chain, covered, recovered)? else {
             if mark.is_some() && survey.later.is_empty() {
