@@ -1,5 +1,6 @@
 //! One Raft group as its shard keeps it: the consensus core, and where each of its entries lies in the journal.
 
+use crate::shard::within;
 use lnc_log::journal::Location;
 use lnc_raft::{Index, Raft};
 use std::collections::VecDeque;
@@ -53,13 +54,8 @@ impl Locations {
     pub(crate) fn run(&self, index: Index, end: Index, max_bytes: usize) -> Vec<Location> {
         let Some(skip) = index.checked_sub(self.first) else { return Vec::new() };
         let count = end.saturating_sub(index) as usize;
-        let mut bytes = 0;
-        let fits = |place: &&Location| {
-            let first = bytes == 0;
-            bytes += place.len as usize;
-            first || bytes <= max_bytes
-        };
-        self.places.iter().skip(skip as usize).take(count).take_while(fits).copied().collect()
+        let places = self.places.iter().skip(skip as usize).take(count).copied();
+        within(places, |place| place.len as usize, max_bytes)
     }
 
     /// Forget entries up to and including `index`.

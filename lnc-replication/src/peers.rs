@@ -460,7 +460,8 @@ impl Peers {
         }
     }
 
-    /// The run of this process, if who greets has its very identity.
+    /// The run of this process, if who greets has its very identity. Anybody may say so, and it changes nothing here: a real
+    /// copy greets the other members too, and those tell.
     fn is_own_twin(&self, hello: &Greeting, at: SocketAddr) -> u64 {
         let own = self.identity.borrow();
         if hello.identity.node.node() != own.node.node() {
@@ -471,8 +472,8 @@ impl Peers {
             tracing::error!(%node, %at, "another node uses this node's id: look whether two nodes are configured with one id");
             return 0;
         }
+        tracing::error!(%node, %at, "another process greets with the identity of this node: look whether its data directory was copied");
         self.metrics.peer_twins_total.with_label_values(&[&node.node().to_string()]).inc();
-        (self.events)(PeerEvent::Twin { peer: node });
         self.run
     }
 

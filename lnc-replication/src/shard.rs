@@ -428,7 +428,6 @@ impl Shard {
         let durable = self.journal.durable();
         out.flushes_durable = durable;
         self.finish_repairs(durable)?;
-        self.trust_again(disk);
         while self.in_flight.front().is_some_and(|(number, _)| *number <= durable) {
             let Some((_, held)) = self.in_flight.pop_front() else { break };
             out.messages.extend(held.messages);
@@ -444,6 +443,7 @@ impl Shard {
                 out.durable.push((id, term, index));
             }
         }
+        self.trust_again(disk);
         Ok(())
     }
 

@@ -298,7 +298,7 @@ pub fn open<D: Disk>(
         standing: super::Standing::default(),
         clock: super::Clock::default(),
         clocks: super::clocks::Clocks::new(max_clock_skew_ms),
-        removal: super::retention::Pace::default(),
+        removal: super::retention::Removal::default(),
         shard_outputs: Outputs::default(),
         outputs: Vec::new(),
         completions: Vec::new(),

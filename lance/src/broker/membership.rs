@@ -321,9 +321,11 @@ impl<D: Disk> Broker<D> {
     pub(super) fn found_members(&mut self) {
         /// How long the founders may take to connect, so that the format is one that all speak.
         const PATIENCE_US: u64 = 5_000_000;
+        if self.catalog.members().is_founded() || !self.shard.is_leader(META) || self.has_backlog(META) {
+            return;
+        }
         let applied_term = self.applied.get(&META).map(|(_, term)| *term);
-        let knows_all = self.shard.is_leader(META) && applied_term == self.shard.status(META).map(|s| s.term);
-        if self.catalog.members().is_founded() || !knows_all || self.has_backlog(META) {
+        if applied_term != self.shard.status(META).map(|status| status.term) {
             return;
         }
         let now = self.now_us();

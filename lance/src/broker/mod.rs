@@ -266,7 +266,7 @@ pub struct Broker<D: Disk> {
     standing: Standing,
     clock: Clock,
     clocks: clocks::Clocks,
-    removal: retention::Pace,
+    removal: retention::Removal,
     shard_outputs: Outputs,
     outputs: Vec<Output>,
     completions: Vec<Completion>,

@@ -41,11 +41,11 @@ impl GroupPace {
 
 /// How fast what is old may go.
 #[derive(Default)]
-pub(super) struct Pace {
+pub(super) struct Removal {
     groups: BTreeMap<GroupId, GroupPace>,
 }
 
-impl Pace {
+impl Removal {
     pub(super) fn appended(&mut self, group: GroupId, bytes: usize) {
         self.groups.entry(group).or_default().appended += bytes as u64;
     }

@@ -62,8 +62,13 @@ impl<D: Disk> Broker<D> {
 
     /// The catalog has no such topic any more.
     pub(super) fn topic_deleted(&mut self, topic: &Topic) {
+        let knows = |group: &GroupId| self.groups.get(group).is_some_and(|data| data.state.has_no_more_of(topic.id));
+        let lack: BTreeSet<GroupId> = groups_of(topic).into_iter().filter(|group| !knows(group)).collect();
+        if lack.is_empty() {
+            return;
+        }
         let unmade = &mut self.topic_changes.unmade;
-        unmade.insert(topic.id, groups_of(topic));
+        unmade.insert(topic.id, lack);
         if unmade.len() > MAX_UNMADE {
             unmade.pop_first();
         }
@@ -159,13 +164,11 @@ impl<D: Disk> Broker<D> {
         let (late, waiting): (Vec<_>, Vec<_>) =
             changes.into_iter().partition(|change| change.origin.deadline_us <= now);
         self.topic_changes.waiting = waiting;
-        for Change { origin, topic } in late {
-            let lacking = self.lacking(matches!(origin.kind, Kind::DeleteTopic), &topic);
-            let message = format!(
-                "topic {:?} is changed in the catalog, but not all of its partitions in time: {lacking}",
-                topic.name
-            );
-            self.fail(origin, ErrorCode::Timeout, message);
+        for change in late {
+            let (name, lacking) = (&change.topic.name, self.lacking(&change));
+            let message =
+                format!("topic {name:?} is changed in the catalog, but not all of its partitions in time: {lacking}");
+            self.fail(change.origin, ErrorCode::Timeout, message);
         }
         if now >= self.topic_changes.asked_us + ASK_US && self.format() >= TOPICS_SINCE_FORMAT {
             self.topic_changes.asked_us = now;
@@ -173,31 +176,32 @@ impl<D: Disk> Broker<D> {
         }
     }
 
-    /// Which groups have not followed, for the one who waited.
-    fn lacking(&self, deleted: bool, topic: &Topic) -> String {
-        let lacks = |group: &GroupId| match deleted {
+    /// The groups that have not followed a change.
+    fn lagging<'a>(&'a self, Change { origin, topic }: &'a Change) -> impl Iterator<Item = GroupId> + 'a {
+        let deleted = matches!(origin.kind, Kind::DeleteTopic);
+        groups_of(topic).into_iter().filter(move |group| match deleted {
             true => !self.is_gone_from(*group, topic.id),
             false => !self.is_complete(*group, topic),
-        };
+        })
+    }
+
+    /// Which they are, for the one who waited.
+    fn lacking(&self, change: &Change) -> String {
         let leader = |group: GroupId| match self.shard.leader(group) {
             Some(leader) => format!("group {}, led by node {leader}", group.0),
             None => format!("group {}, without a known leader", group.0),
         };
-        let groups: Vec<String> = groups_of(topic).into_iter().filter(lacks).map(leader).collect();
+        let groups: Vec<String> = self.lagging(change).map(leader).collect();
         if groups.is_empty() { "partitions of deleted topics are still there".to_owned() } else { groups.join("; ") }
     }
 
     fn ask_about_topics(&mut self) {
         let mut asks: Vec<(GroupId, TransferBody)> = Vec::new();
-        for Change { origin, topic } in &self.topic_changes.waiting {
-            let deleted = matches!(origin.kind, Kind::DeleteTopic);
+        for change in &self.topic_changes.waiting {
+            let topic = &change.topic;
             let (topic_id, partitions, data_groups) = (topic.id, topic.partitions, topic.data_groups);
-            let lacks = |group: &GroupId| match deleted {
-                true => !self.is_gone_from(*group, topic.id),
-                false => !self.is_complete(*group, topic),
-            };
             let ask = |group| (group, TransferBody::AskTopic { topic_id, partitions, data_groups });
-            asks.extend(groups_of(topic).into_iter().filter(lacks).map(ask));
+            asks.extend(self.lagging(change).map(ask));
         }
         let remains: BTreeSet<(GroupId, u64)> = self.remains().take(MAX_ASKED).collect();
         let gone = |(group, topic_id)| (group, TransferBody::AskTopic { topic_id, partitions: 0, data_groups: 1 });
