@@ -170,6 +170,12 @@ impl Configurations {
         &self.history[after.saturating_sub(1)].1
     }
 
+    /// The one in effect at `index`, as for [`Configurations::at`], and all after it.
+    pub(crate) fn since(&self, index: Index) -> impl Iterator<Item = &Configuration> {
+        let after = self.history.partition_point(|(at, _)| *at <= index);
+        self.history[after.saturating_sub(1)..].iter().map(|(_, configuration)| configuration)
+    }
+
     pub(crate) fn append(&mut self, index: Index, configuration: Configuration) {
         self.history.push((index, configuration));
     }
@@ -233,6 +239,7 @@ mod tests {
         history.append(4, of(&[1, 2]));
         history.append(6, of(&[1, 2, 3]));
         assert_eq!((history.at(3), history.at(5), history.current()), (&of(&[1]), &of(&[1, 2]), &of(&[1, 2, 3])));
+        assert_eq!(history.since(5).collect::<Vec<_>>(), [&of(&[1, 2]), &of(&[1, 2, 3])]);
         assert!(!history.truncate_after(6));
         assert!(history.truncate_after(5));
         assert_eq!((history.index(), history.current()), (4, &of(&[1, 2])));

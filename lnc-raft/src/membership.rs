@@ -67,12 +67,11 @@ impl Raft {
     /// configuration with this node as a voter before this node does, and could otherwise never be elected.
     ///
     /// One that a configuration leaves out stands while that is not known to be committed (section 4.2.2): those who stay
-    /// may lack the entry, and then nobody but who is to leave can have a log that suffices.
+    /// may lack the entry, and then nobody but who is to leave can have a log that suffices. A node that has restarted
+    /// knows of no commit beyond its checkpoint: any configuration since then may be the one that is in effect.
     pub(crate) fn is_promotable(&self) -> bool {
         let id = self.config.id;
-        let is_voter = self.configuration().is_voter(id)
-            || !self.configuration_committed() && self.configurations.at(self.log.commit()).is_voter(id);
-        is_voter && !self.is_in_doubt()
+        self.configurations.since(self.log.commit()).any(|members| members.is_voter(id)) && !self.is_in_doubt()
     }
 
     /// Begins to change the members to `target`, which must not be joint. If voters change, the entry proposed is the
