@@ -190,7 +190,7 @@ impl<D: Disk> Broker<D> {
         // One that was admitted knocks until it has heard of it; later that would make it its own successor.
         let members = self.catalog.members();
         let mut known = members.current().chain(members.former()).chain(self.gone.values());
-        let was_admitted = known.any(|member| member.incarnation == incarnation);
+        let was_admitted = known.any(|member| member.id.node() == node && member.incarnation == incarnation);
         if members.of_node(node).is_some() && !was_admitted {
             self.applicants.insert(node, Applicant { incarnation, seen_us: clock.mono_us });
         }

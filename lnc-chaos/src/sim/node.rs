@@ -267,7 +267,8 @@ impl Node {
         self.life = Life::Down { powered: true };
         self.disk = MemoryDisk::new();
         self.disk.set_order(Order::Held);
-        let incarnation = super::rng::mix(self.identity.incarnation ^ u64::from(self.lives));
+        // Incarnations are drawn from 64 random bits: no two nodes have the same one.
+        let incarnation = super::rng::mix(self.identity.incarnation ^ self.id << 48 ^ u64::from(self.lives));
         self.identity = Identity { node: NodeId(self.id), incarnation, cluster: None };
         self.format = 1;
         (self.joins, self.tight) = (None, false);
