@@ -3,7 +3,7 @@
 
 use crate::broker::control::Budgets;
 use crate::broker::members::Addresses;
-use crate::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Membership};
+use crate::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Membership, ProducerLimits};
 use crate::config::{Address, BackendChoice, Config, NodeAddresses};
 use crate::drift::Drift;
 use crate::gateway::traces::{SpanSink, Traces};
@@ -43,6 +43,9 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 /// Entry bytes that all groups keep in memory for followers that lag a little.
 const ENTRY_CACHE_BYTES: usize = 64 << 20;
+
+/// Bytes of state that are encoded for a checkpoint in a turn: well below a millisecond.
+const CHECKPOINT_PIECE_BYTES: usize = 512 << 10;
 
 /// Why a node cannot start, or had to stop.
 #[derive(Debug, Error)]
@@ -711,6 +714,8 @@ fn broker_config(config: &Config, identity: &Identity) -> BrokerConfig {
         scrub_bytes_per_second: config.storage.scrub_bytes_per_second,
         scrub_interval_us: config.storage.scrub_interval.as_micros() as u64,
         segment_bytes: config.storage.segment_bytes,
+        checkpoint_piece_bytes: CHECKPOINT_PIECE_BYTES,
+        producer_limits: ProducerLimits::DEFAULT,
         max_clock_skew_ms: config.cluster.max_clock_skew.as_millis() as u64,
         budgets: Budgets::of_heartbeat(config.raft.heartbeat_ms),
     }

@@ -263,7 +263,7 @@ async fn what_was_sent_behind_a_batch_of_unknown_fate_fails_with_it() {
 }
 
 #[tokio::test]
-async fn a_lost_producer_state_is_reported_and_overcome() {
+async fn a_producer_that_was_forgotten_goes_on_under_a_new_id() {
     let cluster = Cluster::start(1, 1).await;
     let client = cluster.client().await;
     let producer = small_batches(&client).await;
@@ -273,7 +273,23 @@ async fn a_lost_producer_state_is_reported_and_overcome() {
         let fails = is_produce(request.request) && std::mem::take(&mut is_first);
         if fails { Action::Fail(ErrorReply::from(ErrorCode::UnknownProducer)) } else { Action::Serve }
     });
-    let error = producer.send(Record::new("lost")).await.unwrap_err();
+    producer.send(Record::new("1")).await.unwrap();
+    producer.send(Record::new("2")).await.unwrap();
+    assert_eq!(cluster.values(0), numbers(3));
+}
+
+#[tokio::test]
+async fn one_that_was_forgotten_while_a_batch_was_in_doubt_fails_it() {
+    let cluster = Cluster::start(1, 1).await;
+    let client = cluster.client().await;
+    let producer = small_batches(&client).await;
+    producer.send(Record::new("0")).await.unwrap();
+    let mut answers = [ErrorCode::Timeout, ErrorCode::UnknownProducer].into_iter();
+    cluster.hook(move |request| match is_produce(request.request).then(|| answers.next()).flatten() {
+        Some(code) => Action::Fail(ErrorReply::from(code)),
+        None => Action::Serve,
+    });
+    let error = producer.send(Record::new("in doubt")).await.unwrap_err();
     assert_eq!(error.code(), Some(ErrorCode::UnknownProducer));
     assert!(!error.is_retriable());
     producer.send(Record::new("1")).await.unwrap();

@@ -18,8 +18,11 @@
 //!          state length 8 | configuration | state
 //! ```
 
+mod layout;
+
+use self::layout::Layout;
 use crate::FileOwner;
-use crate::disk::{AlignedBuf, BLOCK, Completion, Disk, FileId, Op, Outcome, Owner};
+use crate::disk::{BLOCK, Completion, Disk, FileId, Op, Outcome, Owner};
 use crate::journal::GroupId;
 use bytes::{Buf, Bytes};
 use lnc_mutation::{Mutation, mutated};
@@ -202,8 +205,7 @@ enum Step {
 struct Writing {
     number: u64,
     file: FileId,
-    /// Taken by the write.
-    buf: AlignedBuf,
+    layout: Layout,
     step: Step,
 }
 
@@ -231,7 +233,7 @@ impl CheckpointWriter {
         assert!(!self.busy(), "one checkpoint at a time");
         self.next += 1;
         let (number, file) = (checkpoint.number, Owner::Checkpoint.file(self.next));
-        self.writing = Some(Writing { number, file, buf: encode(&checkpoint), step: Step::Open });
+        self.writing = Some(Writing { number, file, layout: Layout::of(&checkpoint), step: Step::Open });
         self.submit(disk, Op::Open { file, path: tmp_path(number), create: true, direct: false });
     }
 
@@ -286,12 +288,11 @@ impl CheckpointWriter {
         let (step, op) = match (writing.step, outcome) {
             // A leftover of an attempt that failed.
             (Step::Open, Outcome::Opened { len }) if len > 0 => (Step::Truncate, Op::SetLen { file, len: 0 }),
-            (Step::Open | Step::Truncate, _) => {
-                let buf = std::mem::take(&mut writing.buf);
-                (Step::Write, Op::Write { file, position: 0, buf, durable: false })
-            }
-            (Step::Write, _) if mutated(Mutation::CheckpointUnsynced) => (Step::Close, Op::Close { file }),
-            (Step::Write, _) => (Step::Sync, Op::Sync { file }),
+            (Step::Open | Step::Truncate | Step::Write, _) => match writing.layout.next_piece() {
+                Some((position, buf)) => (Step::Write, Op::Write { file, position, buf, durable: false }),
+                None if mutated(Mutation::CheckpointUnsynced) => (Step::Close, Op::Close { file }),
+                None => (Step::Sync, Op::Sync { file }),
+            },
             (Step::Sync, _) => (Step::Close, Op::Close { file }),
             (Step::Close, _) => (Step::Rename, Op::Rename { from: tmp_path(number), to: file_path(number) }),
             (Step::Rename, _) if mutated(Mutation::NoDirectorySync) => {
@@ -357,47 +358,6 @@ fn fatal(step: &Step, path: String, source: io::Error) -> CheckpointError {
         Step::Remove(_) | Step::AbandonRemove(_) => "remove a predecessor of",
     };
     CheckpointError::Failed { operation, path, source }
-}
-
-fn encode(checkpoint: &Checkpoint) -> AlignedBuf {
-    let groups: usize =
-        checkpoint.groups.iter().map(|group| GROUP_HEAD + group.configuration.len() + group.state.len()).sum();
-    let len = groups + checkpoint.facts.map_or(0, |_| FACTS);
-    let mut buf = AlignedBuf::with_capacity(HEADER + len);
-    buf.resize(HEADER);
-    if let Some(facts) = &checkpoint.facts {
-        buf.extend_from_slice(&facts.owner.encode());
-        buf.extend_from_slice(&facts.needed_file.to_le_bytes());
-    }
-    for group in &checkpoint.groups {
-        buf.extend_from_slice(&group.group.0.to_le_bytes());
-        buf.extend_from_slice(&group.term.to_le_bytes());
-        buf.extend_from_slice(&[u8::from(group.vote.is_some())]);
-        for field in [group.vote.unwrap_or_default(), group.applied_index, group.applied_term] {
-            buf.extend_from_slice(&field.to_le_bytes());
-        }
-        let configuration_len = u32::try_from(group.configuration.len()).expect("configurations are small");
-        buf.extend_from_slice(&configuration_len.to_le_bytes());
-        buf.extend_from_slice(&(group.state.len() as u64).to_le_bytes());
-        buf.extend_from_slice(&group.configuration);
-        buf.extend_from_slice(&group.state);
-    }
-    let body_crc = crc32fast::hash(&buf[HEADER..]);
-    let count = u32::try_from(checkpoint.groups.len()).expect("group numbers are 32 bits");
-    buf[0..4].copy_from_slice(&MAGIC);
-    buf[4..6].copy_from_slice(&VERSIONS[usize::from(checkpoint.facts.is_some())].to_le_bytes());
-    buf[8..16].copy_from_slice(&checkpoint.number.to_le_bytes());
-    buf[16..24].copy_from_slice(&checkpoint.journal_file.to_le_bytes());
-    buf[24..32].copy_from_slice(&(len as u64).to_le_bytes());
-    buf[32..36].copy_from_slice(&count.to_le_bytes());
-    buf[36..40].copy_from_slice(&body_crc.to_le_bytes());
-    let crc = crc32fast::hash(&buf[..60]);
-    buf[60..64].copy_from_slice(&crc.to_le_bytes());
-    buf.pad_to_block();
-    let copy = buf.len();
-    buf.resize(2 * copy);
-    buf.copy_within(..copy, copy);
-    buf
 }
 
 /// A checkpoint, and what is wrong with one of its copies.

@@ -276,6 +276,12 @@ impl<D: Disk> Broker<D> {
                 }
                 Outcome::Silent
             }
+            Command::LimitProducers { limits } => {
+                if let Some(data) = self.groups.get_mut(&group) {
+                    data.state.limit_producers(limits);
+                }
+                Outcome::Silent
+            }
         })
     }
 
@@ -392,7 +398,10 @@ fn explain(refusal: Refusal, partition: u32) -> (ErrorCode, String) {
         ),
         Refusal::UnknownProducer => (
             ErrorCode::UnknownProducer,
-            format!("partition {partition} knows nothing of this producer, which does not start at sequence 0"),
+            format!(
+                "partition {partition} knows nothing of this producer, or has forgotten it: a batch that was never sent \
+                 before can be sent under a new producer id"
+            ),
         ),
         Refusal::Fenced { current, found } => (
             ErrorCode::FencedProducer,

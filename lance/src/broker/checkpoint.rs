@@ -1,8 +1,8 @@
 //! Checkpoints of a running broker, and its start from one.
 //!
 //! A checkpoint begins by taking the state of every group at its applied index, together with what the segments hold at
-//! that moment; then the segments are flushed up to there, then the file is written, and only then journal files are
-//! freed and removed segments deleted. Produce and fetch go on meanwhile.
+//! that moment; then the segments are flushed up to there while the state is encoded, a piece in each turn, then the file
+//! is written, and only then journal files are freed and removed segments deleted. Produce and fetch go on meanwhile.
 
 use super::catalog::{Catalog, META};
 use super::command::{CommandError, get_key, get_optional, get_u32};
@@ -15,11 +15,12 @@ use super::pace::Pace;
 use super::partitions::PartitionGroup;
 use super::scrub::Scrub;
 use super::slow_disk::SlowDisk;
+use super::snapshot::Snapshot;
 use super::storage::Storage;
 use super::tail_cache::TailCache;
 use super::transfer::{Transfers, decode_header};
 use super::{Broker, BrokerConfig, BrokerError, DataGroup};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use lnc_log::checkpoint::{Checkpoint, CheckpointError, CheckpointWriter, Facts, GroupCheckpoint, load_own};
 use lnc_log::disk::{Completion, Disk};
 use lnc_log::incoming::{self, FileInfo};
@@ -38,6 +39,8 @@ const MAX_AGE_US: u64 = 60_000_000;
 
 /// What a checkpoint captured when it began.
 struct Captured {
+    /// Those that are not encoded yet.
+    snapshots: VecDeque<Snapshot>,
     groups: Vec<GroupCheckpoint>,
     /// The first journal file that is kept.
     journal_file: u64,
@@ -72,6 +75,28 @@ pub(super) struct Progress {
     pub(super) wanted: bool,
 }
 
+impl Progress {
+    /// Whether state waits to be encoded in the next turns.
+    pub(super) fn is_encoding(&self) -> bool {
+        matches!(&self.phase, Phase::Flushing { captured } if !captured.snapshots.is_empty())
+    }
+}
+
+impl Captured {
+    /// Encode a piece of the state. Says whether all of it is encoded.
+    fn encode(&mut self, piece_bytes: usize) -> bool {
+        let mut left = piece_bytes;
+        while let Some(snapshot) = self.snapshots.front_mut() {
+            left = left.saturating_sub(snapshot.encode(left));
+            if !snapshot.is_encoded() {
+                return false;
+            }
+            self.groups.extend(self.snapshots.pop_front().map(Snapshot::finish));
+        }
+        true
+    }
+}
+
 impl<D: Disk> Broker<D> {
     /// Start a checkpoint if enough has been applied since the last one, or files wait to be removed.
     pub(super) fn checkpoint_if_due(&mut self) -> Result<(), BrokerError> {
@@ -91,14 +116,15 @@ impl<D: Disk> Broker<D> {
         segments.begin_checkpoint(&mut self.disk);
         let mut states: BTreeMap<PartitionKey, PartitionState> = segments.checkpoint_states().into_iter().collect();
         let ids: Vec<GroupId> = self.shard.group_ids().collect();
-        let groups = ids.into_iter().map(|group| self.capture(group, &mut states)).collect();
+        let snapshots = ids.into_iter().map(|group| self.capture(group, &mut states)).collect();
         let applied = self.applied_indexes();
         let journal_file = self.shard.journal_start(&applied);
         let needed_file = self.shard.journal_needed(&applied);
         self.checkpoint.started_us = self.now_us();
         self.checkpoint.applied_bytes = 0;
         self.checkpoint.wanted = false;
-        self.checkpoint.phase = Phase::Flushing { captured: Captured { groups, journal_file, needed_file } };
+        self.checkpoint.phase =
+            Phase::Flushing { captured: Captured { snapshots, groups: Vec::new(), journal_file, needed_file } };
         Ok(())
     }
 
@@ -107,30 +133,26 @@ impl<D: Disk> Broker<D> {
         self.applied.iter().map(|(group, (index, _))| (*group, *index)).collect()
     }
 
-    fn capture(&self, group: GroupId, states: &mut BTreeMap<PartitionKey, PartitionState>) -> GroupCheckpoint {
-        let mut state = BytesMut::new();
-        match self.groups.get(&group) {
-            None => self.catalog.encode(&mut state),
-            Some(data) => {
-                data.state.encode(&mut state);
-                state.put_u32_le(data.state.iter().len() as u32);
-                for (key, partition) in data.state.iter() {
-                    let stored = states.remove(&key).unwrap_or_default().encode();
-                    state.put_u64_le(key.topic_id);
-                    state.put_u32_le(key.partition);
-                    super::command::put_optional(&mut state, partition.segment_bytes);
-                    state.put_u32_le(stored.len() as u32);
-                    state.put_slice(&stored);
-                }
-            }
-        }
+    fn capture(&self, group: GroupId, states: &mut BTreeMap<PartitionKey, PartitionState>) -> Snapshot {
         let (applied_index, applied_term) = self.applied.get(&group).copied().unwrap_or_default();
         let HardState { term, vote } = self.shard.hard_state(group);
         let vote = vote.map(|node| node.0);
         // Of a group that waits for lost entries since before its first checkpoint, nothing is known but the founders.
         let unknown = Configuration::default();
         let configuration = self.shard.applied_configuration(group).unwrap_or(&unknown).encode();
-        GroupCheckpoint { group, term, vote, applied_index, applied_term, configuration, state: state.freeze() }
+        let state = Bytes::new();
+        let head = GroupCheckpoint { group, term, vote, applied_index, applied_term, configuration, state };
+        match self.groups.get(&group) {
+            None => {
+                let mut catalog = BytesMut::new();
+                self.catalog.encode(&mut catalog);
+                Snapshot::of_catalog(head, catalog)
+            }
+            Some(data) => {
+                let stored = data.state.iter().filter_map(|(key, _)| Some((key, states.remove(&key)?)));
+                Snapshot::of_partitions(head, data.state.clone(), stored.collect())
+            }
+        }
     }
 
     /// Take the current checkpoint as far as it can go.
@@ -138,18 +160,16 @@ impl<D: Disk> Broker<D> {
         if self.checkpoint.applied_bytes >= self.config.checkpoint_bytes {
             self.checkpoint_if_due()?;
         }
-        let done = match &self.checkpoint.phase {
-            Phase::Flushing { .. } if mutated(Mutation::CheckpointEarly) => true,
-            Phase::Flushing { .. } => self.storage.handed_over().checkpoint_done(),
-            _ => false,
-        };
-        if !done {
+        let Phase::Flushing { captured } = &mut self.checkpoint.phase else { return Ok(()) };
+        let is_encoded = captured.encode(self.config.checkpoint_piece_bytes);
+        let is_flushed = self.storage.handed_over().checkpoint_done() || mutated(Mutation::CheckpointEarly);
+        if !is_encoded || !is_flushed {
             return Ok(());
         }
         if let Phase::Flushing { captured } = std::mem::replace(&mut self.checkpoint.phase, Phase::Idle) {
             let number = self.checkpoint.next_number;
             self.checkpoint.next_number += 1;
-            let Captured { groups, journal_file, needed_file } = &captured;
+            let Captured { groups, journal_file, needed_file, .. } = &captured;
             let facts = Facts { owner: self.shard.file_owner(), needed_file: *needed_file };
             let facts = (self.format() >= MARK_FORMAT).then_some(facts);
             let checkpoint = Checkpoint { number, journal_file: *journal_file, facts, groups: groups.clone() };

@@ -5,6 +5,7 @@
 //! log, so that replicas that applied the same entries are identical.
 
 use super::members::{Addresses, Member, get_addresses, get_members, is_node, put_addresses, put_member};
+use super::partitions::ProducerLimits;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use lnc_log::segment::PartitionKey;
 use lnc_protocol::message::TopicOptions;
@@ -133,6 +134,11 @@ pub enum Command {
     TurnBack {
         /// Milliseconds since the Unix epoch.
         time_ms: u64,
+    },
+    /// Data group: how many producers are remembered from here on. Since format 3.
+    LimitProducers {
+        /// How many.
+        limits: ProducerLimits,
     },
 }
 
@@ -267,6 +273,11 @@ fn encode(out: &mut BytesMut, command: &Command) -> u8 {
             out.put_u64_le(*topic_id);
             21
         }
+        Command::LimitProducers { limits } => {
+            out.put_u32_le(limits.partition);
+            out.put_u32_le(limits.group);
+            22
+        }
         Command::AbandonMember { id, instead } => {
             out.put_u64_le(id.0);
             put_optional(out, instead.map(|former| former.0));
@@ -350,6 +361,7 @@ impl Command {
             14 => Command::RaiseFormat { format: get_u32(f)? },
             20 => Command::TurnBack { time_ms: get_u64(f)? },
             21 => Command::DeleteTopicPartitions { topic_id: get_u64(f)? },
+            22 => Command::LimitProducers { limits: ProducerLimits { partition: get_u32(f)?, group: get_u32(f)? } },
             15 => Command::AbandonMember { id: NodeId(get_u64(f)?), instead: get_optional(f)?.map(NodeId) },
             _ => return Err(CommandError("a command of unknown kind")),
         };
@@ -365,6 +377,7 @@ impl Command {
                 bad(is_node(*node), "a node's number")
             }
             Self::AdmitMember { .. } => bad(false, "an incarnation"),
+            Self::LimitProducers { limits } => bad(limits.partition > 0 && limits.group > 0, "a number of producers"),
             Self::RaiseFormat { format } => bad(*format <= Formats::BUILD.newest, "a format"),
             _ => Ok(()),
         }
@@ -489,6 +502,7 @@ mod tests {
             Command::Trim { key, log_start_offset: 9 },
             Command::RaiseFormat { format: 2 },
             Command::TurnBack { time_ms: 1_700_000_000_000 },
+            Command::LimitProducers { limits: ProducerLimits::DEFAULT },
             Command::DeleteTopicPartitions { topic_id: 7 },
             Command::AbandonMember { id: NodeId::new(4, 1), instead: Some(NodeId(4)) },
         ]

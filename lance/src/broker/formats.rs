@@ -5,10 +5,10 @@
 use super::catalog::META;
 use super::command::{Command, CommandError};
 use super::proposals::Kind;
-use super::{Broker, BrokerError, Caller};
+use super::{Broker, BrokerError, Caller, DataGroup};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
-use lnc_log::journal::MARK_FORMAT;
+use lnc_log::journal::{GroupId, MARK_FORMAT};
 use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{FormatsResponse, Opcode, RaiseFormatRequest, Response};
 use lnc_raft::NodeId;
@@ -32,6 +32,26 @@ impl<D: Disk> Broker<D> {
     pub(super) fn follow_format(&mut self) {
         if self.format() >= MARK_FORMAT {
             self.shard.keep_mark(&mut self.disk);
+        }
+    }
+
+    /// Have the groups that this node leads remember as many producers as this version does, if the format of the cluster
+    /// knows of that.
+    pub(super) fn limit_producers(&mut self) {
+        /// The first format with such limits.
+        const SINCE_FORMAT: u32 = 3;
+        if self.format() < SINCE_FORMAT {
+            return;
+        }
+        let limits = self.config.producer_limits;
+        let lacks = |(group, data): (&GroupId, &DataGroup)| {
+            (data.state.producer_limits() != Some(limits) && self.shard.is_leader(*group)).then_some(*group)
+        };
+        let lacking: Vec<GroupId> = self.groups.iter().filter_map(lacks).collect();
+        for group in lacking {
+            if !self.has_backlog(group) {
+                self.submit(group, &Command::LimitProducers { limits }, None);
+            }
         }
     }
 

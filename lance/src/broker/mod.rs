@@ -32,6 +32,7 @@ mod proposals;
 mod retention;
 mod scrub;
 mod slow_disk;
+mod snapshot;
 mod space;
 pub mod status;
 mod storage;
@@ -43,6 +44,7 @@ mod transfer;
 use self::catalog::{Catalog, META};
 use self::members::Addresses;
 use self::partitions::PartitionGroup;
+pub use self::partitions::ProducerLimits;
 use self::proposals::{Origin, Proposals};
 use self::storage::Storage;
 use bytes::Bytes;
@@ -141,6 +143,8 @@ pub struct BrokerConfig {
     pub max_partitions_per_topic: u32,
     /// Journal bytes between checkpoints.
     pub checkpoint_bytes: u64,
+    /// Bytes of the state that are encoded for a checkpoint in a turn, more by a partition at most.
+    pub checkpoint_piece_bytes: usize,
     /// Bytes per second that are given to nodes that fetch the state of a group.
     pub transfer_bytes_per_second: u64,
     /// Time of a sync of the journal, in microseconds, beyond which a leader hands over.
@@ -153,6 +157,8 @@ pub struct BrokerConfig {
     pub scrub_interval_us: u64,
     /// Segment size of topics that do not set one; fixed for a partition when it is made.
     pub segment_bytes: u64,
+    /// How many idempotent producers are remembered.
+    pub producer_limits: ProducerLimits,
     /// Furthest that a clock may be from those of a majority, in milliseconds, to be believed.
     pub max_clock_skew_ms: u64,
     /// How long the control path may take.
@@ -451,6 +457,7 @@ impl<D: Disk> Broker<D> {
         self.fetch_what_frees_space();
         self.shard.retry_space(&mut self.disk);
         self.give_up_damage();
+        self.limit_producers();
         self.look_at_clocks();
         self.apply_retention();
         self.look_at_disk();
@@ -619,7 +626,11 @@ impl<D: Disk> Broker<D> {
 
     /// Whether a turn would find something to do that no event announces.
     pub fn wants_turn(&self) -> bool {
-        !self.outputs.is_empty() || !self.fetches.woken.is_empty() || self.reconcile || self.can_propose()
+        !self.outputs.is_empty()
+            || !self.fetches.woken.is_empty()
+            || self.reconcile
+            || self.can_propose()
+            || self.checkpoint.is_encoding()
     }
 
     /// Whether a flush or a majority is waited for with so little to write that the wait is short.

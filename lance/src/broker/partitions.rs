@@ -9,14 +9,44 @@ use bytes::{BufMut, Bytes, BytesMut};
 use lnc_log::segment::PartitionKey;
 use lnc_mutation::{Mutation, mutated};
 use lnc_protocol::batch::BatchHeader;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::RangeInclusive;
+use std::ops::{Bound, RangeInclusive};
+use std::sync::Arc;
 
 /// Batches per producer that a retry can be matched with: as many as a client may have in flight per partition.
 const RECENT_BATCHES: usize = 5;
 
-/// Producers remembered per partition; the one that was silent longest is forgotten first.
+/// Producers remembered per partition as long as no [`ProducerLimits`] are set; the one that was silent longest is
+/// forgotten first.
 const MAX_PRODUCERS: usize = 4096;
+
+/// Most bytes that a producer takes in a checkpoint: id, epoch, next sequence, time, and its recent batches.
+const PRODUCER_BYTES: u32 = 28 + 16 * RECENT_BATCHES as u32;
+
+/// Most bytes of a partition in a checkpoint, without its producers.
+const PARTITION_BYTES: usize = 12 + 16 + 9 + 4 + 9;
+
+/// In the number of partitions in a checkpoint: [`ProducerLimits`] come first.
+const LIMITED: u32 = 1 << 31;
+
+/// What share of its producers a partition forgets at once, those first that were silent longest: to look for one after the
+/// other would cost each newcomer a look at all of them.
+const FORGOTTEN_SHARE: usize = 8;
+
+/// How many producers are remembered. Set by a command, so that all replicas forget the same ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProducerLimits {
+    /// In each partition, at least 1.
+    pub partition: u32,
+    /// In all partitions of a group, at least 1: where there are more, the partition with most of them forgets some.
+    pub group: u32,
+}
+
+impl ProducerLimits {
+    /// As many as take 1 MiB of a checkpoint for a partition, and 16 MiB for a group.
+    pub const DEFAULT: Self = Self { partition: (1 << 20) / PRODUCER_BYTES, group: (16 << 20) / PRODUCER_BYTES };
+}
 
 /// The first format in which partitions are deleted topic by topic: see [`PartitionGroup::delete_topic`].
 pub const WHOLE_TOPICS_SINCE_FORMAT: u32 = 3;
@@ -84,7 +114,7 @@ struct Producer {
     recent: VecDeque<RecentBatch>,
 }
 
-/// One partition.
+/// One partition. A copy costs little: producers are shared until one of the two changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Partition {
     /// Offset of the first record that can be read.
@@ -93,7 +123,10 @@ pub struct Partition {
     pub log_end_offset: u64,
     /// Segment size in bytes, if the topic sets one.
     pub segment_bytes: Option<u64>,
-    producers: BTreeMap<i64, Producer>,
+    producers: Arc<BTreeMap<i64, Producer>>,
+    /// The largest id of a producer that was forgotten since there are [`ProducerLimits`]. One that is not larger and not
+    /// known may be one that was: what it sends may be here already.
+    forgotten_up_to: Option<i64>,
 }
 
 /// See the module documentation.
@@ -101,7 +134,10 @@ pub struct Partition {
 pub struct PartitionGroup {
     /// The latest append time applied: the group's clock goes back only where a leader has it turned back.
     clock_ms: u64,
+    limits: Option<ProducerLimits>,
     partitions: BTreeMap<PartitionKey, Partition>,
+    /// In all partitions together.
+    producers: usize,
     /// Partitions and topics that were deleted: a leader that has not heard of it yet must not bring one back.
     deleted: BTreeSet<PartitionKey>,
 }
@@ -135,10 +171,22 @@ impl PartitionGroup {
             return false;
         }
         self.clock_ms = time_ms;
-        for producer in self.partitions.values_mut().flat_map(|partition| partition.producers.values_mut()) {
-            producer.last_append_ms = producer.last_append_ms.min(time_ms);
+        for partition in self.partitions.values_mut().filter(|partition| !partition.producers.is_empty()) {
+            for producer in Arc::make_mut(&mut partition.producers).values_mut() {
+                producer.last_append_ms = producer.last_append_ms.min(time_ms);
+            }
         }
         true
+    }
+
+    /// How many producers are remembered from now on. Who is too many goes when the next one comes.
+    pub fn limit_producers(&mut self, limits: ProducerLimits) {
+        self.limits = Some(limits);
+    }
+
+    /// How many producers are remembered; `None` before that was ever set.
+    pub fn producer_limits(&self) -> Option<ProducerLimits> {
+        self.limits
     }
 
     /// Make a partition; `false` if it exists, or did once: topic ids are never used again.
@@ -156,7 +204,14 @@ impl PartitionGroup {
         if self.deleted.len() > MAX_DELETED {
             self.deleted.pop_first();
         }
-        self.partitions.remove(&key).is_some()
+        self.take(key)
+    }
+
+    /// A partition goes, with the producers that it remembers.
+    fn take(&mut self, key: PartitionKey) -> bool {
+        let gone = self.partitions.remove(&key);
+        self.producers -= gone.as_ref().map_or(0, |partition| partition.producers.len());
+        gone.is_some()
     }
 
     /// Remove all partitions of a topic, and have none of them come back; gives those that were here. Topic ids ascend and
@@ -164,7 +219,7 @@ impl PartitionGroup {
     pub fn delete_topic(&mut self, topic_id: u64) -> Vec<PartitionKey> {
         let gone: Vec<PartitionKey> = self.partitions.range(all_of(topic_id)).map(|(key, _)| *key).collect();
         for key in &gone {
-            self.partitions.remove(key);
+            self.take(*key);
         }
         if self.deleted_up_to().is_none_or(|floor| floor < topic_id) {
             self.replace_deleted(topic_id, WHOLE);
@@ -218,17 +273,44 @@ impl PartitionGroup {
 
     /// Give a batch its place, or find that it has one, or refuse it.
     pub fn append(&mut self, key: PartitionKey, header: &BatchHeader) -> Result<Appended, Refusal> {
-        let now_ms = self.clock_ms;
-        let partition = self.partitions.get_mut(&key).ok_or(Refusal::UnknownPartition)?;
+        let mut partition = self.partitions.get_mut(&key).ok_or(Refusal::UnknownPartition)?;
         let base_offset = partition.log_end_offset;
-        if header.producer_id != NO_PRODUCER
-            && !mutated(Mutation::AcceptDuplicates)
-            && let Some(original) = partition.sequence(header, base_offset, now_ms)?
-        {
-            return Ok(Appended::Duplicate(original));
+        if header.producer_id != NO_PRODUCER && !mutated(Mutation::AcceptDuplicates) {
+            if let Some(original) = partition.repeat_of(header)? {
+                return Ok(Appended::Duplicate(original));
+            }
+            if !partition.producers.contains_key(&header.producer_id) {
+                self.make_room(key);
+                self.producers += 1;
+                partition = self.partitions.get_mut(&key).ok_or(Refusal::UnknownPartition)?;
+            }
+            partition.note(header, base_offset, self.clock_ms);
         }
         partition.log_end_offset += u64::from(header.record_count);
         Ok(Appended::At(base_offset))
+    }
+
+    /// Forget producers where there are as many as there may be: one more comes to this partition.
+    fn make_room(&mut self, key: PartitionKey) {
+        let Some(partition) = self.partitions.get_mut(&key) else { return };
+        let Some(limits) = self.limits else {
+            if partition.producers.len() >= MAX_PRODUCERS {
+                self.producers -= partition.forget(1).len();
+            }
+            return;
+        };
+        while partition.producers.len() >= limits.partition.max(1) as usize {
+            self.producers -= partition.forget_share();
+        }
+        while self.producers >= limits.group.max(1) as usize {
+            // Who has most of them pays: nobody is forgotten for another's sake.
+            let fullest =
+                self.partitions.iter_mut().max_by_key(|(key, partition)| (partition.producers.len(), Reverse(**key)));
+            match fullest {
+                Some((_, partition)) if !partition.producers.is_empty() => self.producers -= partition.forget_share(),
+                _ => return,
+            }
+        }
     }
 
     /// A partition of this group.
@@ -243,13 +325,56 @@ impl PartitionGroup {
 
     /// The state for a checkpoint.
     pub fn encode(&self, out: &mut BytesMut) {
+        self.encode_head(out);
+        self.encode_partitions(out, None, usize::MAX);
+        self.encode_deleted(out);
+    }
+
+    /// What comes first in a checkpoint; then come the partitions, then [`PartitionGroup::encode_deleted`].
+    pub fn encode_head(&self, out: &mut BytesMut) {
         out.put_u64_le(self.clock_ms);
-        out.put_u32_le(self.partitions.len() as u32);
-        for (key, partition) in &self.partitions {
+        let count = self.partitions.len() as u32;
+        match self.limits {
+            None => out.put_u32_le(count),
+            Some(limits) => {
+                out.put_u32_le(count | LIMITED);
+                out.put_u32_le(limits.partition);
+                out.put_u32_le(limits.group);
+            }
+        }
+    }
+
+    /// The partitions behind this one, as many as it takes for `bytes`, at least one. Gives the last of them; `None` once
+    /// there are no more.
+    pub fn encode_partitions(
+        &self,
+        out: &mut BytesMut,
+        behind: Option<PartitionKey>,
+        bytes: usize,
+    ) -> Option<PartitionKey> {
+        let start = out.len();
+        for (key, partition) in self.behind(behind) {
             out.put_u64_le(key.topic_id);
             out.put_u32_le(key.partition);
             partition.encode(out);
+            if self.limits.is_some() {
+                put_optional(out, partition.forgotten_up_to.map(|id| id as u64));
+            }
+            if out.len() - start >= bytes {
+                return Some(key);
+            }
         }
+        None
+    }
+
+    /// The partitions behind this one, by key; all of them behind none.
+    pub fn behind(&self, key: Option<PartitionKey>) -> impl Iterator<Item = (PartitionKey, &Partition)> {
+        let from = key.map_or(Bound::Unbounded, Bound::Excluded);
+        self.partitions.range((from, Bound::Unbounded)).map(|(key, partition)| (*key, partition))
+    }
+
+    /// What comes last in a checkpoint.
+    pub fn encode_deleted(&self, out: &mut BytesMut) {
         out.put_u32_le(self.deleted.len() as u32);
         for key in &self.deleted {
             out.put_u64_le(key.topic_id);
@@ -257,12 +382,29 @@ impl PartitionGroup {
         }
     }
 
+    /// Most bytes that the state takes in a checkpoint.
+    pub fn encoded_bytes(&self) -> usize {
+        let partitions = self.partitions.len() * PARTITION_BYTES + self.producers * PRODUCER_BYTES as usize;
+        24 + partitions + self.deleted.len() * 12
+    }
+
     /// The state from a checkpoint.
     pub fn decode(from: &mut Bytes) -> Result<Self, CommandError> {
         let mut group = Self { clock_ms: get_u64(from)?, ..Self::default() };
-        for _ in 0..get_u32(from)? {
+        let count = get_u32(from)?;
+        if count & LIMITED != 0 {
+            group.limits = Some(ProducerLimits { partition: get_u32(from)?, group: get_u32(from)? });
+        }
+        for _ in 0..count & !LIMITED {
             let key = get_key(from)?;
-            group.partitions.insert(key, Partition::decode(from)?);
+            let mut partition = Partition::decode(from)?;
+            if group.limits.is_some() {
+                partition.forgotten_up_to = get_optional(from)?.map(|id| id as i64);
+            }
+            group.producers += partition.producers.len();
+            if group.partitions.insert(key, partition).is_some() {
+                return Err(CommandError("a partition that is there twice"));
+            }
         }
         for _ in 0..get_u32(from)? {
             group.deleted.insert(get_key(from)?);
@@ -272,10 +414,11 @@ impl PartitionGroup {
 }
 
 impl Partition {
-    /// Check a batch's sequence. `Ok(Some(offset))`: a repeat of what lies there. `Ok(None)`: next in order, noted.
-    fn sequence(&mut self, header: &BatchHeader, base_offset: u64, now_ms: u64) -> Result<Option<u64>, Refusal> {
+    /// Check a batch's sequence. `Ok(Some(offset))`: a repeat of what lies there. `Ok(None)`: next in order.
+    fn repeat_of(&self, header: &BatchHeader) -> Result<Option<u64>, Refusal> {
         let (found, epoch) = (header.base_sequence, header.producer_epoch);
         match self.producers.get(&header.producer_id) {
+            None if self.may_be_forgotten(header.producer_id) => return Err(Refusal::UnknownProducer),
             None if found != 0 && !mutated(Mutation::AcceptStrangers) => return Err(Refusal::UnknownProducer),
             Some(producer) if epoch < producer.epoch && !mutated(Mutation::IgnoreEpochs) => {
                 return Err(Refusal::Fenced { current: producer.epoch, found: epoch });
@@ -294,31 +437,52 @@ impl Partition {
             }
             _ => {}
         }
-        if !self.producers.contains_key(&header.producer_id) {
-            self.make_room();
-        }
+        Ok(None)
+    }
+
+    fn may_be_forgotten(&self, id: i64) -> bool {
+        self.forgotten_up_to.is_some_and(|largest| id <= largest) && !mutated(Mutation::RepeatForgotten)
+    }
+
+    /// Remember a batch that gets its place.
+    fn note(&mut self, header: &BatchHeader, base_offset: u64, now_ms: u64) {
+        let (base_sequence, epoch, count) = (header.base_sequence, header.producer_epoch, header.record_count);
         let fresh = || Producer { epoch, next_sequence: 0, last_append_ms: 0, recent: VecDeque::new() };
-        let producer = self.producers.entry(header.producer_id).or_insert_with(fresh);
+        let producer = Arc::make_mut(&mut self.producers).entry(header.producer_id).or_insert_with(fresh);
         if producer.epoch != epoch {
             *producer = fresh();
         }
         producer.last_append_ms = now_ms;
-        producer.next_sequence = next_sequence(found, header.record_count);
+        producer.next_sequence = next_sequence(base_sequence, count);
         if producer.recent.len() == RECENT_BATCHES - usize::from(mutated(Mutation::ShortWindow)) {
             producer.recent.pop_front();
         }
-        producer.recent.push_back(RecentBatch { base_sequence: found, count: header.record_count, base_offset });
-        Ok(None)
+        producer.recent.push_back(RecentBatch { base_sequence, count, base_offset });
     }
 
-    fn make_room(&mut self) {
-        if self.producers.len() < MAX_PRODUCERS {
-            return;
+    /// Forget an eighth of the producers. Gives how many they are.
+    fn forget_share(&mut self) -> usize {
+        let gone = self.forget(self.producers.len().div_ceil(FORGOTTEN_SHARE));
+        self.forgotten_up_to = self.forgotten_up_to.max(gone.iter().max().copied());
+        gone.len()
+    }
+
+    /// Forget this many producers, who were silent longest. Gives their ids.
+    fn forget(&mut self, count: usize) -> Vec<i64> {
+        let age = |(id, producer): (&i64, &Producer)| match mutated(Mutation::ForgetTheNewest) {
+            true => (u64::MAX - producer.last_append_ms, *id),
+            false => (producer.last_append_ms, *id),
+        };
+        let mut ages: Vec<(u64, i64)> = self.producers.iter().map(age).collect();
+        if count < ages.len() {
+            ages.select_nth_unstable(count);
+            ages.truncate(count);
         }
-        let oldest = self.producers.iter().min_by_key(|(id, producer)| (producer.last_append_ms, **id));
-        if let Some(id) = oldest.map(|(id, _)| *id) {
-            self.producers.remove(&id);
+        let producers = Arc::make_mut(&mut self.producers);
+        for (_, id) in &ages {
+            producers.remove(id);
         }
+        ages.into_iter().map(|(_, id)| id).collect()
     }
 
     fn encode(&self, out: &mut BytesMut) {
@@ -346,8 +510,10 @@ impl Partition {
             log_start_offset: get_u64(from)?,
             log_end_offset: get_u64(from)?,
             segment_bytes: get_optional(from)?,
-            producers: BTreeMap::new(),
+            producers: Arc::default(),
+            forgotten_up_to: None,
         };
+        let producers = Arc::make_mut(&mut partition.producers);
         for _ in 0..get_u32(from)? {
             let id = get_u64(from)? as i64;
             let mut producer = Producer {
@@ -363,7 +529,7 @@ impl Partition {
                     base_offset: get_u64(from)?,
                 });
             }
-            partition.producers.insert(id, producer);
+            producers.insert(id, producer);
         }
         Ok(partition)
     }
@@ -439,8 +605,8 @@ mod tests {
     fn duplicates_and_gaps_are_found_where_sequences_wrap() {
         let mut group = group();
         group.append(KEY, &batch(7, 0, 0, 1)).unwrap();
-        let known = group.partitions.get_mut(&KEY).and_then(|partition| partition.producers.get_mut(&7)).unwrap();
-        known.next_sequence = i32::MAX - 6;
+        let producers = Arc::make_mut(&mut group.partitions.get_mut(&KEY).unwrap().producers);
+        producers.get_mut(&7).unwrap().next_sequence = i32::MAX - 6;
         // Batches of three: the third begins at the largest number, and goes on with 0.
         let sequences = [i32::MAX - 6, i32::MAX - 3, i32::MAX, 2, 5, 8].map(|sequence: i32| (sequence, 3));
         let mut offset = 1;
@@ -458,6 +624,7 @@ mod tests {
         assert_eq!(group.append(KEY, &batch(7, 0, i32::MAX - 6, 3)), Err(forgotten), "five are remembered");
     }
 
+    /// So it was before limits were set by a command: replicas of an older version must come to the same state.
     #[test]
     fn the_table_of_producers_is_bounded() {
         let mut group = group();
@@ -466,7 +633,77 @@ mod tests {
             group.append(KEY, &batch(id, 0, 0, 1)).unwrap();
         }
         assert_eq!(group.partitions[&KEY].producers.len(), MAX_PRODUCERS);
-        assert!(!group.partitions[&KEY].producers.contains_key(&0), "the most silent one went first");
+        assert!(!group.partitions[&KEY].producers.contains_key(&9), "the most silent ones went first");
+        assert!(group.partitions[&KEY].producers.contains_key(&10));
+        assert_eq!(group.producers, MAX_PRODUCERS);
+    }
+
+    fn remembered(group: &PartitionGroup, key: PartitionKey) -> Vec<i64> {
+        group.partitions[&key].producers.keys().copied().collect()
+    }
+
+    #[test]
+    fn a_partition_forgets_an_eighth_of_its_producers_the_most_silent_first() {
+        let mut group = group();
+        group.limit_producers(ProducerLimits { partition: 16, group: 100 });
+        for id in 0..16 {
+            group.advance_clock(id as u64);
+            group.append(KEY, &batch(id, 0, 0, 1)).unwrap();
+        }
+        group.advance_clock(50);
+        group.append(KEY, &batch(1, 0, 1, 1)).unwrap();
+        assert_eq!(remembered(&group, KEY).len(), 16);
+        group.append(KEY, &batch(99, 0, 0, 1)).unwrap();
+        let kept: Vec<i64> = [1].into_iter().chain(3..16).chain([99]).collect();
+        assert_eq!(remembered(&group, KEY), kept);
+        assert_eq!(group.append(KEY, &batch(2, 0, 1, 1)), Err(Refusal::UnknownProducer));
+        assert_eq!(group.append(KEY, &batch(2, 0, 0, 1)), Err(Refusal::UnknownProducer), "its first batch may be here");
+        assert_eq!(after_a_checkpoint(&group), group);
+        let mut group = after_a_checkpoint(&group);
+        assert_eq!(group.append(KEY, &batch(0, 0, 0, 1)), Err(Refusal::UnknownProducer));
+        assert!(matches!(group.append(KEY, &batch(3, 0, 1, 1)), Ok(Appended::At(_))), "it is known");
+        assert_eq!(group.producers, 15);
+    }
+
+    #[test]
+    fn where_a_group_has_too_many_producers_the_fullest_partition_forgets() {
+        let mut group = group();
+        let small = PartitionKey { partition: 7, ..KEY };
+        group.create(small, None);
+        group.limit_producers(ProducerLimits { partition: 100, group: 20 });
+        group.append(small, &batch(1000, 0, 0, 1)).unwrap();
+        for id in 0..500 {
+            group.advance_clock(id as u64);
+            group.append(KEY, &batch(id, 0, 0, 1)).unwrap();
+            assert!(group.producers <= 20);
+        }
+        assert_eq!(remembered(&group, small), [1000], "though it was silent longest");
+        assert!(remembered(&group, KEY).ends_with(&[497, 498, 499]));
+        group.delete(KEY);
+        assert_eq!(group.producers, 1);
+        // Less may be allowed later on.
+        group.limit_producers(ProducerLimits { partition: 1, group: 1 });
+        group.append(small, &batch(1001, 0, 0, 1)).unwrap();
+        assert_eq!(remembered(&group, small), [1001]);
+    }
+
+    #[test]
+    fn the_limits_keep_a_group_below_what_a_checkpoint_may_take() {
+        let mut group = PartitionGroup::default();
+        group.limit_producers(ProducerLimits::DEFAULT);
+        let keys = || (0..40).map(|partition| PartitionKey { topic_id: 1, partition });
+        assert!(keys().all(|key| group.create(key, None)));
+        for (n, key) in keys().cycle().take(200_000).enumerate() {
+            group.advance_clock(n as u64);
+            group.append(key, &batch(n as i64, 0, 0, 1)).unwrap();
+        }
+        for (_, partition) in group.iter() {
+            assert!(partition.producers.len() <= ProducerLimits::DEFAULT.partition as usize);
+        }
+        assert!(group.producers <= ProducerLimits::DEFAULT.group as usize && group.producers > 130_000);
+        let mut out = BytesMut::new();
+        group.encode(&mut out);
+        assert!(out.len() <= group.encoded_bytes() && group.encoded_bytes() <= (16 << 20) + 4096);
     }
 
     #[test]
@@ -488,7 +725,7 @@ mod tests {
         assert_eq!(group.append(KEY, &batch(-1, -1, -1, 1)), Err(Refusal::UnknownPartition));
     }
 
-    fn deleted_again(group: &PartitionGroup) -> PartitionGroup {
+    fn after_a_checkpoint(group: &PartitionGroup) -> PartitionGroup {
         let mut out = BytesMut::new();
         group.encode(&mut out);
         PartitionGroup::decode(&mut out.freeze()).unwrap()
@@ -503,7 +740,7 @@ mod tests {
         assert!(neighbours.into_iter().all(|key| group.create(key, None)));
         assert!(group.delete_topic(7).into_iter().eq(keys()));
         assert_eq!(group.delete_topic(7), []);
-        let mut group = deleted_again(&group);
+        let mut group = after_a_checkpoint(&group);
         assert!(keys().all(|key| !group.create(key, None)), "none comes back");
         assert!(neighbours.into_iter().all(|key| group.get(key).is_some()));
     }
@@ -532,7 +769,7 @@ mod tests {
         }
         assert_eq!(group.delete_topic(2), [key(2)]);
         assert!(group.deleted.len() <= MAX_DELETED);
-        let mut group = deleted_again(&group);
+        let mut group = after_a_checkpoint(&group);
         assert!((2..newest).all(|topic_id| !group.create(key(topic_id), None)));
         for alive in [1, newest] {
             assert_eq!(group.append(key(alive), &batch(-1, -1, -1, 1)), Ok(Appended::At(0)), "topic {alive} lives");
@@ -548,8 +785,44 @@ mod tests {
         group.append(KEY, &batch(8, 0, 0, 1)).unwrap();
         group.trim(KEY, 2);
         group.delete(PartitionKey { topic_id: 9, partition: 1 });
-        let mut out = BytesMut::new();
-        group.encode(&mut out);
-        assert_eq!(PartitionGroup::decode(&mut out.freeze()), Ok(group));
+        assert_eq!(after_a_checkpoint(&group), group);
+        group.limit_producers(ProducerLimits { partition: 3, group: 9 });
+        assert_eq!(after_a_checkpoint(&group), group);
+    }
+
+    #[test]
+    fn a_copy_stays_as_it_was() {
+        let mut group = group();
+        group.append(KEY, &batch(7, 0, 0, 5)).unwrap();
+        let (copy, before) = (group.clone(), after_a_checkpoint(&group));
+        group.append(KEY, &batch(7, 0, 5, 1)).unwrap();
+        group.append(KEY, &batch(8, 0, 0, 1)).unwrap();
+        assert_eq!(copy, before);
+    }
+
+    #[test]
+    fn what_is_encoded_in_pieces_is_the_same() {
+        let mut group = PartitionGroup::default();
+        for partition in 0..50 {
+            let key = PartitionKey { topic_id: 1, partition };
+            group.create(key, None);
+            group.append(key, &batch(i64::from(partition), 0, 0, 5)).unwrap();
+        }
+        let mut whole = BytesMut::new();
+        group.encode(&mut whole);
+        let (mut pieces, mut behind, mut count) = (BytesMut::new(), None, 0);
+        group.encode_head(&mut pieces);
+        loop {
+            let before = pieces.len();
+            behind = group.encode_partitions(&mut pieces, behind, 300);
+            assert!(pieces.len() - before < 400);
+            count += 1;
+            if behind.is_none() {
+                break;
+            }
+        }
+        group.encode_deleted(&mut pieces);
+        assert_eq!(pieces, whole);
+        assert!(count > 10);
     }
 }

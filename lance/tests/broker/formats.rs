@@ -1,7 +1,9 @@
 //! Versions that speak different formats, in one cluster.
 
 use crate::harness::{Cluster, SECOND, Settings};
+use lance::broker::ProducerLimits;
 use lnc_log::disk::memory::CrashChoice;
+use lnc_log::journal::GroupId;
 use lnc_protocol::message::{FormatsResponse, RaiseFormatRequest};
 use lnc_protocol::{ErrorCode, Request, Response};
 use lnc_replication::formation::Formats;
@@ -32,6 +34,11 @@ fn await_format(cluster: &mut Cluster, wanted: u32) {
     });
 }
 
+/// How many producers the first group of partitions remembers, on each node.
+fn producer_limits(cluster: &mut Cluster) -> [Option<ProducerLimits>; 3] {
+    [1, 2, 3].map(|node| cluster.node(node).state(GroupId(1)).producer_limits())
+}
+
 #[test]
 fn a_new_cluster_has_the_newest_format_that_its_founders_speak() {
     let mut cluster = Cluster::ready(Settings::default());
@@ -46,6 +53,7 @@ fn the_format_is_raised_once_every_member_is_there_and_speaks_it() {
     cluster.ticks(5 * SECOND);
     cluster.await_balance();
     await_format(&mut cluster, 1);
+    assert_eq!(producer_limits(&mut cluster), [None; 3]);
     let (code, why) = refusal(&mut cluster, NEWEST);
     assert_eq!(code, ErrorCode::FormatNotCommon);
     assert!(why.ends_with("node 3 speaks formats 1 to 1"), "{why}");
@@ -61,6 +69,9 @@ fn the_format_is_raised_once_every_member_is_there_and_speaks_it() {
         assert_eq!(cluster.demand(&raise(NEWEST)), Response::RaiseFormat, "said twice");
     }
     await_format(&mut cluster, NEWEST);
+    cluster.until("producers are limited on every node", |cluster| {
+        producer_limits(cluster) == [Some(ProducerLimits::DEFAULT); 3]
+    });
     assert_eq!(refusal(&mut cluster, 1).0, ErrorCode::InvalidRequest, "there is no way back");
     assert_eq!(refusal(&mut cluster, NEWEST + 1).0, ErrorCode::FormatNotCommon);
 
@@ -73,6 +84,8 @@ fn the_format_is_raised_once_every_member_is_there_and_speaks_it() {
     }
     cluster.await_leaders();
     await_format(&mut cluster, NEWEST);
+    cluster.await_same();
+    assert_eq!(producer_limits(&mut cluster), [Some(ProducerLimits::DEFAULT); 3]);
 }
 
 /// A leader that starts without a checkpoint leads before it has applied that there is a cluster.

@@ -80,6 +80,8 @@ fn profile(mutation: Mutation) -> Profile {
         Mutation::ReadAnyRound => Profile::Echoes,
         Mutation::ReadUnapplied
         | Mutation::ShortWindow
+        | Mutation::ForgetTheNewest
+        | Mutation::RepeatForgotten
         | Mutation::IgnoreEpochs
         | Mutation::AcceptGaps
         | Mutation::AcceptStrangers => Profile::Network,

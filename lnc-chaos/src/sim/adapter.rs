@@ -248,6 +248,8 @@ fn broker_config(settings: &Settings, identity: &Identity) -> BrokerConfig {
         max_partitions_per_topic: 20,
         checkpoint_bytes: settings.checkpoint_bytes,
         segment_bytes: settings.segments.segment_bytes,
+        checkpoint_piece_bytes: settings.checkpoint_piece_bytes,
+        producer_limits: settings.producer_limits,
         max_clock_skew_ms: super::clocks::MAX_SKEW_MS,
         budgets: budgets(),
     }

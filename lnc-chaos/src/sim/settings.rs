@@ -2,6 +2,7 @@
 
 use super::profile::Profile;
 use super::rng::Rng;
+use lance::broker::ProducerLimits;
 use lnc_log::segment::SegmentConfig;
 
 /// One unit of a node's time, in virtual microseconds. Ten times production's: the network, the disks and the clients are
@@ -25,6 +26,8 @@ pub(crate) struct Settings {
     pub(super) memory_bytes: usize,
     pub(super) tail_cache_bytes: usize,
     pub(super) checkpoint_bytes: u64,
+    /// A checkpoint's state is encoded in many turns, or in one.
+    pub(super) checkpoint_piece_bytes: usize,
     pub(super) journal_file_bytes: u64,
     pub(super) journal_retain_bytes: u64,
     /// A node that has missed more fetches the state of its groups.
@@ -43,6 +46,8 @@ pub(crate) struct Settings {
     pub(super) disk_us: (u64, u64),
     /// Mean time between two batches of a producer.
     pub(super) produce_every_us: u64,
+    /// Few enough that producers of earlier lives are forgotten, and more than there are at a time.
+    pub(super) producer_limits: ProducerLimits,
 }
 
 /// Bytes of the largest batch that a node takes.
@@ -86,6 +91,8 @@ impl Settings {
             turn_us: rng.pick(&[2_000, 8_000, 20_000]),
             disk_us: rng.pick(&[(300, 2_000), (1_000, 8_000), (2_000, 30_000)]),
             produce_every_us: rng.pick(&[60_000, 150_000, 400_000]),
+            checkpoint_piece_bytes: rng.pick(&[1, 500, 512 << 10]),
+            producer_limits: ProducerLimits { partition: rng.pick(&[12, 40]), group: rng.pick(&[16, 100]) },
         };
         match profile {
             // What is kept in reserve is more than the journal and checkpoints need.

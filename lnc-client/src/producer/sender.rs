@@ -8,7 +8,8 @@
 //! When a batch fails for good, its sequence numbers can never be filled. The sender then takes a new producer id and
 //! goes on from sequence 0: batches under way with the old id can only be refused, since they leave a gap. Where even
 //! that is not sure (the failed batch may have been stored), the batches sent behind it fail too rather than risk a
-//! duplicate.
+//! duplicate. A broker that has forgotten the producer, as it does with those that were silent for long where there are
+//! very many, is no failure: what cannot have been stored goes out under a new id.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -352,7 +353,8 @@ impl Sender {
         let is_gap = matches!(error.code(), Some(ErrorCode::OutOfOrderSequence | ErrorCode::UnknownProducer))
             && self.is_idempotent()
             && self.window.front().is_some_and(|sent| sent.behind);
-        if !error.is_retriable() && !is_gap {
+        let is_forgotten = self.is_forgotten(&error);
+        if !error.is_retriable() && !is_gap && !is_forgotten {
             let ambiguous = error.is_ambiguous();
             self.fail_oldest(error, ambiguous);
             return;
@@ -362,6 +364,9 @@ impl Sender {
         for (at, sent) in self.window.iter_mut().enumerate() {
             // Only the oldest batch's answer was looked at.
             sent.maybe_stored |= sent.reply.take().is_some() && (at > 0 || error.is_ambiguous());
+        }
+        if is_forgotten {
+            self.begin_anew();
         }
         self.route = None;
         self.inquiry = None;
@@ -383,6 +388,25 @@ impl Sender {
                 None => sleep(pause).await,
             }
         }
+    }
+
+    /// Whether the broker knows nothing of the producer, though nothing that is open can have been stored: the oldest batch
+    /// was not, and what was sent behind it would have left a gap.
+    fn is_forgotten(&self, error: &Error) -> bool {
+        error.code() == Some(ErrorCode::UnknownProducer)
+            && self.is_idempotent()
+            && self.window.front().is_some_and(|oldest| !oldest.behind && !oldest.maybe_stored)
+    }
+
+    /// Gives up the producer id: what is open, none of it stored, goes out under a new one, from sequence 0.
+    fn begin_anew(&mut self) {
+        for sent in &mut self.window {
+            sent.reply = None;
+            sent.maybe_stored = false;
+        }
+        self.identity = None;
+        self.identity_spoiled = true;
+        self.route = None;
     }
 
     /// Fails the batches whose time is up.
@@ -418,13 +442,7 @@ impl Sender {
                 self.finish(&sent.outcome, sent.charge, error);
             }
         }
-        for sent in &mut self.window {
-            sent.reply = None;
-            sent.maybe_stored = false;
-        }
-        self.identity = None;
-        self.identity_spoiled = true;
-        self.route = None;
+        self.begin_anew();
     }
 
     fn finish(&self, outcome: &Outcome, charge: usize, error: Error) {

@@ -118,9 +118,16 @@ impl PartitionState {
         Ok(())
     }
 
+    /// How many bytes [`PartitionState::encode`] gives.
+    pub fn encoded_bytes(&self) -> usize {
+        let segment = |s: &SegmentState| 9 * 8 + s.epochs.len() * 12 + s.index.len() * 24;
+        1 + 3 * 8 + self.segments.iter().map(segment).sum::<usize>()
+    }
+
     /// Bytes for a checkpoint.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![VERSION];
+        let mut out = Vec::with_capacity(self.encoded_bytes());
+        out.push(VERSION);
         put(&mut out, &[self.log_start_offset, self.log_end_offset, self.segments.len() as u64]);
         for s in &self.segments {
             let (epochs, index) = (s.epochs.len() as u64, s.index.len() as u64);

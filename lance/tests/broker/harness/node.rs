@@ -3,9 +3,10 @@
 use super::{Cluster, HEARTBEAT_TICKS, Outcome, SECOND, Settings, TICK_US};
 use lance::broker::control::Budgets;
 use lance::broker::members::Addresses;
+use lance::broker::partitions::PartitionGroup;
 use lance::broker::status::Snapshot;
 use lance::broker::trace::Span;
-use lance::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Membership, Output};
+use lance::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Membership, Output, ProducerLimits};
 use lnc_log::FileOwner;
 use lnc_log::checkpoint::{GroupCheckpoint, load_latest};
 use lnc_log::disk::MemoryDisk;
@@ -276,6 +277,12 @@ impl Node {
         self.failure = Some(error);
     }
 
+    /// The state of a group of partitions.
+    pub(crate) fn state(&self, group: GroupId) -> PartitionGroup {
+        let broker = self.broker.as_ref().expect("a running node");
+        PartitionGroup::decode(&mut broker.encoded_state(group)).expect("a state")
+    }
+
     /// What its newest checkpoint says of a group.
     pub(crate) fn checkpoint(&self, group: GroupId) -> Option<GroupCheckpoint> {
         let mut copy = self.disk.clone();
@@ -330,6 +337,8 @@ fn broker_config(identity: &Identity, settings: &Settings) -> BrokerConfig {
         scrub_bytes_per_second: settings.scrub_bytes_per_second,
         scrub_interval_us: 1_000_000,
         segment_bytes: settings.segments.segment_bytes,
+        checkpoint_piece_bytes: 1000,
+        producer_limits: ProducerLimits::DEFAULT,
         max_clock_skew_ms: MAX_CLOCK_SKEW_MS,
         budgets: Budgets::of_heartbeat(u64::from(HEARTBEAT_TICKS) * TICK_US / 1000),
     }

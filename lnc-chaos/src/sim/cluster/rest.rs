@@ -2,13 +2,14 @@
 //! any time, that they change them in a circle.
 
 use super::super::invariants::Violation;
+use lance::broker::command::{Command, Commands};
 use lnc_raft::{Configuration, Entry, EntryKind};
 use std::collections::BTreeMap;
 
 /// How long nothing must happen: several election time-outs, and several of the steps that are taken every second.
 const QUIET_US: u64 = 5_000_000;
 
-/// How often a group may come to the same members: once more where an operator takes back what was not done yet.
+/// How often a group may come to the same members while the catalog says the same of them.
 const MAX_RETURNS: u32 = 2;
 
 /// See the module documentation.
@@ -17,7 +18,7 @@ pub(super) struct Rest {
     /// By group: the latest term, and the latest entry about members.
     terms: BTreeMap<u32, u64>,
     changed: BTreeMap<u32, u64>,
-    /// How often each group came to each configuration.
+    /// How often each group came to each configuration since the catalog last said something new of the members.
     returns: BTreeMap<(u32, String), u32>,
     /// When something happened last, which rule it would break, and what it was.
     disturbed: Option<(u64, &'static str, String)>,
@@ -43,6 +44,9 @@ impl Rest {
         entry: &Entry,
     ) -> Result<Option<Configuration>, Violation> {
         let latest = self.changed.entry(group).or_default();
+        if changes_members(entry) {
+            self.returns.clear();
+        }
         if entry.kind != EntryKind::Configuration || entry.index <= *latest {
             return Ok(None);
         }
@@ -73,4 +77,20 @@ impl Rest {
             None => Violation::new("liveness", "the cluster is at rest and the run does not end"),
         }
     }
+}
+
+/// Whether an entry of the catalog says who is to be a member, and who not.
+fn changes_members(entry: &Entry) -> bool {
+    let commands = (entry.kind == EntryKind::Normal).then(|| Commands::parse(entry.payload.clone()).ok()).flatten();
+    let says = |command: Command| {
+        matches!(
+            command,
+            Command::AddMember { .. }
+                | Command::AdmitMember { .. }
+                | Command::RenewMember { .. }
+                | Command::RemoveMember { .. }
+                | Command::AbandonMember { .. }
+        )
+    };
+    commands.is_some_and(|mut commands| commands.any(|command| command.is_ok_and(says)))
 }

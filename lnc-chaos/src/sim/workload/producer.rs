@@ -163,6 +163,11 @@ impl Producer {
             env.records.refused(span)?;
         }
         let overtook = matches!(error.code, ErrorCode::OutOfOrderSequence | ErrorCode::UnknownProducer);
+        if error.code == ErrorCode::UnknownProducer && !may_overtake && self.is_first(position) {
+            // Its id is not newer than one that was forgotten there.
+            self.restart();
+            return Ok(());
+        }
         if overtook && !may_overtake {
             let what = format!("the oldest batch of a producer, {span:?}, is refused: {error}");
             return Err(Violation::new("sequence-accepted", what));
@@ -174,6 +179,11 @@ impl Producer {
         self.resend_later(env, leader);
         Ok(())
     }
+
+    /// Whether nothing was acknowledged under this identity yet, and this batch is the oldest that is open.
+    fn is_first(&self, position: usize) -> bool {
+        position == 0 && self.open.iter().map(|batch| batch.span.count as i32).sum::<i32>() == self.next_sequence
+    }
 }
 
 impl Client for Producer {
@@ -182,7 +192,7 @@ impl Client for Producer {
             self.resend_due = false;
             self.send(env);
         } else {
-            if env.rng.chance(5) {
+            if env.rng.chance(15) {
                 self.restart();
             }
             if env.rng.chance(10) && !env.stopping {
