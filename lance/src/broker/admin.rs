@@ -164,12 +164,25 @@ impl<D: Disk> Broker<D> {
         // Without a leader of the catalog nobody could be asked: the topic may exist.
         let known = self.shard.leader(META).is_some();
         let missing = if known { ErrorCode::UnknownTopic } else { ErrorCode::LeaderUnknown };
-        let topics = match request.topics {
-            None => self.catalog.topics().map(|topic| self.topic_metadata(topic)).collect(),
+        // Each name once, however often it was said.
+        let mut seen = BTreeSet::new();
+        let once = |names: Vec<String>| names.into_iter().filter(|name| seen.insert(name.clone())).collect();
+        let names: Option<Vec<String>> = request.topics.map(once);
+        let known_of = |name: &String| (name.len(), self.catalog.topic(name).map_or(0, |topic| topic.partitions));
+        let fits = match &names {
+            None => self.fits_a_reply(self.catalog.topics().map(|topic| (topic.name.len(), topic.partitions))),
+            Some(names) => self.fits_a_reply(names.iter().map(known_of)),
+        };
+        if let Err(message) = fits {
+            return self.refuse(caller, Opcode::Metadata, ErrorCode::InvalidRequest, message);
+        }
+        let leaders = self.leaders();
+        let topics = match names {
+            None => self.catalog.topics().map(|topic| topic_metadata(topic, &leaders)).collect(),
             Some(names) => names
                 .into_iter()
                 .map(|name| match self.catalog.topic(&name) {
-                    Some(topic) => self.topic_metadata(topic),
+                    Some(topic) => topic_metadata(topic, &leaders),
                     None => TopicMetadata { name, topic_id: 0, error: missing, partitions: Vec::new() },
                 })
                 .collect(),
@@ -184,22 +197,12 @@ impl<D: Disk> Broker<D> {
         self.reply(caller, Opcode::Metadata, Response::Metadata(response));
     }
 
-    fn topic_metadata(&self, topic: &Topic) -> TopicMetadata {
-        let partition = |partition| {
-            let group = topic.group_of(partition);
-            PartitionMetadata {
-                partition,
-                group: group.0,
-                leader: self.shard.leader(group).map(NodeId::node),
-                leader_term: self.shard.status(group).map_or(0, |status| status.term),
-            }
+    /// Who leads each group, and in which term.
+    fn leaders(&self) -> BTreeMap<GroupId, (Option<u64>, u64)> {
+        let of = |group| {
+            (self.shard.leader(group).map(NodeId::node), self.shard.status(group).map_or(0, |status| status.term))
         };
-        TopicMetadata {
-            name: topic.name.clone(),
-            topic_id: topic.id,
-            error: ErrorCode::None,
-            partitions: (0..topic.partitions).map(partition).collect(),
-        }
+        self.shard.group_ids().map(|group| (group, of(group))).collect()
     }
 
     pub(super) fn list_topics(&mut self, caller: Caller) {
@@ -389,5 +392,19 @@ impl<D: Disk> Broker<D> {
             _ if self.shard.group_ids().all(votes) => "member",
             _ => "joining",
         }
+    }
+}
+
+fn topic_metadata(topic: &Topic, leaders: &BTreeMap<GroupId, (Option<u64>, u64)>) -> TopicMetadata {
+    let partition = |partition| {
+        let group = topic.group_of(partition);
+        let (leader, leader_term) = leaders.get(&group).copied().unwrap_or_default();
+        PartitionMetadata { partition, group: group.0, leader, leader_term }
+    };
+    TopicMetadata {
+        name: topic.name.clone(),
+        topic_id: topic.id,
+        error: ErrorCode::None,
+        partitions: (0..topic.partitions).map(partition).collect(),
     }
 }

@@ -75,6 +75,17 @@ impl<D: Disk> Broker<D> {
         Some(barrier)
     }
 
+    /// Nobody waits any more for what a connection has asked. What it wanted written is written.
+    pub(super) fn forget_barriers(&mut self, connection: u64) {
+        let of_it = |(_, barrier): &(&u64, &ReadBarrier)| {
+            barrier.caller.connection == connection && barrier.opcode != Opcode::Produce
+        };
+        let gone: Vec<u64> = self.barriers.iter().filter(of_it).map(|(ctx, _)| *ctx).collect();
+        for ctx in gone {
+            self.take_barrier(ctx);
+        }
+    }
+
     fn groups_to_ask(&self, request: &Request) -> BTreeSet<GroupId> {
         match request {
             Request::Metadata(metadata) => {

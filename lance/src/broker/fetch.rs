@@ -1,6 +1,7 @@
 //! Fetch: committed batches to readers, from the tail cache or the segments, now or when there are some.
 
 use super::catalog::META;
+use super::costs::ENTRIES_PER_TURN;
 use super::{Broker, Caller};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
@@ -40,6 +41,8 @@ pub(super) struct Fetches {
     /// Fetches for which something has changed.
     pub(super) woken: BTreeSet<u64>,
     cold: BTreeMap<u64, (u64, usize)>,
+    /// The last one that was looked at again: in the next turn it is the others' turn first.
+    served: u64,
 }
 
 impl Fetches {
@@ -281,12 +284,31 @@ impl<D: Disk> Broker<D> {
         }
     }
 
-    /// Look again at every fetch for which something has changed.
+    /// Look again at fetches for which something has changed: as many as a turn has time for, one after the other in a round.
     pub(super) fn wake_fetches(&mut self) {
-        for id in std::mem::take(&mut self.fetches.woken) {
+        let mut woken = std::mem::take(&mut self.fetches.woken);
+        let mut left = ENTRIES_PER_TURN;
+        while left > 0
+            && let Some(id) = woken.range(self.fetches.served + 1..).next().or(woken.first()).copied()
+        {
+            woken.remove(&id);
+            self.fetches.served = id;
             let Some(parked) = self.fetches.parked.remove(&id) else { continue };
+            left = left.saturating_sub(parked.request.partitions.len().max(1));
             self.unwatch(id, &parked.request);
             self.serve_fetch(id, parked);
+        }
+        self.fetches.woken.append(&mut woken);
+    }
+
+    /// Nobody waits any more for the answers to a connection's fetches. What the disk reads for them comes and is dropped.
+    pub(super) fn forget_fetches(&mut self, connection: u64) {
+        let of_it = |(id, parked): (&u64, &Parked)| (parked.caller.connection == connection).then_some(*id);
+        let ids: Vec<u64> = self.fetches.parked.iter().filter_map(of_it).collect();
+        for id in ids {
+            if let Some(parked) = self.fetches.parked.remove(&id) {
+                self.unwatch(id, &parked.request);
+            }
         }
     }
 

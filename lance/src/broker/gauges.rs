@@ -71,9 +71,12 @@ impl Figures {
 }
 
 impl<D: Disk> Broker<D> {
-    /// A client's connection has ended.
+    /// A client's connection has ended, and with it what it waits for.
     pub fn client_gone(&mut self, connection: u64) {
         self.figures.forget(connection);
+        self.forget_barriers(connection);
+        self.forget_fetches(connection);
+        self.scans.forget(connection);
     }
 
     /// Show how the peers of a group that is led here are.

@@ -16,6 +16,7 @@ mod checkpoint;
 mod clocks;
 pub mod command;
 pub mod control;
+pub mod costs;
 mod fetch;
 mod formats;
 mod gauges;
@@ -335,7 +336,8 @@ impl<D: Disk> Broker<D> {
             counter.inc();
         }
         match Request::decode(opcode, body.clone()) {
-            Ok(request) => self.serve(caller, opcode, request, body),
+            Ok(request) if self.is_affordable(caller, opcode, &request) => self.serve(caller, opcode, request, body),
+            Ok(_) => {}
             Err(error) => self.refuse(caller, opcode, ErrorCode::InvalidRequest, error.to_string()),
         }
     }
@@ -428,6 +430,7 @@ impl<D: Disk> Broker<D> {
         self.follow_format();
         self.expire_proposals();
         self.expire_fetches();
+        self.expire_searches();
         self.expire_barriers();
         self.tick_topic_changes();
         self.measure_freshness();
@@ -486,6 +489,7 @@ impl<D: Disk> Broker<D> {
         let read_budget = self.read_budget();
         self.storage.on_disk().set_read_budget(&mut self.disk, read_budget);
         self.wake_fetches();
+        self.go_on_searching();
         self.storage.turn()?;
         // A write that fails for want of space completes at once and so asks for the next turn: retried in every turn, it
         // would keep the shard busy for as long as the disk is full.
@@ -626,11 +630,8 @@ impl<D: Disk> Broker<D> {
 
     /// Whether a turn would find something to do that no event announces.
     pub fn wants_turn(&self) -> bool {
-        !self.outputs.is_empty()
-            || !self.fetches.woken.is_empty()
-            || self.reconcile
-            || self.can_propose()
-            || self.checkpoint.is_encoding()
+        let goes_on = !self.fetches.woken.is_empty() || self.scans.go_on() || self.checkpoint.is_encoding();
+        !self.outputs.is_empty() || self.reconcile || self.can_propose() || goes_on
     }
 
     /// Whether a flush or a majority is waited for with so little to write that the wait is short.

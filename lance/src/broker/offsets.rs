@@ -1,7 +1,8 @@
 //! ListOffsets: earliest, latest, and the first offset at or after a time.
 //!
 //! A search by time starts where the segments' sparse index says and goes through batches from there, in memory or from
-//! segment files, one request after the other.
+//! segment files. Searches take turns: each goes on until it has looked through about as much as a turn has time for, or has
+//! opened a batch; then it is the others' turn, and that of all other work. One ends when its client is gone.
 
 use super::{Broker, Caller};
 use bytes::Bytes;
@@ -10,10 +11,22 @@ use lnc_log::journal::GroupId;
 use lnc_log::segment::{PartitionKey, ReadDone, SegmentError};
 use lnc_protocol::message::{ListOffsetsPartition, ListOffsetsRequest, OffsetSpec, Opcode, PartitionOffset, Response};
 use lnc_protocol::{BatchHeader, ErrorCode, Limits};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Bytes looked through per read.
 const SCAN_BYTES: usize = 1 << 20;
+
+/// Bytes looked through in a turn, by all searches together.
+const BYTES_PER_TURN: usize = 1 << 20;
+
+/// What it costs to look up a partition, in such bytes.
+const LOOK_UP: usize = 512;
+
+/// Most bytes that a batch has when it is opened, as many as a producer may send. Of one with more only the start is told.
+const MAX_OPENED_BYTES: usize = 16 << 20;
+
+/// How long a search may take, in microseconds.
+const MAX_SEARCH_US: u64 = 30_000_000;
 
 /// A request that is being worked through, partition by partition.
 struct Scan {
@@ -22,19 +35,44 @@ struct Scan {
     results: Vec<PartitionOffset>,
     /// Where the search by time in the current partition goes on.
     cursor: Option<u64>,
+    /// What was found by time, so that what is asked for twice is looked for once.
+    found: BTreeMap<(String, u64, u32, i64), usize>,
+    deadline_us: u64,
 }
 
-/// Searches that wait for the disk.
+/// Searches under way.
 #[derive(Default)]
 pub(super) struct Scans {
+    /// They wait for the disk, by ticket.
     waiting: BTreeMap<u64, Scan>,
+    /// They wait for their turn.
+    ready: VecDeque<Scan>,
+}
+
+impl Scans {
+    /// Whether one could go on.
+    pub(super) fn go_on(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Nobody waits any more for what a connection has asked.
+    pub(super) fn forget(&mut self, connection: u64) {
+        self.waiting.retain(|_, scan| scan.caller.connection != connection);
+        self.ready.retain(|scan| scan.caller.connection != connection);
+    }
 }
 
 /// How far a search by time has come.
 enum Step {
-    Found(PartitionOffset),
+    /// Whether a batch had to be opened for it.
+    Found(PartitionOffset, bool),
+    /// So many bytes were looked through, and it goes on behind them.
+    On(usize),
     Cold(PartitionKey, u64),
 }
+
+/// A record that was looked for: its offset and timestamp.
+type Hit = (u64, i64);
 
 impl<D: Disk> Broker<D> {
     /// The groups that must confirm where their logs end before a request can be answered.
@@ -49,16 +87,58 @@ impl<D: Disk> Broker<D> {
     }
 
     pub(super) fn list_offsets(&mut self, caller: Caller, request: ListOffsetsRequest) {
-        self.go_on(Scan { caller, request, results: Vec::new(), cursor: None });
+        let deadline_us = self.now_us() + MAX_SEARCH_US;
+        let (results, found) = (Vec::new(), BTreeMap::new());
+        self.scans.ready.push_back(Scan { caller, request, results, cursor: None, found, deadline_us });
     }
 
-    fn go_on(&mut self, mut scan: Scan) {
+    /// Go on with searches, as far as a turn has time for them.
+    pub(super) fn go_on_searching(&mut self) {
+        let mut left = BYTES_PER_TURN;
+        while left > 0
+            && let Some(scan) = self.scans.ready.pop_front()
+        {
+            self.search_on(scan, &mut left);
+        }
+    }
+
+    /// Tell those whose searches have taken too long.
+    pub(super) fn expire_searches(&mut self) {
+        let now = self.now_us();
+        let Scans { waiting, ready } = &mut self.scans;
+        let late = waiting.extract_if(.., |_, scan| scan.deadline_us <= now).map(|(_, scan)| scan);
+        let mut late: Vec<Scan> = late.collect();
+        let (over, on): (Vec<Scan>, Vec<Scan>) = ready.drain(..).partition(|scan| scan.deadline_us <= now);
+        ready.extend(on);
+        late.extend(over);
+        for scan in late {
+            let message = format!(
+                "{} of {} partitions were searched in {} s: ask for fewer at a time",
+                scan.results.len(),
+                scan.request.partitions.len(),
+                MAX_SEARCH_US / 1_000_000
+            );
+            self.refuse(scan.caller, Opcode::ListOffsets, ErrorCode::Timeout, message);
+        }
+    }
+
+    /// Go on with a search until it is over, waits for the disk, or has used up what is left for this turn.
+    fn search_on(&mut self, mut scan: Scan, left: &mut usize) {
         while let Some(wanted) = scan.request.partitions.get(scan.results.len()) {
+            if *left == 0 {
+                return self.scans.ready.push_back(scan);
+            }
+            *left = left.saturating_sub(LOOK_UP);
+            if let Some(again) = same_search(wanted).and_then(|search| scan.found.get(&search)).copied() {
+                scan.results.push(scan.results[again].clone());
+                continue;
+            }
             match self.offset_step(wanted, &mut scan.cursor) {
-                Step::Found(found) => {
-                    scan.results.push(found);
-                    scan.cursor = None;
+                Step::Found(found, opened) => {
+                    *left = if opened { 0 } else { *left };
+                    scan.conclude(found);
                 }
+                Step::On(bytes) => *left = left.saturating_sub(bytes),
                 Step::Cold(key, offset) => {
                     let ticket = self.ticket();
                     match self.storage.on_disk().read(&mut self.disk, key, offset, SCAN_BYTES, ticket) {
@@ -68,8 +148,7 @@ impl<D: Disk> Broker<D> {
                         }
                         Err(error) => {
                             let failed = damaged(wanted, &error);
-                            scan.results.push(failed);
-                            scan.cursor = None;
+                            scan.conclude(failed);
                         }
                     }
                 }
@@ -78,23 +157,22 @@ impl<D: Disk> Broker<D> {
         self.reply(scan.caller, Opcode::ListOffsets, Response::ListOffsets(scan.results));
     }
 
+    /// A read has come for a search, which goes on when it is its turn.
     pub(super) fn scan_read_done(&mut self, read: ReadDone) {
         let Some(mut scan) = self.scans.waiting.remove(&read.ticket) else { return };
         let Some(wanted) = scan.request.partitions.get(scan.results.len()) else { return };
         let searched = match read.result {
             Err(error) => Err(damaged(wanted, &error)),
-            Ok(batches) => {
-                let after = search(&[batches.bytes], wanted)
-                    .map_err(|hit| at(wanted, hit))
-                    .map(|end| end.or(scan.cursor).unwrap_or_default());
-                after.inspect(|next| scan.cursor = Some(*next))
-            }
+            Ok(batches) => match search(&[batches.bytes], wanted) {
+                (_, Some(hit)) => Err(at(wanted, hit)),
+                (end, None) => Ok(end.or(scan.cursor).unwrap_or_default()),
+            },
         };
-        if let Err(result) = searched {
-            scan.results.push(result);
-            scan.cursor = None;
+        match searched {
+            Ok(next) => scan.cursor = Some(next),
+            Err(result) => scan.conclude(result),
         }
-        self.go_on(scan);
+        self.scans.ready.push_back(scan);
     }
 
     /// Where to start looking for a time: nothing before it is late enough. Past the end if the segments say that there
@@ -110,53 +188,75 @@ impl<D: Disk> Broker<D> {
     fn offset_step(&mut self, wanted: &ListOffsetsPartition, cursor: &mut Option<u64>) -> Step {
         let (key, group) = match self.catalog.resolve(&wanted.topic, wanted.topic_id, wanted.partition) {
             Ok(found) => found,
-            Err((error, message)) => return Step::Found(PartitionOffset { error, message, ..at(wanted, (0, -1)) }),
+            Err((error, message)) => {
+                return Step::Found(PartitionOffset { error, message, ..at(wanted, (0, -1)) }, false);
+            }
         };
         let state = self.groups.get(&group).and_then(|data| data.state.get(key));
         let (start, end) = state.map_or((0, 0), |state| (state.log_start_offset, state.log_end_offset));
         let timestamp = match wanted.spec {
-            OffsetSpec::Earliest => return Step::Found(at(wanted, (start, -1))),
-            OffsetSpec::Latest => return Step::Found(at(wanted, (end, -1))),
+            OffsetSpec::Earliest => return Step::Found(at(wanted, (start, -1)), false),
+            OffsetSpec::Latest => return Step::Found(at(wanted, (end, -1)), false),
             OffsetSpec::Timestamp(timestamp) => timestamp,
         };
-        loop {
-            let from = cursor.unwrap_or_else(|| self.time_bound(key, timestamp)).max(start);
-            if from >= end {
-                return Step::Found(at(wanted, (end, -1)));
+        let from = cursor.unwrap_or_else(|| self.time_bound(key, timestamp)).max(start);
+        if from >= end {
+            return Step::Found(at(wanted, (end, -1)), false);
+        }
+        *cursor = Some(from);
+        let Some(cached) = self.storage.cache().read(key, from, SCAN_BYTES) else { return Step::Cold(key, from) };
+        match search(&cached.pieces, wanted) {
+            (_, Some(hit)) => Step::Found(at(wanted, hit), true),
+            (Some(next), None) if next > from => {
+                *cursor = Some(next);
+                Step::On(cached.pieces.iter().map(Bytes::len).sum())
             }
-            *cursor = Some(from);
-            let Some(cached) = self.storage.cache().read(key, from, SCAN_BYTES) else { return Step::Cold(key, from) };
-            match search(&cached.pieces, wanted) {
-                Err(hit) => return Step::Found(at(wanted, hit)),
-                Ok(Some(next)) if next > from => *cursor = Some(next),
-                Ok(_) => return Step::Found(at(wanted, (end, -1))),
-            }
+            _ => Step::Found(at(wanted, (end, -1)), false),
         }
     }
 }
 
-/// Look for the first record at or after the wanted time: `Err((offset, timestamp))` when found, else the offset after
-/// the last batch looked at.
-fn search(pieces: &[Bytes], wanted: &ListOffsetsPartition) -> Result<Option<u64>, (u64, i64)> {
-    let OffsetSpec::Timestamp(timestamp) = wanted.spec else { return Ok(None) };
+impl Scan {
+    /// One partition is answered.
+    fn conclude(&mut self, result: PartitionOffset) {
+        if let Some(search) = self.request.partitions.get(self.results.len()).and_then(same_search) {
+            self.found.insert(search, self.results.len());
+        }
+        self.results.push(result);
+        self.cursor = None;
+    }
+}
+
+/// What is the same for searches by time with the same answer.
+fn same_search(wanted: &ListOffsetsPartition) -> Option<(String, u64, u32, i64)> {
+    match wanted.spec {
+        OffsetSpec::Timestamp(timestamp) => Some((wanted.topic.clone(), wanted.topic_id, wanted.partition, timestamp)),
+        _ => None,
+    }
+}
+
+/// Look for the first record at or after the wanted time: the offset after the last batch looked at, and what was found.
+fn search(pieces: &[Bytes], wanted: &ListOffsetsPartition) -> (Option<u64>, Option<Hit>) {
+    let OffsetSpec::Timestamp(timestamp) = wanted.spec else { return (None, None) };
     let mut next = None;
     for piece in pieces {
         let mut position = 0;
         while let Some(Ok(header)) = piece.get(position..).filter(|rest| !rest.is_empty()).map(BatchHeader::parse) {
             let end = (position + header.total_len()).min(piece.len());
             if header.max_timestamp >= timestamp {
-                let limits = Limits { max_batch_bytes: usize::MAX, max_decompressed_bytes: 64 << 20 };
+                let limits = Limits { max_batch_bytes: usize::MAX, max_decompressed_bytes: MAX_OPENED_BYTES };
                 let records = lnc_protocol::batch::records(&piece.slice(position..end), &limits);
                 let hit = records.ok().and_then(|mut records| {
                     records.find_map(|record| record.ok().filter(|record| record.timestamp_ms >= timestamp))
                 });
-                return Err(hit.map_or((header.base_offset, header.max_timestamp), |r| (r.offset, r.timestamp_ms)));
+                let start = (header.base_offset, header.max_timestamp);
+                return (next, Some(hit.map_or(start, |record| (record.offset, record.timestamp_ms))));
             }
             next = Some(header.last_offset() + 1);
             position = end;
         }
     }
-    Ok(next)
+    (next, None)
 }
 
 fn at(wanted: &ListOffsetsPartition, (offset, timestamp_ms): (u64, i64)) -> PartitionOffset {

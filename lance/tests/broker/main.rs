@@ -5,6 +5,7 @@ mod harness;
 mod acknowledgement;
 mod clocks;
 mod corners;
+mod costs;
 mod failover;
 mod formats;
 mod limits;

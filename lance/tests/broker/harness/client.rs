@@ -115,6 +115,14 @@ impl Cluster {
         }
     }
 
+    /// The client's connection to a node has ended.
+    pub(crate) fn client_gone(&mut self, node: u64) {
+        let connection = self.connection;
+        if let Some(broker) = self.node_mut(node).broker_mut() {
+            broker.client_gone(connection);
+        }
+    }
+
     /// Whether a request has an outcome.
     pub(crate) fn is_answered(&self, call: Call) -> bool {
         self.calls.pending.get(&call).is_none_or(|pending| pending.outcome.is_some())

@@ -38,8 +38,8 @@ pub(super) struct Producer {
     identity: Identity,
     next_sequence: i32,
     open: VecDeque<Batch>,
-    /// Batches of earlier epochs, which somebody may send once more; nobody hears the answers.
-    ghosts: Vec<Batch>,
+    /// Batches of earlier epochs and lives, which somebody may send once more; nobody hears the answers.
+    ghosts: Vec<(PartitionId, Batch)>,
     node: u64,
     attempts: u64,
     resend_due: bool,
@@ -117,25 +117,31 @@ impl Producer {
         let stream = env.records.open_epoch(at, id, epoch);
         self.identity = Identity::Known { id, epoch, stream, at };
         self.next_sequence = 0;
-        self.ghosts.extend(self.open.drain(..).filter(|batch| !batch.acked));
+        self.bury(at);
     }
 
-    /// A batch of an earlier epoch arrives again.
+    /// What is open is given up, and may arrive all the same.
+    fn bury(&mut self, at: PartitionId) {
+        self.ghosts.extend(self.open.drain(..).filter(|batch| !batch.acked).map(|batch| (at, batch)));
+    }
+
+    /// A batch of an earlier epoch or life arrives again.
     fn haunt(&mut self, env: &mut Env<'_>) {
-        let Identity::Known { at, .. } = self.identity else { return self.ghosts.clear() };
-        if let Some(ghost) = self.ghosts.pop() {
-            self.attempts += 1;
-            env.records.tried(ghost.span);
-            let request = env.produce(at, Acks::Quorum, ghost.bytes);
-            env.send(self.node, request, TIMEOUT_US, self.attempts);
-        }
+        let which = env.rng.below(self.ghosts.len() as u64) as usize;
+        let (at, ghost) = self.ghosts.swap_remove(which);
+        self.attempts += 1;
+        env.records.tried(ghost.span);
+        let request = env.produce(at, Acks::Quorum, ghost.bytes);
+        env.send(self.node, request, TIMEOUT_US, self.attempts);
     }
 
     /// Forget everything, as a process that is started again does.
     fn restart(&mut self) {
+        if let Identity::Known { at, .. } = self.identity {
+            self.bury(at);
+        }
         self.identity = Identity::None;
         self.open.clear();
-        self.ghosts.clear();
         self.next_sequence = 0;
     }
 
@@ -198,7 +204,7 @@ impl Client for Producer {
             if env.rng.chance(10) && !env.stopping {
                 self.next_epoch(env);
             }
-            if !self.ghosts.is_empty() && env.rng.chance(200) {
+            if !self.ghosts.is_empty() && !env.stopping && env.rng.chance(30) {
                 self.haunt(env);
             }
             self.work(env);

@@ -1,0 +1,47 @@
+//! What a request may cost: known before it is served, and bounded. What takes longer than a moment goes on in later turns.
+
+use super::{Broker, Caller};
+use lnc_log::disk::Disk;
+use lnc_protocol::ErrorCode;
+use lnc_protocol::message::{Opcode, Request};
+
+/// Most entries of a request: partitions of a fetch or of a search for offsets, names of topics.
+pub const MAX_ENTRIES: usize = 4096;
+
+/// Entries of fetches that are looked at again in a turn since something has changed; one fetch at least.
+pub(super) const ENTRIES_PER_TURN: usize = MAX_ENTRIES;
+
+/// Bytes in a reply for a partition of a topic, and for the topic beside its name: more than they take.
+const PARTITION_BYTES: usize = 24;
+const TOPIC_BYTES: usize = 24;
+
+impl<D: Disk> Broker<D> {
+    /// Whether a request asks for no more than one may; if not, its caller is told so.
+    pub(super) fn is_affordable(&mut self, caller: Caller, opcode: Opcode, request: &Request) -> bool {
+        let (entries, what) = match request {
+            Request::Fetch(fetch) => (fetch.partitions.len(), "partitions"),
+            Request::ListOffsets(search) => (search.partitions.len(), "partitions"),
+            Request::Metadata(metadata) => (metadata.topics.as_ref().map_or(0, Vec::len), "topics"),
+            _ => return true,
+        };
+        if entries > MAX_ENTRIES {
+            let message =
+                format!("{} asks for {entries} {what}, of which a request may have {MAX_ENTRIES}", opcode.name());
+            self.refuse(caller, opcode, ErrorCode::InvalidRequest, message);
+        }
+        entries <= MAX_ENTRIES
+    }
+
+    /// Whether a reply about these topics, by the length of the name and the partitions of each, fits into a frame.
+    pub(super) fn fits_a_reply(&self, topics: impl Iterator<Item = (usize, u32)>) -> Result<(), String> {
+        let bytes: usize =
+            topics.map(|(name, partitions)| TOPIC_BYTES + name + partitions as usize * PARTITION_BYTES).sum();
+        let most = self.config.max_frame_bytes;
+        match bytes > most {
+            true => Err(format!(
+                "the reply would have about {bytes} bytes, a frame has {most} at most: ask for fewer topics"
+            )),
+            false => Ok(()),
+        }
+    }
+}
