@@ -36,3 +36,6 @@ pub const PROTOCOL_VERSION: u8 = 1;
 
 /// The port on which brokers listen for clients unless configured otherwise.
 pub const DEFAULT_PORT: u16 = 1992;
+
+/// Most entries of a request: partitions of a fetch or of a search for offsets, names of topics.
+pub const MAX_ENTRIES: usize = 4096;

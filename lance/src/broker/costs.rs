@@ -2,11 +2,8 @@
 
 use super::{Broker, Caller};
 use lnc_log::disk::Disk;
-use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{Opcode, Request};
-
-/// Most entries of a request: partitions of a fetch or of a search for offsets, names of topics.
-pub const MAX_ENTRIES: usize = 4096;
+use lnc_protocol::{ErrorCode, MAX_ENTRIES};
 
 /// Entries of fetches that are looked at again in a turn since something has changed; one fetch at least.
 pub(super) const ENTRIES_PER_TURN: usize = MAX_ENTRIES;

@@ -16,7 +16,7 @@ mod checkpoint;
 mod clocks;
 pub mod command;
 pub mod control;
-pub mod costs;
+mod costs;
 mod fetch;
 mod formats;
 mod gauges;

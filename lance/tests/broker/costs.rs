@@ -2,13 +2,12 @@
 
 use crate::harness::records::batch;
 use crate::harness::{Cluster, Outcome, SECOND, Settings, fetch_request, offsets_request, produce_request};
-use lance::broker::costs::MAX_ENTRIES;
 use lnc_log::disk::memory::Order;
 use lnc_log::journal::GroupId;
 use lnc_protocol::message::{
     FetchPartition, FetchRequest, ListOffsetsRequest, MetadataRequest, OffsetSpec, ProduceRequest,
 };
-use lnc_protocol::{ErrorCode, Request, Response};
+use lnc_protocol::{ErrorCode, MAX_ENTRIES, Request, Response};
 
 fn with_topic(partitions: u32) -> Cluster {
     let mut cluster = Cluster::ready(Settings::default());

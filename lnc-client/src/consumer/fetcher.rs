@@ -16,7 +16,7 @@ use bytes::Bytes;
 use lnc_protocol::batch::BatchHeader;
 use lnc_protocol::frame::Flags;
 use lnc_protocol::message::{ErrorReply, FetchPartition, FetchRequest, FetchedPartition, Request, Response};
-use lnc_protocol::{BatchError, ErrorCode};
+use lnc_protocol::{BatchError, ErrorCode, MAX_ENTRIES};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::state::{Asked, Chunk, Item, Partition, Phase, Shared};
@@ -113,7 +113,11 @@ impl Fetcher {
             }
             if partition.buffered < share {
                 let asked = Asked { partition: number, epoch: partition.epoch, offset: partition.offset };
-                groups.entry(self.broker_for(number)).or_default().push(asked);
+                let group = groups.entry(self.broker_for(number)).or_default();
+                // What is too much for one request is asked for by the next.
+                if group.len() < MAX_ENTRIES {
+                    group.push(asked);
+                }
             }
         }
         for (broker, asked) in groups {
