@@ -158,7 +158,7 @@ fn peers(seeds: &Seeds) -> Result<()> {
     put_frame(&mut all, |frame| frame.extend_from_slice(&out));
     seeds.write("peers", "trace-notice", &out)?;
     let mut out = BytesMut::new();
-    put_message(&mut out, &PeerMessage::Clock(ClockNotice { from, to, wall_ms: 1_700_000_000_000 }));
+    put_message(&mut out, &PeerMessage::Clock(ClockNotice { from, to, wall_ms: 1_700_000_000_000, drains: false }));
     put_frame(&mut all, |frame| frame.extend_from_slice(&out));
     seeds.write("peers", "clock-notice", &out)?;
     seeds.write("peers", "frames", &all)?;

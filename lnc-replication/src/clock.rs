@@ -1,7 +1,8 @@
-//! What a node tells its peers of its wall clock. It travels beside the heartbeats and is no part of consensus, which
-//! knows nothing of time: nothing of it is stored, and one that is lost is followed by the next.
+//! What a node tells its peers of itself: its wall clock, and whether it is about to end. It travels beside the heartbeats
+//! and is no part of consensus, which knows nothing of time: nothing of it is stored, and one that is lost is followed by the
+//! next.
 
-use crate::wire::{WireError, u64_of};
+use crate::wire::{WireError, bool_of, u64_of};
 use bytes::{BufMut, Bytes, BytesMut};
 use lnc_raft::NodeId;
 
@@ -20,6 +21,8 @@ pub struct ClockNotice {
     pub to: NodeId,
     /// Milliseconds since the Unix epoch, when it was sent.
     pub wall_ms: u64,
+    /// Whether the sender hands over what it leads, and is not to be given anything to lead.
+    pub drains: bool,
 }
 
 impl ClockNotice {
@@ -27,10 +30,11 @@ impl ClockNotice {
     pub(crate) fn encode(&self, out: &mut BytesMut) {
         out.put_u8(KIND);
         out.put_u64_le(self.wall_ms);
+        out.put_u8(u8::from(self.drains));
     }
 
     pub(crate) fn decode(from: NodeId, to: NodeId, body: &mut Bytes) -> Result<Self, WireError> {
-        Ok(Self { from, to, wall_ms: u64_of(body, "wall clock")? })
+        Ok(Self { from, to, wall_ms: u64_of(body, "wall clock")?, drains: bool_of(body, "end of a node")? })
     }
 }
 
@@ -43,8 +47,8 @@ mod tests {
     #[test]
     fn a_notice_survives_the_wire_and_no_cut_one_does() {
         let (from, to) = (NodeId(1), NodeId(2));
-        for wall_ms in [0, 1_700_000_000_000, u64::MAX] {
-            let sent = PeerMessage::Clock(ClockNotice { from, to, wall_ms });
+        for (wall_ms, drains) in [(0, false), (1_700_000_000_000, true), (u64::MAX, false)] {
+            let sent = PeerMessage::Clock(ClockNotice { from, to, wall_ms, drains });
             assert_eq!(sent.channel(), Channel::Control, "it must not wait behind records");
             let mut out = BytesMut::new();
             put_message(&mut out, &sent);

@@ -303,6 +303,7 @@ pub fn open<D: Disk>(
         reconcile: false,
         retry_full: false,
         draining: false,
+        draining_peers: BTreeSet::new(),
         peers_connected: BTreeMap::new(),
         misplaced_since_us: BTreeMap::new(),
         transfers,

@@ -250,27 +250,37 @@ impl Clocks {
 }
 
 impl<D: Disk> Broker<D> {
-    /// A peer says what its clock says.
+    /// A peer says what its clock says, and whether it is about to end.
     pub(super) fn heard_clock(&mut self, notice: ClockNotice) {
         if self.peers_connected.contains_key(&notice.from) {
+            match notice.drains {
+                true => self.draining_peers.insert(notice.from),
+                false => self.draining_peers.remove(&notice.from),
+            };
             let base_ms = base_of(notice.wall_ms, self.clock.mono_us);
             self.clocks.heard.entry(notice.from).or_default().note(base_ms, self.clock.mono_us);
         }
     }
 
-    /// Tell a peer what this node's clock says.
+    /// Tell a peer what this node's clock says, and whether it is about to end.
     pub(super) fn tell_clock(&mut self, peer: NodeId) {
         let speaks = self.peers_connected.get(&peer).is_some_and(|formats| formats.contains(SINCE_FORMAT));
         if speaks && self.format() >= SINCE_FORMAT {
-            let notice = ClockNotice { from: self.config.node, to: peer, wall_ms: self.clock.wall_ms };
+            let notice =
+                ClockNotice { from: self.config.node, to: peer, wall_ms: self.clock.wall_ms, drains: self.draining };
             self.clocks.outbox.push(notice);
         }
     }
 
-    /// Compare the clocks, once a second, and do what follows.
-    pub(super) fn look_at_clocks(&mut self) {
+    /// The same, to all of them.
+    pub(super) fn tell_clocks(&mut self) {
         let peers: Vec<NodeId> = self.peers_connected.keys().copied().collect();
         peers.into_iter().for_each(|peer| self.tell_clock(peer));
+    }
+
+    /// Compare the clocks, once a second, and do what follows.
+    pub(super) fn look_at_clocks(&mut self) {
+        self.tell_clocks();
         let compares = self.format() >= SINCE_FORMAT;
         if compares != self.clocks.compares {
             // What this node believed by itself is worth nothing to a majority.

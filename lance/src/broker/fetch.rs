@@ -93,7 +93,8 @@ impl<D: Disk> Broker<D> {
     /// Fetch once it is known of these groups what was committed.
     pub(super) fn fetch_confirmed(&mut self, caller: Caller, request: FetchRequest, confirmed: BTreeSet<GroupId>) {
         let since_us = self.now_us();
-        let deadline_us = since_us + u64::from(request.max_wait_ms.min(MAX_WAIT_MS)) * 1000;
+        let wait_ms = if self.draining { 0 } else { request.max_wait_ms.min(MAX_WAIT_MS) };
+        let deadline_us = since_us + u64::from(wait_ms) * 1000;
         let id = self.ticket();
         let cold = BTreeMap::new();
         let parked = Parked { caller, request, confirmed, since_us, deadline_us, cold, cold_waiting: 0 };
@@ -323,6 +324,15 @@ impl<D: Disk> Broker<D> {
                 }
             }
         }
+    }
+
+    /// Nobody waits any longer for records to come.
+    pub(super) fn end_waits(&mut self) {
+        let now = self.now_us();
+        for parked in self.fetches.parked.values_mut() {
+            parked.deadline_us = now;
+        }
+        self.expire_fetches();
     }
 
     /// Answer fetches whose time is up with what there is.

@@ -67,15 +67,18 @@ impl<D: Disk> Broker<D> {
     /// Whether a node has about all of a group that this one leads, a disk that is fast, and a clock that is right.
     fn could_take_over(&self, group: GroupId, node: NodeId) -> bool {
         let slow = self.shard.status(group).is_none_or(|s| s.peers.iter().any(|peer| peer.id == node && peer.slow));
-        let fit = !slow && self.clocks.is_fit(node, self.now_us());
+        let fit = !slow && self.clocks.is_fit(node, self.now_us()) && !self.draining_peers.contains(&node);
         fit && self.pace.keeps_up(self.now_us(), group, node, NEARLY_THERE_US)
     }
 
-    /// Begin a graceful end: refuse new writes and hand over every group that this node leads. Done when
-    /// [`Broker::is_drained`] says so.
+    /// Begin a graceful end: refuse new writes, hand over every group that this node leads, and have readers who wait for
+    /// records wait elsewhere. Done when [`Broker::is_drained`] says so.
     pub fn drain(&mut self) {
         self.draining = true;
+        // So that nobody hands anything back.
+        self.tell_clocks();
         self.hand_over();
+        self.end_waits();
     }
 
     /// Hand over what this node leads to the best of those who are there.
@@ -103,13 +106,15 @@ impl<D: Disk> Broker<D> {
         self.best_successor_among(group, &voters)
     }
 
-    /// The same among some voters. Who is about to leave the cluster comes last: it would only hand on what it gets.
+    /// The same among some voters. Who is about to leave the cluster comes last: it would only hand on what it gets. Who is about
+    /// to end gets nothing: when all end, nothing is handed round.
     pub(super) fn best_successor_among(&self, group: GroupId, voters: &BTreeSet<NodeId>) -> Option<NodeId> {
         let status = self.shard.status(group)?;
         let fit = |peer: &&lnc_raft::Progress| {
             peer.recently_active
                 && (self.draining || (!peer.slow && self.clocks.is_fit(peer.id, self.now_us())))
                 && voters.contains(&peer.id)
+                && !self.draining_peers.contains(&peer.id)
                 && self.peers_connected.contains_key(&peer.id)
         };
         let best = |peer: &&lnc_raft::Progress| (!self.is_leaving(peer.id), peer.match_index);

@@ -250,6 +250,8 @@ pub struct Broker<D: Disk> {
     /// The disk was full, and it is time to try again.
     retry_full: bool,
     draining: bool,
+    /// Peers that are about to end.
+    draining_peers: BTreeSet<NodeId>,
     /// And the formats that they speak.
     peers_connected: BTreeMap<NodeId, Formats>,
     /// Since when each data group that another node should lead is led here, for rebalancing.
@@ -415,6 +417,7 @@ impl<D: Disk> Broker<D> {
             }
             None => {
                 self.peers_connected.remove(&peer);
+                self.draining_peers.remove(&peer);
                 self.control.peer_lost(peer);
                 self.shard.peer_lost(peer);
             }

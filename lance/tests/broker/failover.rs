@@ -1,7 +1,7 @@
 //! Retries across leaders: once, in order, at the same offset.
 
 use crate::harness::records::pairs;
-use crate::harness::{Cluster, Cut, Outcome, Producer, SECOND, Settings, produce_request};
+use crate::harness::{Call, Cluster, Cut, META, Outcome, Producer, SECOND, Settings, fetch_request, produce_request};
 use lnc_log::disk::memory::{CrashChoice, Order};
 use lnc_log::journal::GroupId;
 use lnc_protocol::{ErrorCode, Request, Response};
@@ -109,6 +109,48 @@ fn a_drained_leader_hands_over_and_every_request_under_way_succeeds() {
     cluster.ask(leader, &Request::Produce(producer.request("t", 0, &["b"]))).expect("the new leader answers");
     let leader = cluster.leader_of(DATA);
     assert_eq!(pairs(&cluster.read_all(leader, "t", 0)), [(0, "a"), (1, "b")]);
+}
+
+/// The terms of all groups at all nodes, in sum.
+fn terms(cluster: &mut Cluster) -> u64 {
+    let ids = cluster.ids();
+    let of = |node: u64| [META, DATA].map(|group| cluster.view(node, group).term);
+    ids.into_iter().flat_map(of).sum()
+}
+
+#[test]
+fn when_all_are_told_to_end_nothing_is_handed_round_and_nobody_waits() {
+    let (mut cluster, _) = with_topic();
+    cluster.await_same();
+    let before = terms(&mut cluster);
+    let polls: Vec<Call> =
+        cluster.ids().into_iter().map(|node| cluster.send(node, &fetch_request("t", &[(0, 0)], 30_000, 1))).collect();
+    cluster.settle();
+    for node in cluster.ids() {
+        cluster.node_mut(node).drain();
+    }
+    let mut ticks = 0;
+    while !cluster.ids().into_iter().all(|node| cluster.node(node).is_drained()) {
+        cluster.tick();
+        ticks += 1;
+        assert!(ticks <= 10, "there is nobody to hand anything to");
+    }
+    let after = terms(&mut cluster);
+    assert!(after <= before + 6, "one term more at most for each group: {before}, then {after}");
+    assert!(polls.into_iter().all(|poll| cluster.is_answered(poll)), "readers can go elsewhere");
+}
+
+#[test]
+fn who_is_about_to_end_gets_nothing_back() {
+    let (mut cluster, _) = with_topic();
+    cluster.await_balance();
+    let leader = cluster.leader_of(DATA);
+    cluster.node_mut(leader).drain();
+    cluster.until("it is drained", |cluster| cluster.node(leader).is_drained());
+    for _ in 0..20 * SECOND {
+        cluster.tick();
+        assert!(cluster.node(leader).is_drained(), "a group was handed to it");
+    }
 }
 
 /// The old leader takes nothing new while it hands over, and what it took before is on the new leader's disk, so it
