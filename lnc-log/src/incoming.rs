@@ -13,7 +13,7 @@
 use crate::checkpoint::{Checkpoint, CheckpointError, write_now};
 use crate::disk::{AlignedBuf, Completion, Disk, FileId, Op, Outcome, Owner};
 use crate::journal::GroupId;
-use crate::segment::PartitionKey;
+use crate::segment::{Digest, PartitionKey};
 use bytes::{Buf, Bytes};
 use lnc_protocol::batch::{self, BatchHeader};
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,9 +37,22 @@ pub struct FileInfo {
     pub end_offset: u64,
     /// Bytes of its batches.
     pub len: u64,
+    /// Which batches they are, if that is known.
+    pub digest: Option<Digest>,
 }
 
 impl FileInfo {
+    /// Whether both are the same file, as far as is known of them.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let known = self.digest.is_some() && other.digest.is_some();
+        *self == if known { *other } else { Self { digest: self.digest, ..*other } }
+    }
+
+    /// Nothing of it is here.
+    fn nothing(&self) -> Have {
+        Have { len: 0, end_offset: self.base_offset, digest: Digest::default() }
+    }
+
     fn name(&self) -> String {
         format!("{}-{}-{:020}.log", self.key.topic_id, self.key.partition, self.base_offset)
     }
@@ -58,10 +71,24 @@ fn dir(group: GroupId) -> String {
 }
 
 /// How much of a file is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Have {
     len: u64,
     end_offset: u64,
+    digest: Digest,
+}
+
+impl Have {
+    fn with(self, header: &BatchHeader, len: usize) -> Self {
+        let digest = self.digest.with(header);
+        Self { len: self.len + len as u64, end_offset: header.last_offset() + 1, digest }
+    }
+
+    /// Whether this is all of a file, and the right batches.
+    fn is_whole(&self, file: &FileInfo) -> bool {
+        let right = file.digest.is_none_or(|digest| digest == self.digest);
+        right && self.len == file.len && self.end_offset == file.end_offset
+    }
 }
 
 /// What earlier transfers have left, by group.
@@ -147,6 +174,7 @@ pub struct Incoming {
     have: Have,
     /// What of it is known to be written.
     written: Have,
+    /// Of earlier transfers, and of this one what is complete.
     leftovers: BTreeMap<(PartitionKey, u64), Have>,
     file: FileId,
     step: Step,
@@ -172,8 +200,8 @@ impl Incoming {
             complete: encode_complete(header, state, &files),
             files,
             at: 0,
-            have: Have { len: 0, end_offset: 0 },
-            written: Have { len: 0, end_offset: 0 },
+            have: Have::default(),
+            written: Have::default(),
             leftovers: leftovers.0.get(&group).cloned().unwrap_or_default(),
             file: FileId(0),
             step: Step::MakeDir,
@@ -204,10 +232,7 @@ impl Incoming {
     /// What it has so far, for a transfer that replaces this one in the same run.
     pub fn leave(self, leftovers: &mut Leftovers) {
         let mut have = self.leftovers;
-        for file in &self.files[..self.at.min(self.files.len())] {
-            have.insert((file.key, file.base_offset), Have { len: file.len, end_offset: file.end_offset });
-        }
-        if let Some(file) = self.files.get(self.at).filter(|_| self.written.len > 0) {
+        if let Some(file) = self.files.get(self.at) {
             have.insert((file.key, file.base_offset), self.written);
         }
         leftovers.0.insert(self.group, have);
@@ -247,7 +272,7 @@ impl Incoming {
                 return Err(unfit(have.end_offset, expected, format!("one at {}", header.base_offset)));
             }
             buf.extend_from_slice(whole);
-            have = Have { len: have.len + len as u64, end_offset: header.last_offset() + 1 };
+            have = have.with(&header, len);
             rest = &rest[len..];
         }
         if have == self.have {
@@ -257,6 +282,13 @@ impl Incoming {
         if over || (have.end_offset == file.end_offset && have.len != file.len) {
             let expected = format!("{} bytes up to offset {}", file.len, file.end_offset);
             return Err(unfit(offset, expected, format!("{} bytes up to {}", have.len, have.end_offset)));
+        }
+        if let Some(digest) = file.digest.filter(|digest| have.end_offset == file.end_offset && *digest != have.digest)
+        {
+            // Nobody knows which of them are wrong.
+            (self.have, self.written) = (file.nothing(), file.nothing());
+            let expected = format!("a segment of digest {digest} up to offset {}", file.end_offset);
+            return Err(unfit(file.base_offset, expected, format!("others, of digest {}", have.digest)));
         }
         let position = self.have.len;
         self.have = have;
@@ -279,7 +311,7 @@ impl Incoming {
             (Step::SyncRoot, _) => return self.next_file(disk),
             (Step::Open, Outcome::Opened { len }) if len < self.have.len => {
                 // Less is there than was thought: it comes again.
-                self.have = Have { len: 0, end_offset: self.files[self.at].base_offset };
+                self.have = self.files[self.at].nothing();
                 self.written = self.have;
                 (Step::Cut, Op::SetLen { file: self.file, len: 0 })
             }
@@ -298,7 +330,8 @@ impl Incoming {
                 let file = self.files[self.at];
                 self.bytes_done += file.len;
                 self.at += 1;
-                self.have = Have { len: 0, end_offset: 0 };
+                self.leftovers.insert((file.key, file.base_offset), self.have);
+                self.have = Have::default();
                 return self.next_file(disk);
             }
             (Step::SyncFiles, _) => {
@@ -329,17 +362,16 @@ impl Incoming {
 
     /// Go on with the next file that is not there, or with the end.
     fn next_file<D: Disk>(&mut self, disk: &mut D) -> Result<bool, IncomingError> {
-        let whole = |file: &FileInfo, have: &Have| have.len == file.len && have.end_offset == file.end_offset;
         while let Some(file) = self.files.get(self.at).copied() {
             let left = self.leftovers.get(&(file.key, file.base_offset)).copied();
             self.have = match left {
-                Some(have) if whole(&file, &have) => {
+                Some(have) if have.is_whole(&file) => {
                     self.bytes_done += file.len;
                     self.at += 1;
                     continue;
                 }
-                Some(have) if have.len <= file.len && have.end_offset <= file.end_offset => have,
-                _ => Have { len: 0, end_offset: file.base_offset },
+                Some(have) if have.len < file.len && have.end_offset < file.end_offset => have,
+                _ => file.nothing(),
             };
             self.written = self.have;
             let path = format!("{}/{}", dir(self.group), file.name());
@@ -487,14 +519,14 @@ fn parse_name(name: &str) -> Option<(PartitionKey, u64)> {
 /// How many whole, sound batches a file holds.
 fn scan<D: Disk>(disk: &mut D, path: &str, base_offset: u64) -> Result<Have, IncomingError> {
     let content = read_file(disk, path)?;
-    let mut have = Have { len: 0, end_offset: base_offset };
+    let mut have = Have { end_offset: base_offset, ..Have::default() };
     while let Some(rest) = content.get(have.len as usize..).filter(|rest| !rest.is_empty()) {
         let Ok(len) = BatchHeader::parse(rest).map(|header| header.total_len()) else { break };
         let Some(Ok(header)) = rest.get(..len).map(batch::check) else { break };
         if header.base_offset != have.end_offset {
             break;
         }
-        have = Have { len: have.len + len as u64, end_offset: header.last_offset() + 1 };
+        have = have.with(&header, len);
     }
     Ok(have)
 }

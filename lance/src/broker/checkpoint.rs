@@ -435,6 +435,7 @@ pub(super) fn segment_files(group: GroupId, state: Bytes) -> Result<Vec<FileInfo
             base_offset: segment.base_offset,
             end_offset: segment.end_offset,
             len: segment.len,
+            digest: segment.digest,
         };
         stored.segments.iter().map(info).collect::<Vec<_>>()
     };

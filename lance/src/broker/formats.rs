@@ -9,6 +9,7 @@ use super::{Broker, BrokerError, Caller, DataGroup};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
 use lnc_log::journal::{GroupId, MARK_FORMAT};
+use lnc_log::segment::DIGEST_FORMAT;
 use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{FormatsResponse, Opcode, RaiseFormatRequest, Response};
 use lnc_raft::NodeId;
@@ -32,6 +33,9 @@ impl<D: Disk> Broker<D> {
     pub(super) fn follow_format(&mut self) {
         if self.format() >= MARK_FORMAT {
             self.shard.keep_mark(&mut self.disk);
+        }
+        if self.format() >= DIGEST_FORMAT {
+            self.storage.on_disk().keep_digests();
         }
     }
 

@@ -5,15 +5,15 @@
 //! made, and the damaged file is given up as soon as checkpoints have all that is in it.
 //!
 //! Damage in segments, found by the scrub or by whoever reads, is repaired from the other replicas, whose segments have
-//! the same bytes. A damaged place is asked for at one peer after the other. What comes is checked like everything that is read, written
-//! over the damage, and read again, which finds the next damage behind it. Until then reads of it fail, those of anything
+//! the same bytes. A damaged place is asked for at one peer after the other. What comes is checked like everything that is read, up to
+//! where it is known which batches belong there, written over the damage, and read again, which finds the next damage behind it. Until then reads of it fail, those of anything
 //! else do not. If no peer has it either, the place stays as it is, and the node goes on asking.
 
 use super::Broker;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
-use lnc_log::segment::{DamagedBatch, PartitionKey, ReadDone, SegmentError};
+use lnc_log::segment::{DamagedBatch, Mending, PartitionKey, ReadDone, SegmentError};
 use lnc_raft::NodeId;
 use lnc_replication::Scrubbed;
 use lnc_replication::transfer::{MAX_RANGE, Part, Range, TransferBody};
@@ -37,6 +37,10 @@ struct Repair {
     /// The peer that was asked last.
     asked: Option<NodeId>,
     asked_us: u64,
+    /// What has come of a stretch that is repaired as a whole.
+    came: BytesMut,
+    /// The offset after that, from which on to ask.
+    next: u64,
     /// Its answer is on its way to the disk.
     writing: bool,
 }
@@ -137,7 +141,7 @@ impl<D: Disk> Broker<D> {
     /// what somebody else asked for.
     pub(super) fn scrub_read(&mut self, read: ReadDone) -> Option<ReadDone> {
         if let Some(place) = read.damage {
-            self.note_damage(place, read.result.as_ref().err());
+            self.note_damage(place, read.result.as_ref().err().or(read.cause.as_ref()));
         }
         if self.scrub.checking.remove(&read.ticket).is_some() {
             return None;
@@ -152,6 +156,7 @@ impl<D: Disk> Broker<D> {
                 let bytes = batches.bytes.len();
                 self.scrub.budget -= bytes as i64;
                 self.metrics.scrub_bytes_total.inc_by(bytes as u64);
+                self.storage.on_disk().learn(key, batches);
                 self.scrub.at = Some((key, batches.end_offset));
             }
             // Where the next batch begins is not known; where the next segment does is.
@@ -176,7 +181,8 @@ impl<D: Disk> Broker<D> {
             tracing::error!(partition = %place.key, offset = place.offset, %error, "damage; asking the other replicas");
         }
         self.metrics.damage_found_total.inc();
-        repairs.insert(place.key, Repair { place, asked: None, asked_us: 0, writing: false });
+        let (came, next) = (BytesMut::new(), place.offset);
+        repairs.insert(place.key, Repair { place, asked: None, asked_us: 0, came, next, writing: false });
         self.ask_for_repairs();
     }
 
@@ -201,7 +207,7 @@ impl<D: Disk> Broker<D> {
                 let after = peers.keys().find(|peer| repair.asked.is_none_or(|asked| **peer > asked));
                 if let Some(to) = after.or(peers.keys().next()) {
                     (repair.asked, repair.asked_us) = (Some(*to), now);
-                    let part = Part::Records { key: *key, offset: repair.place.offset };
+                    let part = Part::Records { key: *key, offset: repair.next };
                     asks.push((*to, group, Range { part, max_bytes: MAX_RANGE }));
                 }
             }
@@ -217,21 +223,31 @@ impl<D: Disk> Broker<D> {
         let now = self.now_us();
         let Part::Records { key, offset } = range.part else { return };
         let Some(repair) = self.scrub.repairs.get_mut(&key) else { return };
-        if repair.place.offset != offset || repair.asked != Some(from) || repair.writing {
+        if repair.next != offset || repair.asked != Some(from) || repair.writing {
             return;
         }
         // Without any, the peer may have them later.
         let Some(came) = came else { return };
-        if self.storage.on_disk().repair(&mut self.disk, repair.place, came) {
-            (repair.writing, repair.asked_us) = (true, now);
-        } else {
-            tracing::warn!(
-                group = group.0,
-                %from,
-                partition = %key,
-                offset,
-                "a peer has other records at a damaged place; asking another. If it stays damaged, look at that peer's disk too"
-            );
+        repair.came.extend_from_slice(came);
+        let all = repair.came.split().freeze();
+        match self.storage.on_disk().repair(&mut self.disk, repair.place, &all) {
+            Mending::Begun => (repair.writing, repair.asked_us, repair.next) = (true, now, repair.place.offset),
+            Mending::More { offset } => {
+                (repair.came, repair.next, repair.asked_us) = (all.into(), offset, now);
+                let range = Range { part: Part::Records { key, offset }, max_bytes: MAX_RANGE };
+                self.answer_peer(from, group, TransferBody::AskRange(range));
+            }
+            Mending::Refused => {
+                repair.next = repair.place.offset;
+                tracing::warn!(
+                    group = group.0,
+                    %from,
+                    partition = %key,
+                    offset,
+                    "a peer has other records at a damaged place; asking another. If it stays damaged, look at that peer's \
+                     disk too"
+                );
+            }
         }
     }
 

@@ -160,6 +160,16 @@ pub(super) fn decode_header(mut header: Bytes) -> Option<(u64, u64, Bytes)> {
     (version == HEADER_VERSION).then_some((index, term, header))
 }
 
+/// A node's own files; those that a peer offers as well, as the peer knows them.
+fn as_offered(own: Vec<FileInfo>, offered: &[FileInfo]) -> BTreeSet<FileInfo> {
+    let offered: BTreeMap<_, FileInfo> = offered.iter().map(|file| ((file.key, file.base_offset), *file)).collect();
+    let same = |own: FileInfo| match offered.get(&(own.key, own.base_offset)) {
+        Some(file) if file.is_same(&own) => *file,
+        _ => own,
+    };
+    own.into_iter().map(same).collect()
+}
+
 fn is_configuration(entry: &Entry) -> bool {
     Configuration::decode(&entry.payload).is_ok()
 }
@@ -472,7 +482,7 @@ impl<D: Disk> Broker<D> {
         };
         // What this node's own checkpoint names is on its disk for good, and the same on every node.
         let own = self.transfers.offers.get(&group).map(|(_, state)| segment_files(group, state.clone()));
-        let own: BTreeSet<FileInfo> = own.and_then(Result::ok).unwrap_or_default().into_iter().collect();
+        let own = as_offered(own.and_then(Result::ok).unwrap_or_default(), &files);
         let wanted: Vec<FileInfo> = files.iter().copied().filter(|file| !own.contains(file)).collect();
         if let Err((needed, free)) = self.has_space_for(&files, &wanted, &own, state.len() as u64) {
             tracing::error!(

@@ -13,6 +13,7 @@ mod lost_files;
 mod members;
 mod metrics;
 mod network_faults;
+mod other_files;
 mod power_loss;
 mod random;
 mod readers;

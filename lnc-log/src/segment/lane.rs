@@ -3,6 +3,7 @@
 use super::files::{Acquired, LogFile, Waiter};
 use super::partition::{Partition, Step, UnsyncedNames};
 use super::read::ReadDone;
+use super::state::SegmentState;
 use super::store::{Pending, SegmentStore};
 use super::{PartitionKey, ROOT, SegmentError, block_ceil, block_floor, index, io_error};
 use crate::disk::{BLOCK, Disk, FileId, Op, Outcome};
@@ -60,7 +61,9 @@ impl SegmentStore {
                 let Some(segment) = self.partitions.get(&key).and_then(|partition| partition.segment(*base)) else {
                     return;
                 };
-                let buf = index::encode(&segment.state, &segment.state.index);
+                let digest = segment.digest(self.digests);
+                let state = SegmentState { digest, epochs: Vec::new(), index: Vec::new(), ..segment.state };
+                let buf = index::encode(key, &state, &segment.state.index);
                 Op::Write { file: *file, position: 0, buf, durable: true }
             }
             Step::SyncNames => Op::SyncDir { path: key.dir() },

@@ -26,28 +26,39 @@
 //! - Bytes are served only after their CRC-32C, the continuity of their offsets and their leader epoch were checked.
 //!   The first 16 bytes of a batch lie outside its CRC: offsets must follow on one another, the length is implied by
 //!   the CRC, and the epoch must be the one that [`SegmentState::epochs`] tells.
+//! - They are those that were written: a [`Digest`] of them is in the [`PartitionState`] for each segment, and in the index
+//!   for each stretch ([`SegmentStore::keep_digests`]).
 
 use crate::disk::BLOCK;
 use bytes::Bytes;
+use lnc_protocol::batch::BatchHeader;
 use std::fmt;
 use std::io;
 
+mod digest;
 mod files;
 mod index;
 mod lane;
+mod learn;
 mod partition;
 mod read;
 mod recover;
+mod repair;
 mod state;
 mod store;
+mod walk;
 
+pub use digest::Digest;
 pub use index::IndexEntry;
-pub use read::{Batches, DamagedBatch, ReadDone};
+pub use read::{Batches, DamagedBatch, ReadDone, Stretch};
 pub use state::{EpochStart, PartitionState, SegmentState, StateError};
-pub use store::{CheckpointId, SegmentStore, TimestampBound};
+pub use store::{CheckpointId, Mending, SegmentStore, TimestampBound};
 
 /// The directory of all segments, relative to the data directory.
 const ROOT: &str = "segments";
+
+/// The cluster's format from which on checkpoints and indexes say which batches a segment has.
+pub const DIGEST_FORMAT: u32 = 3;
 
 /// Bytes of a batch that the broker stamps: base offset, batch length, leader epoch.
 const PREFIX_LEN: usize = 16;
@@ -187,6 +198,36 @@ impl StoredBatch {
     fn epoch(&self) -> i32 {
         let [.., a, b, c, d] = self.prefix;
         i32::from_be_bytes([a, b, c, d])
+    }
+
+    /// The digest of what comes before it, with this batch.
+    fn digest(&self, before: Digest) -> Digest {
+        let word = |bytes: &[u8], at: usize| {
+            bytes.get(at..).and_then(|rest| rest.first_chunk()).copied().map(u32::from_be_bytes)
+        };
+        let (length, crc) = (word(&self.prefix, 8).unwrap_or_default(), word(&self.raw, 17).unwrap_or_default());
+        before.with_fields(self.base_offset, length, self.epoch(), crc)
+    }
+}
+
+/// A place where a batch begins, and the digest of all batches before it in the segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    position: u64,
+    offset: u64,
+    digest: Digest,
+}
+
+impl Place {
+    /// The beginning of a segment.
+    fn start(base_offset: u64) -> Self {
+        Self { position: 0, offset: base_offset, digest: Digest::default() }
+    }
+
+    /// The place behind a batch of so many bytes.
+    fn after(self, header: &BatchHeader, len: usize) -> Self {
+        let offset = self.offset + u64::from(header.last_offset_delta) + 1;
+        Self { position: self.position + len as u64, offset, digest: self.digest.with(header) }
     }
 }
 

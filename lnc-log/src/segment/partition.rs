@@ -1,10 +1,10 @@
 //! One partition in memory: its segments, the bytes that are not in the files for good, and what its lane does next.
 
 use super::index::{self, IndexEntry};
+use super::repair::Repair;
 use super::state::{EpochStart, PartitionState, SegmentState};
 use super::{
-    Allowance, DamagedBatch, PREFIX_LEN, PartitionKey, SegmentConfig, SegmentError, StoredBatch, block_ceil,
-    block_floor,
+    Allowance, Digest, PREFIX_LEN, PartitionKey, Place, SegmentConfig, SegmentError, StoredBatch, block_floor,
 };
 use crate::disk::{AlignedBuf, BLOCK, FileId};
 use bytes::Bytes;
@@ -21,8 +21,8 @@ pub(super) struct Segment {
     pub(super) flushed: u64,
     /// Bytes that can be read from the file.
     pub(super) on_file: u64,
-    /// End of the last whole batch below `on_file`: its position and the offset after it.
-    pub(super) readable: (u64, u64),
+    /// End of the last whole batch below `on_file`.
+    pub(super) readable: Place,
     /// Bytes on stable storage.
     pub(super) synced: u64,
     /// The file exists.
@@ -35,6 +35,21 @@ pub(super) struct Segment {
     pub(super) readers: usize,
     /// No longer part of the partition, since this checkpoint.
     pub(super) trimmed: Option<u64>,
+    /// The file was written since the start, or some of it was read and had its digest: it is not another one.
+    pub(super) vouched: bool,
+    /// A look for the index in the file that has not come to its end.
+    pub(super) rescan: Option<Box<Rescan>>,
+}
+
+/// How far the index was rebuilt from the file, whose end is not reached: damage is in the way, or all of it is another file.
+#[derive(Debug)]
+pub(super) struct Rescan {
+    /// All is well up to here.
+    pub(super) at: Place,
+    pub(super) index: Vec<IndexEntry>,
+    /// The file as a whole has not the digest that it should have, and no index says where it begins to be another one: what
+    /// lies behind `at` is still to be overwritten.
+    pub(super) overwrite: bool,
 }
 
 impl Segment {
@@ -49,17 +64,20 @@ impl Segment {
             sealed: false,
             epochs: Vec::new(),
             index: Vec::new(),
+            digest: Some(Digest::default()),
         };
         Self {
             flushed: 0,
             on_file: 0,
-            readable: (0, batch.base_offset),
+            readable: Place::start(batch.base_offset),
             synced: 0,
             created: false,
             cut: false,
             indexed: false,
             readers: 0,
             trimmed: None,
+            vouched: true,
+            rescan: None,
             state,
         }
     }
@@ -70,13 +88,15 @@ impl Segment {
         Self {
             flushed: if state.sealed { len } else { block_floor(len) },
             on_file: len,
-            readable: (len, state.end_offset),
+            readable: Place { position: len, offset: state.end_offset, digest: state.digest.unwrap_or_default() },
             synced: len,
             created: true,
             cut: state.sealed,
             indexed: state.sealed,
             readers: 0,
             trimmed: None,
+            vouched: false,
+            rescan: None,
             state,
         }
     }
@@ -87,15 +107,48 @@ impl Segment {
     }
 
     /// The state as a checkpoint stores it.
-    fn to_state(&self) -> SegmentState {
-        let index = if self.state.sealed { Vec::new() } else { self.state.index.clone() };
-        SegmentState { index, epochs: self.state.epochs.clone(), ..self.state }
+    fn to_state(&self, digests: bool) -> SegmentState {
+        let mut index = if self.state.sealed { Vec::new() } else { self.state.index.clone() };
+        if !digests {
+            index.iter_mut().for_each(|entry| entry.digest = Digest::default());
+        }
+        SegmentState { index, epochs: self.state.epochs.clone(), digest: self.digest(digests), ..self.state }
+    }
+
+    /// The digest, as far as files may have any.
+    pub(super) fn digest(&self, digests: bool) -> Option<Digest> {
+        self.state.digest.filter(|_| digests)
+    }
+
+    /// The places behind `at` where the digest is known, up to `until`: where stretches of the index begin, and the end of
+    /// what can be read. None if the segment has no digest, or its index is not in memory.
+    pub(super) fn marks(&self, at: u64, until: u64) -> Vec<(u64, Digest)> {
+        if self.state.digest.is_none() || self.state.index.is_empty() {
+            return Vec::new();
+        }
+        let Place { position: end, digest, .. } = self.readable;
+        let entries = self.state.index.iter().map(|entry| (entry.position, entry.digest));
+        let marks = entries.filter(|(position, _)| *position < end).chain([(end, digest)]);
+        marks.filter(|(position, _)| (at + 1..=until).contains(position)).collect()
+    }
+
+    /// A reader has seen all batches of the segment, which had none: what they are, and where. They lie in the file.
+    pub(super) fn learn(&mut self, digest: Digest) {
+        self.state.digest = Some(digest);
+        self.readable.digest = digest;
+        self.vouched = true;
     }
 
     fn push(&mut self, batch: &StoredBatch, interval: u64) {
         let state = &mut self.state;
-        let entry = IndexEntry { offset: batch.base_offset, position: state.len, max_timestamp: batch.max_timestamp };
+        let entry = IndexEntry {
+            offset: batch.base_offset,
+            position: state.len,
+            max_timestamp: batch.max_timestamp,
+            digest: state.digest.unwrap_or_default(),
+        };
         index::push(&mut state.index, interval, entry);
+        state.digest = state.digest.map(|digest| batch.digest(digest));
         if state.epochs.last().is_none_or(|last| last.epoch != batch.epoch()) {
             state.epochs.push(EpochStart { offset: batch.base_offset, epoch: batch.epoch() });
         }
@@ -120,6 +173,8 @@ struct Piece {
     content: Content,
     /// The offset after this piece.
     end_offset: u64,
+    /// Of the segment, up to the end of this piece.
+    digest: Digest,
 }
 
 #[derive(Debug)]
@@ -149,8 +204,8 @@ impl Piece {
 }
 
 impl Queue {
-    fn push(&mut self, content: Content, end_offset: u64) {
-        let piece = Piece { content, end_offset };
+    fn push(&mut self, content: Content, end_offset: u64, digest: Digest) {
+        let piece = Piece { content, end_offset, digest };
         self.bytes += piece.len() as u64;
         self.pieces.push_back(piece);
     }
@@ -198,8 +253,8 @@ impl Queue {
         }
     }
 
-    /// The last piece that ends within the first `count` bytes: where it ends in them, and the offset after it.
-    fn last_end(&self, count: u64) -> Option<(u64, u64)> {
+    /// The last piece that ends within the first `count` bytes: where it ends in them, and what is there.
+    fn last_end(&self, count: u64) -> Option<(u64, u64, Digest)> {
         let mut at = 0;
         let mut found = None;
         for (n, piece) in self.pieces.iter().enumerate() {
@@ -207,7 +262,7 @@ impl Queue {
             if at > count {
                 break;
             }
-            found = Some((at, piece.end_offset));
+            found = Some((at, piece.end_offset, piece.digest));
         }
         found
     }
@@ -215,12 +270,11 @@ impl Queue {
     /// Replace what waits, the end of one segment, by a copy: less than a block should not hold on to a whole request
     /// buffer.
     fn compact(&mut self) {
-        let Some(last) = self.pieces.back() else { return };
-        let end_offset = last.end_offset;
+        let Some(&Piece { end_offset, digest, .. }) = self.pieces.back() else { return };
         let mut copy = AlignedBuf::default();
         self.copy(self.bytes as usize, &mut copy);
         *self = Self::default();
-        self.push(Content::Tail(copy.to_vec()), end_offset);
+        self.push(Content::Tail(copy.to_vec()), end_offset, digest);
     }
 }
 
@@ -268,7 +322,7 @@ pub(super) struct Partition {
     log_end_offset: u64,
     written_offset: u64,
     /// In order. A prefix may be trimmed: those stay until the checkpoint that names them has their bytes.
-    segments: Vec<Segment>,
+    pub(super) segments: Vec<Segment>,
     queue: Queue,
     pub(super) dir_made: bool,
     pub(super) unsynced: UnsyncedNames,
@@ -283,41 +337,6 @@ pub(super) struct Partition {
     pub(super) repair: Option<Repair>,
     /// The partition does not exist any more, since this checkpoint.
     pub(super) removed: Option<u64>,
-}
-
-/// Batches that belong at a place in a segment.
-#[derive(Debug)]
-pub(super) struct Repair {
-    pub(super) place: DamagedBatch,
-    pub(super) bytes: Bytes,
-    /// The blocks that hold them, as they were found; those between the first and the last are overwritten whole.
-    pub(super) blocks: AlignedBuf,
-    /// How many of those two have been read.
-    pub(super) edges: usize,
-}
-
-impl Repair {
-    pub(super) fn new(place: DamagedBatch, bytes: Bytes) -> Self {
-        let len = block_ceil(place.position + bytes.len() as u64) - block_floor(place.position);
-        Self { place, bytes, blocks: AlignedBuf::zeroed(len as usize), edges: 0 }
-    }
-
-    /// The position of the block to be read next.
-    pub(super) fn edge(&self) -> u64 {
-        block_floor(if self.edges == 0 { self.place.position } else { self.end() - 1 })
-    }
-
-    /// What is in that block; one that cannot be read has nothing that could be kept. True if there is another one.
-    pub(super) fn take_edge(&mut self, block: &[u8]) -> bool {
-        let at = (self.edge() - block_floor(self.place.position)) as usize;
-        self.blocks[at..at + block.len()].copy_from_slice(block);
-        self.edges += 1;
-        self.edges == 1 && self.blocks.len() > BLOCK
-    }
-
-    pub(super) fn end(&self) -> u64 {
-        self.place.position + self.bytes.len() as u64
-    }
 }
 
 impl Partition {
@@ -349,7 +368,8 @@ impl Partition {
         partition.segments = state.segments.iter().cloned().map(Segment::recovered).collect();
         partition.dir_made = !state.segments.is_empty();
         if !tail.is_empty() {
-            partition.queue.push(Content::Tail(tail), state.log_end_offset);
+            let digest = state.segments.last().and_then(|open| open.digest).unwrap_or_default();
+            partition.queue.push(Content::Tail(tail), state.log_end_offset, digest);
         }
         partition
     }
@@ -387,15 +407,20 @@ impl Partition {
         Some(&mut self.segments[at])
     }
 
+    /// Whether the index of a segment is in memory.
+    pub(super) fn has_index(&self, base: u64) -> bool {
+        self.segment(base).is_some_and(|segment| !segment.state.index.is_empty())
+    }
+
     pub(super) fn size_bytes(&self) -> u64 {
         self.live().iter().map(|segment| segment.state.len).sum()
     }
 
-    pub(super) fn to_state(&self) -> PartitionState {
+    pub(super) fn to_state(&self, digests: bool) -> PartitionState {
         PartitionState {
             log_start_offset: self.log_start_offset,
             log_end_offset: self.log_end_offset,
-            segments: self.live().iter().map(Segment::to_state).collect(),
+            segments: self.live().iter().map(|segment| segment.to_state(digests)).collect(),
         }
     }
 
@@ -413,11 +438,13 @@ impl Partition {
         if self.open_segment().is_none() {
             self.segments.push(Segment::new(&batch));
         }
+        let mut digest = Digest::default();
         if let Some(open) = self.open_segment() {
             open.push(&batch, config.index_interval_bytes);
+            digest = open.state.digest.unwrap_or_default();
         }
         self.log_end_offset = last_offset + 1;
-        self.queue.push(Content::Batch { prefix: batch.prefix, raw: batch.raw }, last_offset + 1);
+        self.queue.push(Content::Batch { prefix: batch.prefix, raw: batch.raw }, last_offset + 1, digest);
         Ok(sealed || self.queue.bytes >= config.write_block as u64)
     }
 
@@ -446,6 +473,18 @@ impl Partition {
             // Sealing also keeps later batches out of it.
             segment.state.sealed = true;
             segment.trimmed.get_or_insert(checkpoint);
+        }
+    }
+
+    /// A reader has seen the batches of a segment from its beginning to its end: see [`super::SegmentStore::learn`].
+    pub(super) fn learn(&mut self, base: u64, digest: Digest) {
+        let is_last = self.segments.last().is_some_and(|last| last.state.base_offset == base);
+        if let Some(segment) = self.segment_mut(base) {
+            segment.learn(digest);
+        }
+        // What waits in memory of an open segment is in the file too, and is all that waits.
+        if let Some(tail) = self.queue.pieces.back_mut().filter(|_| is_last) {
+            tail.digest = digest;
         }
     }
 
@@ -515,8 +554,12 @@ impl Partition {
         self.target.is_some()
     }
 
-    /// The batches of a repair take their place also where their bytes wait in memory: the end of a recovered segment.
+    /// The batches of a repair are in the file. They take their place also where their bytes wait in memory: the end of a
+    /// recovered segment.
     pub(super) fn repaired(&mut self, repair: &Repair) {
+        if let Some(segment) = self.segment_mut(repair.place.base) {
+            segment.overwritten(repair.place.position, &repair.bytes);
+        }
         let waiting = |segment: &&Segment| segment.flushed < segment.state.len;
         let Some(first) = self.segments.iter().find(waiting).filter(|s| s.state.base_offset == repair.place.base)
         else {
@@ -612,15 +655,15 @@ impl Partition {
         let Some(segment) = self.segment_mut(base) else { return };
         let before = segment.flushed;
         let end = before + bytes as u64;
-        if let Some((at, offset)) = last_end {
-            segment.readable = (before + at, offset);
+        if let Some((at, offset, digest)) = last_end {
+            segment.readable = Place { position: before + at, offset, digest };
         }
         segment.on_file = segment.on_file.max(end);
         segment.synced = if durable { end } else { segment.synced.min(before) };
         let whole = segment.state.sealed && end == segment.state.len;
         segment.flushed = if whole { end } else { block_floor(end) };
         segment.cut |= whole && end.is_multiple_of(BLOCK as u64);
-        let (flushed, readable) = (segment.flushed, segment.readable.1);
+        let (flushed, readable) = (segment.flushed, segment.readable.offset);
         self.written_offset = self.written_offset.max(readable);
         self.queue.pop(flushed - before);
         let tail_only = self.segments.last().is_some_and(|last| !last.state.sealed && last.on_file == last.state.len);

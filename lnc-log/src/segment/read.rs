@@ -3,17 +3,21 @@
 //! A read goes: open the log file → (load the index of a sealed segment → if that is bad, rebuild it by a scan) → read
 //! the stretch → if its batch turns out longer, read that. One operation is in flight per read, and over all of them no more
 //! bytes than the owner allows: what the disk was asked for before, a flush must wait for.
+//!
+//! Batches that pass their checks may still be others than those that were written: of another file. So they are handed out up
+//! to the last [mark](super::partition::Segment::marks) at which the digest is right. If damage keeps the next mark from
+//! being reached, what comes before the damage is handed out only if other marks say that the file is the right one.
 
 use super::files::Waiter;
 use super::index::{self, IndexEntry};
+use super::partition::Rescan;
 use super::state::SegmentState;
 use super::store::{Pending, SegmentStore};
-use super::{PartitionKey, SegmentError, block_ceil, block_floor, io_error};
+use super::walk::{Checked, Found, Walk, another_file};
+use super::{Digest, PartitionKey, Place, SegmentError, block_ceil, block_floor, io_error};
 use crate::disk::{AlignedBuf, BLOCK, Disk, FileId, Op, Outcome};
 use bytes::Bytes;
-use lnc_protocol::batch::{self, BatchHeader, HEADER_LEN};
 use std::io;
-use std::ops::Range;
 
 /// Bytes read at a time when an index is rebuilt.
 const SCAN_CHUNK: u64 = 1 << 20;
@@ -29,6 +33,8 @@ pub struct ReadDone {
     pub result: Result<Batches, SegmentError>,
     /// Where a damaged batch begins, if that is the error, or what ended the read early.
     pub damage: Option<DamagedBatch>,
+    /// What is wrong there, if the read has given what comes before it.
+    pub cause: Option<SegmentError>,
 }
 
 /// Whole, checked batches, at least one, one behind the other.
@@ -53,46 +59,55 @@ pub struct DamagedBatch {
     pub position: u64,
     /// Offset of its first record.
     pub offset: u64,
+    /// What the batches from there on must be. `None`: nothing is known of them.
+    pub stretch: Option<Stretch>,
+}
+
+/// A stretch of a segment of which is known which batches it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stretch {
+    /// The segment's digest where it begins.
+    pub before: Digest,
+    /// Where it ends: a byte position in the file.
+    pub until: u64,
+    /// The segment's digest there.
+    pub after: Digest,
 }
 
 /// What the first returned batch must have.
 #[derive(Clone, Copy, Debug)]
-enum Target {
+pub(super) enum Target {
     /// A record with this offset.
     Offset(u64),
     /// A record of at least this timestamp, with none before it.
     Timestamp(i64),
 }
 
-/// A place where a batch begins.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    position: u64,
-    offset: u64,
-}
-
 /// A read under way.
 #[derive(Debug)]
 pub(super) struct ReadTask {
     ticket: u64,
-    key: PartitionKey,
-    base: u64,
-    target: Target,
-    max_bytes: usize,
+    pub(super) key: PartitionKey,
+    pub(super) base: u64,
+    pub(super) target: Target,
+    pub(super) max_bytes: usize,
     file: FileId,
     phase: Phase,
     /// Position and length of what it waits for, or has the disk read.
     wanted: (u64, usize),
     /// Whether the disk reads that.
     reading: bool,
-    /// Where the walk met something else than a batch.
-    damage: Option<Place>,
+    /// Where the digest is known within what is read.
+    pub(super) marks: Vec<(u64, Digest)>,
+    /// Where the walk met something else than a batch that belongs there.
+    damage: Option<(Place, Option<Stretch>)>,
+    cause: Option<SegmentError>,
 }
 
 #[derive(Debug)]
-enum Phase {
-    /// The log file is being opened; where to read is known if the index is in memory.
-    Open { stretch: Option<(Place, u64)> },
+pub(super) enum Phase {
+    /// The log file is being opened.
+    Open,
     /// The index file is being opened.
     OpenIndex { index: FileId },
     /// The index file is being read.
@@ -136,17 +151,33 @@ impl ReadTask {
 }
 
 /// What follows from a completed operation of a read.
-enum Next {
+pub(super) enum Next {
     /// Read the log file from `at` to `until`, then go on with this phase.
     Log(Phase),
     /// Submit this, then go on with this phase.
     Other(Op, Phase),
     /// Over.
     Done(Result<Batches, SegmentError>),
-    /// Over: what comes before this place is as good as ever, what is there is no batch.
-    Before(Place, Batches),
-    /// Over: what should be a batch at this place is none.
-    Damaged(Place, SegmentError),
+    /// Over: what comes before this place is as good as ever, what is there is not what was written.
+    Before(Harm, Batches),
+    /// Over: what is at this place is not what was written.
+    Damaged(Harm),
+    /// Begin with the index.
+    Index,
+}
+
+/// What is wrong with a segment, and from where on it is to be written again.
+pub(super) struct Harm {
+    pub(super) place: Place,
+    pub(super) stretch: Option<Stretch>,
+    pub(super) error: SegmentError,
+}
+
+impl Harm {
+    /// At a place of which no more is known.
+    pub(super) fn at(place: Place, error: SegmentError) -> Self {
+        Self { place, stretch: None, error }
+    }
 }
 
 impl SegmentStore {
@@ -213,7 +244,8 @@ impl SegmentStore {
         let late = partition.live().iter().find(|segment| segment.state.max_timestamp >= timestamp);
         let written = late.filter(|segment| {
             let found = index::find_timestamp(&segment.state.index, timestamp);
-            found.is_none_or(|(entry, _)| entry.position < segment.readable.0) && segment.readable.0 > 0
+            let end = segment.readable.position;
+            found.is_none_or(|(entry, _)| entry.position < end) && end > 0
         });
         match written.map(|segment| segment.state.base_offset) {
             Some(base) => self.begin_read(disk, key, base, Target::Timestamp(timestamp), max_bytes, ticket),
@@ -237,25 +269,23 @@ impl SegmentStore {
             return Err(SegmentError::UnknownPartition { key });
         };
         segment.readers += 1;
-        let stretch = find_stretch(&segment.state.index, target, max_bytes);
         self.reads_begun += 1;
         let id = self.reads_begun;
-        let phase = Phase::Open { stretch };
-        self.reads.insert(
-            id,
-            ReadTask {
-                ticket,
-                key,
-                base,
-                target,
-                max_bytes,
-                file: FileId(0),
-                phase,
-                wanted: (0, 0),
-                reading: false,
-                damage: None,
-            },
-        );
+        let task = ReadTask {
+            ticket,
+            key,
+            base,
+            target,
+            max_bytes,
+            file: FileId(0),
+            phase: Phase::Open,
+            wanted: (0, 0),
+            reading: false,
+            marks: Vec::new(),
+            damage: None,
+            cause: None,
+        };
+        self.reads.insert(id, task);
         self.acquire(disk, (key, base), Waiter::Read(id));
         Ok(())
     }
@@ -264,13 +294,11 @@ impl SegmentStore {
     pub(super) fn read_opened(&mut self, disk: &mut impl Disk, id: u64, file: FileId) {
         let Some(task) = self.reads.get_mut(&id) else { return };
         task.file = file;
-        let next = match task.phase {
-            Phase::Open { stretch: Some((at, until)) } => Next::Log(Phase::Data { at, until }),
-            _ => {
-                let path = task.key.index_path(task.base);
-                let index = self.files.fresh();
-                Next::Other(Op::Open { file: index, path, create: false, direct: true }, Phase::OpenIndex { index })
-            }
+        let (target, max_bytes) = (task.target, task.max_bytes);
+        let stretch = self.segment_of(id).and_then(|(_, state, _)| find_stretch(&state.index, target, max_bytes));
+        let next = match stretch {
+            Some((at, until)) => Next::Log(Phase::Data { at, until }),
+            None => Next::Index,
         };
         // Neither of these ends the read.
         self.read_next(disk, id, next);
@@ -293,7 +321,7 @@ impl SegmentStore {
         if std::mem::take(&mut task.reading) {
             self.reading_bytes -= task.wanted.1;
         }
-        let phase = std::mem::replace(&mut task.phase, Phase::Open { stretch: None });
+        let phase = std::mem::replace(&mut task.phase, Phase::Open);
         let (phase, result) = match (phase, result) {
             (phase @ (Phase::Scan { .. } | Phase::Data { .. }), Err(error)) => {
                 let (file, position) = (task.key.log_path(task.base), task.wanted.0);
@@ -329,7 +357,7 @@ impl SegmentStore {
             }
             Phase::Scan { at, until, index } => self.scanned(id, at, until, index, result),
             Phase::Data { at, until } => self.data_read(id, at, until, result),
-            Phase::Open { .. } | Phase::Blocks { .. } => return None,
+            Phase::Open | Phase::Blocks { .. } => return None,
         };
         let done = self.read_next(disk, id, next);
         self.pump_reads(disk);
@@ -362,19 +390,30 @@ impl SegmentStore {
     fn read_next(&mut self, disk: &mut impl Disk, id: u64, next: Next) -> Option<ReadDone> {
         let task = self.reads.get_mut(&id)?;
         let next = match next {
-            Next::Before(place, batches) => {
-                task.damage = Some(place);
+            Next::Before(Harm { place, stretch, error }, batches) => {
+                task.damage = Some((place, stretch));
+                task.cause = Some(error);
                 Next::Done(Ok(batches))
             }
-            Next::Damaged(place, error) => {
+            Next::Damaged(Harm { place, stretch, error }) => {
                 // Only what the file should hold is damage: that it cannot be read now is not.
-                task.damage = Some(place).filter(|_| matches!(error, SegmentError::Damaged { .. }));
+                task.damage = Some((place, stretch)).filter(|_| matches!(error, SegmentError::Damaged { .. }));
                 Next::Done(Err(error))
+            }
+            Next::Log(Phase::Data { .. })
+                if !self.partitions.get(&task.key).is_some_and(|p| p.has_index(task.base)) =>
+            {
+                Next::Index
             }
             next => next,
         };
         let op = match next {
             Next::Damaged(..) | Next::Before(..) => return None,
+            Next::Index => {
+                let (index, path) = (self.files.fresh(), task.key.index_path(task.base));
+                task.phase = Phase::OpenIndex { index };
+                Op::Open { file: index, path, create: false, direct: true }
+            }
             Next::Done(result) => {
                 let task = self.reads.remove(&id)?;
                 self.files.release((task.key, task.base));
@@ -385,10 +424,13 @@ impl SegmentStore {
                 op
             }
             Next::Log(mut phase) => {
-                let readable = self.partitions.get(&task.key).and_then(|partition| partition.segment(task.base));
-                let limit = readable.map_or(0, |segment| segment.readable.0);
+                let segment = self.partitions.get(&task.key).and_then(|partition| partition.segment(task.base));
+                let limit = segment.map_or(0, |segment| segment.readable.position);
+                let is_scan = matches!(phase, Phase::Scan { .. });
                 let (Phase::Data { at, until } | Phase::Scan { at, until, .. }) = &mut phase else { return None };
                 *until = (*until).min(limit);
+                let marks = segment.filter(|_| !is_scan).map(|segment| segment.marks(at.position, *until));
+                task.marks = marks.unwrap_or_default();
                 let from = block_floor(at.position);
                 task.wanted = (from, block_ceil(*until).saturating_sub(from) as usize);
                 task.phase = phase;
@@ -403,21 +445,22 @@ impl SegmentStore {
 
     /// A read no longer needs its segment, which may have waited for that to go.
     fn read_over(&mut self, disk: &mut impl Disk, task: ReadTask, result: Result<Batches, SegmentError>) -> ReadDone {
-        let ReadTask { ticket, key, base, damage, .. } = task;
-        let damage = damage.map(|Place { position, offset }| DamagedBatch { key, base, position, offset });
+        let ReadTask { ticket, key, base, damage, cause, .. } = task;
+        let place = |(Place { position, offset, .. }, stretch)| DamagedBatch { key, base, position, offset, stretch };
+        let damage = damage.map(place);
         if let Some(segment) = self.partitions.get_mut(&key).and_then(|partition| partition.segment_mut(base)) {
             segment.readers -= 1;
         }
         self.purge(key);
         self.drop_removed(key);
         self.pump(disk);
-        ReadDone { ticket, key, result, damage }
+        ReadDone { ticket, key, result, damage, cause }
     }
 
     fn segment_of(&self, id: u64) -> Option<(&ReadTask, &SegmentState, u64)> {
         let task = self.reads.get(&id)?;
         let segment = self.partitions.get(&task.key)?.segment(task.base)?;
-        Some((task, &segment.state, segment.readable.0))
+        Some((task, &segment.state, segment.readable.position))
     }
 
     fn index_opened(&self, id: u64, index: FileId, result: io::Result<Outcome>) -> Next {
@@ -427,26 +470,43 @@ impl SegmentStore {
                 let len = block_ceil(len.min(index::max_file_len(state))) as usize;
                 Next::Other(Op::Read { file: index, position: 0, len }, Phase::ReadIndex { index })
             }
-            _ => begin_scan(state),
+            _ => self.begin_scan(id),
         }
     }
 
     fn index_read(&mut self, id: u64, result: io::Result<Outcome>) -> Next {
         let Some((task, state, _)) = self.segment_of(id) else { return no_segment() };
         let loaded = match result {
-            Ok(Outcome::Read(bytes)) => index::decode(state, &bytes),
-            _ => None,
+            Ok(Outcome::Read(bytes)) => index::decode(task.key, state, &bytes),
+            Ok(_) => Err("nothing".to_owned()),
+            Err(error) => Err(error.to_string()),
         };
         match loaded {
-            Some(index) => self.index_loaded(id, index),
-            None => {
+            Ok(index) => self.index_loaded(id, index),
+            Err(found) => {
                 tracing::warn!(
                     file = task.key.index_path(task.base),
-                    "index missing or damaged: rebuilding it, and nothing is to be done"
+                    expected = index::describe(task.key, state),
+                    found,
+                    "an index is missing, damaged or another one: rebuilding it from the segment, and nothing is to be done"
                 );
-                begin_scan(state)
+                self.begin_scan(id)
             }
         }
+    }
+
+    /// Rebuild the index from the file, or go on with that.
+    fn begin_scan(&self, id: u64) -> Next {
+        let Some((task, state, _)) = self.segment_of(id) else { return no_segment() };
+        let segment = self.partitions.get(&task.key).and_then(|partition| partition.segment(task.base));
+        let (at, index) = match segment.and_then(|segment| segment.rescan.as_deref()) {
+            Some(Rescan { at, overwrite: true, .. }) => {
+                return Next::Damaged(Harm::at(*at, another_file(task, state, *at, "those of another file")));
+            }
+            Some(Rescan { at, index, .. }) => (*at, index.clone()),
+            None => (Place::start(state.base_offset), Vec::new()),
+        };
+        Next::Log(Phase::Scan { at, until: at.position + SCAN_CHUNK, index })
     }
 
     fn index_loaded(&mut self, id: u64, index: Vec<IndexEntry>) -> Next {
@@ -472,20 +532,23 @@ impl SegmentStore {
         let Some((task, state, limit)) = self.segment_of(id) else { return no_segment() };
         let mut walk = match Walk::new(task, state, limit, at, until, result) {
             Ok(walk) => walk,
-            Err(error) => return Next::Damaged(at, error),
+            Err(error) => return self.scan_stopped(id, Rescan { at, index, overwrite: false }, error),
         };
         let need = loop {
             let place = walk.at;
             match walk.next_batch() {
                 Ok(Found::Batch(header, _)) => {
                     let max_timestamp = header.max_timestamp;
-                    let entry = IndexEntry { offset: place.offset, position: place.position, max_timestamp };
-                    index::push(&mut index, interval, entry);
+                    let Place { position, offset, digest } = place;
+                    index::push(&mut index, interval, IndexEntry { offset, position, max_timestamp, digest });
                 }
                 Ok(Found::Incomplete { need }) => break need,
                 Ok(Found::End) if walk.at.position < limit => break SCAN_CHUNK,
                 Ok(Found::End) => break 0,
-                Err(error) => return Next::Damaged(walk.at, error),
+                Err(error) => {
+                    let at = walk.at;
+                    return self.scan_stopped(id, Rescan { at, index, overwrite: false }, error);
+                }
             }
         };
         let at = walk.at;
@@ -497,60 +560,65 @@ impl SegmentStore {
             let expected = format!("a segment up to offset {}", state.end_offset);
             return Next::Done(Err(damaged(&walk.file, at.position, expected, format!("its end at {}", at.offset))));
         }
-        let (key, base) = (task.key, task.base);
-        if let Some(partition) = self.partitions.get_mut(&key).filter(|p| !p.rebuilt.contains(&base)) {
-            partition.rebuilt.push(base);
-            self.ready.insert(key);
+        if state.digest.is_some_and(|digest| digest != at.digest) {
+            let error = another_file(task, state, at, &format!("those of digest {}", at.digest));
+            let at = Place::start(state.base_offset);
+            return self.scan_stopped(id, Rescan { at, index: Vec::new(), overwrite: true }, error);
         }
+        let log = (task.key, task.base);
+        self.index_rebuilt(log, at.digest);
         self.index_loaded(id, index)
     }
 
-    fn data_read(&self, id: u64, at: Place, until: u64, result: io::Result<Outcome>) -> Next {
+    /// The scan cannot go on here, until somebody has repaired the place.
+    fn scan_stopped(&mut self, id: u64, rescan: Rescan, error: SegmentError) -> Next {
+        let harm = Harm::at(rescan.at, error);
+        let Some(task) = self.reads.get(&id) else { return no_segment() };
+        if let Some(segment) = self.partitions.get_mut(&task.key).and_then(|p| p.segment_mut(task.base)) {
+            segment.rescan = Some(Box::new(rescan));
+        }
+        Next::Damaged(harm)
+    }
+
+    fn data_read(&mut self, id: u64, at: Place, until: u64, result: io::Result<Outcome>) -> Next {
         let Some((task, state, limit)) = self.segment_of(id) else { return no_segment() };
+        let log = (task.key, task.base);
+        let segment = self.partitions.get(&log.0).and_then(|partition| partition.segment(log.1));
+        let trusted = task.marks.is_empty() || segment.is_some_and(|segment| segment.vouched);
+        let mut progress = Checked::new(task, at);
         let mut walk = match Walk::new(task, state, limit, at, until, result) {
             Ok(walk) => walk,
-            Err(error) => return Next::Damaged(at, error),
+            Err(error) => return Next::Damaged(progress.harm(at, error)),
         };
-        // Where the wanted batches begin and end in the bytes, and their offsets.
-        let mut wanted: Option<(Range<usize>, Range<u64>)> = None;
-        let mut damage = None;
-        loop {
-            let first = walk.at.offset;
+        let next = loop {
+            let first = walk.at;
             match walk.next_batch() {
-                Ok(Found::Batch(header, range)) => match &mut wanted {
-                    Some((bytes, _)) if range.end - bytes.start > task.max_bytes => break,
-                    Some((bytes, offsets)) => (bytes.end, offsets.end) = (range.end, walk.at.offset),
-                    None => {
-                        let is_wanted = match task.target {
-                            Target::Offset(offset) => offset < walk.at.offset,
-                            Target::Timestamp(timestamp) => header.max_timestamp >= timestamp,
-                        };
-                        wanted = is_wanted.then_some((range, first..walk.at.offset));
+                Ok(Found::Batch(header, range)) => {
+                    progress.take(&header, range, first, walk.at);
+                    if let Err(digest) = progress.pass(walk.at) {
+                        let found = format!("those of digest {digest}");
+                        let error = another_file(task, state, progress.sure, &found);
+                        break progress.stopped(&walk, false, error);
                     }
-                },
-                Err(_) if wanted.is_some() => {
-                    damage = Some(walk.at);
-                    break;
+                    if progress.is_full() {
+                        break Next::Done(Ok(progress.batches(&walk, false)));
+                    }
                 }
-                _ if wanted.is_some() => break,
-                Ok(Found::Incomplete { need }) => {
-                    let until = walk.at.position + need.max(task.max_bytes as u64);
-                    return Next::Log(Phase::Data { at: walk.at, until });
+                Err(error) => {
+                    let trusted = trusted || progress.passed > 0;
+                    break progress.stopped(&walk, trusted, error);
                 }
-                Ok(Found::End) if walk.at.position < limit => {
-                    let until = walk.at.position + SCAN_CHUNK.max(task.max_bytes as u64);
-                    return Next::Log(Phase::Data { at: walk.at, until });
-                }
-                Ok(Found::End) => break,
-                Err(error) => return Next::Damaged(walk.at, error),
+                Ok(_) if progress.has_any() => break Next::Done(Ok(progress.batches(&walk, false))),
+                Ok(Found::Incomplete { need }) => break progress.go_on(walk.at, need),
+                Ok(Found::End) if walk.at.position < limit => break progress.go_on(walk.at, SCAN_CHUNK),
+                Ok(Found::End) => break Next::Done(Err(self.nothing_found(task, &walk))),
             }
+        };
+        let vouched = progress.passed > 0;
+        if let Some(segment) = self.partitions.get_mut(&log.0).and_then(|partition| partition.segment_mut(log.1)) {
+            segment.vouched |= vouched;
         }
-        let Some((bytes, offsets)) = wanted else { return Next::Done(Err(self.nothing_found(task, &walk))) };
-        let found = Batches { base_offset: offsets.start, end_offset: offsets.end, bytes: walk.bytes.slice(bytes) };
-        match damage {
-            Some(place) => Next::Before(place, found),
-            None => Next::Done(Ok(found)),
-        }
+        next
     }
 
     /// The end of the readable bytes came before what was asked for.
@@ -574,14 +642,9 @@ fn find_stretch(index: &[IndexEntry], target: Target, max_bytes: usize) -> Optio
         Target::Offset(offset) => index::find_offset(index, offset),
         Target::Timestamp(timestamp) => index::find_timestamp(index, timestamp),
     }?;
-    let at = Place { position: entry.position, offset: entry.offset };
+    let at = Place { position: entry.position, offset: entry.offset, digest: entry.digest };
     // The last stretch ends where the file does; the read is cut to that.
     Some((at, end.map_or(u64::MAX, |end| end.saturating_add(max_bytes as u64))))
-}
-
-fn begin_scan(state: &SegmentState) -> Next {
-    let at = Place { position: 0, offset: state.base_offset };
-    Next::Log(Phase::Scan { at, until: SCAN_CHUNK, index: Vec::new() })
 }
 
 /// Segments stay while they are read, so this is never seen.
@@ -589,84 +652,11 @@ fn no_segment() -> Next {
     Next::Done(Err(io_error("read", "a segment", io::ErrorKind::NotFound.into())))
 }
 
-fn damaged(file: &str, position: u64, expected: impl Into<String>, found: impl Into<String>) -> SegmentError {
+pub(super) fn damaged(
+    file: &str,
+    position: u64,
+    expected: impl Into<String>,
+    found: impl Into<String>,
+) -> SegmentError {
     SegmentError::Damaged { file: file.to_owned(), position, expected: expected.into(), found: found.into() }
-}
-
-/// Goes from batch to batch through bytes of a segment, checking each.
-struct Walk<'a> {
-    file: String,
-    state: &'a SegmentState,
-    /// End of the last whole batch in the file.
-    limit: u64,
-    bytes: Bytes,
-    /// Position of the first byte of `bytes`.
-    from: u64,
-    at: Place,
-}
-
-enum Found {
-    /// A batch, by its range in the bytes.
-    Batch(BatchHeader, Range<usize>),
-    /// The bytes end within a batch, of which at least `need` bytes are needed.
-    Incomplete { need: u64 },
-    /// No batch is left.
-    End,
-}
-
-impl<'a> Walk<'a> {
-    fn new(
-        task: &ReadTask,
-        state: &'a SegmentState,
-        limit: u64,
-        at: Place,
-        until: u64,
-        result: io::Result<Outcome>,
-    ) -> Result<Self, SegmentError> {
-        let file = task.key.log_path(task.base);
-        let bytes = match result {
-            Ok(Outcome::Read(bytes)) => Bytes::from_owner(bytes),
-            Ok(_) => Bytes::new(),
-            Err(error) => return Err(io_error("read", file, error)),
-        };
-        let from = block_floor(at.position);
-        let end = from + bytes.len() as u64;
-        if end < until {
-            return Err(damaged(&file, end, format!("{} bytes more", until - end), "the end of the file"));
-        }
-        Ok(Self { file, state, limit, bytes, from, at })
-    }
-
-    fn next_batch(&mut self) -> Result<Found, SegmentError> {
-        let Place { position, offset } = self.at;
-        let end = self.limit.min(self.from + self.bytes.len() as u64);
-        if position >= end {
-            return Ok(Found::End);
-        }
-        let start = (position - self.from) as usize;
-        let rest = &self.bytes[start..(end - self.from) as usize];
-        let room = self.limit - position;
-        if rest.len() < HEADER_LEN && room >= HEADER_LEN as u64 {
-            return Ok(Found::Incomplete { need: HEADER_LEN as u64 });
-        }
-        let bad = |error: batch::BatchError| damaged(&self.file, position, "a batch", error.to_string());
-        let len = BatchHeader::parse(rest).map_err(bad)?.total_len();
-        if len as u64 > room {
-            let expected = format!("a batch of at most {room} bytes");
-            return Err(damaged(&self.file, position, expected, format!("one of {len} bytes")));
-        }
-        let Some(whole) = rest.get(..len) else { return Ok(Found::Incomplete { need: len as u64 }) };
-        let header = batch::check(whole).map_err(bad)?;
-        if header.base_offset != offset {
-            let (expected, found) = (format!("base offset {offset}"), header.base_offset.to_string());
-            return Err(damaged(&self.file, position, expected, found));
-        }
-        let (epoch, expected) = (header.partition_leader_epoch, self.state.epoch_at(offset));
-        if expected != Some(epoch) {
-            let expected = format!("leader epoch {}", expected.unwrap_or(-1));
-            return Err(damaged(&self.file, position, expected, epoch.to_string()));
-        }
-        self.at = Place { position: position + len as u64, offset: offset + u64::from(header.last_offset_delta) + 1 };
-        Ok(Found::Batch(header, start..start + len))
-    }
 }

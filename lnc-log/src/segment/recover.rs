@@ -21,6 +21,7 @@ impl SegmentStore {
         let mut store = Self::new(config);
         for (key, state, _) in partitions {
             state.check().map_err(|source| SegmentError::State { key: *key, source })?;
+            store.digests |= state.segments.iter().any(|segment| segment.digest.is_some());
         }
         let known: BTreeSet<String> = partitions
             .iter()

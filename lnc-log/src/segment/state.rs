@@ -1,9 +1,14 @@
 //! What a checkpoint says about a partition's files, and its encoding.
 
+use super::Digest;
 use super::index::IndexEntry;
 
-/// Version of the encoding.
-const VERSION: u8 = 1;
+/// Versions of the encoding: where no segment has a digest, and where one may.
+const VERSIONS: [u8; 2] = [1, 2];
+
+/// Bits of the word that says how a segment is.
+const SEALED: u64 = 1;
+const DIGEST: u64 = 2;
 
 /// A partition as of a checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,6 +42,9 @@ pub struct SegmentState {
     pub epochs: Vec<EpochStart>,
     /// The sparse index; empty in the state of a sealed segment, whose index is in a file.
     pub index: Vec<IndexEntry>,
+    /// The digest of its batches. `None` if they were written before there were digests and nobody has read them since; the
+    /// digests in `index` mean nothing then.
+    pub digest: Option<Digest>,
 }
 
 /// From `offset` on, up to the next entry, batches carry leader epoch `epoch`.
@@ -53,7 +61,7 @@ pub struct EpochStart {
 #[non_exhaustive]
 pub enum StateError {
     /// Written by another version.
-    #[error("encoding version {found}, this build reads {VERSION}")]
+    #[error("encoding version {found}, this build reads {} and {}", VERSIONS[0], VERSIONS[1])]
     Version {
         /// The version found.
         found: u8,
@@ -120,25 +128,30 @@ impl PartitionState {
 
     /// How many bytes [`PartitionState::encode`] gives.
     pub fn encoded_bytes(&self) -> usize {
-        let segment = |s: &SegmentState| 9 * 8 + s.epochs.len() * 12 + s.index.len() * 24;
+        let digests = |s: &SegmentState| s.digest.map_or(0, |_| 8 + s.index.len() * 8);
+        let segment = |s: &SegmentState| 9 * 8 + s.epochs.len() * 12 + s.index.len() * 24 + digests(s);
         1 + 3 * 8 + self.segments.iter().map(segment).sum::<usize>()
     }
 
-    /// Bytes for a checkpoint.
+    /// Bytes for a checkpoint. Without digests they are those that every version reads.
     pub fn encode(&self) -> Vec<u8> {
+        let digests = self.segments.iter().any(|segment| segment.digest.is_some());
         let mut out = Vec::with_capacity(self.encoded_bytes());
-        out.push(VERSION);
+        out.push(VERSIONS[usize::from(digests)]);
         put(&mut out, &[self.log_start_offset, self.log_end_offset, self.segments.len() as u64]);
         for s in &self.segments {
             let (epochs, index) = (s.epochs.len() as u64, s.index.len() as u64);
             put(&mut out, &[s.base_offset, s.end_offset, s.len, s.max_timestamp as u64, s.first_append_ms]);
-            put(&mut out, &[s.last_append_ms, s.sealed as u64, epochs, index]);
+            let flags = (u64::from(s.sealed) * SEALED) | (u64::from(s.digest.is_some()) * DIGEST);
+            put(&mut out, &[s.last_append_ms, flags, epochs, index]);
+            put(&mut out, s.digest.map(|digest| digest.0).as_slice());
             for e in &s.epochs {
                 put(&mut out, &[e.offset]);
                 out.extend_from_slice(&e.epoch.to_le_bytes());
             }
             for e in &s.index {
                 put(&mut out, &[e.offset, e.position, e.max_timestamp as u64]);
+                put(&mut out, s.digest.map(|_| e.digest.0).as_slice());
             }
         }
         out
@@ -147,11 +160,13 @@ impl PartitionState {
     /// The reverse of [`PartitionState::encode`]. Allocates no more than a small multiple of `bytes`.
     pub fn decode(bytes: &[u8]) -> Result<Self, StateError> {
         let (&version, rest) = bytes.split_first().ok_or(StateError::Length(0))?;
-        if version != VERSION {
+        if !VERSIONS.contains(&version) {
             return Err(StateError::Version { found: version });
         }
         let mut rest = rest;
-        let state = take_partition(&mut rest).filter(|_| rest.is_empty()).ok_or(StateError::Length(bytes.len()))?;
+        let flags = if version == VERSIONS[0] { SEALED } else { SEALED | DIGEST };
+        let state =
+            take_partition(&mut rest, flags).filter(|_| rest.is_empty()).ok_or(StateError::Length(bytes.len()))?;
         state.check()?;
         Ok(state)
     }
@@ -170,16 +185,18 @@ fn take(rest: &mut &[u8]) -> Option<u64> {
 }
 
 /// `count` items, collected without trusting the count: the bytes run out first.
-fn take_list<T>(rest: &mut &[u8], count: u64, item: fn(&mut &[u8]) -> Option<T>) -> Option<Vec<T>> {
+fn take_list<T>(rest: &mut &[u8], count: u64, item: impl Fn(&mut &[u8]) -> Option<T>) -> Option<Vec<T>> {
     (0..count).map(|_| item(rest)).collect()
 }
 
-fn take_partition(rest: &mut &[u8]) -> Option<PartitionState> {
+fn take_partition(rest: &mut &[u8], flags: u64) -> Option<PartitionState> {
     let (log_start_offset, log_end_offset, count) = (take(rest)?, take(rest)?, take(rest)?);
-    Some(PartitionState { log_start_offset, log_end_offset, segments: take_list(rest, count, take_segment)? })
+    let segments = take_list(rest, count, |rest| take_segment(rest, flags))?;
+    Some(PartitionState { log_start_offset, log_end_offset, segments })
 }
 
-fn take_segment(rest: &mut &[u8]) -> Option<SegmentState> {
+/// A segment, of which no flags but these may be set.
+fn take_segment(rest: &mut &[u8], known: u64) -> Option<SegmentState> {
     let mut state = SegmentState {
         base_offset: take(rest)?,
         end_offset: take(rest)?,
@@ -187,15 +204,18 @@ fn take_segment(rest: &mut &[u8]) -> Option<SegmentState> {
         max_timestamp: take(rest)? as i64,
         first_append_ms: take(rest)?,
         last_append_ms: take(rest)?,
-        sealed: match take(rest)? {
-            0 => false,
-            1 => true,
-            _ => return None,
-        },
+        sealed: false,
         epochs: Vec::new(),
         index: Vec::new(),
+        digest: None,
     };
+    let flags = take(rest).filter(|flags| flags & !known == 0)?;
     let (epochs, index) = (take(rest)?, take(rest)?);
+    state.sealed = flags & SEALED != 0;
+    let has_digests = flags & DIGEST != 0;
+    if has_digests {
+        state.digest = Some(Digest(take(rest)?));
+    }
     state.epochs = take_list(rest, epochs, |rest| {
         let offset = take(rest)?;
         let (epoch, after) = rest.split_first_chunk()?;
@@ -203,7 +223,9 @@ fn take_segment(rest: &mut &[u8]) -> Option<SegmentState> {
         Some(EpochStart { offset, epoch: i32::from_le_bytes(*epoch) })
     })?;
     state.index = take_list(rest, index, |rest| {
-        Some(IndexEntry { offset: take(rest)?, position: take(rest)?, max_timestamp: take(rest)? as i64 })
+        let (offset, position, max_timestamp) = (take(rest)?, take(rest)?, take(rest)? as i64);
+        let digest = if has_digests { Digest(take(rest)?) } else { Digest::default() };
+        Some(IndexEntry { offset, position, max_timestamp, digest })
     })?;
     Some(state)
 }
@@ -225,10 +247,11 @@ mod tests {
             index: match sealed {
                 true => Vec::new(),
                 false => vec![
-                    IndexEntry { offset: base_offset, position: 0, max_timestamp: -3 },
-                    IndexEntry { offset: base_offset + 3, position: 200, max_timestamp: -9 },
+                    IndexEntry { offset: base_offset, position: 0, max_timestamp: -3, digest: Digest(0) },
+                    IndexEntry { offset: base_offset + 3, position: 200, max_timestamp: -9, digest: Digest(8) },
                 ],
             },
+            digest: Some(Digest(base_offset)),
         };
         PartitionState {
             log_start_offset: 11,
@@ -237,11 +260,37 @@ mod tests {
         }
     }
 
+    fn older() -> PartitionState {
+        let mut state = state();
+        for segment in &mut state.segments {
+            segment.digest = None;
+            segment.index.iter_mut().for_each(|entry| entry.digest = Digest::default());
+        }
+        state
+    }
+
     #[test]
     fn round_trip() {
-        for state in [state(), PartitionState::default()] {
+        for state in [state(), older(), PartitionState::default()] {
+            assert_eq!(state.encode().len(), state.encoded_bytes());
             assert_eq!(PartitionState::decode(&state.encode()), Ok(state));
         }
+        let mut mixed = state();
+        mixed.segments[0].digest = None;
+        assert_eq!(PartitionState::decode(&mixed.encode()), Ok(mixed));
+    }
+
+    /// As versions before the digests write and read it.
+    #[test]
+    fn without_digests_the_bytes_are_those_of_before() {
+        let bytes = older().encode();
+        assert_eq!(bytes[0], 1);
+        assert_eq!(bytes.len(), 1 + 3 * 8 + 2 * (9 * 8 + 2 * 12) + 2 * 3 * 8);
+        let sealed = 1 + 3 * 8 + 6 * 8;
+        assert_eq!(bytes[sealed..sealed + 8], [1, 0, 0, 0, 0, 0, 0, 0]);
+        let mut later = bytes;
+        later[sealed] = 3;
+        assert_eq!(PartitionState::decode(&later), Err(StateError::Length(later.len())));
     }
 
     #[test]
@@ -252,14 +301,19 @@ mod tests {
 
     #[test]
     fn cut_or_altered_bytes_never_panic() {
-        let bytes = state().encode();
+        for state in [state(), older()] {
+            cut_and_alter(&state.encode());
+        }
+    }
+
+    fn cut_and_alter(bytes: &[u8]) {
         for len in 0..bytes.len() {
             assert!(PartitionState::decode(&bytes[..len]).is_err(), "cut to {len}");
         }
-        assert!(PartitionState::decode(&[&bytes[..], &[0]].concat()).is_err());
+        assert!(PartitionState::decode(&[bytes, &[0]].concat()).is_err());
         for position in 0..bytes.len() {
             for mask in [1, 0x80, 0xff] {
-                let mut bad = bytes.clone();
+                let mut bad = bytes.to_vec();
                 bad[position] ^= mask;
                 if let Ok(other) = PartitionState::decode(&bad) {
                     assert_eq!(other.check(), Ok(()));

@@ -2,14 +2,15 @@
 
 use super::files::{Files, LogFile};
 use super::index;
-use super::partition::{Partition, Repair};
+use super::learn::Learned;
+use super::partition::Partition;
 use super::read::{DamagedBatch, ReadDone, ReadTask};
+use super::repair::Repair;
 use super::state::PartitionState;
-use super::{Allowance, PartitionKey, SegmentConfig, SegmentError, StoredBatch};
+use super::{Allowance, Digest, PartitionKey, SegmentConfig, SegmentError, StoredBatch};
 use crate::disk::{AlignedBuf, BLOCK, Completion, Disk, FileId, Op, Outcome, Owner};
 use bytes::Bytes;
 use lnc_mutation::{Mutation, mutated};
-use lnc_protocol::batch::{self, BatchHeader};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Write buffers kept for reuse.
@@ -26,6 +27,20 @@ pub struct TimestampBound {
     pub offset: u64,
     /// The first record that is late enough lies before this offset.
     pub before: u64,
+}
+
+/// What [`SegmentStore::repair`] makes of records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mending {
+    /// They are on their way to the file.
+    Begun,
+    /// They may belong there: with those from this offset on behind them that can be told.
+    More {
+        /// The offset after the last of them.
+        offset: u64,
+    },
+    /// They do not belong there; nothing is written.
+    Refused,
 }
 
 /// What an operation in flight is for.
@@ -100,6 +115,10 @@ pub struct SegmentStore {
     /// Repairs that are done, until somebody asks.
     pub(super) repaired: Vec<DamagedBatch>,
     pub(super) root_synced: bool,
+    /// Whether checkpoints and indexes say which batches a segment has.
+    pub(super) digests: bool,
+    /// What the scrub has seen of a segment without a digest.
+    pub(super) learned: Option<Learned>,
 }
 
 impl SegmentStore {
@@ -136,6 +155,8 @@ impl SegmentStore {
             buffers: Vec::new(),
             repaired: Vec::new(),
             root_synced: false,
+            digests: false,
+            learned: None,
         }
     }
 
@@ -186,7 +207,7 @@ impl SegmentStore {
         if self.checkpoint_done() {
             self.checkpoint.id += 1;
             let live = self.partitions.iter().filter(|(_, partition)| partition.removed.is_none());
-            self.checkpoint.states = live.map(|(key, partition)| (*key, partition.to_state())).collect();
+            self.checkpoint.states = live.map(|(key, partition)| (*key, partition.to_state(self.digests))).collect();
             for key in std::mem::take(&mut self.dirty) {
                 if self.partitions.get_mut(&key).is_some_and(|partition| partition.set_target()) {
                     self.checkpoint.waiting.insert(key);
@@ -266,7 +287,7 @@ impl SegmentStore {
 
     /// The state of a partition as a checkpoint begun now would have it.
     pub fn state(&self, key: PartitionKey) -> Option<PartitionState> {
-        self.live(key).ok().map(Partition::to_state)
+        self.live(key).ok().map(|partition| partition.to_state(self.digests))
     }
 
     /// Narrow down, from what is in memory, where the first record with at least `timestamp` (in milliseconds) is.
@@ -292,38 +313,23 @@ impl SegmentStore {
     }
 
     /// Overwrite a damaged batch, and what follows it in its segment, with batches of a replica, whose segments have the
-    /// same bytes. False if they do not belong there; nothing is written then. Once they are on stable storage the place
-    /// is among [`SegmentStore::take_repaired`]; there may be more damage after them. A place whose bytes cannot even be
-    /// read is given up silently.
-    pub fn repair(&mut self, disk: &mut impl Disk, place: DamagedBatch, batches: &Bytes) -> bool {
+    /// same bytes. Where it is known which batches belong there, those that come up to where that can be told. Once they are on
+    /// stable storage the place is among [`SegmentStore::take_repaired`]; there may be more damage after them. A place whose
+    /// bytes cannot even be read is given up silently.
+    pub fn repair(&mut self, disk: &mut impl Disk, place: DamagedBatch, batches: &Bytes) -> Mending {
         let Some(partition) = self.partitions.get_mut(&place.key).filter(|partition| partition.removed.is_none())
         else {
-            return false;
+            return Mending::Refused;
         };
-        let Some(segment) = partition.segment(place.base) else { return false };
-        let mut at = (place.position, place.offset);
-        let limit = segment.readable.0;
-        while let Some(rest) = batches.get((at.0 - place.position) as usize..).filter(|rest| !rest.is_empty()) {
-            let Ok(len) = BatchHeader::parse(rest).map(|header| header.total_len()) else { return false };
-            let Some(Ok(header)) = rest.get(..len).map(batch::check) else { return false };
-            let expected = segment.state.epoch_at(at.1);
-            if header.base_offset != at.1 || expected != Some(header.partition_leader_epoch) {
-                return false;
-            }
-            if at.0 + len as u64 > limit {
-                break;
-            }
-            at = (at.0 + len as u64, header.last_offset() + 1);
+        let Some(segment) = partition.segment(place.base) else { return Mending::Refused };
+        match segment.fitting(place, batches) {
+            Ok(0) => return Mending::Refused,
+            Ok(len) => partition.repair = Some(Repair::new(place, batches.slice(..len))),
+            Err(mending) => return mending,
         }
-        // The last batch ends where the segment does, or more follow.
-        if at.0 == place.position || (at.0 == limit) != (at.1 == segment.readable.1) {
-            return false;
-        }
-        let bytes = batches.slice(..(at.0 - place.position) as usize);
-        partition.repair = Some(Repair::new(place, bytes));
         self.ready.insert(place.key);
         self.pump(disk);
-        true
+        Mending::Begun
     }
 
     /// The repairs that have been done since the last call.
@@ -464,6 +470,21 @@ impl SegmentStore {
                 segment.state.index = Vec::new();
             }
         }
+    }
+
+    /// The index of a segment was made anew from its file, which has this digest.
+    pub(super) fn index_rebuilt(&mut self, log: LogFile, digest: Digest) {
+        let (key, base) = log;
+        let Some(partition) = self.partitions.get_mut(&key) else { return };
+        let Some(segment) = partition.segment_mut(base) else { return };
+        (segment.rescan, segment.vouched) = (None, true);
+        if self.digests && segment.state.digest.is_none() {
+            partition.learn(base, digest);
+        }
+        if !partition.rebuilt.contains(&base) {
+            partition.rebuilt.push(base);
+        }
+        self.ready.insert(key);
     }
 
     pub(super) fn take_buffer(&mut self) -> AlignedBuf {

@@ -3,7 +3,7 @@
 use crate::support::{Harness, KEY, concat, small, stored};
 use lnc_log::disk::memory::CrashChoice;
 use lnc_log::disk::{Disk, MemoryDisk, Op, Owner};
-use lnc_log::segment::{DamagedBatch, PartitionKey, PartitionState, SegmentConfig, SegmentError, StoredBatch};
+use lnc_log::segment::{DamagedBatch, Mending, PartitionKey, PartitionState, SegmentConfig, SegmentError, StoredBatch};
 
 type States = Vec<(PartitionKey, PartitionState)>;
 
@@ -95,11 +95,13 @@ fn mend(replica: &mut Harness, batches: &[StoredBatch]) -> usize {
     while offset < replica.store.written_offset(KEY) {
         let done = replica.read_done(offset, 700);
         match (done.result, done.damage) {
-            (Ok(read), None) => offset = read.end_offset,
+            // What comes before the damage is served.
+            (Ok(read), _) => offset = read.end_offset,
             (Err(SegmentError::Damaged { position, .. }), Some(place)) => {
                 assert!(place.position <= position && place.offset <= offset);
                 let missing: Vec<_> = batches.iter().filter(|b| b.base_offset >= place.offset).cloned().collect();
-                assert!(replica.store.repair(&mut replica.disk, place, &concat(&missing).into()));
+                let mending = replica.store.repair(&mut replica.disk, place, &concat(&missing).into());
+                assert_eq!(mending, Mending::Begun);
                 replica.settle().unwrap();
                 assert_eq!(replica.store.take_repaired(), [place]);
                 repairs += 1;
@@ -181,10 +183,11 @@ fn what_does_not_belong_at_a_damaged_place_is_refused() {
     let mut epoch = from(at);
     epoch[15] ^= 1;
     for bytes in [Vec::new(), from(at + 1), flipped, epoch, from(at)[..100].to_vec()] {
-        assert!(!replica.store.repair(&mut replica.disk, place, &bytes.into()));
+        assert_eq!(replica.store.repair(&mut replica.disk, place, &bytes.into()), Mending::Refused);
     }
     let elsewhere = PartitionKey { topic_id: 99, ..KEY };
-    assert!(!replica.store.repair(&mut replica.disk, DamagedBatch { key: elsewhere, ..place }, &from(at).into()));
+    let place = DamagedBatch { key: elsewhere, ..place };
+    assert_eq!(replica.store.repair(&mut replica.disk, place, &from(at).into()), Mending::Refused);
     replica.settle().unwrap();
     assert!(replica.files() == before, "nothing was written");
     mend(&mut replica, &batches);

@@ -1,5 +1,6 @@
 //! Segments: what is written, what is read back, what survives.
 
+mod another;
 mod crashes;
 mod damage;
 mod reads;

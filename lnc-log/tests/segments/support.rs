@@ -67,6 +67,7 @@ pub(crate) fn batches_of(bytes: &Bytes) -> Vec<Bytes> {
 impl Harness {
     pub(crate) fn new(config: SegmentConfig) -> Self {
         let mut harness = Self { disk: MemoryDisk::new(), store: SegmentStore::new(config), tickets: 0 };
+        harness.store.keep_digests();
         harness.store.create_partition(KEY, None).unwrap();
         harness
     }
@@ -80,7 +81,8 @@ impl Harness {
         let mut disk = disk.crash(CrashChoice::Everything);
         let states: Vec<_> =
             states.iter().map(|(key, state)| (*key, PartitionState::decode(&state.encode()).unwrap(), None)).collect();
-        let store = SegmentStore::recover(config, &mut disk, &states)?;
+        let mut store = SegmentStore::recover(config, &mut disk, &states)?;
+        store.keep_digests();
         Ok(Self { disk, store, tickets: 0 })
     }
 

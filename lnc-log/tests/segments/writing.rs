@@ -162,6 +162,7 @@ fn the_files_of_a_real_disk_are_the_same() {
     let mut memory = Harness::new(small());
     let mut disk = AnyDisk::open(dir.path(), BackendChoice::Auto).unwrap();
     let mut store = SegmentStore::new(small());
+    store.keep_digests();
     store.create_partition(KEY, None).unwrap();
     for batch in memory.append(&[3000; 20], 1) {
         store.append(KEY, batch).unwrap();
