@@ -9,7 +9,7 @@ use lance_fuzz::journal::{CHAINED, FILE_BYTES, FIXED, IDENTITY, NEXT_FILE};
 use lnc_log::checkpoint::{Checkpoint, CheckpointWriter, GroupCheckpoint};
 use lnc_log::disk::{BLOCK, Disk, MemoryDisk};
 use lnc_log::journal::{GroupId, Journal, JournalConfig, JournalStart};
-use lnc_log::segment::{EpochStart, IndexEntry, PartitionKey, PartitionState, SegmentState};
+use lnc_log::segment::{Digest, EpochStart, IndexEntry, PartitionKey, PartitionState, SegmentState};
 use lnc_protocol::batch::BatchHeader;
 use lnc_protocol::message::TopicOptions;
 use lnc_protocol::{BatchBuilder, Codec, frame};
@@ -262,11 +262,12 @@ fn partition_state() -> PartitionState {
         first_append_ms: 4,
         last_append_ms: 5,
         sealed,
+        digest: Some(Digest::default()),
         epochs: vec![EpochStart { offset: base_offset, epoch: 1 }, EpochStart { offset: end_offset - 1, epoch: 7 }],
         index: if sealed {
             Vec::new()
         } else {
-            vec![IndexEntry { offset: base_offset, position: 0, max_timestamp: 3 }]
+            vec![IndexEntry { offset: base_offset, position: 0, max_timestamp: 3, digest: Digest::default() }]
         },
     };
     let segments = vec![segment(10, 20, true), segment(20, 40, false)];

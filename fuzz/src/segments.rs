@@ -55,7 +55,11 @@ pub fn run(data: &[u8]) {
 fn written(input: &mut Input<'_>) -> (MemoryDisk, Vec<u8>) {
     let (mut disk, mut store) = (MemoryDisk::new(), SegmentStore::new(config()));
     store.create_partition(KEY, None).expect("a new partition");
-    for n in 0..input.byte() % MAX_BATCHES + 1 {
+    let first = input.byte();
+    if first & 0x80 == 0 {
+        store.keep_digests();
+    }
+    for n in 0..first % MAX_BATCHES + 1 {
         let value = vec![n; usize::from(input.byte()) * 16];
         let mut builder = BatchBuilder::new(Codec::None);
         builder.append(i64::from(n), None, Some(&value), &[]).expect("a small record");
@@ -118,8 +122,10 @@ fn seal_batch(bytes: &mut [u8], at: usize) {
 }
 
 fn seal_index(bytes: &mut [u8]) {
-    let Some(count) = bytes.get(32..40).and_then(|raw| raw.first_chunk()) else { return };
-    let end = u64::from_le_bytes(*count).saturating_mul(24).saturating_add(40);
+    // With digests or without: lengths of the header and of an entry.
+    let (header, entry) = if bytes.get(7) == Some(&2) { (64, 32) } else { (40, 24) };
+    let Some(count) = bytes.get(header - 8..header).and_then(|raw| raw.first_chunk()) else { return };
+    let end = u64::from_le_bytes(*count).saturating_mul(entry).saturating_add(header as u64);
     if let Some(covered) = usize::try_from(end).ok().and_then(|end| bytes.get(..end)) {
         let crc = crc32fast::hash(covered);
         put(bytes, end as usize, &crc.to_le_bytes());
