@@ -196,6 +196,8 @@ impl Gateway {
     }
 
     fn admit(self: Rc<Self>, stream: TcpStream, from: std::net::SocketAddr) {
+        /// Clients that are told at a time that there are too many.
+        const MAX_REFUSALS: usize = 8;
         self.metrics.connections_total.inc();
         let connection = Rc::new(Connection {
             out: RefCell::default(),
@@ -213,13 +215,18 @@ impl Gateway {
             last_active: Cell::new(Instant::now()),
         });
         let open = self.connections.borrow().len();
+        if open >= self.config.max_connections + MAX_REFUSALS {
+            // Each of those who are told why holds a descriptor until it has heard it.
+            return self.metrics.connections_refused_total.inc();
+        }
         if open >= self.config.max_connections {
             self.metrics.connections_refused_total.inc();
             self.count_error(ErrorCode::Overloaded);
             tracing::warn!(
                 %from,
                 open,
-                "refusing a client: limits.max_connections is reached; raise it, or look for clients that leave connections open"
+                "refusing a client: no more connections than limits.max_connections, or than the limit of open files allows; \
+                 raise it, or look for clients that leave connections open"
             );
             let message = format!("this node has {open} connections, which is its limit");
             connection.refuse(0, 0, ErrorReply::new(ErrorCode::Overloaded, message));

@@ -36,6 +36,11 @@ impl Heard {
         self.removed = Some((peer, version));
     }
 
+    /// A peer takes this node for a member: what it said before no longer holds.
+    pub(crate) fn admitted(&mut self, peer: NodeId) {
+        self.removed = self.removed.filter(|(by, _)| *by != peer);
+    }
+
     /// A peer has told of another process with this node's identity.
     pub(crate) fn twin(&mut self, now_us: u64, peer: NodeId) {
         tracing::error!(
@@ -81,8 +86,13 @@ mod tests {
         assert_eq!(heard.standing(0, 4), Standing::Member);
         heard.refused(PEER, Some(7));
         heard.refused(NodeId(3), Some(6));
+        heard.admitted(NodeId(3));
         assert_eq!(heard.standing(0, 4), Standing::Removed { by: PEER });
         assert_eq!(heard.standing(0, 7), Standing::Member);
+        heard.refused(PEER, Some(1 << 48));
+        assert_eq!(heard.standing(0, 7), Standing::Removed { by: PEER });
+        heard.admitted(PEER);
+        assert_eq!(heard.standing(0, 7), Standing::Member, "who said so knows better by now");
     }
 
     #[test]

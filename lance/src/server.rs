@@ -28,6 +28,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -35,7 +36,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, lookup_host};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{LocalSet, spawn_local};
@@ -92,7 +93,7 @@ fn process(what: &'static str) -> impl FnOnce(io::Error) -> ServerError {
     move |source| ServerError::Process { what, source }
 }
 
-/// Run a node until it is told to stop (SIGTERM, SIGINT) or must stop.
+/// Run a node until it is told to stop (SIGTERM, SIGINT, or SIGHUP when its terminal is closed) or must stop.
 pub fn run(config: Config) -> Result<(), ServerError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(process("start the runtime"))?;
@@ -127,6 +128,7 @@ struct PeerInbox {
 struct Stop {
     term: Signal,
     int: Signal,
+    hup: Signal,
 }
 
 impl Stop {
@@ -134,6 +136,7 @@ impl Stop {
         tokio::select! {
             _ = self.term.recv() => {}
             _ = self.int.recv() => {}
+            _ = self.hup.recv() => {}
         }
     }
 }
@@ -219,6 +222,7 @@ impl Server {
         let mut stop = Stop {
             term: signal(SignalKind::terminate()).map_err(process("watch for SIGTERM"))?,
             int: signal(SignalKind::interrupt()).map_err(process("watch for SIGINT"))?,
+            hup: signal(SignalKind::hangup()).map_err(process("watch for SIGHUP"))?,
         };
         let mut data_dir = DataDir::open(&config.node.data_dir)?;
         let clients = bind("clients", &config.listen.client).await?;
@@ -431,6 +435,7 @@ impl Server {
                     self.broker.applicant(clock, node.node(), incarnation);
                 }
                 PeerEvent::Heard(_) | PeerEvent::Knocked(_) => {}
+                PeerEvent::Admitted { peer } => self.heard.admitted(peer),
                 PeerEvent::Refused { peer, removed } => self.heard.refused(peer, removed),
                 PeerEvent::Twin { peer } => self.heard.twin(clock.mono_us, peer),
             }
@@ -525,7 +530,7 @@ fn open_broker(
     let shard_config = shard_config(config, identity, data_dir.format(), random()?);
     let segment_config = SegmentConfig {
         segment_bytes: config.storage.segment_bytes,
-        max_open_files: open_files() / 2,
+        max_open_files: OpenFiles::allowed().segments(),
         ..SegmentConfig::default()
     };
     let broker = broker::open(broker_config(config, identity), shard_config, segment_config, disk, metrics)?;
@@ -533,16 +538,32 @@ fn open_broker(
     Ok((broker, notifier))
 }
 
-/// How many files this process may have open, after asking for as many as it may ask for.
-fn open_files() -> usize {
-    /// More than a node has use for.
-    const ENOUGH: u64 = 64 << 10;
-    let limit = getrlimit(Resource::Nofile);
-    let most = limit.maximum.unwrap_or(ENOUGH).min(ENOUGH);
-    let current = limit.current.unwrap_or(ENOUGH);
-    let raised = Rlimit { current: Some(most), maximum: limit.maximum };
-    let files = if current < most && setrlimit(Resource::Nofile, raised).is_ok() { most } else { current.min(ENOUGH) };
-    files as usize
+/// How many files this process may have open, after asking for as many as it may ask for. Each kind has its share: who
+/// connects takes none from the journal, without which the node would have to stop.
+#[derive(Clone, Copy)]
+struct OpenFiles(usize);
+
+impl OpenFiles {
+    fn allowed() -> Self {
+        /// More than a node has use for.
+        const ENOUGH: u64 = 64 << 10;
+        let limit = getrlimit(Resource::Nofile);
+        let most = limit.maximum.unwrap_or(ENOUGH).min(ENOUGH);
+        let current = limit.current.unwrap_or(ENOUGH);
+        let raised = Rlimit { current: Some(most), maximum: limit.maximum };
+        let is_raised = current < most && setrlimit(Resource::Nofile, raised).is_ok();
+        Self(if is_raised { most } else { current.min(ENOUGH) } as usize)
+    }
+
+    /// Files of segments. What neither these nor clients take is for the journal, checkpoints, peers and HTTP.
+    fn segments(self) -> usize {
+        (self.0 * 3 / 8).max(1)
+    }
+
+    /// Connections of clients.
+    fn clients(self) -> usize {
+        (self.0 / 4).max(1)
+    }
 }
 
 /// Who the node of a data directory is.
@@ -670,10 +691,20 @@ fn shard_config(config: &Config, identity: &Identity, format: u32, seed: u64) ->
 }
 
 fn gateway_config(config: &Config) -> GatewayConfig {
+    let OpenFiles(files) = OpenFiles::allowed();
+    let (wanted, most) = (config.limits.max_connections as usize, OpenFiles(files).clients());
+    if wanted > most {
+        tracing::warn!(
+            files,
+            connections = most,
+            "this process may open so few files that a quarter of them are fewer connections than limits.max_connections; \
+             raise the limit (LimitNOFILE, ulimit -n)"
+        );
+    }
     GatewayConfig {
         max_frame_bytes: config.limits.max_frame_bytes as usize,
         max_batch_bytes: config.limits.max_batch_bytes as usize,
-        max_connections: config.limits.max_connections as usize,
+        max_connections: wanted.min(most),
         idle_timeout: config.limits.idle_timeout,
         nodes: config.cluster.nodes.iter().map(|node| (node.id, node.client.to_string())).collect(),
     }
@@ -731,8 +762,25 @@ fn watch(notifier: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 async fn bind(what: &'static str, address: &Address) -> Result<TcpListener, ServerError> {
-    let bind = |source| ServerError::Bind { what, address: address.to_string(), source };
-    TcpListener::bind(address.as_str()).await.map_err(bind)
+    let failed = |source| ServerError::Bind { what, address: address.to_string(), source };
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for place in lookup_host(address.as_str()).await.map_err(failed)? {
+        match listen(place) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(failed(last))
+}
+
+fn listen(place: SocketAddr) -> io::Result<TcpListener> {
+    /// Connections that wait to be accepted: as many as come at once when a node is back. The kernel may allow fewer.
+    const BACKLOG: u32 = 4096;
+    let socket = if place.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A node that is started again takes its port, though connections of its former life linger.
+    socket.set_reuseaddr(true)?;
+    socket.bind(place)?;
+    socket.listen(BACKLOG)
 }
 
 /// Metrics, health and status have a thread of their own: they answer while the shard is busy, and can say that it is

@@ -22,21 +22,28 @@ struct Node {
 impl Node {
     /// Starts a node on ports that were free a moment ago; if another process was faster, on others.
     fn start() -> Self {
+        Self::start_with_files(None)
+    }
+
+    /// The same, for a node that may have so many files open.
+    fn start_with_files(files: Option<u32>) -> Self {
         for _ in 0..5 {
-            if let Some(node) = Self::try_start() {
+            if let Some(node) = Self::try_start(files) {
                 return node;
             }
         }
         panic!("no node starts");
     }
 
-    fn try_start() -> Option<Self> {
+    fn try_start(files: Option<u32>) -> Option<Self> {
         let data = tempfile::tempdir().unwrap();
         let free: Vec<TcpListener> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let address = |at: usize| free[at].local_addr().unwrap().to_string();
         let (endpoint, peer, http) = (address(0), address(1), address(2));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lance"));
+        let limit = files.map_or(String::new(), |files| format!("ulimit -n {files} && "));
+        let mut command = Command::new("/bin/sh");
         command
+            .args(["-c", &format!("{limit}exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_lance")])
             .args(["server", "--stop-with-stdin", "--listen", &endpoint])
             .args(["--data-dir", data.path().join("node").to_str().unwrap()])
             .args(["--set", &format!("listen.peer={peer}"), "--set", &format!("listen.http={http}")])
@@ -126,6 +133,49 @@ fn systemd_hears_when_a_node_can_serve_and_when_it_stops() {
     // The end of standard input is the same as SIGTERM.
     drop(node.process.stdin.take());
     while !hear().starts_with("STOPPING=1") {}
+    assert!(node.process.wait().unwrap().success());
+}
+
+/// Also when there are many more of them than files that may be open.
+#[test]
+fn idle_connections_take_no_files_from_the_journal() {
+    let mut node = Node::start_with_files(Some(128));
+    node.ok(&["topic", "create", "t"], b"");
+    let mut producer = node.command(&["produce", "t", "--quiet"]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = producer.stdin.take().unwrap();
+    let line = [&[b'x'; 999][..], b"\n"].concat();
+    input.write_all(&line).unwrap();
+    input.flush().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while node.ok(&["consume", "t", "--until-end"], b"").len() < line.len() {
+        assert!(Instant::now() < deadline, "the producer has no connection");
+    }
+    let idle: Vec<TcpStream> = (0..300).filter_map(|_| TcpStream::connect(&node.endpoint).ok()).collect();
+    // Several files of the journal, and of the segments that a checkpoint asks for.
+    for _ in 0..20_000 {
+        input.write_all(&line).expect("the producer goes on");
+    }
+    drop(input);
+    assert!(producer.wait().unwrap().success());
+    assert!(node.process.try_wait().unwrap().is_none(), "the node runs");
+    drop(idle);
+    let deadline = Instant::now() + PATIENCE;
+    let read = loop {
+        let output = node.run(&["consume", "t", "--until-end"], b"");
+        if output.status.success() {
+            break output.stdout;
+        }
+        assert!(Instant::now() < deadline, "{}", String::from_utf8_lossy(&output.stderr));
+        std::thread::sleep(POLL);
+    };
+    assert_eq!(read.len(), 20_001 * line.len());
+}
+
+#[test]
+fn a_hangup_ends_a_node_like_any_other_request_to_stop() {
+    let mut node = Node::start();
+    let pid = rustix::process::Pid::from_raw(node.process.id() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
     assert!(node.process.wait().unwrap().success());
 }
 

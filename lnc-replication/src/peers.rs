@@ -68,6 +68,11 @@ pub enum PeerEvent {
     Heard(Identity),
     /// What somebody says about itself whom this node does not know as a member.
     Knocked(Identity),
+    /// A peer that this node has dialled takes it for a member.
+    Admitted {
+        /// The peer.
+        peer: NodeId,
+    },
     /// This node was refused by a peer.
     Refused {
         /// The peer.
@@ -142,6 +147,8 @@ pub struct Peers {
     tell: RefCell<BTreeMap<NodeId, Rc<Notify>>>,
     /// Members are being asked whether there are newer ones.
     inquiring: Cell<bool>,
+    /// When this node last lost a connection to a member that it had dialled; its start, before that.
+    company_at: Cell<Instant>,
 }
 
 /// An accepted connection counts for as long as this lives.
@@ -189,6 +196,7 @@ impl Peers {
             twins: RefCell::default(),
             tell: RefCell::default(),
             inquiring: Cell::new(false),
+            company_at: Cell::new(Instant::now()),
         });
         peers.set_members(identity, addresses);
         spawn_local(peers.clone().accept(listener));
@@ -336,11 +344,12 @@ impl Peers {
         let (stream, reply) = self.greet(peer, channel).await?;
         let member = reply.identity.node;
         (self.events)(PeerEvent::Heard(reply.identity.clone()));
-        if reply.twin != 0 {
+        let is_believed = self.believes(&reply.identity);
+        if reply.twin != 0 && is_believed {
             (self.events)(PeerEvent::Twin { peer: member });
         }
         if let Some(reason) = reply.refusal {
-            let removed = self.identity.borrow().removed_in(&reply.identity);
+            let removed = self.identity.borrow().removed_in(&reply.identity).filter(|_| is_believed);
             (self.events)(PeerEvent::Refused { peer: member, removed });
             return Err(io::Error::other(reason));
         }
@@ -353,12 +362,14 @@ impl Peers {
         *outgoing.stream.borrow_mut() = Some(stream.clone());
         outgoing.member.set(Some((member, reply.formats)));
         outgoing.connected.set(true);
+        (self.events)(PeerEvent::Admitted { peer: member });
         let peer_name = peer.to_string();
         let gauge = self.metrics.peer_connected.with_label_values(&[&peer_name, channel.name()]);
         gauge.set(1);
         tracing::info!(%peer, channel = channel.name(), format, "connected to peer");
         let error = carry(&stream, outgoing).await;
         outgoing.connected.set(false);
+        self.company_at.set(Instant::now());
         outgoing.stream.take();
         outgoing.queue.take();
         gauge.set(0);
@@ -368,7 +379,7 @@ impl Peers {
         Ok(error)
     }
 
-    /// Connect to a node, and hear who it is. What it says of the members is believed: it is where one is known to be.
+    /// Connect to a node, and hear who it is, and what it says of the members.
     async fn greet(&self, peer: u64, channel: Channel) -> io::Result<(TcpStream, Greeting)> {
         let address = self.addresses.borrow().get(&peer).cloned();
         let address = address.ok_or_else(|| io::Error::other("it is no longer to be dialled"))?;
@@ -381,8 +392,23 @@ impl Peers {
         if member.node() != peer {
             return Err(io::Error::other(format!("at {address} is node {member}, not {peer}")));
         }
-        self.learn(&reply.identity);
+        if self.believes(&reply.identity) {
+            self.learn(&reply.identity);
+        }
         Ok((stream, reply))
+    }
+
+    /// Whether it counts what somebody says whom this node has dialled: if it knows it as a member. A node that was away while
+    /// the others lost their disks knows none of them: one that has been alone for a while believes who is where a member is
+    /// known to be, since nobody else could tell it.
+    fn believes(&self, identity: &Identity) -> bool {
+        /// Longer than a node that has just started needs to reach those whom it knows.
+        const ALONE: Duration = Duration::from_secs(5);
+        if admit(&self.identity.borrow(), identity).is_ok() {
+            return true;
+        }
+        let is_alone = self.outgoing.borrow().values().all(|outgoing| !outgoing.connected.get());
+        is_alone && self.company_at.get().elapsed() >= ALONE
     }
 
     /// Somebody who is not known as a member speaks of newer members. That alone changes nothing: it is a reason to ask

@@ -146,9 +146,12 @@ impl<D: Disk> Broker<D> {
     /// Whether this node was removed, as far as it knows or has heard.
     pub(super) fn is_removed(&self) -> bool {
         let (members, own) = (self.catalog.members(), self.config.node);
+        // Who is to go votes until others have taken its place.
+        let votes = |group| self.shard.status(group).is_some_and(|status| status.configuration.is_voter(own));
+        let leaves = members.former().any(|member| member.id == own) && !self.shard.group_ids().any(votes);
         // One that is still catching up may not have heard that it was admitted.
-        let leaves = members.former().any(|member| member.id == own);
-        let unknown = || self.has_caught_up(META) && members.of_node(own.node()).is_none_or(|member| member.id != own);
+        let is_listed = || members.current().chain(members.former()).any(|member| member.id == own);
+        let unknown = || self.has_caught_up(META) && !is_listed();
         let decided = members.is_founded() && (leaves || unknown());
         decided || matches!(self.standing, Standing::Removed { .. })
     }
@@ -213,6 +216,8 @@ impl<D: Disk> Broker<D> {
         let command = match request.change {
             MemberChange::Add => self.adding(request),
             MemberChange::Remove => Ok(Command::RemoveMember { node }),
+            // Said again while the node catches up, it goes on.
+            MemberChange::Renew if self.is_renewed(node) => return self.reply(caller, opcode, Response::ChangeMembers),
             MemberChange::Renew => Ok(Command::RenewMember { node }),
             MemberChange::Forget => self.abandoning(node),
         };
@@ -220,6 +225,13 @@ impl<D: Disk> Broker<D> {
             Ok(command) => self.submit_admin(caller, opcode, &command, timeout_ms, Kind::ChangeMembers),
             Err((code, message)) => self.refuse(caller, opcode, code, message),
         }
+    }
+
+    /// Whether a node has come anew and is on its way to take the place of its former self.
+    fn is_renewed(&self, node: u64) -> bool {
+        let members = self.catalog.members();
+        members.of_node(node).is_some_and(|member| member.incarnation != 0)
+            && members.former().any(|former| former.id.node() == node)
     }
 
     fn adding(&self, request: ChangeMembersRequest) -> Result<Command, (ErrorCode, String)> {

@@ -38,7 +38,12 @@ pub enum JournalError {
         found: u16,
     },
     /// The file belongs to another node.
-    #[error("{} belongs to the journal {found:#018x}, this node's is {expected:#018x}", file_path(*file))]
+    #[error(
+        "{} belongs to the journal {found:#018x}, this node's is {expected:#018x}: it is a file of another node, or of an \
+         earlier life of this one; put the right one back, or empty the data directory, and the cluster admits the node as \
+         a new member",
+        file_path(*file)
+    )]
     Foreign {
         /// Number of the file.
         file: u64,
