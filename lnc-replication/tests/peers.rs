@@ -226,6 +226,47 @@ async fn what_a_stranger_says_of_the_members_changes_nothing() {
     .await;
 }
 
+/// Whoever listens where a member that is down is known to be: it is dialled, and says what it likes.
+#[tokio::test]
+async fn what_is_said_at_the_address_of_a_dead_member_changes_nothing_either() {
+    run(async {
+        let (peer, impostor) = (QuietPeer::new(), QuietPeer::new());
+        let address = |peer: &QuietPeer| peer.listener.local_addr().unwrap().to_string();
+        let known = BTreeMap::from([(PEER.node(), address(&peer)), (3, address(&impostor))]);
+        let events = Rc::new(RefCell::new(Vec::new()));
+        let noted = events.clone();
+        let note = Box::new(move |event| noted.borrow_mut().push(event));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peers = Peers::start(listener, (identity(OWN), 1), Formats::BUILD, known, Metrics::new(), note);
+        let before = peers.identity();
+        let mut forged = Identity { node: NodeId(3), incarnation: 31337, ..identity(PEER) };
+        let cluster = forged.cluster.as_mut().unwrap();
+        cluster.version = MAX_VERSION;
+        cluster.members = BTreeMap::from([(OWN, before.incarnation), (NodeId(3), 31337)]);
+        let (mut unnamed, mut said) = (forged.clone(), 0);
+        unnamed.cluster.as_mut().unwrap().members.remove(&OWN);
+        for lie in [forged, unnamed].iter().cycle().take(6) {
+            let (mut stream, _) = impostor.listener.accept().await.unwrap();
+            let hello = Greeting::decode(read_frame(&mut stream, &mut BytesMut::new()).await).unwrap();
+            // As one that refuses, too: it would say that this node was removed, or copied.
+            let refusal = (said % 2 == 1).then(|| "you were removed".to_owned());
+            let reply = Greeting { refusal, twin: 7, ..greeting(hello.channel, lie.clone()) };
+            let mut out = BytesMut::new();
+            put_frame(&mut out, |body| reply.encode(body));
+            stream.write_all(&out).await.unwrap();
+            said += 1;
+        }
+        assert_eq!(peers.identity(), before);
+        let harmless = |event: &PeerEvent| match event {
+            PeerEvent::Twin { .. } | PeerEvent::Refused { removed: Some(_), .. } => false,
+            PeerEvent::Admitted { peer } => *peer == PEER,
+            _ => true,
+        };
+        assert!(events.borrow().iter().all(harmless));
+    })
+    .await;
+}
+
 /// A member that knows a later list is asked for it when somebody speaks of one who is not on the list known so far.
 #[tokio::test]
 async fn a_newcomer_is_admitted_once_a_member_vouches_for_it() {
