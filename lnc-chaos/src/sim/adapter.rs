@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use lance::broker::control::Budgets;
 use lance::broker::inspect::{GroupInspection, MemoryInspection, Observed};
 use lance::broker::members::Addresses;
-use lance::broker::{self, Broker, BrokerConfig, BrokerError, Caller, Clock, Membership, Output};
+use lance::broker::{self, Broker, BrokerConfig, BrokerError, Caller, Clock, Membership, Output, Standing};
 use lnc_log::FileOwner;
 use lnc_log::disk::MemoryDisk;
 use lnc_log::journal::{GroupId, JournalConfig};
@@ -98,6 +98,11 @@ impl Process {
         self.broker.membership()
     }
 
+    /// What peers say of this node.
+    pub(super) fn set_standing(&mut self, standing: Standing) {
+        self.broker.set_standing(standing);
+    }
+
     /// A node has shown itself with a fresh disk.
     pub(super) fn applicant(&mut self, clock: Clock, node: u64, incarnation: u64) {
         self.broker.applicant(clock, node, incarnation);
@@ -135,6 +140,11 @@ impl Process {
 
     pub(super) fn is_drained(&self) -> bool {
         self.broker.is_drained()
+    }
+
+    /// Before the process ends: whether its disk says how far it got.
+    pub(super) fn finish(&mut self) -> bool {
+        self.broker.finish()
     }
 
     pub(super) fn is_ready(&self) -> Result<(), String> {

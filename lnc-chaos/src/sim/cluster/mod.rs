@@ -8,6 +8,7 @@
 //! the seed.
 
 mod faulting;
+mod files;
 mod finish;
 mod nodes;
 mod rest;
