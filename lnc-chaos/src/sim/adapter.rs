@@ -49,12 +49,12 @@ impl Process {
     /// Recover from what the disk holds.
     pub(super) fn open(
         settings: &Settings,
-        identity: &Identity,
+        (identity, configured): (&Identity, &BTreeSet<u64>),
         (opened, format): (u32, u32),
         disk: MemoryDisk,
     ) -> Result<Self, BrokerError> {
         let mut broker = broker::open(
-            broker_config(settings, identity),
+            broker_config(settings, identity, configured),
             shard_config(settings, identity, opened, format),
             settings.segments.clone(),
             disk,
@@ -96,6 +96,11 @@ impl Process {
     /// Who belongs to the cluster, as far as this node has applied, and how the nodes are reached.
     pub(super) fn membership(&self) -> Membership {
         self.broker.membership()
+    }
+
+    /// A node has shown itself that takes itself for this member.
+    pub(super) fn stray(&mut self, clock: Clock, id: NodeId, incarnation: u64) {
+        self.broker.stray(clock, id, incarnation);
     }
 
     /// What peers say of this node.
@@ -219,18 +224,7 @@ fn transfer_text(body: &TransferBody) -> String {
     }
 }
 
-/// The nodes whose addresses an operator writes into a node's configuration.
-pub(super) fn addressed(settings: &Settings, node: u64) -> Vec<u64> {
-    if settings.names_all { (1..=settings.nodes).collect() } else { founding(settings, node).collect() }
-}
-
-/// The nodes that a fresh one waits for: the founders and itself.
-pub(super) fn founding(settings: &Settings, node: u64) -> impl Iterator<Item = u64> {
-    let founders = settings.founders;
-    (1..=founders).chain((node > founders).then_some(node))
-}
-
-fn broker_config(settings: &Settings, identity: &Identity) -> BrokerConfig {
+fn broker_config(settings: &Settings, identity: &Identity, configured: &BTreeSet<u64>) -> BrokerConfig {
     let addresses = |node: u64| Addresses {
         client: format!("node-{node}:1992"),
         peer: format!("node-{node}:1993"),
@@ -240,7 +234,7 @@ fn broker_config(settings: &Settings, identity: &Identity) -> BrokerConfig {
     BrokerConfig {
         node: identity.node,
         cluster_id: cluster.map_or(0, |cluster| cluster.id),
-        nodes: addressed(settings, identity.node.node()).into_iter().map(|node| (node, addresses(node))).collect(),
+        nodes: configured.iter().map(|node| (*node, addresses(*node))).collect(),
         members: cluster.map(|cluster| cluster.members.clone()).unwrap_or_default(),
         members_version: cluster.map_or(0, |cluster| cluster.version),
         founders: cluster.map(|cluster| cluster.founders.clone()).unwrap_or_default(),

@@ -1,6 +1,6 @@
 //! One node: a machine with its disk and clocks, which outlive the process on it, and the process while it runs.
 
-use super::adapter::{self, Process};
+use super::adapter::Process;
 use super::rng::Rng;
 use super::settings::{Settings, TICK_US};
 use bytes::Bytes;
@@ -115,6 +115,8 @@ pub(super) struct Node {
     pub(super) lives: u32,
     /// Counts the times that a broker was opened, which a process may do more than once.
     pub(super) opened: u32,
+    /// The nodes whose addresses its operator wrote into its configuration, its own among them.
+    pub(super) configured: BTreeSet<u64>,
     /// There is no machine of this number at the moment.
     pub(super) away: bool,
     /// It was removed from the cluster, and still runs.
@@ -159,6 +161,7 @@ impl Node {
             life: Life::Down { powered: true },
             lives: 0,
             opened: 0,
+            configured: BTreeSet::new(),
             away: false,
             dismissed: false,
             excuses: Excuses::default(),
@@ -226,7 +229,7 @@ impl Node {
         self.life = Life::Up(Box::new(Running {
             broker,
             identity: self.identity.clone(),
-            dials: adapter::addressed(settings, id).into_iter().filter(|other| *other != id).collect(),
+            dials: self.configured.iter().copied().filter(|other| *other != id).collect(),
             membership: Membership::default(),
             heard: Heard::default(),
             inquires_us: 0,
@@ -250,7 +253,8 @@ impl Node {
 
     fn open_broker(&mut self, settings: &Settings) -> Result<Process, String> {
         self.opened += 1;
-        let broker = Process::open(settings, &self.identity, (self.opened, self.format), self.disk.clone());
+        let identity = (&self.identity, &self.configured);
+        let broker = Process::open(settings, identity, (self.opened, self.format), self.disk.clone());
         broker.map_err(|error| error.to_string())
     }
 

@@ -27,7 +27,7 @@ use lance::broker::Clock;
 use lnc_log::disk::memory::{CrashChoice, Order};
 use lnc_log::journal::GroupId;
 use lnc_log::segment::SegmentConfig;
-use lnc_raft::Message;
+use lnc_raft::{Message, NodeId};
 use lnc_replication::wire::PeerMessage;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -289,6 +289,16 @@ impl Cluster {
         for node in self.running() {
             if let Some(broker) = self.node_mut(node).broker_mut() {
                 broker.applicant(clock, number, incarnation);
+            }
+        }
+    }
+
+    /// A process shows itself to all nodes that takes itself for this member.
+    pub(crate) fn stray(&mut self, id: NodeId, incarnation: u64) {
+        let clock = self.clock();
+        for node in self.running() {
+            if let Some(broker) = self.node_mut(node).broker_mut() {
+                broker.stray(clock, id, incarnation);
             }
         }
     }

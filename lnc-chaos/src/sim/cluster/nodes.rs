@@ -1,6 +1,6 @@
 //! Nodes: what wakes them, their turns, how they start and end.
 
-use super::super::adapter::{self, Turned};
+use super::super::adapter::Turned;
 use super::super::clocks;
 use super::super::invariants::Violation;
 use super::super::network::Wire;
@@ -347,7 +347,8 @@ impl Cluster {
         let own = self.node(id).identity.clone();
         // What was heard from a node stays: it may have been down since, or have lost its disk.
         let mut heard = std::mem::take(&mut self.node(id).heard);
-        for other in (1..=self.settings.nodes).filter(|other| *other != id) {
+        let configured = self.node(id).configured.clone();
+        for other in configured.iter().copied().filter(|other| *other != id) {
             let wire = |from, to| Wire { from, to, channel: Channel::Control };
             let reached = self.network.passes(wire(id, other)) && self.network.passes(wire(other, id));
             let peer = self.node(other);
@@ -361,7 +362,7 @@ impl Cluster {
                 running.broker.applicant(clock, id, own.incarnation);
             }
         }
-        let configured: BTreeSet<NodeId> = adapter::founding(&self.settings, id).map(NodeId).collect();
+        let configured: BTreeSet<NodeId> = configured.into_iter().map(NodeId).collect();
         let decision = decide(&own, &configured, self.settings.data_groups, &heard);
         self.node(id).heard = heard;
         match decision {
@@ -441,6 +442,10 @@ impl Cluster {
     /// A machine that was not there comes, with an empty disk.
     pub(super) fn provide(&mut self, id: u64) {
         self.node(id).away = false;
+        // Its operator tells it of the members that there are.
+        let members = self.nodes.iter().filter(|node| self.settings.names_all || node.serves() || node.id == id);
+        let configured = members.map(|node| node.id).collect();
+        self.node(id).configured = configured;
         self.wipe(id, 100_000);
     }
 

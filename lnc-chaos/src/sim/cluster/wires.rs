@@ -185,8 +185,16 @@ impl Cluster {
         let now_us = self.now_us;
         let reachable = self.network.answers(wire);
         let to = self.node(wire.to);
-        let (to_life, greets) = (to.lives, to.is_up() && to.paused_until_us <= now_us);
-        if !reachable || !greets {
+        let awake = reachable && to.paused_until_us <= now_us;
+        let (to_life, greets) = (to.lives, awake && to.is_up());
+        if awake && matches!(to.life, Life::Waiting) {
+            let fresh = to.identity.incarnation;
+            let clock = self.node(wire.from).clock(now_us);
+            if let Some(running) = self.node(wire.from).running() {
+                running.broker.applicant(clock, wire.to, fresh);
+            }
+        }
+        if !greets {
             return self.reconnect(wire, life);
         }
         let (own, theirs) = (self.node(wire.from).greeting(), self.node(wire.to).greeting());
@@ -212,6 +220,13 @@ impl Cluster {
 
     /// A node that dialled is not let in. Both may have reason to look for newer members.
     fn refused(&mut self, wire: Wire, dialler: &Identity, accepter: &Identity) {
+        let now_us = self.now_us;
+        for (here, there) in [(wire.from, accepter), (wire.to, dialler)] {
+            let clock = self.node(here).clock(now_us);
+            if let Some(running) = self.node(here).running() {
+                running.broker.stray(clock, there.node, there.incarnation);
+            }
+        }
         let removed = dialler.removed_in(accepter);
         if let Some(running) = self.node(wire.from).running() {
             running.heard.refused(accepter.node, removed);
