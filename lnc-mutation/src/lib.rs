@@ -85,7 +85,6 @@ mutations! {
     IgnoreMark = "ignore-mark", "a start does not ask the mark what the journal had";
     VoteInDoubt = "vote-in-doubt", "a group that may lack what it acknowledged votes all the same";
     ForgetDoubt = "forget-doubt", "a restart forgets that a group may lack what it acknowledged";
-    TrustEarly = "trust-early", "any entry of a leader ends the doubt";
     AcceptOtherMark = "accept-other-mark", "a mark of another node is believed";
     AcceptOtherCheckpoint = "accept-other-checkpoint", "a start takes a checkpoint of another node for its own";
     AcceptOtherJournal = "accept-other-journal", "a journal file of another node counts as one without flushes";

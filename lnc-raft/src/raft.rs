@@ -254,7 +254,7 @@ impl Raft {
     /// that entry has since been replaced.
     pub fn on_durable(&mut self, term: Term, index: Index) {
         if self.log.mark_durable(term, index) {
-            self.dispel_doubt(if mutated(Mutation::TrustEarly) { Term::MAX } else { term });
+            self.dispel_doubt(term);
             if self.role == Role::Leader {
                 self.maybe_commit();
             }

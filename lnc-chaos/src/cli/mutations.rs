@@ -71,7 +71,6 @@ fn profile(mutation: Mutation) -> Profile {
         Mutation::IgnoreMark
         | Mutation::VoteInDoubt
         | Mutation::ForgetDoubt
-        | Mutation::TrustEarly
         | Mutation::AcceptOtherMark
         | Mutation::AcceptOtherCheckpoint
         | Mutation::AcceptOtherJournal => Profile::LostFiles,
