@@ -11,7 +11,7 @@ const AHEAD_US: u64 = 5_000_000;
 
 /// See the module documentation.
 #[derive(Debug, Default)]
-pub(crate) struct Heard {
+pub struct Heard {
     /// Who knows a later list of members without this node, and its version.
     removed: Option<(NodeId, u64)>,
     /// Who has told of another process, and when last.
@@ -22,7 +22,7 @@ pub(crate) struct Heard {
 
 impl Heard {
     /// A peer has refused this node; it may know members of a later version, without this node.
-    pub(crate) fn refused(&mut self, peer: NodeId, removed: Option<u64>) {
+    pub fn refused(&mut self, peer: NodeId, removed: Option<u64>) {
         let Some(version) = removed.filter(|version| self.removed.is_none_or(|(_, known)| *version > known)) else {
             return;
         };
@@ -37,12 +37,12 @@ impl Heard {
     }
 
     /// A peer takes this node for a member: what it said before no longer holds.
-    pub(crate) fn admitted(&mut self, peer: NodeId) {
+    pub fn admitted(&mut self, peer: NodeId) {
         self.removed = self.removed.filter(|(by, _)| *by != peer);
     }
 
     /// A peer has told of another process with this node's identity.
-    pub(crate) fn twin(&mut self, now_us: u64, peer: NodeId) {
+    pub fn twin(&mut self, now_us: u64, peer: NodeId) {
         tracing::error!(
             by = %peer,
             "another process runs with the identity of this node: its data directory was copied. Stop the copy, and remove \
@@ -52,7 +52,7 @@ impl Heard {
     }
 
     /// What it comes to, for a node whose list of members has this version: a list on which it is, is not older for long.
-    pub(crate) fn standing(&mut self, now_us: u64, version: u64) -> Standing {
+    pub fn standing(&mut self, now_us: u64, version: u64) -> Standing {
         self.removed = self.removed.filter(|(_, known)| *known > version);
         self.twin = self.twin.filter(|(_, at_us)| now_us < at_us + TWIN_US);
         match (self.twin, self.removed) {
@@ -64,7 +64,7 @@ impl Heard {
 
     /// Whether members of version `told`, which were heard of, have been ahead of what the catalog says for so long that
     /// they cannot be right. `is_newest`: the catalog has what was decided until a moment ago.
-    pub(crate) fn outlived(&mut self, now_us: u64, told: u64, catalog: u64, is_newest: bool) -> bool {
+    pub fn outlived(&mut self, now_us: u64, told: u64, catalog: u64, is_newest: bool) -> bool {
         if told <= catalog || !is_newest {
             self.ahead_since_us = None;
             return false;

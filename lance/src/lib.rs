@@ -11,7 +11,7 @@ pub mod dev;
 mod documents;
 mod drift;
 pub mod gateway;
-mod heard;
+pub mod heard;
 pub mod http;
 mod log;
 #[cfg(feature = "otel")]

@@ -434,7 +434,12 @@ impl Server {
                 | PeerEvent::Knocked(Identity { node, incarnation, cluster: None }) => {
                     self.broker.applicant(clock, node.node(), incarnation);
                 }
-                PeerEvent::Heard(_) | PeerEvent::Knocked(_) => {}
+                PeerEvent::Heard(Identity { node, incarnation, cluster: Some(cluster) })
+                | PeerEvent::Knocked(Identity { node, incarnation, cluster: Some(cluster) }) => {
+                    if self.identity.cluster.as_ref().is_some_and(|own| own.id == cluster.id) {
+                        self.broker.stray(clock, node, incarnation);
+                    }
+                }
                 PeerEvent::Admitted { peer } => self.heard.admitted(peer),
                 PeerEvent::Refused { peer, removed } => self.heard.refused(peer, removed),
                 PeerEvent::Twin { peer } => self.heard.twin(clock.mono_us, peer),

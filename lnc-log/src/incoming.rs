@@ -11,8 +11,8 @@
 //! crash anywhere in that leads to the same end: `COMPLETE` goes last, and a file that was moved is where it belongs.
 
 use crate::checkpoint::{Checkpoint, CheckpointError, write_now};
-use crate::disk::{AlignedBuf, Completion, Disk, FileId, Op, Outcome, Owner};
-use crate::journal::GroupId;
+use crate::disk::{AlignedBuf, BLOCK, Completion, Disk, FileId, Op, Outcome, Owner};
+use crate::journal::{GroupId, JournalError, note_checkpoint};
 use crate::segment::{Digest, PartitionKey};
 use bytes::{Buf, Bytes};
 use lnc_protocol::batch::{self, BatchHeader};
@@ -132,6 +132,9 @@ pub enum IncomingError {
     /// The checkpoint that takes the transfer over could not be written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// That checkpoint could not be noted beside the journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
 }
 
 fn failed(operation: &'static str, path: &str) -> impl FnOnce(io::Error) -> IncomingError {
@@ -459,16 +462,27 @@ fn list<D: Disk>(disk: &mut D, path: &str) -> Result<Vec<String>, IncomingError>
     }
 }
 
+/// The bytes of a file, up to the first block that cannot be read.
 fn read_file<D: Disk>(disk: &mut D, path: &str) -> Result<Bytes, IncomingError> {
     let file = Owner::Incoming.file(0);
     disk.run(Op::Open { file, path: path.to_owned(), create: false, direct: false }).map_err(failed("open", path))?;
     let mut content = Vec::new();
+    let mut len = SCAN_BYTES;
     loop {
-        let op = Op::Read { file, position: content.len() as u64, len: SCAN_BYTES };
-        let Outcome::Read(bytes) = disk.run(op).map_err(failed("read", path))? else { break };
-        content.extend_from_slice(&bytes);
-        if bytes.len() < SCAN_BYTES {
-            break;
+        let position = content.len() as u64;
+        match disk.run(Op::Read { file, position, len }) {
+            Ok(Outcome::Read(bytes)) => {
+                content.extend_from_slice(&bytes);
+                if bytes.len() < len {
+                    break;
+                }
+            }
+            Ok(_) => break,
+            Err(_) if len > BLOCK => len = BLOCK,
+            Err(error) => {
+                tracing::error!(path, position, %error, "a place of a transfer cannot be read: what follows comes again; look at the disk");
+                break;
+            }
         }
     }
     disk.run(Op::Close { file }).map_err(failed("close", path))?;
@@ -570,7 +584,8 @@ fn file_len<D: Disk>(disk: &mut D, path: &str) -> Result<u64, IncomingError> {
     }
 }
 
-/// Put complete transfers in place: move their files, write the checkpoint that names them, and only then forget them.
+/// Put complete transfers in place: move their files, write the checkpoint that names them, note that it is there, and only
+/// then forget them. From then on the checkpoint before it is of a log that this node has given up.
 /// Blocks; for the start of a node, before the segments are recovered.
 pub fn install<D: Disk>(
     disk: &mut D,
@@ -586,7 +601,9 @@ pub fn install<D: Disk>(
     disk.run(Op::CreateDir { path: SEGMENTS.to_owned() }).map_err(failed("create", SEGMENTS))?;
     disk.run(Op::SyncDir { path: SEGMENTS.to_owned() }).map_err(failed("sync", SEGMENTS))?;
     disk.run(Op::SyncDir { path: String::new() }).map_err(failed("sync", "the data directory"))?;
+    let number = checkpoint.number;
     write_now(disk, checkpoint)?;
+    note_checkpoint(disk, number)?;
     transfers.iter().try_for_each(|(transfer, _)| discard(disk, transfer.group))
 }
 

@@ -82,6 +82,12 @@ mutations! {
     DenyProposed = "deny-proposed", "a batch that may still be committed is said not to be";
     DenyLate = "deny-late", "a batch whose time is up is said not to be committed";
     TakeTooMuch = "take-too-much", "requests are taken beyond the memory for them";
+    IgnoreMark = "ignore-mark", "a start does not ask the mark what the journal had";
+    VoteInDoubt = "vote-in-doubt", "a group that may lack what it acknowledged votes all the same";
+    ForgetDoubt = "forget-doubt", "a restart forgets that a group may lack what it acknowledged";
+    AcceptOtherMark = "accept-other-mark", "a mark of another node is believed";
+    AcceptOtherCheckpoint = "accept-other-checkpoint", "a start takes a checkpoint of another node for its own";
+    AcceptOtherJournal = "accept-other-journal", "a journal file of another node counts as one without flushes";
     FormAlone = "form-alone", "a fresh node does not wait for the others to form a cluster";
 }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use lnc_mutation::{Mutation, mutated};
 
 use crate::config::{Config, ConfigError, Restored};
 use crate::configuration::{Configuration, Configurations};
@@ -126,7 +127,7 @@ impl Raft {
 
     /// Whether this node may lack entries that it acknowledged once, and so neither votes nor leads.
     pub fn is_in_doubt(&self) -> bool {
-        self.in_doubt > 0
+        self.in_doubt > 0 && !mutated(Mutation::VoteInDoubt)
     }
 
     /// The log has an entry of `term` on stable storage. Who led in that term was elected without this node's vote, by

@@ -299,6 +299,13 @@ impl Members {
         id
     }
 
+    /// Which member a node is that is admitted next under this number; `None` if the number is nobody's.
+    pub fn next_admitted(&self, node: u64) -> Option<NodeId> {
+        let member = self.current.get(&node)?;
+        let generation = self.generations.get(&node).copied().unwrap_or_default();
+        Some(if member.incarnation == 0 { member.id } else { NodeId::new(node as u32, generation) })
+    }
+
     /// The members that should be, by node number.
     pub fn current(&self) -> impl ExactSizeIterator<Item = &Member> {
         self.current.values()

@@ -199,6 +199,15 @@ impl<D: Disk> Broker<D> {
         }
     }
 
+    /// A node has shown itself that takes itself for this member of the cluster, while nobody else may. It may have been told so
+    /// where the word got lost before it counted, with a leader that fell: its data directory is not fresh any more, and it
+    /// can be nobody but who it believes to be.
+    pub fn stray(&mut self, clock: Clock, id: NodeId, incarnation: u64) {
+        if self.catalog.members().next_admitted(id.node()) == Some(id) {
+            self.applicant(clock, id.node(), incarnation);
+        }
+    }
+
     /// A node was admitted: its knocks are answered.
     pub(super) fn forget_applicant(&mut self, node: u64, incarnation: u64) {
         if self.applicants.get(&node).is_some_and(|applicant| applicant.incarnation == incarnation) {

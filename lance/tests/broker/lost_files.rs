@@ -173,6 +173,42 @@ fn checkpoints_that_are_gone_stop_the_start() {
     }
 }
 
+/// The checkpoint with state that came from a peer stands for a log that was given up: the one before it is none to go back
+/// to.
+#[test]
+fn a_checkpoint_with_state_from_a_peer_that_is_gone_stops_the_start() {
+    let settings = Settings { checkpoint_bytes: 16 << 10, journal_file_bytes: 64 << 10, ..Settings::default() };
+    let mut cluster = Cluster::ready(Settings { journal_retain_bytes: 64 << 10, entry_cache_bytes: 0, ..settings });
+    cluster.create_topic("t", 1);
+    let mut producer = Producer::new(&mut cluster);
+    let value = "v".repeat(4000);
+    for _ in 0..10 {
+        cluster.produce(&producer.request("t", 0, &[&value]));
+    }
+    cluster.await_same();
+    cluster.ticks(SECOND);
+    let late = cluster.followers_of(DATA)[0];
+    cluster.crash(late, CrashChoice::Nothing);
+    for _ in 0..200 {
+        cluster.produce(&producer.request("t", 0, &[&value]));
+        cluster.tick();
+    }
+    let former = newest_checkpoint(&cluster, late);
+    cluster.start(late);
+    cluster.until("it has taken over state", |cluster| cluster.reopened > 0);
+    cluster.crash(late, CrashChoice::Nothing);
+    let newest = newest_checkpoint(&cluster, late);
+    assert!(newest > former, "{newest}");
+    cluster.node(late).disk().lose(&newest);
+    let error = cluster.try_start(late).expect_err("the log that it belongs to was given up");
+    assert!(error.contains(&newest), "{error}");
+}
+
+fn newest_checkpoint(cluster: &Cluster, node: u64) -> String {
+    let paths = cluster.node(node).disk().paths();
+    paths.into_iter().rfind(|path| path.starts_with("checkpoint/")).expect("there is one")
+}
+
 #[test]
 fn a_single_node_that_lost_the_end_of_its_journal_does_not_start() {
     let mut cluster = Cluster::ready(Settings { nodes: 1, ..Settings::default() });

@@ -289,6 +289,24 @@ fn nobody_who_is_alive_is_replaced_the_leader_of_the_catalog_least_of_all() {
     assert_eq!(membership(&mut cluster, 1, 9), None);
 }
 
+/// A fresh node was told that it is admitted by a leader that fell before that counted.
+#[test]
+fn who_joined_by_a_word_that_got_lost_is_admitted_as_who_it_believes_to_be() {
+    let mut cluster = Cluster::ready(Settings::default());
+    cluster.ticks(5 * SECOND);
+    decide(&mut cluster, adding(4));
+    let mut comes = |id: NodeId, incarnation, state: &str| {
+        cluster.stray(id, incarnation);
+        cluster.ticks(2 * SECOND);
+        assert_eq!(membership(&mut cluster, 1, id.node()).as_deref(), Some(state), "{id}");
+    };
+    // Under another generation it would be somebody else; and nobody takes the place of who is alive.
+    comes(NodeId::new(4, 1), 44, "expected");
+    comes(NodeId(3), 99, "member");
+    comes(NodeId::new(3, 1), 99, "member");
+    comes(NodeId(4), 44, "joining");
+}
+
 #[test]
 fn what_cannot_complete_is_forgotten_and_who_votes_is_not() {
     let mut loaded = Loaded::new(Settings::default());

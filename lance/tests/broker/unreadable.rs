@@ -147,3 +147,35 @@ fn the_scrub_gives_up_a_place_of_the_journal_that_cannot_be_read() {
     assert!(cluster.node(victim).metrics().damage_found_total.get() > 0);
     assert!(matches!(cluster.ask(victim, &Request::ClusterInfo), Ok(Response::ClusterInfo(_))));
 }
+
+/// State that is on its way from a peer: what cannot be read of it comes again.
+#[test]
+fn a_start_goes_on_with_what_can_be_read_of_a_transfer() {
+    let settings = Settings { journal_retain_bytes: 0, entry_cache_bytes: 0, ..Settings::default() };
+    let mut cluster = filled(Settings { transfer_bytes_per_second: 100 << 10, ..settings });
+    let late = cluster.followers_of(DATA)[0];
+    cluster.crash(late, CrashChoice::Nothing);
+    let mut producer = Producer::new(&mut cluster);
+    let value = "v".repeat(4000);
+    for _ in 0..100 {
+        cluster.produce(&producer.request("t", 0, &[&value]));
+        cluster.tick();
+    }
+    let incoming = |cluster: &Cluster| {
+        let disk = cluster.node(late).disk();
+        let paths = disk.paths().into_iter().filter(|path| path.starts_with("incoming/"));
+        paths.filter(|path| disk.file(path).is_some_and(|bytes| bytes.len() > 16 << 10)).collect::<Vec<_>>()
+    };
+    cluster.start(late);
+    cluster.until("a part of it has come", |cluster| !incoming(cluster).is_empty());
+    let spoilt = incoming(&cluster);
+    assert_eq!(cluster.reopened, 0, "it is not complete");
+    cluster.kill(late);
+    for path in &spoilt {
+        assert!(cluster.node(late).disk().make_unreadable(path, 8192, 1), "{path}");
+    }
+    cluster.start(late);
+    cluster.await_leaders();
+    cluster.await_same();
+    assert_eq!(cluster.read_all(late, "t", 0).len(), RECORDS + 100);
+}

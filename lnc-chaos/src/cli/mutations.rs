@@ -68,6 +68,12 @@ fn profile(mutation: Mutation) -> Profile {
             Profile::Everything
         }
         Mutation::VoteWhileLacking => Profile::Damage,
+        Mutation::IgnoreMark
+        | Mutation::VoteInDoubt
+        | Mutation::ForgetDoubt
+        | Mutation::AcceptOtherMark
+        | Mutation::AcceptOtherCheckpoint
+        | Mutation::AcceptOtherJournal => Profile::LostFiles,
         Mutation::WipedVotes => Profile::Wipes,
         Mutation::BelieveOwnClock => Profile::Leaps,
         Mutation::LeadUnrecorded | Mutation::LeaderAcksEarly => Profile::Growth,

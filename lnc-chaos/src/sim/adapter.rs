@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use lance::broker::control::Budgets;
 use lance::broker::inspect::{GroupInspection, MemoryInspection, Observed};
 use lance::broker::members::Addresses;
-use lance::broker::{self, Broker, BrokerConfig, BrokerError, Caller, Clock, Membership, Output};
+use lance::broker::{self, Broker, BrokerConfig, BrokerError, Caller, Clock, Membership, Output, Standing};
 use lnc_log::FileOwner;
 use lnc_log::disk::MemoryDisk;
 use lnc_log::journal::{GroupId, JournalConfig};
@@ -49,12 +49,12 @@ impl Process {
     /// Recover from what the disk holds.
     pub(super) fn open(
         settings: &Settings,
-        identity: &Identity,
+        (identity, configured): (&Identity, &BTreeSet<u64>),
         (opened, format): (u32, u32),
         disk: MemoryDisk,
     ) -> Result<Self, BrokerError> {
         let mut broker = broker::open(
-            broker_config(settings, identity),
+            broker_config(settings, identity, configured),
             shard_config(settings, identity, opened, format),
             settings.segments.clone(),
             disk,
@@ -98,6 +98,16 @@ impl Process {
         self.broker.membership()
     }
 
+    /// A node has shown itself that takes itself for this member.
+    pub(super) fn stray(&mut self, clock: Clock, id: NodeId, incarnation: u64) {
+        self.broker.stray(clock, id, incarnation);
+    }
+
+    /// What peers say of this node.
+    pub(super) fn set_standing(&mut self, standing: Standing) {
+        self.broker.set_standing(standing);
+    }
+
     /// A node has shown itself with a fresh disk.
     pub(super) fn applicant(&mut self, clock: Clock, node: u64, incarnation: u64) {
         self.broker.applicant(clock, node, incarnation);
@@ -135,6 +145,11 @@ impl Process {
 
     pub(super) fn is_drained(&self) -> bool {
         self.broker.is_drained()
+    }
+
+    /// Before the process ends: whether its disk says how far it got.
+    pub(super) fn finish(&mut self) -> bool {
+        self.broker.finish()
     }
 
     pub(super) fn is_ready(&self) -> Result<(), String> {
@@ -209,18 +224,7 @@ fn transfer_text(body: &TransferBody) -> String {
     }
 }
 
-/// The nodes whose addresses an operator writes into a node's configuration.
-pub(super) fn addressed(settings: &Settings, node: u64) -> Vec<u64> {
-    if settings.names_all { (1..=settings.nodes).collect() } else { founding(settings, node).collect() }
-}
-
-/// The nodes that a fresh one waits for: the founders and itself.
-pub(super) fn founding(settings: &Settings, node: u64) -> impl Iterator<Item = u64> {
-    let founders = settings.founders;
-    (1..=founders).chain((node > founders).then_some(node))
-}
-
-fn broker_config(settings: &Settings, identity: &Identity) -> BrokerConfig {
+fn broker_config(settings: &Settings, identity: &Identity, configured: &BTreeSet<u64>) -> BrokerConfig {
     let addresses = |node: u64| Addresses {
         client: format!("node-{node}:1992"),
         peer: format!("node-{node}:1993"),
@@ -230,7 +234,7 @@ fn broker_config(settings: &Settings, identity: &Identity) -> BrokerConfig {
     BrokerConfig {
         node: identity.node,
         cluster_id: cluster.map_or(0, |cluster| cluster.id),
-        nodes: addressed(settings, identity.node.node()).into_iter().map(|node| (node, addresses(node))).collect(),
+        nodes: configured.iter().map(|node| (*node, addresses(*node))).collect(),
         members: cluster.map(|cluster| cluster.members.clone()).unwrap_or_default(),
         members_version: cluster.map_or(0, |cluster| cluster.version),
         founders: cluster.map(|cluster| cluster.founders.clone()).unwrap_or_default(),

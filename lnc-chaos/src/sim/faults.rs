@@ -64,6 +64,12 @@ pub(crate) enum Fault {
     Wipe { node: u64, down_us: u64 },
     /// Bits flip in files of a node, at most of a minority.
     Damage { node: u64, seed: u64 },
+    /// What the files of a node hold now is kept, for them to hold it again.
+    Remember { node: u64 },
+    /// The process ends, or is told to stop; before the next one, files are lost, emptied, cut, exchanged, or as they were.
+    LoseFiles { node: u64, clean: bool, down_us: u64, seed: u64 },
+    /// Places of a file cannot be read until they are written.
+    Unreadable { node: u64, seed: u64 },
     /// Some reads of a node's segments give what lies elsewhere, or lay there before.
     Misread { node: u64, seed: u64 },
 }
@@ -88,6 +94,9 @@ impl Fault {
             | Self::Damage { node, .. }
             | Self::Misread { node, .. }
             | Self::Echo { node, .. }
+            | Self::Remember { node }
+            | Self::LoseFiles { node, .. }
+            | Self::Unreadable { node, .. }
             | Self::TightDisk { node, .. } => Some(node),
             Self::PowerLossOfAll { .. }
             | Self::Partition { .. }
@@ -122,6 +131,9 @@ impl Fault {
             Self::Wipe { .. } => "wipe",
             Self::Damage { .. } => "damage",
             Self::Misread { .. } => "misread",
+            Self::Remember { .. } => "remember",
+            Self::LoseFiles { .. } => "lose-files",
+            Self::Unreadable { .. } => "unreadable",
         }
     }
 }
@@ -237,6 +249,8 @@ fn draw(feature: Feature, rng: &mut Rng, nodes: u64) -> Vec<(u64, Fault)> {
             return (0..nodes).map(restart).collect();
         }
         Feature::Wipes => Fault::Wipe { node, down_us: while_us(rng) },
+        Feature::Losses => return losses(rng, node, nodes),
+        Feature::Unreadable => Fault::Unreadable { node, seed: rng.next() },
         Feature::Damage if rng.chance(300) => Fault::Misread { node, seed: rng.next() },
         // What is damaged is met with at the latest when the node starts.
         Feature::Damage => {
@@ -255,6 +269,29 @@ fn draw(feature: Feature, rng: &mut Rng, nodes: u64) -> Vec<(u64, Fault)> {
         }
     };
     vec![(0, fault)]
+}
+
+/// A node loses files. Often it has with it what a majority has acknowledged, and the rest of that majority is away when it
+/// comes back, while those that were away are there.
+fn losses(rng: &mut Rng, node: u64, nodes: u64) -> Vec<(u64, Fault)> {
+    let mut next_us = 0;
+    let mut all = vec![(0, Fault::Remember { node })];
+    if rng.chance(600) {
+        let others = |from: u64, count: u64| (from..from + count).map(move |n| 1 + (node + n) % nodes);
+        let minority = (nodes - 1) / 2;
+        let away_us = rng.between(1_000_000, 6_000_000);
+        let cuts = others(0, minority).flat_map(isolation).collect();
+        all.push((0, Fault::Partition { cuts, for_us: away_us }));
+        next_us = away_us - rng.below(500_000);
+        let down_us = rng.between(3_000_000, 12_000_000);
+        let dies = |other| (next_us, Fault::Kill { node: other, down_us, seed: other });
+        all.extend(others(minority, nodes - 1 - minority).map(dies));
+    } else {
+        next_us += rng.below(4_000_000);
+    }
+    let (clean, down_us) = (rng.chance(300), rng.between(10_000, 2_000_000));
+    all.push((next_us, Fault::LoseFiles { node, clean, down_us, seed: rng.next() }));
+    all
 }
 
 fn storm(rng: &mut Rng) -> Weather {

@@ -1,10 +1,11 @@
 //! One node: a machine with its disk and clocks, which outlive the process on it, and the process while it runs.
 
-use super::adapter::{self, Process};
+use super::adapter::Process;
 use super::rng::Rng;
 use super::settings::{Settings, TICK_US};
 use bytes::Bytes;
 use lance::broker::{Caller, Clock, Membership};
+use lance::heard::Heard;
 use lnc_log::disk::MemoryDisk;
 use lnc_log::disk::memory::{CrashChoice, Order};
 use lnc_protocol::Opcode;
@@ -59,6 +60,10 @@ pub(super) struct Running {
     pub(super) dials: BTreeSet<u64>,
     /// What its channels were told of the members last.
     membership: Membership,
+    /// What peers say of it.
+    pub(super) heard: Heard,
+    /// It does not ask its peers for newer members before then.
+    pub(super) inquires_us: u64,
     started_us: u64,
 }
 
@@ -78,6 +83,16 @@ pub(super) struct Excuses {
     pub(super) beyond_repair: bool,
     /// The disk was wiped, and the node has not got everything back yet.
     pub(super) wiped: bool,
+    /// Files by which it votes are not what they were, and the node has not got everything back yet. It may not start.
+    pub(super) lacking: bool,
+    /// Files of records are not what they were, and have not been repaired yet.
+    pub(super) unrepaired: bool,
+    /// There are places that cannot be read. With too many of them it may not start.
+    pub(super) unreadable: bool,
+    /// Readers may once have been told that something is damaged, with reason.
+    pub(super) suspect: bool,
+    /// A file of another node is in a place where it is looked at: it must not start.
+    pub(super) foreign: bool,
 }
 
 impl Excuses {
@@ -100,6 +115,8 @@ pub(super) struct Node {
     pub(super) lives: u32,
     /// Counts the times that a broker was opened, which a process may do more than once.
     pub(super) opened: u32,
+    /// The nodes whose addresses its operator wrote into its configuration, its own among them.
+    pub(super) configured: BTreeSet<u64>,
     /// There is no machine of this number at the moment.
     pub(super) away: bool,
     /// It was removed from the cluster, and still runs.
@@ -107,6 +124,10 @@ pub(super) struct Node {
     pub(super) excuses: Excuses,
     /// When power was last lost: what it answered then may speak of a disk that stopped.
     pub(super) power_lost_us: Option<u64>,
+    /// Files are to be lost before its next start, in a way that follows from this seed.
+    pub(super) loss: Option<u64>,
+    /// What its files held at an earlier time.
+    pub(super) past: BTreeMap<String, Vec<u8>>,
     /// How long it stays down if it ends because the disk stops, and the seed of what that loses.
     pub(super) at_stop: (u64, u64),
     pub(super) paused_until_us: u64,
@@ -140,10 +161,13 @@ impl Node {
             life: Life::Down { powered: true },
             lives: 0,
             opened: 0,
+            configured: BTreeSet::new(),
             away: false,
             dismissed: false,
             excuses: Excuses::default(),
             power_lost_us: None,
+            loss: None,
+            past: BTreeMap::new(),
             at_stop: (0, 0),
             paused_until_us: 0,
             stalled_until_us: 0,
@@ -165,8 +189,12 @@ impl Node {
     pub(super) fn is_suspect(&self, now_us: u64) -> bool {
         /// Longest time that an answer is under way.
         const ON_ITS_WAY_US: u64 = 1_000_000;
-        let Excuses { error, stops, damaged, .. } = self.excuses;
-        error || stops || damaged || self.power_lost_us.is_some_and(|lost_us| now_us < lost_us + ON_ITS_WAY_US)
+        let Excuses { error, stops, damaged, suspect, .. } = self.excuses;
+        error
+            || stops
+            || damaged
+            || suspect
+            || self.power_lost_us.is_some_and(|lost_us| now_us < lost_us + ON_ITS_WAY_US)
     }
 
     /// Whether it is, or should be, a member of the cluster.
@@ -201,8 +229,10 @@ impl Node {
         self.life = Life::Up(Box::new(Running {
             broker,
             identity: self.identity.clone(),
-            dials: adapter::addressed(settings, id).into_iter().filter(|other| *other != id).collect(),
+            dials: self.configured.iter().copied().filter(|other| *other != id).collect(),
             membership: Membership::default(),
+            heard: Heard::default(),
+            inquires_us: 0,
             inbox: Vec::new(),
             tick_due: false,
             turn_due: false,
@@ -223,7 +253,8 @@ impl Node {
 
     fn open_broker(&mut self, settings: &Settings) -> Result<Process, String> {
         self.opened += 1;
-        let broker = Process::open(settings, &self.identity, (self.opened, self.format), self.disk.clone());
+        let identity = (&self.identity, &self.configured);
+        let broker = Process::open(settings, identity, (self.opened, self.format), self.disk.clone());
         broker.map_err(|error| error.to_string())
     }
 
@@ -244,17 +275,16 @@ impl Node {
     }
 
     /// What the channels of a real node are told with each tick. Gives whom it no longer dials, and whom it does now.
-    pub(super) fn follow_membership(&mut self) -> (Vec<u64>, Vec<u64>) {
-        let id = self.id;
+    pub(super) fn follow_membership(&mut self, now_us: u64) -> (Vec<u64>, Vec<u64>) {
+        let (id, mono_us) = (self.id, self.clock(now_us).mono_us);
         let Some(running) = self.running() else { return Default::default() };
         let membership = running.broker.membership();
-        if membership == running.membership {
+        let told = running.identity.cluster.as_ref().map_or(0, |cluster| cluster.version);
+        running.broker.set_standing(running.heard.standing(mono_us, told));
+        let certain = running.heard.outlived(mono_us, told, membership.version, membership.is_newest);
+        let news = running.identity.follow(membership.version, &membership.members, certain);
+        if membership == running.membership && !news {
             return Default::default();
-        }
-        // What was heard from peers may be newer than what this node has applied.
-        if let Some(cluster) = running.identity.cluster.as_mut().filter(|known| known.version <= membership.version) {
-            cluster.version = membership.version;
-            cluster.members.clone_from(&membership.members);
         }
         let dials: BTreeSet<u64> = membership.nodes.keys().copied().filter(|node| *node != id).collect();
         let before = std::mem::replace(&mut running.dials, dials);
@@ -271,7 +301,8 @@ impl Node {
         let incarnation = super::rng::mix(self.identity.incarnation ^ self.id << 48 ^ u64::from(self.lives));
         self.identity = Identity { node: NodeId(self.id), incarnation, cluster: None };
         self.format = 1;
-        (self.joins, self.tight) = (None, false);
+        (self.joins, self.tight, self.loss) = (None, false, None);
+        self.past.clear();
         self.heard.clear();
         self.excuses = Excuses { wiped: true, ..Excuses::default() };
     }
@@ -279,9 +310,12 @@ impl Node {
     /// Whether its disk has everything that it ever said to be there: what it lost, it has got back.
     pub(super) fn is_whole(&mut self) -> bool {
         if self.broker().is_some_and(|broker| broker.is_ready().is_ok() && broker.votes()) {
-            self.excuses.wiped = false;
+            (self.excuses.wiped, self.excuses.lacking) = (false, false);
+            let blind = |path: String| self.disk.is_unreadable(&path);
+            self.excuses.unreadable &= self.disk.paths().into_iter().any(blind);
         }
-        !self.excuses.wiped
+        let Excuses { wiped, lacking, unrepaired, unreadable, .. } = self.excuses;
+        !wiped && !lacking && !unrepaired && !unreadable
     }
 
     /// What it says of itself to those who connect: who it is, and whom it knows as members.

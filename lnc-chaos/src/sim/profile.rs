@@ -25,6 +25,8 @@ pub(crate) enum Feature {
     Echoes,
     TightDisks,
     Stumbles,
+    Losses,
+    Unreadable,
 }
 
 impl Feature {
@@ -38,6 +40,8 @@ impl Feature {
             Self::Stumbles => 4_000_000,
             Self::Wipes => 15_000_000,
             Self::Damage => 8_000_000,
+            Self::Unreadable => 20_000_000,
+            Self::Losses => 9_000_000,
             Self::Breaks | Self::Clocks => 3_000_000,
             _ => 6_000_000,
         }
@@ -84,6 +88,7 @@ profiles! {
     Leaps = "leaps", "a clock at a time that is years off for a while, the leader's too, while processes are killed";
     Rolling = "rolling", "nodes restarted one after the other, gracefully";
     Damage = "damage", "bits that flip on the disks of a minority, while processes are killed and power is lost";
+    LostFiles = "lost-files", "files that a node had are gone, cut, another's or older; places that cannot be read";
     Wipes = "wipes", "nodes that come back with empty disks, one at a time, while others fail";
     Members = "members", "a node at a time leaves the cluster and comes back with an empty disk, while others fail";
     Replace = "replace", "nodes are replaced by others while both live, one or two at a time, while others fail";
@@ -111,8 +116,12 @@ pub const ROTATION: &[Profile] = &[
     Profile::Leaps,
     Profile::Rolling,
     Profile::Damage,
+    Profile::LostFiles,
     Profile::Wipes,
     Profile::Members,
+    Profile::Replace,
+    Profile::Growth,
+    Profile::Shrink,
     Profile::Formation,
     Profile::Echoes,
     Profile::Everything,
@@ -150,8 +159,8 @@ impl Profile {
 
     pub(crate) fn features(self, rng: &mut Rng) -> Vec<Feature> {
         use Feature::{
-            Breaks, Clocks, Coups, Damage, DiskErrors, DiskStalls, Echoes, FullDisks, Kills, Leaps, Partitions, Pauses,
-            Power, PowerOfAll, Rolling, Seclusions, Storms, Stumbles, TightDisks, Wipes,
+            Breaks, Clocks, Coups, Damage, DiskErrors, DiskStalls, Echoes, FullDisks, Kills, Leaps, Losses, Partitions,
+            Pauses, Power, PowerOfAll, Rolling, Seclusions, Storms, Stumbles, TightDisks, Unreadable, Wipes,
         };
         match self {
             Self::Calm => vec![],
@@ -168,6 +177,7 @@ impl Profile {
             Self::Leaps => vec![Leaps, Kills],
             Self::Rolling => vec![Rolling],
             Self::Damage => vec![Damage, Kills, Power, PowerOfAll, Partitions],
+            Self::LostFiles => vec![Losses, Unreadable, Kills],
             Self::Wipes => vec![Wipes, Kills, Partitions],
             Self::Members => vec![Kills, Partitions, Pauses, Breaks, Coups, Power],
             Self::Replace => vec![Kills, Partitions, Coups, Pauses, Breaks, Power],
@@ -179,7 +189,7 @@ impl Profile {
             Self::Everything => {
                 let all = [
                     Storms, Breaks, Partitions, Kills, Power, PowerOfAll, DiskStalls, FullDisks, DiskErrors, Pauses,
-                    Clocks, Rolling, Wipes, Coups, Seclusions, Damage, Leaps,
+                    Clocks, Rolling, Wipes, Coups, Seclusions, Damage, Leaps, Losses, Unreadable,
                 ];
                 all.into_iter().filter(|_| rng.chance(350)).collect()
             }

@@ -20,7 +20,7 @@ pub(crate) struct Settings {
     pub(super) nodes: u64,
     /// The first of them found the cluster.
     pub(super) founders: u64,
-    /// Every node's configuration names every machine, and not only the founders and itself.
+    /// The configuration of a node that comes names every machine, and not only the members that there are.
     pub(super) names_all: bool,
     pub(super) data_groups: u32,
     pub(super) memory_bytes: usize,

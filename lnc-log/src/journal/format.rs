@@ -104,6 +104,11 @@ impl Header {
         out
     }
 
+    /// As [`Header::decode`], whoever it belongs to.
+    pub(super) fn decode_any(bytes: &[u8]) -> Result<Self, HeaderFault> {
+        Self::decode(bytes, u64_at(bytes, 8))
+    }
+
     /// Decode from at least [`HEADER`] bytes.
     pub(super) fn decode(bytes: &[u8], identity: u64) -> Result<Self, HeaderFault> {
         if bytes[..4] != MAGIC {

@@ -20,6 +20,7 @@ use super::{GroupId, JournalConfig, JournalError};
 use crate::FileOwner;
 use crate::disk::{AlignedBuf, Disk, FileId, Op, Outcome, Owner};
 use bytes::Buf;
+use lnc_mutation::{Mutation, mutated};
 use std::collections::BTreeMap;
 use std::io;
 
@@ -117,6 +118,12 @@ impl Mark {
         Self::decode_rest(&whole[HEAD..]).ok_or_else(|| "lists that do not end where they should".to_owned())
     }
 
+    /// The newest in the bytes of the file.
+    pub(super) fn newest(file: &[u8]) -> Option<Self> {
+        let slots = file.chunks(SLOT as usize).take(2).filter_map(|slot| Self::decode(slot).ok());
+        slots.max_by_key(|mark| mark.sequence)
+    }
+
     fn decode_rest(mut from: &[u8]) -> Option<Self> {
         let sequence = from.try_get_u64_le().ok()?;
         let mut owner = [0; FileOwner::LEN];
@@ -201,7 +208,7 @@ impl Marks {
             }
             Err(error) => return Err(failed("open")(error)),
         }
-        let slots = [0, SLOT].map(|position| read_slot(disk, file, position));
+        let slots = read_slots(disk, file);
         let mut whole: Vec<&Mark> = slots.iter().filter_map(|slot| slot.as_ref().ok()).collect();
         whole.sort_by_key(|mark| mark.sequence);
         let Some(mark) = whole.pop().cloned() else {
@@ -213,7 +220,7 @@ impl Marks {
             disk.run(Op::Close { file }).map_err(failed("close"))?;
             return Ok((Self::default(), None));
         };
-        if mark.owner != config.owner {
+        if mark.owner != config.owner && !mutated(Mutation::AcceptOtherMark) {
             return Err(JournalError::OtherOwner { path: PATH.to_owned(), expected: config.owner, found: mark.owner });
         }
         let marks = Self {
@@ -349,12 +356,34 @@ impl Marks {
     }
 }
 
+fn read_slots<D: Disk>(disk: &mut D, file: FileId) -> [Result<Mark, String>; 2] {
+    [0, SLOT].map(|position| read_slot(disk, file, position))
+}
+
 fn read_slot<D: Disk>(disk: &mut D, file: FileId, position: u64) -> Result<Mark, String> {
     match disk.run(Op::Read { file, position, len: SLOT as usize }) {
         Ok(Outcome::Read(bytes)) => Mark::decode(&bytes).map_err(|found| format!("at byte {position}: {found}")),
         Ok(_) => Err(format!("at byte {position}: nothing")),
         Err(error) => Err(format!("at byte {position}: {error}")),
     }
+}
+
+/// Let the mark, if there is one, know of this checkpoint. Its other words stay.
+pub(super) fn note_checkpoint<D: Disk>(disk: &mut D, number: u64) -> Result<(), JournalError> {
+    let file = Owner::Setup.file(1);
+    match disk.run(Op::Open { file, path: PATH.to_owned(), create: false, direct: true }) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed("open")(error)),
+    }
+    let newest = read_slots(disk, file).into_iter().flatten().max_by_key(|mark| mark.sequence);
+    if let Some(mark) = newest.filter(|mark| mark.checkpoint < number) {
+        let mark = Mark { sequence: mark.sequence + 1, checkpoint: number, ..mark };
+        let op = Op::Write { file, position: mark.position(), buf: mark.encode(), durable: true };
+        disk.run(op).map_err(failed("write"))?;
+    }
+    disk.run(Op::Close { file }).map_err(failed("close"))?;
+    Ok(())
 }
 
 /// The number of the newest checkpoint that is known to have been durable, 0 if there was none; `None` if no mark is kept.

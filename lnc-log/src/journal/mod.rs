@@ -36,11 +36,13 @@ mod error;
 mod files;
 mod format;
 mod identity;
+mod look;
 mod mark;
 mod read;
 mod recovery;
 
 pub use error::JournalError;
+pub use look::{FoundFlush, Marked, flushes, marked};
 pub use read::JournalRead;
 
 /// The directory of the journal, relative to the data directory.
@@ -92,6 +94,12 @@ impl JournalConfig {
 
 /// The format of a cluster from which on its nodes keep a mark, see [`Journal::keep_mark`].
 pub const MARK_FORMAT: u32 = 3;
+
+/// Have the mark say that checkpoint `number` is durable, if there is one. For the start of a node, before the journal is
+/// opened.
+pub fn note_checkpoint<D: Disk>(disk: &mut D, number: u64) -> Result<(), JournalError> {
+    mark::note_checkpoint(disk, number)
+}
 
 /// The number of the newest checkpoint that the mark knows to have been durable, 0: there was none; `None`: there is no
 /// mark. For the start of a node.

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::disk::{AlignedBuf, BLOCK, Disk, FileId, Op, Outcome};
 use bytes::Bytes;
+use lnc_mutation::{Mutation, mutated};
 use std::collections::BTreeMap;
 use std::io;
 
@@ -182,14 +183,17 @@ fn recover_from<D: Disk>(
     let (at, position) = (*at, *position);
     if let Some(mark) = mark.as_ref() {
         let begins = start.0.max(1);
-        let lost = lost_tail(mark, &sources, begins, &chain, &end);
+        let lost = lost_tail(mark, &sources, begins, &chain, &end).filter(|_| !mutated(Mutation::IgnoreMark));
         take_mark(mark, config, lost.is_some(), covered, &mut recovered);
         if chain.number.is_none() {
             chain.number = Some(mark.durable);
         }
         chain.epoch = chain.epoch.max(mark.epoch);
         if lost.is_some() {
-            marks.write_now(disk, after_loss(mark, &sources[..sources.len().min(at + 1)], &chain, &recovered))?;
+            let mark = after_loss(mark, &sources[..sources.len().min(at + 1)], &chain, &recovered);
+            // In both places: what the older one says may be true again of flushes to come, and it knows of no doubt.
+            marks.write_now(disk, mark.clone())?;
+            marks.write_now(disk, mark)?;
         }
         recovered.lost_tail = lost;
     }
@@ -328,7 +332,7 @@ fn take_mark(
         if newer && *term > 0 {
             group.hard_state = Some((*term, *vote));
         }
-        if *in_doubt > 0 {
+        if *in_doubt > 0 && !mutated(Mutation::ForgetDoubt) {
             recovered.in_doubt.insert(*id, *in_doubt);
         }
     }
@@ -385,6 +389,9 @@ fn refuse_foreign<D: Disk>(
     from: usize,
     mark: Option<&Mark>,
 ) -> Result<(), JournalError> {
+    if mutated(Mutation::AcceptOtherJournal) {
+        return Ok(());
+    }
     let used = |number: &u64| mark.is_some_and(|mark| mark.files.contains_key(number));
     for (n, source) in sources.iter_mut().enumerate().skip(from) {
         if (n > 0 && !used(&source.number)) || source.len < BLOCK as u64 {

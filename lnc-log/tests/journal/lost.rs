@@ -133,6 +133,34 @@ fn an_older_state_of_the_newest_file_is_a_loss() {
     assert_lost(&mut disk, "an older state");
 }
 
+/// Once a loss is known, no place of the mark says any more what was before it: that may be true again of other flushes.
+#[test]
+fn a_damaged_place_of_the_mark_does_not_take_a_doubt_back() {
+    const PLACES: [u64; 2] = [0, 64 << 10];
+    for place in PLACES {
+        let (mut disk, _) = marked(1);
+        let (mut journal, _) = reopen(&mut disk).expect("whole");
+        let file = path(newest(&disk));
+        let older = disk.file(&file).expect("it is there");
+        let append = |journal: &mut Journal, disk: &mut MemoryDisk, term| {
+            journal.append_entry(DATA, term, ENTRIES + 1, 0, b"newer");
+            journal.flush(disk);
+            settle(journal, disk).expect("healthy");
+        };
+        append(&mut journal, &mut disk, 4);
+        journal.mark_durable(&mut disk);
+        settle(&mut journal, &mut disk).expect("healthy");
+        let mut disk = disk.crash(CrashChoice::Nothing);
+        disk.replace(&file, &older);
+        let mut journal = assert_lost(&mut disk, "an older state");
+        append(&mut journal, &mut disk, 4);
+        let mut disk = disk.crash(CrashChoice::Nothing);
+        assert!(disk.corrupt("DURABLE", place, 1));
+        let (_, recovered) = reopen(&mut disk).expect("the other place is whole");
+        assert!(recovered.in_doubt.contains_key(&DATA), "without the place at {place}");
+    }
+}
+
 #[test]
 fn a_file_of_another_node_is_refused_and_both_are_named() {
     let (mut disk, _) = marked(1);

@@ -27,7 +27,7 @@ use lance::broker::Clock;
 use lnc_log::disk::memory::{CrashChoice, Order};
 use lnc_log::journal::GroupId;
 use lnc_log::segment::SegmentConfig;
-use lnc_raft::Message;
+use lnc_raft::{Message, NodeId};
 use lnc_replication::wire::PeerMessage;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -59,6 +59,8 @@ pub(crate) struct Settings {
     pub(crate) journal_file_bytes: u64,
     /// Journal bytes kept beyond a checkpoint.
     pub(crate) journal_retain_bytes: u64,
+    /// Bytes per second with which a node answers those that fetch state.
+    pub(crate) transfer_bytes_per_second: u64,
     /// Bytes of entries that a node keeps in memory for followers that lag.
     pub(crate) entry_cache_bytes: usize,
     /// Bytes of a node's disk that are not for records.
@@ -83,6 +85,7 @@ impl Default for Settings {
             checkpoint_bytes: 64 << 20,
             journal_file_bytes: 256 << 10,
             journal_retain_bytes: 8 << 20,
+            transfer_bytes_per_second: 64 << 20,
             entry_cache_bytes: 1 << 20,
             scrub_bytes_per_second: 0,
             reserve_bytes: 0,
@@ -286,6 +289,16 @@ impl Cluster {
         for node in self.running() {
             if let Some(broker) = self.node_mut(node).broker_mut() {
                 broker.applicant(clock, number, incarnation);
+            }
+        }
+    }
+
+    /// A process shows itself to all nodes that takes itself for this member.
+    pub(crate) fn stray(&mut self, id: NodeId, incarnation: u64) {
+        let clock = self.clock();
+        for node in self.running() {
+            if let Some(broker) = self.node_mut(node).broker_mut() {
+                broker.stray(clock, id, incarnation);
             }
         }
     }

@@ -331,7 +331,7 @@ fn broker_config(identity: &Identity, settings: &Settings) -> BrokerConfig {
         max_topics: 100,
         max_partitions_per_topic: 100,
         checkpoint_bytes: settings.checkpoint_bytes,
-        transfer_bytes_per_second: 64 << 20,
+        transfer_bytes_per_second: settings.transfer_bytes_per_second,
         slow_sync_us: 500_000,
         reserve_bytes: settings.reserve_bytes,
         scrub_bytes_per_second: settings.scrub_bytes_per_second,

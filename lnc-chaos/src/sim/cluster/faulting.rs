@@ -148,6 +148,14 @@ impl Cluster {
                 self.invariants.reigns.lost(now_us, node);
                 return self.damage(node, seed);
             }
+            Fault::Remember { node } => {
+                let node = self.node(node);
+                let files =
+                    node.disk.paths().into_iter().filter_map(|path| Some((path.clone(), node.disk.file(&path)?)));
+                node.past = files.collect();
+            }
+            Fault::LoseFiles { node, clean, down_us, seed } => return self.strike_files(node, clean, down_us, seed),
+            Fault::Unreadable { node, seed } => return self.make_unreadable(node, seed),
             Fault::Misread { node, seed } => {
                 let strikes = self.may_damage(node);
                 if strikes {
@@ -207,7 +215,8 @@ impl Cluster {
     }
 
     /// Whether this node may be damaged, or enough others are for a promise to be void.
-    fn may_damage(&mut self, id: u64) -> bool {
+    pub(super) fn may_damage(&mut self, id: u64) -> bool {
+        self.note_repairs();
         // One that is not whole yet after its disk was wiped lacks as much as one that is damaged.
         let lacking = self.nodes.iter_mut().filter_map(|node| {
             let lacks = node.excuses.damaged || !node.is_whole();
@@ -260,6 +269,7 @@ impl Cluster {
         for id in 1..=self.settings.nodes {
             let node = self.node(id);
             (node.paused_until_us, node.stalled_until_us, node.slow_until_us) = (now_us, now_us, now_us);
+            node.loss = None;
             if !node.tight {
                 node.disk.set_capacity(None);
             }

@@ -8,6 +8,7 @@
 //! the seed.
 
 mod faulting;
+mod files;
 mod finish;
 mod nodes;
 mod rest;
@@ -148,6 +149,8 @@ impl Cluster {
             rest: rest::Rest::default(),
             settings,
         };
+        let founders = 1..=cluster.settings.founders;
+        cluster.nodes.iter_mut().for_each(|node| node.configured = founders.clone().collect());
         for node in cluster.settings.founders + 1..=cluster.settings.nodes {
             let node = cluster.node(node);
             (node.away, node.excuses.wiped) = (true, true);

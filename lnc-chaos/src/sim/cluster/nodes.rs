@@ -1,6 +1,6 @@
 //! Nodes: what wakes them, their turns, how they start and end.
 
-use super::super::adapter::{self, Turned};
+use super::super::adapter::Turned;
 use super::super::clocks;
 use super::super::invariants::Violation;
 use super::super::network::Wire;
@@ -17,6 +17,8 @@ use std::collections::BTreeSet;
 const SUPERVISOR_US: u64 = 500_000;
 /// How long a node that was told to stop may take to hand over.
 const DRAIN_US: u64 = 5_000_000;
+/// How long it may take after that to say how far it got.
+const FINISH_US: u64 = 2_000_000;
 /// Time between two attempts of a fresh node to find its cluster.
 const GREET_US: u64 = 500_000;
 
@@ -229,7 +231,8 @@ impl Cluster {
 
     /// A node keeps connections to those that it knows as members now.
     fn follow_membership(&mut self, id: u64) {
-        let (gone, new) = self.node(id).follow_membership();
+        let now_us = self.now_us;
+        let (gone, new) = self.node(id).follow_membership(now_us);
         let life = self.node(id).lives;
         for wire in self.network.wires().into_iter().filter(|wire| wire.from == id) {
             if gone.contains(&wire.to) {
@@ -272,6 +275,11 @@ impl Cluster {
         let Some(until_us) = running.drain_until_us else { return };
         let idle = running.broker.is_drained() && running.unanswered.is_empty() && running.forwards.is_empty();
         if idle || now_us >= until_us {
+            // The disk is told how far it got, so that the next start knows.
+            let finished = node.running().is_some_and(|running| running.broker.finish());
+            if !finished && now_us < until_us + FINISH_US {
+                return self.time_disk(id);
+            }
             self.note(Event::Node {
                 node: id,
                 what: format!("stops, {}", if idle { "drained" } else { "out of time" }),
@@ -339,7 +347,8 @@ impl Cluster {
         let own = self.node(id).identity.clone();
         // What was heard from a node stays: it may have been down since, or have lost its disk.
         let mut heard = std::mem::take(&mut self.node(id).heard);
-        for other in (1..=self.settings.nodes).filter(|other| *other != id) {
+        let configured = self.node(id).configured.clone();
+        for other in configured.iter().copied().filter(|other| *other != id) {
             let wire = |from, to| Wire { from, to, channel: Channel::Control };
             let reached = self.network.passes(wire(id, other)) && self.network.passes(wire(other, id));
             let peer = self.node(other);
@@ -353,7 +362,7 @@ impl Cluster {
                 running.broker.applicant(clock, id, own.incarnation);
             }
         }
-        let configured: BTreeSet<NodeId> = adapter::founding(&self.settings, id).map(NodeId).collect();
+        let configured: BTreeSet<NodeId> = configured.into_iter().map(NodeId).collect();
         let decision = decide(&own, &configured, self.settings.data_groups, &heard);
         self.node(id).heard = heard;
         match decision {
@@ -412,7 +421,8 @@ impl Cluster {
         let (excuses, was_up) = (node.excuses, node.is_up());
         node.end_process(u64::MAX);
         self.note(Event::Node { node: id, what: format!("does not start: {error}") });
-        if !excuses.any() && !excuses.beyond_repair {
+        let damaged = excuses.beyond_repair || excuses.lacking || excuses.unreadable;
+        if !excuses.any() && !damaged {
             let what = format!("node {id} does not start, and no fault explains it: {error}");
             return Err(Violation::new("unexplained-end", what));
         }
@@ -432,6 +442,10 @@ impl Cluster {
     /// A machine that was not there comes, with an empty disk.
     pub(super) fn provide(&mut self, id: u64) {
         self.node(id).away = false;
+        // Its operator tells it of the members that there are.
+        let members = self.nodes.iter().filter(|node| self.settings.names_all || node.serves() || node.id == id);
+        let configured = members.map(|node| node.id).collect();
+        self.node(id).configured = configured;
         self.wipe(id, 100_000);
     }
 
@@ -454,10 +468,12 @@ impl Cluster {
             self.greet(id, life);
             return Ok(());
         }
-        if let Err(error) = node.open(&settings, now_us) {
+        self.lose_files(id);
+        if let Err(error) = self.node(id).open(&settings, now_us) {
             return self.not_started(id, &error);
         }
-        let life = node.lives;
+        self.check_files(id)?;
+        let life = self.node(id).lives;
         self.counts.starts += 1;
         self.note(Event::Node { node: id, what: format!("starts, life {life}") });
         self.invariants.started(id);

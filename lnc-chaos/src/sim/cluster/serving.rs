@@ -103,7 +103,15 @@ impl Cluster {
             let latest = settled.max_by_key(|(term, _)| *term);
             latest.is_some_and(|(_, members)| members.iter().all(|member| member.node() != id))
         };
-        let unnamed = |id: &u64| (0..=self.settings.data_groups).all(|group| led_without(group, *id));
+        // Until the catalog has forgotten it, who comes under its number would be taken for it.
+        let leaders = self.nodes.iter().filter_map(|node| {
+            let broker = node.broker()?;
+            broker.settled_members(0)?;
+            Some((broker.inspect(0)?.term, broker))
+        });
+        let catalog = leaders.max_by_key(|(term, _)| *term).map(|(_, broker)| broker.membership());
+        let is_known = |id: u64| catalog.as_ref().is_none_or(|catalog| catalog.nodes.contains_key(&id));
+        let unnamed = |id: &u64| !is_known(*id) && (0..=self.settings.data_groups).all(|group| led_without(group, *id));
         MembersView { whole, unnamed: (1..=self.settings.nodes).filter(unnamed).collect() }
     }
 

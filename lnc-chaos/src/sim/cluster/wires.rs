@@ -8,10 +8,12 @@ use super::super::trace::Event;
 use super::{Cluster, What};
 use bytes::BytesMut;
 use lnc_raft::NodeId;
-use lnc_replication::formation::{Channel, admit};
+use lnc_replication::formation::{Channel, Identity, admit};
 
 /// Shortest and longest pause before a connection is tried again, in microseconds.
 const RETRY_US: (u64, u64) = (50_000, 600_000);
+/// Pause between two times that peers are asked for newer members.
+const INQUIRY_US: u64 = 1_000_000;
 
 impl Cluster {
     /// A node sends bytes. What has no connection is dropped, as the real channels do.
@@ -183,17 +185,28 @@ impl Cluster {
         let now_us = self.now_us;
         let reachable = self.network.answers(wire);
         let to = self.node(wire.to);
-        let (to_life, greets) = (to.lives, to.is_up() && to.paused_until_us <= now_us);
-        if !reachable || !greets {
+        let awake = reachable && to.paused_until_us <= now_us;
+        let (to_life, greets) = (to.lives, awake && to.is_up());
+        if awake && matches!(to.life, Life::Waiting) {
+            let fresh = to.identity.incarnation;
+            let clock = self.node(wire.from).clock(now_us);
+            if let Some(running) = self.node(wire.from).running() {
+                running.broker.applicant(clock, wire.to, fresh);
+            }
+        }
+        if !greets {
             return self.reconnect(wire, life);
         }
-        let (mut own, mut theirs) = (self.node(wire.from).greeting(), self.node(wire.to).greeting());
-        if own.learn(&theirs) {
-            self.node(wire.from).learn(&theirs);
-        } else if theirs.learn(&own) {
-            self.node(wire.to).learn(&own);
+        let (own, theirs) = (self.node(wire.from).greeting(), self.node(wire.to).greeting());
+        // Who was dialled is believed, whether it lets this node in or not; who dials, only if it is let in.
+        self.node(wire.from).learn(&theirs);
+        if admit(&theirs, &own).is_err() {
+            self.refused(wire, &own, &theirs);
+            return self.reconnect(wire, life);
         }
-        if admit(&own, &theirs).is_err() || admit(&theirs, &own).is_err() {
+        self.node(wire.to).learn(&own);
+        let own = self.node(wire.from).greeting();
+        if admit(&own, &theirs).is_err() {
             return self.reconnect(wire, life);
         }
         self.network.ends.insert(wire, (own.node, theirs.node));
@@ -203,6 +216,39 @@ impl Cluster {
         connection.to_life = to_life;
         self.note(Event::Connection { wire, what: "connected" });
         self.wake(wire.from);
+    }
+
+    /// A node that dialled is not let in. Both may have reason to look for newer members.
+    fn refused(&mut self, wire: Wire, dialler: &Identity, accepter: &Identity) {
+        let now_us = self.now_us;
+        for (here, there) in [(wire.from, accepter), (wire.to, dialler)] {
+            let clock = self.node(here).clock(now_us);
+            if let Some(running) = self.node(here).running() {
+                running.broker.stray(clock, there.node, there.incarnation);
+            }
+        }
+        let removed = dialler.removed_in(accepter);
+        if let Some(running) = self.node(wire.from).running() {
+            running.heard.refused(accepter.node, removed);
+        }
+        if accepter.is_behind(dialler) {
+            self.inquire(wire.to);
+        }
+    }
+
+    /// Somebody who is not known as a member speaks of newer ones: a node asks those that it knows.
+    fn inquire(&mut self, id: u64) {
+        let now_us = self.now_us;
+        let Some(running) = self.node(id).running().filter(|running| now_us >= running.inquires_us) else { return };
+        running.inquires_us = now_us + INQUIRY_US;
+        for to in running.dials.clone() {
+            let answers = self.network.answers(Wire { from: id, to, channel: Channel::Replication });
+            let other = self.node(to);
+            if answers && other.is_up() && other.paused_until_us <= now_us {
+                let theirs = other.greeting();
+                self.node(id).learn(&theirs);
+            }
+        }
     }
 
     /// All connections of a node are gone with its process. Where the machine lives on, the others notice at once.

@@ -60,6 +60,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("one-answer", "each request is answered exactly once"),
     ("memory", "requests under way and the tail cache stay within their limits"),
     ("unexplained-end", "a node ends, or does not start, only where a fault explains it"),
+    ("own-files", "no node starts with another node's file in the place of its own, but for files of records"),
     ("panic", "nothing panics"),
     ("liveness", "the run comes to its end"),
     ("liveness-leader", "without faults every group soon has a leader"),
