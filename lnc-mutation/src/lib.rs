@@ -71,7 +71,6 @@ mutations! {
     KeepReplacedLog = "keep-replaced-log", "the log from before a transfer of state is kept behind it";
     TrimEarly = "trim-early", "records are removed at half of their age";
     ForgetTheNewest = "forget-the-newest", "where there are too many producers, those that wrote last are forgotten";
-    RepeatForgotten = "repeat-forgotten", "the first batch of a producer that was forgotten is taken again";
     ShortWindow = "short-window", "of the last five batches only four are recognised";
     IgnoreEpochs = "ignore-epochs", "a batch of an earlier epoch is taken";
     AcceptGaps = "accept-gaps", "a batch is taken before those that precede it";

@@ -441,7 +441,7 @@ impl Partition {
     }
 
     fn may_be_forgotten(&self, id: i64) -> bool {
-        self.forgotten_up_to.is_some_and(|largest| id <= largest) && !mutated(Mutation::RepeatForgotten)
+        self.forgotten_up_to.is_some_and(|largest| id <= largest)
     }
 
     /// Remember a batch that gets its place.

@@ -87,7 +87,6 @@ fn profile(mutation: Mutation) -> Profile {
         Mutation::ReadUnapplied
         | Mutation::ShortWindow
         | Mutation::ForgetTheNewest
-        | Mutation::RepeatForgotten
         | Mutation::IgnoreEpochs
         | Mutation::AcceptGaps
         | Mutation::AcceptStrangers => Profile::Network,

@@ -92,7 +92,7 @@ impl Settings {
             disk_us: rng.pick(&[(300, 2_000), (1_000, 8_000), (2_000, 30_000)]),
             produce_every_us: rng.pick(&[60_000, 150_000, 400_000]),
             checkpoint_piece_bytes: rng.pick(&[1, 500, 512 << 10]),
-            producer_limits: ProducerLimits { partition: rng.pick(&[12, 40]), group: rng.pick(&[16, 100]) },
+            producer_limits: ProducerLimits { partition: rng.pick(&[24, 40]), group: rng.pick(&[32, 100]) },
         };
         match profile {
             // What is kept in reserve is more than the journal and checkpoints need.

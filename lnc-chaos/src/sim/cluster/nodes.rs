@@ -430,7 +430,7 @@ impl Cluster {
             self.node_gone(id, true);
         }
         self.counts.failed_starts += 1;
-        if !excuses.any() {
+        if !excuses.any() || damaged && self.finish.is_healed() {
             // Its operator does what the run book says.
             self.wipe(id, SUPERVISOR_US);
             return Ok(());
