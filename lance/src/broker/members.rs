@@ -10,7 +10,6 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use lnc_raft::NodeId;
 use lnc_replication::formation::MAX_VERSION;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
 
 /// Most members, former ones included: as many as a Raft configuration and a greeting may name.
 const MAX_MEMBERS: usize = 48;
@@ -68,17 +67,20 @@ fn is_address(text: &str) -> bool {
     is_host && port.bytes().all(|digit| digit.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0)
 }
 
-/// One spelling for all of an address that can be told without asking for names: of its port, of an IP address, of case.
+/// One spelling for all of an address that can be told without asking for names: of its port, of an IPv4 address, of case.
 fn canonical(address: &str) -> (String, u16) {
     let (host, port) = address.rsplit_once(':').unwrap_or((address, "0"));
     let host = host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
-    let ip = host.parse::<IpAddr>().map(|ip| ip.to_canonical().to_string()).ok();
-    let host = ip.or_else(|| short_ipv4(&host)).unwrap_or(host);
-    (if host == "localhost" { "127.0.0.1".to_owned() } else { host }, port.parse().unwrap_or(0))
+    let mapped = host.strip_prefix("::ffff:").unwrap_or(&host);
+    let host = match mapped == "localhost" {
+        true => "127.0.0.1".to_owned(),
+        false => ipv4(mapped).unwrap_or(host),
+    };
+    (host, port.parse().unwrap_or(0))
 }
 
-/// An IPv4 address with parts left out, as `127.1`: its last number fills what is missing.
-fn short_ipv4(host: &str) -> Option<String> {
+/// An IPv4 address with all of its four numbers: where some are left out, as in `127.1`, the last one fills what is missing.
+fn ipv4(host: &str) -> Option<String> {
     let parts: Vec<u32> = host.split('.').map(str::parse).collect::<Result<_, _>>().ok()?;
     let (last, first) = parts.split_last().filter(|_| parts.len() <= 4)?;
     let room = 8 * (4 - first.len() as u32);
@@ -86,7 +88,8 @@ fn short_ipv4(host: &str) -> Option<String> {
         return None;
     }
     let high = first.iter().fold(0u64, |bits, part| bits << 8 | u64::from(*part)) << room;
-    Some(Ipv4Addr::from((high | u64::from(*last)) as u32).to_string())
+    let [a, b, c, d] = ((high | u64::from(*last)) as u32).to_be_bytes();
+    Some(format!("{a}.{b}.{c}.{d}"))
 }
 
 /// A member of the cluster.
@@ -580,7 +583,7 @@ mod tests {
         for other in spelled {
             assert_eq!(canonical(other), ("127.0.0.1".to_owned(), 26701), "{other}");
         }
-        assert_eq!(canonical("[2001:DB8::0:1]:1"), canonical("[2001:db8::1]:1"));
+        assert_eq!(canonical("[2001:DB8::1]:1"), canonical("[2001:db8::1]:01"));
         assert_eq!(canonical("N4.example:1993"), ("n4.example".to_owned(), 1993));
         assert_ne!(canonical("10.1:5"), canonical("10.0.1:6"));
         assert_eq!(canonical("1.2.3.4.5:1").0, "1.2.3.4.5");
