@@ -15,6 +15,9 @@ const RESEND: u64 = 1;
 const FIRST_ATTEMPT: u64 = 2;
 const TIMEOUT_US: u64 = 5_000_000;
 
+/// Who was acknowledged nothing for so long may have been forgotten: by then more have come than are remembered.
+const FORGOTTEN_US: u64 = 5_000_000;
+
 struct Batch {
     span: Span,
     bytes: Bytes,
@@ -43,6 +46,8 @@ pub(super) struct Producer {
     node: u64,
     attempts: u64,
     resend_due: bool,
+    /// When a batch was acknowledged last, or the id given.
+    heard_us: u64,
 }
 
 impl Producer {
@@ -57,6 +62,7 @@ impl Producer {
             node: 1,
             attempts: FIRST_ATTEMPT,
             resend_due: false,
+            heard_us: 0,
         }
     }
 
@@ -150,6 +156,7 @@ impl Producer {
         match outcome {
             Outcome::Done(Response::InitProducer(given)) => {
                 env.records.producer(given.producer_id)?;
+                self.heard_us = env.now_us;
                 if let Some(at) = env.any_partition() {
                     let (id, epoch) = (given.producer_id, given.producer_epoch);
                     let stream = env.records.open_epoch(at, id, epoch);
@@ -169,8 +176,9 @@ impl Producer {
             env.records.refused(span)?;
         }
         let overtook = matches!(error.code, ErrorCode::OutOfOrderSequence | ErrorCode::UnknownProducer);
-        if error.code == ErrorCode::UnknownProducer && !may_overtake && self.is_first(position) {
-            // Its id is not newer than one that was forgotten there.
+        let may_be_forgotten = self.is_first(position) || env.now_us > self.heard_us + FORGOTTEN_US;
+        if error.code == ErrorCode::UnknownProducer && !may_overtake && may_be_forgotten {
+            // It was, or its id is not newer than one that was.
             self.restart();
             return Ok(());
         }
@@ -236,6 +244,7 @@ impl Client for Producer {
                     return Err(Violation::new("acked-kept", what));
                 };
                 env.records.acked(span, base_offset)?;
+                self.heard_us = env.now_us;
                 self.open[position].acked = true;
                 while self.open.front().is_some_and(|oldest| oldest.acked) {
                     self.open.pop_front();
