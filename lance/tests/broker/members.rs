@@ -308,6 +308,24 @@ fn who_joined_by_a_word_that_got_lost_is_admitted_as_who_it_believes_to_be() {
 }
 
 #[test]
+fn who_is_to_be_replaced_serves_until_then_and_to_say_so_again_begins_nothing_anew() {
+    let mut loaded = Loaded::new(Settings::default());
+    decide(&mut loaded.cluster, change(MemberChange::Renew, 2));
+    for _ in 0..5 {
+        loaded.go_on_some(SECOND);
+        assert_eq!(loaded.cluster.node(2).readiness(), Ok(()), "it votes, and others need it");
+    }
+    loaded.cluster.kill(2);
+    loaded.until("it comes with an empty disk", |cluster| {
+        cluster.apply_for(2, 99);
+        membership(cluster, 1, 2).as_deref() == Some("joining")
+    });
+    decide(&mut loaded.cluster, change(MemberChange::Renew, 2));
+    loaded.go_on_some(2 * SECOND);
+    assert_eq!(membership(&mut loaded.cluster, 1, 2).as_deref(), Some("joining"), "it goes on");
+}
+
+#[test]
 fn what_cannot_complete_is_forgotten_and_who_votes_is_not() {
     let mut loaded = Loaded::new(Settings::default());
     let refused = |loaded: &mut Loaded, node| {
