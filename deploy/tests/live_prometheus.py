@@ -82,7 +82,22 @@ class Prometheus:
         )
 
     def __enter__(self):
+        try:
+            self.await_start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
+
+    def await_start(self):
+        """It listens before it can answer, and says 503 until then."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/-/ready", timeout=5):
+                return
+            assert self.process.poll() is None, f"prometheus ended: {Path(self.log.name).read_text()}"
+            assert time.monotonic() < deadline, f"prometheus is not ready within {PATIENCE} s"
+            time.sleep(0.1)
 
     def __exit__(self, *_):
         self.process.terminate()
