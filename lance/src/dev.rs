@@ -178,9 +178,11 @@ struct Stop {
 
 impl Stop {
     fn new() -> io::Result<Self> {
-        let of = |kind| signal(kind);
-        let (interrupt, terminate) = (of(SignalKind::interrupt())?, of(SignalKind::terminate())?);
-        Ok(Self { interrupt, terminate, hangup: of(SignalKind::hangup())? })
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
     async fn received(&mut self) {

@@ -696,11 +696,11 @@ fn shard_config(config: &Config, identity: &Identity, format: u32, seed: u64) ->
 }
 
 fn gateway_config(config: &Config) -> GatewayConfig {
-    let OpenFiles(files) = OpenFiles::allowed();
-    let (wanted, most) = (config.limits.max_connections as usize, OpenFiles(files).clients());
+    let files = OpenFiles::allowed();
+    let (wanted, most) = (config.limits.max_connections as usize, files.clients());
     if wanted > most {
         tracing::warn!(
-            files,
+            files = files.0,
             connections = most,
             "this process may open so few files that a quarter of them are fewer connections than limits.max_connections; \
              raise the limit (LimitNOFILE, ulimit -n)"

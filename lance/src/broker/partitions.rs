@@ -697,10 +697,13 @@ mod tests {
             group.advance_clock(n as u64);
             group.append(key, &batch(n as i64, 0, 0, 1)).unwrap();
         }
+        // What docs/GUARANTEES.md says is remembered at least.
+        let partition = ProducerLimits::DEFAULT.partition;
+        assert!(partition - partition.div_ceil(FORGOTTEN_SHARE as u32) > 8_400);
         for (_, partition) in group.iter() {
             assert!(partition.producers.len() <= ProducerLimits::DEFAULT.partition as usize);
         }
-        assert!(group.producers <= ProducerLimits::DEFAULT.group as usize && group.producers > 130_000);
+        assert!(group.producers <= ProducerLimits::DEFAULT.group as usize && group.producers > 154_000);
         let mut out = BytesMut::new();
         group.encode(&mut out);
         assert!(out.len() <= group.encoded_bytes() && group.encoded_bytes() <= (16 << 20) + 4096);

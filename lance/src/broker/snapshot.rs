@@ -51,7 +51,9 @@ impl Snapshot {
         state: PartitionGroup,
         stored: BTreeMap<PartitionKey, PartitionState>,
     ) -> Self {
-        let bytes = stored.values().map(PartitionState::encoded_bytes).sum::<usize>() + stored.len() * STORED_HEAD;
+        let empty = PartitionState::default().encoded_bytes();
+        let heads = state.iter().len() * (STORED_HEAD + empty);
+        let bytes = stored.values().map(PartitionState::encoded_bytes).sum::<usize>() + heads;
         // All of it at once: to grow means to copy what is there.
         let out = BytesMut::with_capacity(state.encoded_bytes() + bytes + 4);
         Self { head, state, stored, step: Step::Head, out }
