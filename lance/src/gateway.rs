@@ -14,7 +14,7 @@ mod outgoing;
 mod tests;
 pub mod traces;
 
-use crate::broker::{Caller, Output};
+use crate::broker::{Caller, Output, Passage};
 use bytes::{Buf, Bytes, BytesMut};
 use lnc_metrics::{Histogram, Metrics};
 use lnc_protocol::frame::{self, Frame};
@@ -126,6 +126,8 @@ pub struct Gateway {
     inbox: RefCell<Vec<Incoming>>,
     connections: RefCell<BTreeMap<u64, Rc<Connection>>>,
     forwards: RefCell<BTreeMap<NodeId, Rc<forward::Link>>>,
+    /// What became of requests that were passed on, by ticket.
+    passages: RefCell<Vec<(u64, Passage)>>,
     /// Connections that have ended since somebody asked.
     ended: RefCell<Vec<u64>>,
     next_connection: Cell<u64>,
@@ -147,6 +149,7 @@ impl Gateway {
             inbox: RefCell::default(),
             connections: RefCell::default(),
             forwards: RefCell::default(),
+            passages: RefCell::default(),
             ended: RefCell::default(),
             next_connection: Cell::new(0),
             paused: Cell::new(false),
@@ -174,6 +177,9 @@ impl Gateway {
             traces.forget();
         }
         self.connections.borrow().values().for_each(|connection| connection.abort.notify_one());
+        // Whoever takes the broker's place gives its requests numbers anew.
+        self.forwards.borrow().values().for_each(|link| link.forget());
+        self.passages.borrow_mut().clear();
     }
 
     /// Accept clients for ever.
@@ -412,12 +418,22 @@ impl Gateway {
         }
     }
 
+    /// Take what became of requests that were passed on.
+    pub fn take_passages(&self) -> Vec<(u64, Passage)> {
+        self.passages.take()
+    }
+
+    fn passed(&self, ticket: u64, passage: Passage) {
+        self.passages.borrow_mut().push((ticket, passage));
+        self.turn.notify_one();
+    }
+
     /// Take the connections that have ended.
     pub fn take_ended(&self) -> Vec<u64> {
         self.ended.take()
     }
 
-    /// Send what a turn has answered.
+    /// Send what a turn has answered, and pass on what others must serve.
     pub fn dispatch(self: &Rc<Self>, outputs: &mut Vec<Output>) {
         let mut touched = BTreeSet::new();
         for output in outputs.drain(..) {
@@ -430,7 +446,11 @@ impl Gateway {
                     self.answer(caller, opcode, |out| out.put_reply(opcode, caller.correlation, &reply));
                     self.trace_answer(caller, reply.result.as_ref().err().map_or(ErrorCode::None, |error| error.code));
                 }
-                Output::Forward { caller, opcode, body, to } => self.forward(to, caller, opcode, body),
+                Output::Relay { caller, opcode, body } => {
+                    touched.insert(caller.connection);
+                    self.relay(caller, opcode, &body);
+                }
+                Output::Forward { ticket, caller, opcode, body, to } => self.forward(to, ticket, caller, opcode, body),
             }
         }
         self.wake(touched);
@@ -496,7 +516,7 @@ impl Gateway {
         }
         self.metrics.in_flight_requests.set(requests);
         for link in self.forwards.borrow().values() {
-            link.expire(self, now);
+            link.expire(now);
         }
     }
 
@@ -511,36 +531,23 @@ impl Gateway {
     }
 
     /// Pass a request on to the node that must serve it.
-    fn forward(self: &Rc<Self>, to: NodeId, caller: Caller, opcode: Opcode, body: Bytes) {
+    fn forward(self: &Rc<Self>, to: NodeId, ticket: u64, caller: Caller, opcode: Opcode, body: Bytes) {
         self.metrics.forwarded_requests_total.inc();
         let Some(address) = self.nodes.borrow().get(&to.node()).cloned() else {
-            return self.refuse(
-                caller,
-                opcode,
-                ErrorCode::LeaderUnknown,
-                format!("the address of node {to} is not known"),
-            );
+            return self.passed(ticket, Passage::NotSent);
         };
         let mut forwards = self.forwards.borrow_mut();
         let link = forwards.entry(to).or_insert_with(|| forward::Link::start(self.clone(), to, address));
         let traces = self.traces.as_ref().filter(|_| caller.flags.contains(Flags::TRACED));
         let context = traces.and_then(|traces| traces.forwarded(caller, to));
-        if let Err(message) = link.send(caller, opcode, context, &body) {
+        if !link.send(ticket, opcode, context, &body) {
             drop(forwards);
-            self.refuse(caller, opcode, ErrorCode::Overloaded, message);
+            self.passed(ticket, Passage::NotSent);
         }
     }
 
     fn count_error(&self, code: ErrorCode) {
         self.metrics.errors_total.with_label_values(&[code.name()]).inc();
-    }
-
-    fn refuse(&self, caller: Caller, opcode: Opcode, code: ErrorCode, message: String) {
-        self.count_error(code);
-        let reply = Reply { result: Err(ErrorReply::new(code, message)) };
-        self.answer(caller, opcode, |out| out.put_reply(opcode, caller.correlation, &reply));
-        self.trace_answer(caller, code);
-        self.wake([caller.connection]);
     }
 
     /// The reply of another node: its body as it came, under the client's own correlation id.
@@ -549,7 +556,6 @@ impl Gateway {
         // The outcome comes first in every reply.
         let code = body.first_chunk().map_or(0, |bytes| u16::from_le_bytes(*bytes));
         self.trace_answer(caller, ErrorCode::from(code));
-        self.wake([caller.connection]);
     }
 }
 

@@ -448,6 +448,9 @@ impl Server {
         for (peer, formats) in self.peers.connected() {
             self.broker.peer_changed(clock, peer, Some(formats));
         }
+        for (ticket, passage) in self.gateway.take_passages() {
+            self.broker.passed(clock, ticket, passage);
+        }
         self.serve_requests(clock);
         let mut outputs = Vec::new();
         let mut messages = self.broker.turn(clock, &mut outputs)?;

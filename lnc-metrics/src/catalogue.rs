@@ -87,6 +87,8 @@ catalogue! {
         tail_cache_bytes: Gauge, [], [], "Bytes of the newest records that the tail cache holds; limits.tail_cache_bytes bounds it.";
         requests_total: CounterVec, ["opcode"], [], "Requests received from clients.";
         forwarded_requests_total: Counter, [], [], "Requests passed on to the node that leads the group.";
+        requests_held_total: Counter, [], [], "Requests that waited for a leader: while their group was handed over, or had none that is known.";
+        requests_repeated_total: Counter, [], [], "Requests passed on once more, since the node that had them leads no more or is gone.";
         errors_total: CounterVec, ["code"], [], "Requests answered with an error.";
         connections: Gauge, [], [], "Client connections that are open.";
         connections_total: Counter, [], [], "Client connections accepted.";

@@ -76,6 +76,7 @@ mutations! {
     AcceptGaps = "accept-gaps", "a batch is taken before those that precede it";
     AcceptStrangers = "accept-strangers", "an unknown producer may begin anywhere";
     ForgetProducerIds = "forget-producer-ids", "a checkpoint forgets which producer ids were given out";
+    RepeatAnything = "repeat-anything", "what a former leader may have is passed on to the next one, a sequence or not";
     DeletedEarly = "deleted-early", "a deletion is answered before the partitions are gone";
     LeaderAcksEarly = "leader-acks-early", "acks=leader is answered before the leader's disk has the record";
     DenyProposed = "deny-proposed", "a batch that may still be committed is said not to be";

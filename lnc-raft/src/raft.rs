@@ -389,6 +389,11 @@ impl Raft {
         self.role == Role::Leader
     }
 
+    /// Whether this node leads, and hands its office over.
+    pub fn is_transferring(&self) -> bool {
+        self.transfer.is_some()
+    }
+
     /// The leader of the current term, if known.
     pub fn leader(&self) -> Option<NodeId> {
         self.leader

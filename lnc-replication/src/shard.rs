@@ -310,6 +310,11 @@ impl Shard {
         }
     }
 
+    /// Whether `group` is being handed over by this node.
+    pub fn is_transferring(&self, group: GroupId) -> bool {
+        self.groups.get(&group).is_some_and(|found| found.raft.is_transferring())
+    }
+
     /// Begin to change the members of `group` to `target`.
     pub fn propose_configuration(
         &mut self,

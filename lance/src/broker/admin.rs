@@ -4,6 +4,7 @@ use super::catalog::{META, Topic};
 use super::command::Command;
 use super::members::Addresses;
 use super::partitions::{WHOLE_TOPICS_SINCE_FORMAT, whole_topic};
+use super::passed_on::Patience;
 use super::proposals::{Kind, Origin};
 use super::{Broker, Caller};
 use bytes::Bytes;
@@ -18,9 +19,6 @@ use lnc_protocol::message::{
 use lnc_protocol::{ErrorCode, PROTOCOL_VERSION, names, trace};
 use lnc_raft::{NodeId, Role, Status};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Longest time that an administrative request may ask to wait, in milliseconds.
-const MAX_TIMEOUT_MS: u32 = 300_000;
 
 /// Smallest segment that a topic may ask for, in bytes.
 const MIN_SEGMENT_BYTES: u64 = 1 << 20;
@@ -54,8 +52,11 @@ impl<D: Disk> Broker<D> {
         if let Err(message) = self.check_settings(request.partitions, &request.options) {
             return self.refuse(caller, opcode, ErrorCode::InvalidTopicSettings, message);
         }
-        if !self.shard.is_leader(META) {
-            return self.elsewhere(caller, opcode, META, body);
+        if !self.decides(caller, opcode, META, &body) {
+            return;
+        }
+        if self.draining {
+            return self.refuse_new_work(caller, opcode);
         }
         let topics = self.catalog.topics().len();
         if topics >= self.config.max_topics && self.catalog.topic(&request.name).is_none() {
@@ -68,7 +69,7 @@ impl<D: Disk> Broker<D> {
             data_groups: self.config.data_groups,
             options: request.options,
         };
-        self.submit_admin(caller, opcode, &command, request.timeout_ms, Kind::CreateTopic);
+        self.submit_admin(caller, opcode, &command, Kind::CreateTopic);
     }
 
     fn check_settings(&self, partitions: u32, options: &TopicOptions) -> Result<(), String> {
@@ -92,33 +93,26 @@ impl<D: Disk> Broker<D> {
 
     pub(super) fn delete_topic(&mut self, caller: Caller, request: DeleteTopicRequest, body: Bytes) {
         let opcode = Opcode::DeleteTopic;
-        if !self.shard.is_leader(META) {
-            return self.elsewhere(caller, opcode, META, body);
+        if !self.decides(caller, opcode, META, &body) {
+            return;
+        }
+        if self.draining {
+            return self.refuse_new_work(caller, opcode);
         }
         let command = Command::DeleteTopic { name: request.name };
-        self.submit_admin(caller, opcode, &command, request.timeout_ms, Kind::DeleteTopic);
+        self.submit_admin(caller, opcode, &command, Kind::DeleteTopic);
     }
 
     pub(super) fn init_producer(&mut self, caller: Caller, body: Bytes) {
-        /// How long a producer waits for its id.
-        const WAIT_MS: u32 = 30_000;
-        if !self.shard.is_leader(META) {
-            return self.elsewhere(caller, Opcode::InitProducer, META, body);
+        if !self.decides(caller, Opcode::InitProducer, META, &body) {
+            return;
         }
-        self.submit_admin(caller, Opcode::InitProducer, &Command::InitProducer, WAIT_MS, Kind::InitProducer);
+        self.submit_admin(caller, Opcode::InitProducer, &Command::InitProducer, Kind::InitProducer);
     }
 
     /// Have the meta group decide a client's command.
-    pub(super) fn submit_admin(
-        &mut self,
-        caller: Caller,
-        opcode: Opcode,
-        command: &Command,
-        timeout_ms: u32,
-        kind: Kind,
-    ) {
-        let since_us = self.now_us();
-        let deadline_us = since_us + u64::from(timeout_ms.clamp(1, MAX_TIMEOUT_MS)) * 1000;
+    pub(super) fn submit_admin(&mut self, caller: Caller, opcode: Opcode, command: &Command, kind: Kind) {
+        let Patience { since_us, deadline_us } = self.patience();
         self.submit(META, command, Some(Origin { caller, opcode, bytes: 0, since_us, deadline_us, kind }));
     }
 

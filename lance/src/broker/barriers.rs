@@ -2,6 +2,7 @@
 //! applied it.
 
 use super::catalog::META;
+use super::passed_on::Patience;
 use super::{Broker, Caller};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
@@ -9,6 +10,7 @@ use lnc_log::journal::GroupId;
 use lnc_mutation::{Mutation, mutated};
 use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{Opcode, Request};
+use lnc_raft::ProposeError;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A request that waits until this node has applied what was committed when it came.
@@ -22,6 +24,8 @@ pub(super) struct ReadBarrier {
     /// Indexes that must be applied first.
     until: BTreeMap<GroupId, u64>,
     deadline_us: u64,
+    /// The times of the request itself.
+    patience: Patience,
 }
 
 impl<D: Disk> Broker<D> {
@@ -58,14 +62,19 @@ impl<D: Disk> Broker<D> {
         }
         let ctx = self.ticket();
         for group in &asked {
-            if self.shard.read_index(*group, ctx).is_err() {
+            let refused = self.shard.read_index(*group, ctx);
+            if let Err(ProposeError::NotLeader { .. }) = refused {
+                return self.hold(caller, opcode, *group, body, false);
+            }
+            if refused.is_err() {
                 let message = format!("group {} has no known leader at the moment", group.0);
                 return self.refuse(caller, opcode, ErrorCode::LeaderUnknown, message);
             }
         }
-        let deadline_us = self.now_us() + WAIT_US;
+        let (deadline_us, patience) = (self.now_us() + WAIT_US, self.patience());
         self.in_flight_bytes += body.len();
-        let barrier = ReadBarrier { caller, opcode, request, body, asked, until: BTreeMap::new(), deadline_us };
+        let barrier =
+            ReadBarrier { caller, opcode, request, body, asked, until: BTreeMap::new(), deadline_us, patience };
         self.barriers.insert(ctx, barrier);
     }
 
@@ -105,10 +114,11 @@ impl<D: Disk> Broker<D> {
         }
     }
 
-    pub(super) fn barrier_failed(&mut self, ctx: u64) {
-        if let Some(ReadBarrier { caller, opcode, .. }) = self.take_barrier(ctx) {
-            let message = "the leader changed while the read waited for its word".to_owned();
-            self.refuse(caller, opcode, ErrorCode::LeaderUnknown, message);
+    /// The leader of a group has changed while a read waited for its word: it asks the next one.
+    pub(super) fn barrier_failed(&mut self, group: GroupId, ctx: u64) {
+        if let Some(ReadBarrier { caller, opcode, body, patience, .. }) = self.take_barrier(ctx) {
+            self.set_patience(patience);
+            self.hold(caller, opcode, group, body, false);
         }
     }
 
@@ -120,7 +130,8 @@ impl<D: Disk> Broker<D> {
         };
         let ready: Vec<u64> = self.barriers.iter().filter(|(_, b)| passed(b)).map(|(ctx, _)| *ctx).collect();
         for ctx in ready {
-            if let Some(ReadBarrier { caller, opcode, request, body, until, .. }) = self.take_barrier(ctx) {
+            if let Some(ReadBarrier { caller, opcode, request, body, until, patience, .. }) = self.take_barrier(ctx) {
+                self.set_patience(patience);
                 match request {
                     // Now that the catalog is fresh, the topic may lie in groups that were not asked.
                     Request::ListOffsets(_) if !self.groups_to_ask(&request).iter().all(|g| until.contains_key(g)) => {

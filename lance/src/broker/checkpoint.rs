@@ -288,6 +288,7 @@ pub fn open<D: Disk>(
         fetches: Fetches::default(),
         scans: Scans::default(),
         barriers: BTreeMap::new(),
+        passed_on: super::passed_on::PassedOn::default(),
         topic_changes: super::topic_changes::TopicChanges::default(),
         checkpoint: Progress {
             phase: Phase::Idle,

@@ -68,8 +68,8 @@ impl<D: Disk> Broker<D> {
     /// An operator wants the format raised.
     pub(super) fn raise_format(&mut self, caller: Caller, request: &RaiseFormatRequest, body: Bytes) {
         let opcode = Opcode::RaiseFormat;
-        if !self.shard.is_leader(META) {
-            return self.elsewhere(caller, opcode, META, body);
+        if !self.decides(caller, opcode, META, &body) {
+            return;
         }
         let (format, current) = (request.format, self.format());
         if format < current {
@@ -82,7 +82,7 @@ impl<D: Disk> Broker<D> {
             return self.refuse(caller, opcode, ErrorCode::FormatNotCommon, message);
         }
         let command = Command::RaiseFormat { format };
-        self.submit_admin(caller, opcode, &command, request.timeout_ms, Kind::RaiseFormat);
+        self.submit_admin(caller, opcode, &command, Kind::RaiseFormat);
     }
 
     /// Why each member that stands in the way of a format does.

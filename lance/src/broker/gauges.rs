@@ -75,6 +75,7 @@ impl<D: Disk> Broker<D> {
     pub fn client_gone(&mut self, connection: u64) {
         self.figures.forget(connection);
         self.forget_barriers(connection);
+        self.forget_passed_on(connection);
         self.forget_fetches(connection);
         self.scans.forget(connection);
     }

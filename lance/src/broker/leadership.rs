@@ -4,7 +4,7 @@
 use super::Broker;
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
-use lnc_raft::{NodeId, TransferError};
+use lnc_raft::NodeId;
 use std::collections::BTreeSet;
 
 /// How far a follower may be behind to be given a group, in microseconds: commands wait until it has everything.
@@ -16,18 +16,18 @@ impl<D: Disk> Broker<D> {
         self.shard.group_ids().filter(|group| self.shard.is_leader(*group)).collect()
     }
 
-    /// Hand a group that this node leads to a voter. Says whether that is under way: a refusal is logged, and whoever asked
-    /// asks again or takes another.
+    /// Hand a group that this node leads to a voter. Says whether that is under way: if not, or if it comes to nothing, that is
+    /// logged, and whoever asked asks again or takes another.
     pub(super) fn hand_to(&mut self, group: GroupId, to: NodeId) -> bool {
-        match self.shard.transfer_leadership(group, to) {
-            Ok(()) => true,
-            Err(TransferError::InProgress { to: other }) => {
+        match self.moving_to(group) {
+            Some(other) if other != to => {
                 tracing::debug!(group = group.0, %to, %other, "the group is being handed to another node already");
                 false
             }
-            Err(error) => {
-                tracing::warn!(group = group.0, %to, %error, "a group cannot be handed over now; trying again");
-                false
+            Some(_) => true,
+            None => {
+                self.begin_move(group, to);
+                true
             }
         }
     }

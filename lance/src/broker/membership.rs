@@ -218,10 +218,10 @@ impl<D: Disk> Broker<D> {
     /// An operator wants the members changed.
     pub(super) fn change_members(&mut self, caller: Caller, request: ChangeMembersRequest, body: Bytes) {
         let opcode = Opcode::ChangeMembers;
-        if !self.shard.is_leader(META) {
-            return self.elsewhere(caller, opcode, META, body);
+        if !self.decides(caller, opcode, META, &body) {
+            return;
         }
-        let (node, timeout_ms) = (request.node, request.timeout_ms);
+        let node = request.node;
         let command = match request.change {
             MemberChange::Add => self.adding(request),
             MemberChange::Remove => Ok(Command::RemoveMember { node }),
@@ -231,7 +231,7 @@ impl<D: Disk> Broker<D> {
             MemberChange::Forget => self.abandoning(node),
         };
         match command {
-            Ok(command) => self.submit_admin(caller, opcode, &command, timeout_ms, Kind::ChangeMembers),
+            Ok(command) => self.submit_admin(caller, opcode, &command, Kind::ChangeMembers),
             Err((code, message)) => self.refuse(caller, opcode, code, message),
         }
     }

@@ -28,6 +28,7 @@ mod membership;
 mod offsets;
 mod pace;
 pub mod partitions;
+mod passed_on;
 mod produce;
 mod proposals;
 mod retention;
@@ -46,6 +47,7 @@ use self::catalog::{Catalog, META};
 use self::members::Addresses;
 use self::partitions::PartitionGroup;
 pub use self::partitions::ProducerLimits;
+pub use self::passed_on::Passage;
 use self::proposals::{Origin, Proposals};
 use self::storage::Storage;
 use bytes::Bytes;
@@ -55,7 +57,7 @@ use lnc_log::segment::PartitionKey;
 use lnc_metrics::{Counter, GroupMetrics, Metrics};
 use lnc_protocol::ErrorCode;
 use lnc_protocol::frame::Flags;
-use lnc_protocol::message::{ErrorReply, LeaderHint, Opcode, Reply, Request, Response};
+use lnc_protocol::message::{ErrorReply, Opcode, Reply, Request, Response};
 use lnc_raft::{Body, Message, NodeId, ProgressState, Role};
 use lnc_replication::formation::Formats;
 use lnc_replication::wire::PeerMessage;
@@ -99,8 +101,19 @@ pub enum Output {
         /// The answer.
         reply: Reply,
     },
-    /// A request that another node must serve.
+    /// The answer of another node, to be passed to a client as it is.
+    Relay {
+        /// To whom.
+        caller: Caller,
+        /// To which request.
+        opcode: Opcode,
+        /// The body of its reply.
+        body: Bytes,
+    },
+    /// A request that another node must serve. What becomes of it there is told with [`Broker::passed`].
     Forward {
+        /// Its number.
+        ticket: u64,
         /// Whose request.
         caller: Caller,
         /// Which request.
@@ -240,6 +253,7 @@ pub struct Broker<D: Disk> {
     fetches: fetch::Fetches,
     scans: offsets::Scans,
     barriers: BTreeMap<u64, barriers::ReadBarrier>,
+    passed_on: passed_on::PassedOn,
     topic_changes: topic_changes::TopicChanges,
     checkpoint: checkpoint::Progress,
     next_ticket: u64,
@@ -338,16 +352,16 @@ impl<D: Disk> Broker<D> {
             counter.inc();
         }
         match Request::decode(opcode, body.clone()) {
-            Ok(request) if self.is_affordable(caller, opcode, &request) => self.serve(caller, opcode, request, body),
+            Ok(request) if self.is_affordable(caller, opcode, &request) => {
+                self.set_patience(passed_on::Patience::of(&request, clock.mono_us));
+                self.serve(caller, opcode, request, body);
+            }
             Ok(_) => {}
             Err(error) => self.refuse(caller, opcode, ErrorCode::InvalidRequest, error.to_string()),
         }
     }
 
     fn serve(&mut self, caller: Caller, opcode: Opcode, request: Request, body: Bytes) {
-        if self.draining && matches!(opcode, Opcode::CreateTopic | Opcode::DeleteTopic) {
-            return self.refuse_new_work(caller, opcode);
-        }
         match request {
             Request::Hello(hello) => self.hello(caller, hello),
             Request::Ping => self.reply(caller, opcode, Response::Pong),
@@ -401,7 +415,12 @@ impl<D: Disk> Broker<D> {
         if let Some(tracer) = &mut self.tracer {
             tracer.received(group, &message);
         }
+        let leader = self.shard.leader(group);
         self.shard.step(group, message);
+        if self.shard.leader(group) != leader {
+            // Before the next request comes, which must not overtake what waits at the former one.
+            self.note_leaders();
+        }
     }
 
     /// The control connection to a peer stands, and it speaks these formats; or it broke.
@@ -432,6 +451,7 @@ impl<D: Disk> Broker<D> {
         self.shard.tick(&mut self.disk);
         self.follow_format();
         self.expire_proposals();
+        self.tick_passed_on();
         self.expire_fetches();
         self.expire_searches();
         self.expire_barriers();
@@ -482,7 +502,9 @@ impl<D: Disk> Broker<D> {
         let mut out = std::mem::take(&mut self.shard_outputs);
         self.reap(&mut out)?;
         self.reconcile_partitions();
+        self.follow_leaders();
         self.propose_pending();
+        self.advance_moves();
         // What commits in the first pass can let the second one answer: both are cheap when there is nothing.
         for _ in 0..2 {
             self.shard.turn(&mut self.disk, &mut out)?;
@@ -546,6 +568,7 @@ impl<D: Disk> Broker<D> {
 
     /// Take in what the shard has to say.
     fn absorb(&mut self, out: &mut Outputs) -> Result<(), BrokerError> {
+        let led_by_others = !out.roles.is_empty();
         for (group, change) in std::mem::take(&mut out.roles) {
             self.observe_role(group, change);
             self.elections.note(self.clock.wall_ms, group, change);
@@ -563,11 +586,14 @@ impl<D: Disk> Broker<D> {
                 }
             }
             if change.role != Role::Leader {
-                self.abandon_proposals(group);
+                self.lose_office(group);
                 if let Some(data) = self.groups.get_mut(&group) {
                     data.reconciling.clear();
                 }
             }
+        }
+        if led_by_others {
+            self.note_leaders();
         }
         self.time_flushes(out);
         for (group, term, index) in std::mem::take(&mut out.durable) {
@@ -580,8 +606,8 @@ impl<D: Disk> Broker<D> {
         for (group, ctx, index) in std::mem::take(&mut out.reads) {
             self.barrier_index(group, ctx, index);
         }
-        for (_, ctx) in std::mem::take(&mut out.reads_failed) {
-            self.barrier_failed(ctx);
+        for (group, ctx) in std::mem::take(&mut out.reads_failed) {
+            self.barrier_failed(group, ctx);
         }
         for found in std::mem::take(&mut out.found) {
             self.give_entries(found);
@@ -771,25 +797,6 @@ impl<D: Disk> Broker<D> {
             self.metrics.overloaded_total.inc();
         }
         self.outputs.push(Output::Reply { caller, opcode, reply: Reply { result: Err(error) } });
-    }
-
-    /// This node does not lead `group`: send the request on, or say who does.
-    fn elsewhere(&mut self, caller: Caller, opcode: Opcode, group: GroupId, body: Bytes) {
-        let leader = self.shard.leader(group).filter(|leader| *leader != self.config.node);
-        match leader {
-            None => {
-                let message = format!("group {} has no known leader at the moment", group.0);
-                self.refuse(caller, opcode, ErrorCode::LeaderUnknown, message);
-            }
-            Some(to) if caller.flags.contains(Flags::NO_FORWARD) || caller.flags.contains(Flags::FORWARDED) => {
-                let address = self.addresses(to.node()).map(|node| node.client.clone()).unwrap_or_default();
-                let message = format!("group {} is led by node {to}", group.0);
-                let leader = Some(LeaderHint { node_id: to.node(), address });
-                let code = ErrorCode::NotLeader;
-                self.refuse_with(caller, opcode, ErrorReply { code, message, retry_after_ms: 0, leader });
-            }
-            Some(to) => self.outputs.push(Output::Forward { caller, opcode, body, to }),
-        }
     }
 
     /// The proposals of a group; groups are fixed when the broker starts.

@@ -2,6 +2,7 @@
 
 use super::catalog::META;
 use super::command::Command;
+use super::passed_on::Patience;
 use super::proposals::{Kind, Origin, unplaced};
 use super::{Broker, Caller};
 use bytes::Bytes;
@@ -9,9 +10,6 @@ use lnc_log::disk::Disk;
 use lnc_mutation::{Mutation, mutated};
 use lnc_protocol::message::{Acks, Opcode, ProduceRequest, Request};
 use lnc_protocol::{ErrorCode, Limits, RecordBatch};
-
-/// Longest time that a producer may ask to wait, in milliseconds.
-const MAX_TIMEOUT_MS: u32 = 300_000;
 
 /// Decompressed bytes allowed per byte of the largest batch.
 const DECOMPRESSION_FACTOR: usize = 16;
@@ -29,16 +27,16 @@ impl<D: Disk> Broker<D> {
     /// Produce once the catalog is known to be fresh enough to deny the topic.
     pub(super) fn produce_known(&mut self, caller: Caller, request: ProduceRequest, body: Bytes) {
         let opcode = Opcode::Produce;
-        let ProduceRequest { acks, timeout_ms, topic: name, topic_id, partition, batch } = request;
+        let ProduceRequest { acks, topic: name, topic_id, partition, batch, .. } = request;
         let (key, group) = match self.catalog.resolve(&name, topic_id, partition) {
             Ok(found) => found,
             Err((code, message)) => return self.refuse(caller, opcode, code, message),
         };
         let id = key.topic_id;
-        if !self.shard.is_leader(group) {
-            // A node that is draining says so too: who asks it learns at once who leads now.
-            return self.elsewhere(caller, opcode, group, body);
+        if !self.decides(caller, opcode, group, &body) {
+            return;
         }
+        // There is nobody to hand the group to.
         if self.draining {
             return self.refuse_new_work(caller, opcode);
         }
@@ -76,8 +74,7 @@ impl<D: Disk> Broker<D> {
             return self.reply(caller, opcode, unplaced(id, partition));
         }
         self.in_flight_bytes += bytes;
-        let since_us = self.now_us();
-        let deadline_us = since_us + u64::from(timeout_ms.clamp(1, MAX_TIMEOUT_MS)) * 1000;
+        let Patience { since_us, deadline_us } = self.patience();
         let kind = Kind::Produce { acks, topic_id: id, partition };
         self.submit(group, &command, Some(Origin { caller, opcode, bytes, since_us, deadline_us, kind }));
     }

@@ -114,12 +114,14 @@ impl Proposals {
         Committed { lost, ..Committed::default() }
     }
 
-    fn take_all(&mut self) -> (Vec<Origin>, Vec<Origin>) {
-        let proposed = self.proposed.drain(..).flat_map(|p| p.origins).filter_map(|(_, origin)| origin).collect();
+    fn take_proposed(&mut self) -> Vec<Origin> {
+        self.proposed.drain(..).flat_map(|p| p.origins).filter_map(|(_, origin)| origin).collect()
+    }
+
+    fn take_waiting(&mut self) -> Vec<Origin> {
         self.next = EntryBuilder::default();
         let full = self.full.drain(..).flat_map(|(_, origins)| origins);
-        let waiting = full.chain(self.origins.drain(..)).filter_map(|(_, origin)| origin).collect();
-        (proposed, waiting)
+        full.chain(self.origins.drain(..)).filter_map(|(_, origin)| origin).collect()
     }
 
     fn origins_mut(&mut self) -> impl Iterator<Item = &mut Option<Origin>> {
@@ -149,9 +151,11 @@ impl<D: Disk> Broker<D> {
         let can_flush = self.shard.can_flush();
         let stamp_ms = self.clocks.stamp_ms(self.clock);
         let groups: Vec<GroupId> = self.proposals.iter().filter(|(_, p)| !p.is_empty()).map(|(id, _)| *id).collect();
+        let moving: Vec<GroupId> = groups.iter().copied().filter(|group| self.is_moving(*group)).collect();
         for group in groups {
             let Some(proposals) = self.proposals.get_mut(&group) else { continue };
-            if !can_flush && proposals.bytes() < EAGER_BYTES {
+            // Who is to lead next gets all at once.
+            if !can_flush && proposals.bytes() < EAGER_BYTES && !moving.contains(&group) {
                 continue;
             }
             while let Some((payload, origins)) = proposals.pop(stamp_ms) {
@@ -191,10 +195,25 @@ impl<D: Disk> Broker<D> {
         }
     }
 
-    /// This node does not lead the group any more: whoever waits must ask the next leader.
+    /// Whether all commands of the group that there are have been proposed.
+    pub(super) fn is_all_proposed(&self, group: GroupId) -> bool {
+        self.proposals.get(&group).is_none_or(Proposals::is_empty)
+    }
+
+    /// This node does not lead the group any more: whoever waits must ask the next leader. That of a group which was handed
+    /// over has what was proposed: it is committed, and this node learns it.
+    pub(super) fn lose_office(&mut self, group: GroupId) {
+        if !self.has_handed_over(group) {
+            return self.abandon_proposals(group);
+        }
+        let waiting = self.proposals(group).take_waiting();
+        self.deny_waiting(group, waiting);
+    }
+
+    /// Whoever waits must ask another leader.
     pub(super) fn abandon_proposals(&mut self, group: GroupId) {
-        let Some(proposals) = self.proposals.get_mut(&group) else { return };
-        let (proposed, waiting) = proposals.take_all();
+        let proposals = self.proposals(group);
+        let (proposed, waiting) = (proposals.take_proposed(), proposals.take_waiting());
         for origin in proposed {
             let message =
                 format!("node {} stopped leading group {} before this was committed", self.config.node, group.0);
@@ -202,6 +221,10 @@ impl<D: Disk> Broker<D> {
             let code = if denied { ErrorCode::LeaderUnknown } else { ErrorCode::LeadershipLost };
             self.fail(origin, code, message);
         }
+        self.deny_waiting(group, waiting);
+    }
+
+    fn deny_waiting(&mut self, group: GroupId, waiting: Vec<Origin>) {
         for origin in waiting {
             let message = format!("node {} does not lead group {}", self.config.node, group.0);
             self.fail(origin, ErrorCode::LeaderUnknown, message);
@@ -226,7 +249,11 @@ impl<D: Disk> Broker<D> {
     pub(super) fn leader_durable(&mut self, group: GroupId, term: u64, index: u64) {
         let Some(proposals) = self.proposals.get_mut(&group) else { return };
         let mut done = Vec::new();
-        for proposed in proposals.proposed.iter_mut().take_while(|p| p.index <= index && p.term <= term) {
+        for proposed in proposals.proposed.iter_mut().take_while(|p| p.index <= index) {
+            // What another leader has put here says nothing of an earlier one's entry.
+            if proposed.term != term {
+                continue;
+            }
             if !std::mem::replace(&mut proposed.durable, true) {
                 let micros = self.clock.mono_us.saturating_sub(proposed.since_us);
                 self.metrics.journal_write_seconds.observe(micros as f64 / 1e6);

@@ -346,7 +346,7 @@ impl Tracer {
                 Output::Forward { caller, .. } if is_traced(caller) => {
                     self.requests.remove(&(caller.connection, caller.correlation));
                 }
-                _ => {}
+                Output::Reply { .. } | Output::Relay { .. } | Output::Forward { .. } => {}
             }
         }
     }

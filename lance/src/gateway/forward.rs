@@ -1,16 +1,16 @@
 //! Requests passed on: one connection to each other node's client port, on which the requests of all clients travel.
 //!
-//! A request is marked as forwarded, so that it moves at most once. When the connection breaks, whoever waits is told
-//! that the outcome is not known: the client may try again, and idempotence makes that safe. The same is said when the
-//! other node does not answer, and the connection is given up: the next request tries a new one.
+//! A request is marked as forwarded, so that the other node passes it no further. What becomes of it is the broker's to judge: the
+//! answer, that the connection broke, or that the other node was not reached. Where one does not answer for long, the connection is
+//! given up: the next request tries a new one.
 
-use super::{Caller, Gateway, LEAST_READ, READ_CHUNK};
+use super::{Gateway, LEAST_READ, READ_CHUNK};
+use crate::broker::Passage;
 use bytes::{BufMut, Bytes, BytesMut};
 use lnc_protocol::frame::{self, Frame};
 use lnc_protocol::message::HelloRequest;
 use lnc_protocol::{
-    ErrorCode, Flags, Opcode, PROTOCOL_VERSION, Reply, Request, Response, TraceContext, decode_reply, encode_request,
-    trace,
+    Flags, Opcode, PROTOCOL_VERSION, Reply, Request, Response, TraceContext, decode_reply, encode_request, trace,
 };
 use lnc_raft::NodeId;
 use std::cell::{Cell, RefCell};
@@ -28,8 +28,8 @@ use tokio::time::timeout;
 const HELLO: u64 = 0;
 /// How long the other node may take to accept.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long the other node may take over a request. One that works is far quicker, even through an election: a leader
-/// that has lost its majority gives up its office and says so. Fetches, which may wait longer, are never passed on.
+/// How long the other node may leave a request without an answer before the connection is given up. One that works is far
+/// quicker, even through an election. Whoever waits does so for as long as the client has said, which is the broker's concern.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Requests that may wait for the other node.
 const MAX_PENDING: usize = 16 << 10;
@@ -45,6 +45,8 @@ pub(super) struct Link {
     /// By number, which ascends with the time.
     pending: RefCell<BTreeMap<u64, Pending>>,
     next: Cell<u64>,
+    /// The other node has accepted the connection, and so may have got what was sent.
+    reached: Cell<bool>,
     /// Longest body with which a trace context may travel, in bytes. The other node may not know of them, or not have said
     /// so yet.
     context_room: Cell<usize>,
@@ -52,8 +54,7 @@ pub(super) struct Link {
 
 /// A request that the other node has not answered yet.
 struct Pending {
-    caller: Caller,
-    opcode: Opcode,
+    ticket: u64,
     since: Instant,
 }
 
@@ -66,6 +67,7 @@ impl Link {
             abort: Notify::new(),
             pending: RefCell::default(),
             next: Cell::new(HELLO + 1),
+            reached: Cell::new(false),
             context_room: Cell::new(0),
         });
         let hello = HelloRequest {
@@ -83,29 +85,24 @@ impl Link {
                 Err(error) => error,
             };
             gateway.forwards.borrow_mut().remove(&node);
-            for Pending { caller, opcode, .. } in task.pending.take().into_values() {
-                let message = format!("the connection to node {node} at {address} broke: {error}");
-                gateway.refuse(caller, opcode, ErrorCode::LeadershipLost, message);
+            tracing::debug!(%node, address, %error, "a connection for requests that are passed on broke");
+            for ticket in task.pending.take().into_values().map(|pending| pending.ticket) {
+                let passage = if task.reached.get() { Passage::Broken } else { Passage::NotSent };
+                gateway.passed(ticket, passage);
             }
         });
         link
     }
 
-    /// Queue a request, with its trace if the other node understands that; an error says why there is no room.
-    pub(super) fn send(
-        &self,
-        caller: Caller,
-        opcode: Opcode,
-        context: Option<TraceContext>,
-        body: &Bytes,
-    ) -> Result<(), String> {
+    /// Queue a request, with its trace if the other node understands that. False if there is no room.
+    pub(super) fn send(&self, ticket: u64, opcode: Opcode, context: Option<TraceContext>, body: &Bytes) -> bool {
         let (waiting, bytes) = (self.pending.borrow().len(), self.queue.borrow().len());
         if waiting >= MAX_PENDING || bytes >= MAX_QUEUE {
-            return Err(format!("{waiting} requests with {bytes} bytes wait for the leader already"));
+            return false;
         }
         let number = self.next.get();
         self.next.set(number + 1);
-        self.pending.borrow_mut().insert(number, Pending { caller, opcode, since: Instant::now() });
+        self.pending.borrow_mut().insert(number, Pending { ticket, since: Instant::now() });
         let context = context.filter(|_| body.len() + trace::LEN <= self.context_room.get());
         let traced = if context.is_some() { Flags::TRACED } else { Flags::NONE };
         frame::encode(&mut self.queue.borrow_mut(), opcode, Flags::FORWARDED | traced, number, |out| {
@@ -113,21 +110,20 @@ impl Link {
             out.put_slice(body);
         });
         self.wake.notify_one();
-        Ok(())
+        true
     }
 
-    /// Answer requests that have waited for too long. The connection on which they did is given up.
-    pub(super) fn expire(&self, gateway: &Gateway, now: Instant) {
-        let is_over = |oldest: &Pending| now.saturating_duration_since(oldest.since) > ANSWER_TIMEOUT;
-        let take_overdue = || {
-            let mut pending = self.pending.borrow_mut();
-            pending.first_entry().filter(|oldest| is_over(oldest.get())).map(|oldest| oldest.remove())
-        };
-        while let Some(Pending { caller, opcode, .. }) = take_overdue() {
+    /// Nobody waits any more for what is under way.
+    pub(super) fn forget(&self) {
+        self.pending.borrow_mut().clear();
+        self.abort.notify_one();
+    }
+
+    /// Give up a connection on which a request has waited for too long.
+    pub(super) fn expire(&self, now: Instant) {
+        let oldest = self.pending.borrow().values().next().map(|pending| pending.since);
+        if oldest.is_some_and(|since| now.saturating_duration_since(since) > ANSWER_TIMEOUT) {
             self.abort.notify_one();
-            let seconds = ANSWER_TIMEOUT.as_secs();
-            let message = format!("the leader has not answered for {seconds} s; the outcome is not known");
-            gateway.refuse(caller, opcode, ErrorCode::Timeout, message);
         }
     }
 
@@ -141,6 +137,7 @@ impl Link {
 
     async fn carry(&self, gateway: &Gateway, address: &str) -> io::Result<()> {
         let mut stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await??;
+        self.reached.set(true);
         stream.set_nodelay(true)?;
         let (mut reader, mut writer) = stream.split();
         let write = async {
@@ -163,8 +160,8 @@ impl Link {
                         continue;
                     }
                     let pending = self.pending.borrow_mut().remove(&frame.header.correlation);
-                    if let Some(Pending { caller, opcode, .. }) = pending {
-                        gateway.relay(caller, opcode, &frame.body);
+                    if let Some(Pending { ticket, .. }) = pending {
+                        gateway.passed(ticket, Passage::Answered(frame.body));
                     }
                 }
                 if buf.capacity() - buf.len() < LEAST_READ {

@@ -104,7 +104,13 @@ impl Bench {
     /// Passes a request on to the other node.
     fn forward(&self, number: u64) {
         let (caller, opcode) = (self.caller(number), Opcode::InitProducer);
-        self.gateway.dispatch(&mut vec![Output::Forward { caller, opcode, body: Bytes::new(), to: OTHER }]);
+        self.gateway.dispatch(&mut vec![Output::Forward {
+            ticket: number,
+            caller,
+            opcode,
+            body: Bytes::new(),
+            to: OTHER,
+        }]);
     }
 
     async fn next_frame(&mut self) -> Frame {
@@ -223,7 +229,7 @@ fn a_client_that_is_slow_gets_its_reply() {
 }
 
 #[test]
-fn who_waits_for_a_node_that_does_not_answer_is_told_so() {
+fn a_connection_to_a_node_that_does_not_answer_is_given_up() {
     run(async {
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut bench = Bench::new(8 << 20, &silent.local_addr().unwrap().to_string()).await;
@@ -232,16 +238,30 @@ fn who_waits_for_a_node_that_does_not_answer_is_told_so() {
         bench.forward(1);
         let (mut first, _) = silent.accept().await.unwrap();
         bench.gateway.expire(Instant::now());
-        assert_eq!(bench.gateway.requests_under_way(), 2, "there is time left");
+        assert!(bench.gateway.take_passages().is_empty(), "there is time left");
         bench.gateway.expire(Instant::now() + forward::ANSWER_TIMEOUT + PATIENCE);
-        let frame = bench.next_frame().await;
-        assert_eq!(frame.header.correlation, 1);
-        let error = decode_reply(Opcode::InitProducer, frame.body).unwrap().result.unwrap_err();
-        assert_eq!(error.code, ErrorCode::Timeout, "{error}");
+        timeout(PATIENCE, bench.gateway.turn.notified()).await.expect("a turn is asked for");
+        let passages = bench.gateway.take_passages();
+        assert!(matches!(passages[..], [(1, Passage::Broken)]), "it may have got the request: {passages:?}");
         let mut heard = Vec::new();
         timeout(PATIENCE, first.read_to_end(&mut heard)).await.expect("the connection is given up").unwrap();
         bench.forward(2);
         timeout(PATIENCE, silent.accept()).await.expect("the next request tries a new one").unwrap();
+    });
+}
+
+#[test]
+fn what_was_not_sent_is_told_from_what_may_have_been() {
+    run(async {
+        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut bench = Bench::new(8 << 20, &gone.local_addr().unwrap().to_string()).await;
+        drop(gone);
+        bench.send(&[Request::InitProducer]);
+        assert_eq!(bench.served().await, [1]);
+        bench.forward(1);
+        timeout(PATIENCE, bench.gateway.turn.notified()).await.expect("a turn is asked for");
+        let passages = bench.gateway.take_passages();
+        assert!(matches!(passages[..], [(1, Passage::NotSent)]), "nobody listens: {passages:?}");
     });
 }
 
@@ -270,7 +290,7 @@ async fn passed_on(features: u64, max_frame_bytes: u32) -> [(Flags, Bytes); 2] {
     let pass_on = |bench: &Bench, number| {
         let (caller, opcode) = (bench.caller(number), Opcode::Produce);
         let body = Bytes::from_static(b"body");
-        bench.gateway.dispatch(&mut vec![Output::Forward { caller, opcode, body, to: OTHER }]);
+        bench.gateway.dispatch(&mut vec![Output::Forward { ticket: number, caller, opcode, body, to: OTHER }]);
     };
     pass_on(&bench, 1);
     let (mut stream, _) = other.accept().await.unwrap();
@@ -284,7 +304,9 @@ async fn passed_on(features: u64, max_frame_bytes: u32) -> [(Flags, Bytes); 2] {
     let refusal = Reply { result: Err(ErrorReply::new(ErrorCode::NotReady, "")) };
     encode_reply(&mut out, Opcode::Produce, first.header.correlation, &refusal);
     stream.write_all(&out).await.unwrap();
-    assert_eq!(bench.next_frame().await.header.correlation, 1);
+    timeout(PATIENCE, bench.gateway.turn.notified()).await.expect("a turn is asked for");
+    let answered = bench.gateway.take_passages();
+    assert!(matches!(answered[..], [(1, Passage::Answered(_))]), "{answered:?}");
     pass_on(&bench, 2);
     let second = heard(&mut stream, &mut received).await;
     [first, second].map(|frame| (frame.header.flags, frame.body))

@@ -4,6 +4,7 @@ use crate::harness::records::pairs;
 use crate::harness::{Call, Cluster, Cut, META, Outcome, Producer, SECOND, Settings, fetch_request, produce_request};
 use lnc_log::disk::memory::{CrashChoice, Order};
 use lnc_log::journal::GroupId;
+use lnc_protocol::message::ProduceRequest;
 use lnc_protocol::{ErrorCode, Request, Response};
 use lnc_replication::formation::Channel;
 
@@ -171,16 +172,141 @@ fn handing_over_leaves_no_outcome_in_doubt() {
         calls.push(cluster.send(acting, &Request::Produce(produce_request("t", 0, &["a"]))));
         cluster.view(rightful, DATA).leads
     });
-    cluster.ticks(10);
+    cluster.ticks(20);
     for (number, call) in calls.into_iter().enumerate() {
         match cluster.outcome(call) {
-            Some(Outcome::Done(_) | Outcome::Forwarded(_)) => {}
-            Some(Outcome::Refused(error)) => {
-                assert_ne!(error.code, ErrorCode::LeadershipLost, "request {number}: {error}");
-            }
+            Some(Outcome::Done(_)) => {}
             other => panic!("request {number}: {other:?}"),
         }
     }
+}
+
+/// Records that a client without retries sends to each node, over and over, whoever leads: each connection keeps its order.
+struct Raw {
+    calls: Vec<(u64, Call)>,
+    sequences: Vec<Producer>,
+}
+
+impl Raw {
+    fn new(cluster: &mut Cluster) -> Self {
+        let sequences = (0..3).map(|_| Producer::new(cluster)).collect();
+        Self { calls: Vec::new(), sequences }
+    }
+
+    /// Two requests to each node that has caught up, without waiting for the answers.
+    fn send(&mut self, cluster: &mut Cluster) {
+        for node in cluster.running() {
+            if cluster.node(node).readiness().is_err_and(|reason| reason != "shutting down") {
+                continue;
+            }
+            for _ in 0..2 {
+                let request = self.sequences[node as usize - 1].request("t", 0, &["a"]);
+                cluster.connection = node;
+                self.calls.push((cluster.now_ms(), cluster.send(node, &Request::Produce(request))));
+                cluster.connection = 1;
+            }
+        }
+    }
+
+    /// All have their answers, none is an error, and there is one record for each.
+    fn check(self, cluster: &mut Cluster) {
+        cluster.ticks(20);
+        let count = self.calls.len();
+        for (sent_ms, call) in self.calls {
+            match cluster.outcome(call) {
+                Some(Outcome::Done(Response::Produce(done))) => assert!(!done.duplicate, "sent at {sent_ms} ms"),
+                other => panic!("sent at {sent_ms} ms: {other:?}"),
+            }
+        }
+        cluster.await_same();
+        let leader = cluster.leader_of(DATA);
+        assert_eq!(cluster.read_all(leader, "t", 0).len(), count);
+    }
+}
+
+#[test]
+fn a_client_without_retries_notices_no_planned_move() {
+    for seed in 1..=6 {
+        let mut cluster = Cluster::ready(Settings { seed, ..Settings::default() });
+        cluster.create_topic("t", 1);
+        cluster.await_balance();
+        let mut raw = Raw::new(&mut cluster);
+        cluster.network.slow = Some((Cut::default(), 8_000));
+        for _ in 0..3 {
+            let leader = cluster.leader_of(DATA);
+            cluster.node_mut(leader).drain();
+            cluster.until("it is drained", |cluster| {
+                raw.send(cluster);
+                cluster.node(leader).is_drained()
+            });
+            for _ in 0..10 {
+                raw.send(&mut cluster);
+                cluster.tick();
+            }
+            cluster.until("it has answered everything", |cluster| cluster.unanswered() == 0);
+            cluster.kill(leader);
+            cluster.start(leader);
+            cluster.until("it is back and leads again", |cluster| {
+                raw.send(cluster);
+                cluster.view(2, DATA).leads
+            });
+        }
+        raw.check(&mut cluster);
+    }
+}
+
+#[test]
+fn what_waits_at_a_leader_that_hangs_follows_the_next_one_if_it_may_be_repeated() {
+    let (mut cluster, mut producer) = with_topic();
+    let hung = cluster.leader_of(DATA);
+    let other = cluster.followers_of(DATA)[0];
+    cluster.network.isolate(hung);
+    let sequenced = cluster.send(other, &Request::Produce(producer.request("t", 0, &["a"])));
+    let plain = cluster.send(other, &Request::Produce(produce_request("t", 0, &["b"])));
+    let behind = cluster.send(other, &Request::Produce(producer.request("t", 0, &["c"])));
+    let since = cluster.now_ms();
+    cluster.until("another node leads", |cluster| cluster.leader(DATA).is_some_and(|leader| leader != hung));
+    let led = cluster.now_ms();
+    assert!(matches!(cluster.wait(sequenced), Outcome::Done(_)));
+    assert!(matches!(cluster.wait(behind), Outcome::Done(_)), "it has come behind the other, as it was sent");
+    let lost = cluster.wait(plain);
+    assert!(matches!(&lost, Outcome::Refused(error) if error.code == ErrorCode::LeadershipLost), "{lost:?}");
+    let now = cluster.now_ms();
+    assert!(now - led <= 600, "a leader since {} ms, answered after {} ms", led - since, now - since);
+    let leader = cluster.leader_of(DATA);
+    assert_eq!(pairs(&cluster.read_all(leader, "t", 0)), [(0, "a"), (1, "c")]);
+}
+
+#[test]
+fn a_request_that_is_passed_on_waits_no_longer_than_its_client() {
+    let (mut cluster, _) = with_topic();
+    let leader = cluster.leader_of(DATA);
+    let other = cluster.followers_of(DATA)[0];
+    // The way for requests is cut, that between the nodes is not.
+    cluster.network.cut_requests(other, leader);
+    let request = ProduceRequest { timeout_ms: 700, ..produce_request("t", 0, &["a"]) };
+    let call = cluster.send(other, &Request::Produce(request));
+    let since = cluster.now_ms();
+    let outcome = cluster.wait(call);
+    assert!(matches!(&outcome, Outcome::Refused(error) if error.code == ErrorCode::Timeout), "{outcome:?}");
+    assert!((700..800).contains(&(cluster.now_ms() - since)));
+}
+
+#[test]
+fn without_a_leader_a_request_waits_for_one_and_not_for_ever() {
+    let (mut cluster, _) = with_topic();
+    let leader = cluster.leader_of(DATA);
+    let [other, third] = cluster.followers_of(DATA)[..] else { panic!("three nodes") };
+    cluster.kill(leader);
+    let call = cluster.send(other, &Request::Produce(produce_request("t", 0, &["a"])));
+    assert!(matches!(cluster.wait(call), Outcome::Done(_)), "the next leader takes it");
+    cluster.kill(third);
+    cluster.ticks(SECOND);
+    let call = cluster.send(other, &Request::Produce(produce_request("t", 0, &["b"])));
+    let since = cluster.now_ms();
+    let outcome = cluster.wait(call);
+    assert!(matches!(&outcome, Outcome::Refused(error) if error.code == ErrorCode::LeaderUnknown), "{outcome:?}");
+    assert!(cluster.now_ms() - since <= 2_100);
 }
 
 #[test]

@@ -64,6 +64,7 @@ fn profile(mutation: Mutation) -> Profile {
         | Mutation::DenyUnconfirmed
         | Mutation::DeletedEarly
         | Mutation::DenyLate => Profile::Partitions,
+        Mutation::RepeatAnything => Profile::Coups,
         Mutation::ForgetDuplicates | Mutation::AcceptDuplicates | Mutation::KeepReplacedLog | Mutation::TakeTooMuch => {
             Profile::Everything
         }

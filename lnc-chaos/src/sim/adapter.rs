@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use lance::broker::control::Budgets;
 use lance::broker::inspect::{GroupInspection, MemoryInspection, Observed};
 use lance::broker::members::Addresses;
-use lance::broker::{self, Broker, BrokerConfig, BrokerError, Caller, Clock, Membership, Output, Standing};
+use lance::broker::{self, Broker, BrokerConfig, BrokerError, Caller, Clock, Membership, Output, Passage, Standing};
 use lnc_log::FileOwner;
 use lnc_log::disk::MemoryDisk;
 use lnc_log::journal::{GroupId, JournalConfig};
@@ -66,6 +66,11 @@ impl Process {
 
     pub(super) fn request(&mut self, clock: Clock, caller: Caller, opcode: Opcode, body: Bytes) {
         self.broker.request(clock, caller, opcode, body);
+    }
+
+    /// What became of a request that was passed on.
+    pub(super) fn passed(&mut self, clock: Clock, ticket: u64, passage: Passage) {
+        self.broker.passed(clock, ticket, passage);
     }
 
     /// The messages of one frame. An error drops the rest of the frame.

@@ -33,13 +33,6 @@ pub(super) enum Input {
     Request { caller: Caller, opcode: Opcode, body: Bytes },
 }
 
-/// A request that another node serves for a client of this one.
-pub(super) struct Forwarded {
-    pub(super) caller: Caller,
-    pub(super) opcode: Opcode,
-    pub(super) to: u64,
-}
-
 /// A process that runs.
 pub(super) struct Running {
     pub(super) broker: Process,
@@ -50,8 +43,8 @@ pub(super) struct Running {
     pub(super) drain_until_us: Option<u64>,
     /// Requests that the broker has not answered, by connection and correlation.
     pub(super) unanswered: BTreeMap<(u64, u64), Opcode>,
-    /// Requests passed on to other nodes, by their number.
-    pub(super) forwards: BTreeMap<u64, Forwarded>,
+    /// Requests passed on to other nodes, by their number: the broker's tickets.
+    pub(super) forwards: BTreeMap<u64, u64>,
     /// The last disk operation whose completion has a time.
     pub(super) timed_operation: u64,
     /// Who it says it is, and whom it knows as members: what its broker knows, or has heard from peers.

@@ -1,5 +1,6 @@
 //! The one virtual client: requests to any node, and what came of them. It holds the brokers to one answer per request.
 
+use super::passing::{FORWARDING, Forward};
 use super::records::{self, Read};
 use super::{Cluster, SECOND};
 use bytes::BytesMut;
@@ -8,7 +9,7 @@ use lnc_protocol::message::{
     Acks, CreateTopicRequest, DeleteTopicRequest, FetchPartition, FetchRequest, FetchedPartition, ListOffsetsPartition,
     ListOffsetsRequest, OffsetSpec, ProduceRequest, ProduceResponse, TopicDescription, TopicOptions,
 };
-use lnc_protocol::{ErrorCode, ErrorReply, Flags, Opcode, Request, Response, TraceContext};
+use lnc_protocol::{ErrorCode, ErrorReply, Flags, Opcode, Reply, Request, Response, TraceContext, decode_reply};
 use std::collections::BTreeMap;
 
 /// A request that was sent.
@@ -22,8 +23,6 @@ pub(crate) enum Outcome {
     Done(Response),
     /// It was refused.
     Refused(ErrorReply),
-    /// The node passes it on to this one.
-    Forwarded(u64),
     /// The node ended before it answered.
     Lost,
 }
@@ -45,18 +44,27 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    /// Note what a node has answered.
-    pub(super) fn take(&mut self, node: u64, outputs: Vec<Output>) {
+    /// Note what a node has answered. Gives what is for other nodes: answers to what they have passed on, and requests.
+    pub(super) fn take(&mut self, node: u64, outputs: Vec<Output>) -> (Vec<(Caller, Opcode, Reply)>, Vec<Forward>) {
+        let (mut answers, mut forwards) = (Vec::new(), Vec::new());
         for output in outputs {
-            let (caller, answered, outcome) = match output {
-                Output::Reply { caller, opcode, reply } => {
-                    let outcome = match reply.result {
-                        Ok(response) => Outcome::Done(response),
-                        Err(error) => Outcome::Refused(error),
-                    };
-                    (caller, opcode, outcome)
+            let (caller, answered, reply) = match output {
+                Output::Reply { caller, opcode, reply } => (caller, opcode, reply),
+                Output::Relay { caller, opcode, body } => {
+                    (caller, opcode, decode_reply(opcode, body).expect("what another node has answered"))
                 }
-                Output::Forward { caller, opcode, to, .. } => (caller, opcode, Outcome::Forwarded(to.node())),
+                Output::Forward { ticket, opcode, body, to, .. } => {
+                    forwards.push(Forward { ticket, opcode, body, to: to.node() });
+                    continue;
+                }
+            };
+            if caller.connection >= FORWARDING {
+                answers.push((caller, answered, reply));
+                continue;
+            }
+            let outcome = match reply.result {
+                Ok(response) => Outcome::Done(response),
+                Err(error) => Outcome::Refused(error),
             };
             let call = Call(caller.correlation);
             let pending = self.pending.get_mut(&call);
@@ -65,6 +73,7 @@ impl Calls {
             assert_eq!(pending.outcome, None, "{call:?} is answered twice, then with {outcome:?}");
             pending.outcome = Some(outcome);
         }
+        (answers, forwards)
     }
 
     pub(super) fn connection_lost(&mut self, node: u64) {
@@ -146,18 +155,12 @@ impl Cluster {
         self.outcome(call).expect("awaited")
     }
 
-    /// Ask one node, and the one that it refers to; wait for the answer.
+    /// Ask one node, and wait for the answer.
     pub(crate) fn ask(&mut self, node: u64, request: &Request) -> Answer {
         let call = self.send(node, request);
-        let mut outcome = self.wait(call);
-        if let Outcome::Forwarded(to) = outcome {
-            let call = self.send_flagged(to, request, Flags::FORWARDED);
-            outcome = self.wait(call);
-        }
-        match outcome {
+        match self.wait(call) {
             Outcome::Done(response) => Ok(response),
             Outcome::Refused(error) => Err(error),
-            Outcome::Forwarded(to) => panic!("a forwarded request was forwarded again, to node {to}"),
             Outcome::Lost => Err(ErrorReply::new(ErrorCode::LeadershipLost, "the connection broke")),
         }
     }

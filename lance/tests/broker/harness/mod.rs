@@ -13,6 +13,7 @@ mod client;
 mod links;
 mod network;
 mod node;
+mod passing;
 pub(crate) mod records;
 mod rng;
 mod writer;
@@ -109,6 +110,7 @@ pub(crate) struct Cluster {
     links: BTreeSet<(u64, u64)>,
     now_us: u64,
     calls: client::Calls,
+    passings: passing::Passings,
 }
 
 impl Cluster {
@@ -116,8 +118,9 @@ impl Cluster {
     pub(crate) fn new(settings: Settings) -> Self {
         let nodes = (1..=settings.nodes).map(|id| (id, Node::new(id, &settings))).collect();
         let network = Network::new(settings.seed);
-        let (links, calls) = (BTreeSet::new(), client::Calls::default());
-        let mut cluster = Self { settings, nodes, network, connection: 1, reopened: 0, links, now_us: 0, calls };
+        let (links, calls, passings) = (BTreeSet::new(), client::Calls::default(), passing::Passings::default());
+        let mut cluster =
+            Self { settings, nodes, network, connection: 1, reopened: 0, links, now_us: 0, calls, passings };
         for id in cluster.ids() {
             cluster.start(id);
         }
@@ -161,6 +164,11 @@ impl Cluster {
         Clock { wall_ms: EPOCH_MS + self.now_us / 1000, mono_us: self.now_us }
     }
 
+    /// Virtual time since the start, in milliseconds.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.now_us / 1000
+    }
+
     /// Start a node that does not run, from what its disk holds.
     pub(crate) fn start(&mut self, id: u64) {
         if let Err(error) = self.try_start(id) {
@@ -192,6 +200,7 @@ impl Cluster {
     fn gone(&mut self, id: u64) {
         self.network.forget(id);
         self.calls.connection_lost(id);
+        self.break_passings(id);
         self.relink();
     }
 
@@ -228,7 +237,13 @@ impl Cluster {
             return true;
         };
         let moved = busy || !outputs.is_empty() || !messages.is_empty();
-        self.calls.take(id, outputs);
+        let (answers, forwards) = self.calls.take(id, outputs);
+        for (caller, opcode, reply) in answers {
+            self.answer_passed(caller, opcode, &reply);
+        }
+        for forward in forwards {
+            self.pass_on(id, forward);
+        }
         for message in messages {
             if self.links.contains(&(id, message.to().node())) {
                 self.network.send(self.now_us, message);
@@ -245,6 +260,7 @@ impl Cluster {
         self.reopened += 1;
         self.node_mut(id).quiesce();
         self.calls.connection_lost(id);
+        self.break_passings(id);
         self.start(id);
     }
 

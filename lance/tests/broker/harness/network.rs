@@ -61,6 +61,8 @@ pub(crate) struct Packet {
 /// See the module documentation.
 pub(crate) struct Network {
     cuts: Vec<Cut>,
+    /// Ways on which requests that are passed on get lost.
+    requests_cut: Vec<(u64, u64)>,
     /// By time of arrival and order of sending.
     under_way: BTreeMap<(u64, u64), Packet>,
     sent: u64,
@@ -78,6 +80,7 @@ impl Network {
         let rng = Rng::new(seed);
         Self {
             cuts: Vec::new(),
+            requests_cut: Vec::new(),
             under_way: BTreeMap::new(),
             sent: 0,
             rng,
@@ -92,6 +95,11 @@ impl Network {
         self.cuts.push(cut);
     }
 
+    /// Lose requests that one node passes on to another.
+    pub(crate) fn cut_requests(&mut self, from: u64, to: u64) {
+        self.requests_cut.push((from, to));
+    }
+
     /// Part a node from all others.
     pub(crate) fn isolate(&mut self, node: u64) {
         self.cut(Cut::from(node));
@@ -101,7 +109,15 @@ impl Network {
     /// Everything arrives again, soon and in order.
     pub(crate) fn heal(&mut self) {
         self.cuts.clear();
+        self.requests_cut.clear();
         (self.max_delay_us, self.loss_percent, self.slow) = (0, 0, None);
+    }
+
+    /// Whether something gets from one node to another at all.
+    pub(super) fn passes(&self, from: u64, to: u64) -> bool {
+        let whole = |cut: &&Cut| cut.channel.is_none() && cut.group.is_none();
+        let of_it = |cut: &Cut| cut.from.is_none_or(|node| node == from) && cut.to.is_none_or(|node| node == to);
+        !self.requests_cut.contains(&(from, to)) && !self.cuts.iter().filter(whole).any(of_it)
     }
 
     pub(super) fn send(&mut self, now_us: u64, message: PeerMessage) {

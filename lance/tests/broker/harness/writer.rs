@@ -89,10 +89,6 @@ impl Writer {
                         assert_eq!(former, None, "partition {partition} offset {offset} was given twice");
                         false
                     }
-                    Some(Outcome::Forwarded(to)) => {
-                        waiting.call = Some(cluster.send(to, &Request::Produce(waiting.request.clone())));
-                        true
-                    }
                     Some(Outcome::Refused(error)) => {
                         let overtook = matches!(error.code, ErrorCode::OutOfOrderSequence | ErrorCode::UnknownProducer);
                         assert!(

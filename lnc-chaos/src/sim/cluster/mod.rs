@@ -26,9 +26,8 @@ use super::settings::Settings;
 use super::trace::Trace;
 use super::workload::{Client, Outcome};
 use bytes::{Bytes, BytesMut};
-use lance::broker::Caller;
+use lance::broker::{Caller, Passage};
 use lnc_protocol::Opcode;
-use lnc_protocol::message::Reply;
 use lnc_raft::NodeId;
 use std::cell::RefCell;
 use std::cmp::Reverse;
@@ -46,7 +45,7 @@ pub(super) enum What {
     Unanswered { wire: Wire, generation: u32 },
     Connect { wire: Wire, life: u32 },
     Request { node: u64, caller: Caller, opcode: Opcode, body: Bytes },
-    ForwardAnswer { node: u64, life: u32, number: u64, reply: Reply },
+    Passage { node: u64, life: u32, number: u64, passage: Passage },
     Outcome { call: u64, outcome: Outcome },
     Timer { client: usize, token: u64 },
     Fault { index: usize },
@@ -215,7 +214,7 @@ impl Cluster {
             What::Unanswered { wire, generation } => self.unanswered(wire, generation),
             What::Connect { wire, life } => self.connect(wire, life),
             What::Request { node, caller, opcode, body } => self.request_arrives(node, caller, opcode, body),
-            What::ForwardAnswer { node, life, number, reply } => self.forward_answered(node, life, number, reply),
+            What::Passage { node, life, number, passage } => self.passed(node, life, number, passage),
             What::Outcome { call, outcome } => return self.outcome(call, outcome),
             What::Timer { client, token } => return self.timer(client, token),
             What::Fault { index } => self.strike(index),

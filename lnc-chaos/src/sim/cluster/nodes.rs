@@ -273,7 +273,7 @@ impl Cluster {
         let node = &mut self.nodes[id as usize - 1];
         let Life::Up(running) = &node.life else { return };
         let Some(until_us) = running.drain_until_us else { return };
-        let idle = running.broker.is_drained() && running.unanswered.is_empty() && running.forwards.is_empty();
+        let idle = running.broker.is_drained() && running.unanswered.is_empty();
         if idle || now_us >= until_us {
             // The disk is told how far it got, so that the next start knows.
             let finished = node.running().is_some_and(|running| running.broker.finish());

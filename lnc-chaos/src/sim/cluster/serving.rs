@@ -2,21 +2,18 @@
 
 use super::super::invariants::Violation;
 use super::super::network::Wire;
-use super::super::node::{Forwarded, Input, Life};
+use super::super::node::{Input, Life};
 use super::super::rng::hash_bytes;
 use super::super::trace::Event;
 use super::super::workload::{Action, Env, MembersView, Outcome};
 use super::{Call, Checked, Cluster, What};
 use bytes::{Bytes, BytesMut};
-use lance::broker::{Caller, Output};
-use lnc_protocol::message::Reply;
-use lnc_protocol::{ErrorCode, ErrorReply, Flags, Opcode};
+use lance::broker::{Caller, Output, Passage};
+use lnc_protocol::{Flags, Opcode, Reply, decode_reply, encode_reply, frame};
 use lnc_replication::formation::Channel;
 
 /// Connections with numbers from here on are those of other nodes, by node.
 const FORWARDING: u64 = 1 << 32;
-/// How long a node waits for another that it has passed a request on to, as the gateway does.
-const FORWARD_TIMEOUT_US: u64 = 30_000_000;
 /// How long it takes to notice that nobody is there.
 const CONNECT_TIMEOUT_US: u64 = 1_000_000;
 
@@ -126,8 +123,7 @@ impl Cluster {
                 let powered = !self.is_silent(node);
                 let after_us = if powered { self.network.delay() } else { CONNECT_TIMEOUT_US };
                 if caller.connection >= FORWARDING {
-                    let reply = refusal(ErrorCode::LeadershipLost, "the connection to the leader broke");
-                    self.answer_forward(caller, reply, after_us);
+                    self.tell_passage(caller, Passage::NotSent, after_us);
                 } else {
                     self.after(after_us, What::Outcome { call, outcome: Outcome::Lost });
                 }
@@ -138,7 +134,9 @@ impl Cluster {
     /// A node has an answer, or passes a request on.
     pub(super) fn output(&mut self, id: u64, output: Output) -> Checked {
         let (caller, opcode) = match &output {
-            Output::Reply { caller, opcode, .. } | Output::Forward { caller, opcode, .. } => (*caller, *opcode),
+            Output::Reply { caller, opcode, .. } | Output::Relay { caller, opcode, .. } => (*caller, *opcode),
+            // It is answered later.
+            Output::Forward { .. } => return self.forward(id, output),
         };
         let key = (caller.connection, caller.correlation);
         let asked = self.node(id).running().and_then(|running| running.unanswered.remove(&key));
@@ -147,18 +145,27 @@ impl Cluster {
             return Err(Violation::new("one-answer", what));
         }
         match output {
-            Output::Reply { caller, reply, .. } => self.reply(id, caller, reply),
-            Output::Forward { caller, opcode, body, to } => self.forward(id, caller, opcode, body, to.node()),
+            Output::Reply { caller, opcode, reply } => self.reply(id, caller, opcode, reply),
+            Output::Relay { caller, opcode, body } => match decode_reply(opcode, body) {
+                Ok(reply) => self.reply(id, caller, opcode, reply),
+                Err(error) => {
+                    return Err(Violation::new("one-answer", format!("node {id} relays what is no reply: {error}")));
+                }
+            },
+            Output::Forward { .. } => {}
         }
         Ok(())
     }
 
-    fn reply(&mut self, from: u64, caller: Caller, reply: Reply) {
+    fn reply(&mut self, from: u64, caller: Caller, opcode: Opcode, reply: Reply) {
         let delay_us = self.network.rng.between(500, 3_000);
         if let Some(to) = caller.connection.checked_sub(FORWARDING) {
             // As with the request: the node that waits gives up before the answer comes through.
             if self.network.passes(Wire { from, to, channel: Channel::Replication }) {
-                self.answer_forward(caller, reply, delay_us);
+                let mut frame = BytesMut::new();
+                encode_reply(&mut frame, opcode, 0, &reply);
+                let body = frame.split_off(frame::HEADER_LEN).freeze();
+                self.tell_passage(caller, Passage::Answered(body), delay_us);
             }
             return;
         }
@@ -169,41 +176,42 @@ impl Cluster {
         self.after(delay_us, What::Outcome { call: caller.correlation, outcome });
     }
 
-    fn forward(&mut self, from: u64, caller: Caller, opcode: Opcode, body: Bytes, to: u64) {
+    fn forward(&mut self, from: u64, output: Output) -> Checked {
+        let Output::Forward { ticket, opcode, body, to, .. } = output else { return Ok(()) };
+        let to = to.node();
+        debug_assert!(to != from && opcode != Opcode::Fetch);
         self.next_forward += 1;
         let number = self.next_forward;
         self.note(Event::Forward { from, to, number });
         self.counts.forwards += 1;
-        let life = self.node(from).lives;
         if let Some(running) = self.node(from).running() {
-            running.forwards.insert(number, Forwarded { caller, opcode, to });
+            running.forwards.insert(number, ticket);
         }
-        let timed_out = refusal(ErrorCode::Timeout, "the leader has not answered; the outcome is not known");
-        self.after(FORWARD_TIMEOUT_US, What::ForwardAnswer { node: from, life, number, reply: timed_out });
         // What does not pass waits until the node gives up: a partition is longer than a retransmission.
         if self.network.passes(Wire { from, to, channel: Channel::Replication }) {
             let caller = Caller { connection: FORWARDING + from, correlation: number, flags: Flags::FORWARDED };
             let delay_us = self.network.delay();
             self.after(delay_us, What::Request { node: to, caller, opcode, body });
         }
+        Ok(())
     }
 
-    /// The answer to a forwarded request travels back.
-    fn answer_forward(&mut self, caller: Caller, reply: Reply, after_us: u64) {
+    /// Word of a forwarded request travels back.
+    fn tell_passage(&mut self, caller: Caller, passage: Passage, after_us: u64) {
         let node = caller.connection - FORWARDING;
         let life = self.node(node).lives;
-        self.after(after_us, What::ForwardAnswer { node, life, number: caller.correlation, reply });
+        self.after(after_us, What::Passage { node, life, number: caller.correlation, passage });
     }
 
-    pub(super) fn forward_answered(&mut self, node: u64, life: u32, number: u64, reply: Reply) {
+    pub(super) fn passed(&mut self, node: u64, life: u32, number: u64, passage: Passage) {
         if !self.lives(node, life) {
             return;
         }
+        let now_us = self.now_us;
+        let clock = self.node(node).clock(now_us);
         let Some(running) = self.node(node).running() else { return };
-        // A number is forgotten with its first answer: the time-out of one that came in time finds nothing.
-        if let Some(Forwarded { caller, opcode, to }) = running.forwards.remove(&number) {
-            debug_assert!(to != node && opcode != Opcode::Fetch);
-            self.reply(node, caller, reply);
+        if let Some(ticket) = running.forwards.remove(&number) {
+            running.broker.passed(clock, ticket, passage);
             self.wake(node);
         }
     }
@@ -212,7 +220,6 @@ impl Cluster {
     pub(super) fn drop_callers(&mut self, id: u64) {
         let Some(running) = self.node(id).running() else { return };
         let mut callers: Vec<(u64, u64)> = running.unanswered.keys().copied().collect();
-        callers.extend(running.forwards.values().map(|f| (f.caller.connection, f.caller.correlation)));
         for input in &running.inbox {
             if let Input::Request { caller, .. } = input {
                 callers.push((caller.connection, caller.correlation));
@@ -222,14 +229,10 @@ impl Cluster {
             let after_us = self.network.delay();
             if connection >= FORWARDING {
                 let caller = Caller { connection, correlation, flags: Flags::FORWARDED };
-                self.answer_forward(caller, refusal(ErrorCode::LeadershipLost, "the connection broke"), after_us);
+                self.tell_passage(caller, Passage::Broken, after_us);
             } else {
                 self.after(after_us, What::Outcome { call: correlation, outcome: Outcome::Lost });
             }
         }
     }
-}
-
-fn refusal(code: ErrorCode, message: &str) -> Reply {
-    Reply { result: Err(ErrorReply::new(code, message)) }
 }
