@@ -3,32 +3,38 @@
 //! All of it runs on the shard's thread. A connection decodes frames into the gateway's inbox and wakes the node's turn;
 //! the turn's replies are encoded straight into the connection's buffer and leave in one write at its end; records are not
 //! copied.
-//! A connection is not read while its replies pile up, while it has too many requests under way, or while the node is
-//! short of memory. A client that does not take its replies is cut off.
+//! A connection is not read while its replies pile up, while it has too many requests under way, or while it has more of the
+//! memory that all share ([`budget`]) than is left of it. A client that does not take its replies is cut off; where memory is
+//! short, so is one that is slow to send what it has begun.
 //!
 //! Where traces are recorded ([`traces`]), it is here that it is decided which, before a request reaches the inbox.
 
+mod budget;
+mod connection;
 mod forward;
 mod outgoing;
+mod receive;
 #[cfg(test)]
 mod tests;
 pub mod traces;
 
-use crate::broker::{Caller, Output, Passage};
-use bytes::{Buf, Bytes, BytesMut};
-use lnc_metrics::{Histogram, Metrics};
+use crate::broker::{Caller, Output, Passage, ReplyRoom};
+use budget::Budget;
+use bytes::{Buf, Bytes};
+use connection::{Connection, Cost};
+use lnc_metrics::Metrics;
 use lnc_protocol::frame::{self, Frame};
-use lnc_protocol::{ErrorCode, ErrorReply, Flags, Opcode, Reply, TraceContext, trace};
+use lnc_protocol::{ErrorCode, ErrorReply, Flags, Opcode, TraceContext, trace};
 use lnc_raft::NodeId;
-use outgoing::{Outgoing, Pieces};
+use outgoing::Outgoing;
+use receive::Chunk;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::io::{self, IoSlice};
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::io::AsyncReadExt;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
@@ -45,12 +51,17 @@ const MAX_REPLY_BYTES: usize = 8 << 20;
 /// for the four fetches of 8 MiB that a consumer keeps under way at one node.
 const MAX_FETCH_BYTES: usize = 4 * MAX_REPLY_BYTES;
 
-/// Room for one read from a socket.
-const READ_CHUNK: usize = 64 << 10;
+/// Longest frame of a client that has not said hello.
+const MAX_GREETING: usize = 64 << 10;
 
-/// Room that a read finds at least. What was read stays where it is for as long as its requests and their records are
-/// needed, so a new chunk for every read would hold on to a chunk for every few of them.
-const LEAST_READ: usize = READ_CHUNK / 4;
+/// What a request under way takes in memory beside its body, in bytes; more than it does.
+const REQUEST_OVERHEAD: usize = 512;
+
+/// How many times its body a request with many entries takes.
+const ENTRIES_FACTOR: usize = 4;
+
+/// How long a client may leave its replies unread while others are short of memory for theirs.
+const UNREAD: Duration = Duration::from_secs(10);
 
 /// What the gateway needs to know.
 pub struct GatewayConfig {
@@ -60,6 +71,10 @@ pub struct GatewayConfig {
     pub max_batch_bytes: usize,
     /// Connections at once.
     pub max_connections: usize,
+    /// Memory for requests of all connections, in bytes: what has come and is not answered.
+    pub request_bytes: usize,
+    /// Memory for replies to all of them, in bytes: what has not left yet.
+    pub reply_bytes: usize,
     /// Silence after which a connection is closed, and how long a client may leave its replies unread.
     pub idle_timeout: Duration,
     /// Client addresses of the other nodes, for requests that they must serve.
@@ -76,48 +91,6 @@ pub struct Incoming {
     pub body: Bytes,
 }
 
-/// One client.
-struct Connection {
-    out: RefCell<Outgoing>,
-    /// What was taken from `out` and the kernel has not accepted yet.
-    writing: RefCell<Writing>,
-    /// There until the connection closes.
-    stream: RefCell<Option<Rc<OwnedWriteHalf>>>,
-    /// When the kernel last accepted some, or was first offered them.
-    last_written: Cell<Instant>,
-    /// The kernel did not take all there is to write, or the connection must close.
-    wake_writer: Notify,
-    /// The connection may be read again.
-    wake_reader: Notify,
-    /// End the connection at once.
-    abort: Notify,
-    requests: Cell<usize>,
-    fetches: RefCell<Fetches>,
-    /// Since when replies wait to be taken for writing.
-    ready_since: Cell<Option<Instant>>,
-    /// Close once what is queued has been written.
-    closing: Cell<bool>,
-    greeted: Cell<bool>,
-    last_active: Cell<Instant>,
-}
-
-/// See [`Connection::writing`].
-#[derive(Default)]
-struct Writing {
-    pieces: Pieces,
-    /// Since when they waited to be taken.
-    since: Option<Instant>,
-}
-
-/// The fetches of a connection that are under way.
-#[derive(Default)]
-struct Fetches {
-    /// By correlation id, which a careless client may have used twice: the reply bytes that each may bring.
-    under_way: Vec<(u64, usize)>,
-    /// The sum of these bytes.
-    expected: usize,
-}
-
 /// See the module documentation.
 pub struct Gateway {
     config: GatewayConfig,
@@ -131,7 +104,12 @@ pub struct Gateway {
     /// Connections that have ended since somebody asked.
     ended: RefCell<Vec<u64>>,
     next_connection: Cell<u64>,
-    paused: Cell<bool>,
+    /// What connections read small frames into; and the rest of the memory for requests.
+    chunks: Rc<Budget>,
+    requests: Rc<Budget>,
+    replies: Rc<Budget>,
+    /// Bytes that a reply about all topics has.
+    largest_metadata: Cell<usize>,
     /// Whether there is a broker behind the inbox.
     serving: Cell<bool>,
     turn: Rc<Notify>,
@@ -145,6 +123,10 @@ impl Gateway {
     pub fn new(config: GatewayConfig, turn: Rc<Notify>, metrics: Arc<Metrics>, traces: Option<Traces>) -> Rc<Self> {
         Rc::new(Self {
             nodes: RefCell::new(config.nodes.clone()),
+            chunks: Budget::new(config.request_bytes / 4),
+            requests: Budget::new(config.request_bytes - config.request_bytes / 4),
+            replies: Budget::new(config.reply_bytes),
+            largest_metadata: Cell::new(0),
             config,
             inbox: RefCell::default(),
             connections: RefCell::default(),
@@ -152,7 +134,6 @@ impl Gateway {
             passages: RefCell::default(),
             ended: RefCell::default(),
             next_connection: Cell::new(0),
-            paused: Cell::new(false),
             serving: Cell::new(false),
             turn,
             metrics,
@@ -205,21 +186,7 @@ impl Gateway {
         /// Clients that are told at a time that there are too many.
         const MAX_REFUSALS: usize = 8;
         self.metrics.connections_total.inc();
-        let connection = Rc::new(Connection {
-            out: RefCell::default(),
-            writing: RefCell::default(),
-            stream: RefCell::default(),
-            last_written: Cell::new(Instant::now()),
-            wake_writer: Notify::new(),
-            wake_reader: Notify::new(),
-            abort: Notify::new(),
-            requests: Cell::new(0),
-            fetches: RefCell::default(),
-            ready_since: Cell::new(None),
-            closing: Cell::new(false),
-            greeted: Cell::new(false),
-            last_active: Cell::new(Instant::now()),
-        });
+        let connection = Rc::new(Connection::new(&self.requests, &self.replies));
         let open = self.connections.borrow().len();
         if open >= self.config.max_connections + MAX_REFUSALS {
             // Each of those who are told why holds a descriptor until it has heard it.
@@ -256,10 +223,10 @@ impl Gateway {
 
     async fn serve(&self, stream: TcpStream, id: u64, connection: &Connection) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        let (mut reader, writer) = stream.into_split();
+        let (reader, writer) = stream.into_split();
         let write = connection.write(Rc::new(writer), &self.metrics.reply_seconds);
         let read = async {
-            self.read(&mut reader, id, connection).await?;
+            self.read(&reader, id, connection).await?;
             // The client has sent its last request, or one that cannot be answered: what is queued still leaves.
             connection.closing.set(true);
             connection.wake_writer.notify_one();
@@ -269,23 +236,27 @@ impl Gateway {
             result = write => result,
             result = read => result,
             () = connection.abort.notified() => {
-                Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the client does not read its replies, or the node begins anew"))
+                Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the client does not read its replies, is slow to send what it began, or the node begins anew"))
             }
         }
     }
 
     /// Read frames until the client ends or breaks the rules of the wire.
-    async fn read(&self, reader: &mut OwnedReadHalf, id: u64, connection: &Connection) -> io::Result<()> {
-        let mut buf = BytesMut::with_capacity(READ_CHUNK);
+    async fn read(&self, reader: &OwnedReadHalf, id: u64, connection: &Connection) -> io::Result<()> {
+        let mut chunk = Chunk::default();
         loop {
             let mut came = false;
             loop {
                 self.wait_for_room(connection, 0, &mut came).await;
-                match frame::decode(&mut buf, self.config.max_frame_bytes) {
+                let most = if connection.greeted.get() { usize::MAX } else { MAX_GREETING };
+                match frame::decode(&mut chunk.buf, self.config.max_frame_bytes.min(most)) {
                     Ok(Some(frame)) => {
-                        let expected = self.expected_bytes(&frame);
-                        self.wait_for_room(connection, expected, &mut came).await;
-                        came |= self.take_frame(id, connection, frame, expected);
+                        connection.received_whole();
+                        chunk.release();
+                        let cost = self.cost(&frame);
+                        let is_fetch = frame.header.opcode == u8::from(Opcode::Fetch);
+                        self.wait_for_room(connection, if is_fetch { cost.reply } else { 0 }, &mut came).await;
+                        came |= self.take_frame(id, connection, frame, cost);
                     }
                     Ok(None) => break,
                     Err(error) => {
@@ -301,10 +272,7 @@ impl Gateway {
             if came {
                 self.turn.notify_one();
             }
-            if buf.capacity() - buf.len() < LEAST_READ {
-                buf.reserve(READ_CHUNK);
-            }
-            if reader.read_buf(&mut buf).await? == 0 {
+            if !self.receive(reader, connection, &mut chunk).await? {
                 while connection.requests.get() > 0 {
                     connection.wake_reader.notified().await;
                 }
@@ -331,34 +299,44 @@ impl Gateway {
     /// end with their `max_wait_ms`.
     fn must_wait(&self, connection: &Connection, expected: usize) -> bool {
         let unsent = connection.unsent();
-        let under_way = connection.fetches.borrow().expected;
+        let under_way = connection.expected_of_fetches();
         let full = unsent > MAX_REPLY_BYTES
             || connection.requests.get() >= MAX_REQUESTS
             || (expected > 0 && under_way > 0 && unsent + under_way + expected > MAX_FETCH_BYTES);
-        (full || self.paused.get()) && !connection.closing.get()
+        let greedy = connection.held() > self.requests.room(0) || connection.owed() > self.replies.room(0);
+        (full || greedy) && !connection.closing.get()
     }
 
-    /// The reply bytes to reckon with: for a fetch as many as it asks for, or one batch, which it gets even if that is
-    /// longer; 0 for other requests.
-    fn expected_bytes(&self, frame: &Frame) -> usize {
+    /// What to reckon with for a request. Of replies: for a fetch as much as it asks for, or one batch, which it gets even if
+    /// that is longer.
+    fn cost(&self, frame: &Frame) -> Cost {
         /// Where a fetch's body says `max_bytes`: behind `max_wait_ms` and `min_bytes`.
         const MAX_BYTES: std::ops::Range<usize> = 8..12;
-        /// For what a reply has besides records; it also bounds how many fetches are kept account of.
-        const LEAST: usize = 64 << 10;
-        if frame.header.opcode != u8::from(Opcode::Fetch) {
-            return 0;
-        }
-        let context = if frame.header.flags.contains(Flags::TRACED) { trace::LEN } else { 0 };
-        // One that is too short to be a fetch is refused with a few bytes.
-        let wanted = frame
-            .body
-            .get(MAX_BYTES.start + context..MAX_BYTES.end + context)
-            .map_or(0, |mut bytes| bytes.get_u32_le() as usize);
-        wanted.max(self.config.max_batch_bytes).max(LEAST).min(self.config.max_frame_bytes)
+        /// For what a reply to a fetch has besides records; it also bounds how many fetches are kept account of.
+        const LEAST_FETCH: usize = 64 << 10;
+        /// For a reply that has a few numbers, or an error.
+        const LEAST_REPLY: usize = 256;
+        let len = frame.body.len();
+        let (held, reply) = match Opcode::try_from(frame.header.opcode) {
+            Ok(Opcode::Fetch) => {
+                let context = if frame.header.flags.contains(Flags::TRACED) { trace::LEN } else { 0 };
+                // One that is too short to be a fetch is refused with a few bytes.
+                let wanted = frame
+                    .body
+                    .get(MAX_BYTES.start + context..MAX_BYTES.end + context)
+                    .map_or(0, |mut bytes| bytes.get_u32_le() as usize);
+                let most = wanted.max(self.config.max_batch_bytes).max(LEAST_FETCH);
+                (len * ENTRIES_FACTOR, most.min(self.config.max_frame_bytes))
+            }
+            Ok(Opcode::Metadata) => (len * ENTRIES_FACTOR, self.largest_metadata.get().max(LEAST_REPLY)),
+            Ok(Opcode::ListOffsets) => (len * ENTRIES_FACTOR, len * ENTRIES_FACTOR + LEAST_REPLY),
+            _ => (len, LEAST_REPLY),
+        };
+        Cost { held: held + REQUEST_OVERHEAD, reply }
     }
 
     /// Put a frame's request into the inbox; `false` if it was answered with an error at once.
-    fn take_frame(&self, id: u64, connection: &Connection, frame: Frame, expected: usize) -> bool {
+    fn take_frame(&self, id: u64, connection: &Connection, frame: Frame, cost: Cost) -> bool {
         let Frame { header, mut body } = frame;
         let correlation = header.correlation;
         let refuse = |code: ErrorCode, message: String| {
@@ -388,10 +366,7 @@ impl Gateway {
             Some(Ok(context)) => context,
             None => None,
         };
-        connection.requests.set(connection.requests.get() + 1);
-        if opcode == Opcode::Fetch {
-            connection.fetches.borrow_mut().start(correlation, expected);
-        }
+        connection.begin(opcode, correlation, cost);
         let mut caller = Caller { connection: id, correlation, flags: header.flags };
         match &self.traces {
             Some(traces) => caller.flags = traces.arrived(caller, opcode, context, &body),
@@ -458,11 +433,7 @@ impl Gateway {
 
     fn answer(&self, caller: Caller, opcode: Opcode, write: impl FnOnce(&mut Outgoing)) {
         if let Some(connection) = self.connections.borrow().get(&caller.connection) {
-            connection.requests.set(connection.requests.get().saturating_sub(1));
-            if opcode == Opcode::Fetch {
-                connection.fetches.borrow_mut().end(caller.correlation);
-            }
-            write(&mut connection.out.borrow_mut());
+            connection.end(opcode, caller.correlation, write);
         }
     }
 
@@ -477,47 +448,54 @@ impl Gateway {
         let connections = self.connections.borrow();
         let now = Instant::now();
         for connection in touched.into_iter().filter_map(|id| connections.get(&id)) {
-            connection.ready_since.set(connection.ready_since.get().or(Some(now)));
-            let all = matches!(connection.flush(&self.metrics.reply_seconds), Ok(true));
-            if !all || connection.closing.get() {
-                connection.wake_writer.notify_one();
-            }
-            connection.wake_reader.notify_one();
+            connection.wake(now, &self.metrics.reply_seconds);
         }
     }
 
-    /// Stop or resume reading from clients.
-    pub fn set_paused(&self, paused: bool) {
-        let before = self.paused.replace(paused);
-        if before != paused {
-            self.metrics.reading_paused.set(paused.into());
-            self.metrics.reading_pauses_total.inc_by(paused.into());
-        }
-        if before && !paused {
-            self.connections.borrow().values().for_each(|connection| connection.wake_reader.notify_one());
+    /// From now on a reply about all topics is reckoned to be so long.
+    pub fn set_metadata_bytes(&self, bytes: usize) {
+        self.largest_metadata.set(bytes.min(self.config.max_frame_bytes));
+    }
+
+    /// The broker holds so much of what has come in.
+    pub fn set_load(&self, request_bytes: usize) {
+        self.requests.set_elsewhere(request_bytes);
+        let is_short = self.requests.is_short();
+        if self.metrics.reading_paused.get() != u64::from(is_short) {
+            self.metrics.reading_paused.set(is_short.into());
+            self.metrics.reading_pauses_total.inc_by(is_short.into());
         }
     }
 
     /// End what has lasted too long: connections that have been silent, clients that do not read, and requests passed on
     /// to a node that does not answer. To be called from time to time.
     pub fn expire(&self, now: Instant) {
-        let is_over = |since: &Cell<Instant>| now.saturating_duration_since(since.get()) > self.config.idle_timeout;
-        let mut requests = 0;
+        let idle = self.config.idle_timeout;
+        let unread = if self.replies.is_short() { idle.min(UNREAD) } else { idle };
+        let (mut requests, is_short) = (0, self.requests.is_short() || self.chunks.is_short());
         for connection in self.connections.borrow().values() {
             requests += connection.requests.get() as u64;
-            if connection.writing.borrow().pieces.has_remaining() {
-                if is_over(&connection.last_written) {
-                    connection.abort.notify_one();
-                }
-            } else if connection.requests.get() == 0 && is_over(&connection.last_active) {
+            let silent = now.saturating_duration_since(connection.last_active.get());
+            if connection.unread_for(now).is_some_and(|since| since > unread) {
+                self.cut(connection, "unread");
+            } else if is_short && connection.is_slow_to_send(now) {
+                self.cut(connection, "slow");
+            } else if connection.unread_for(now).is_none() && connection.requests.get() == 0 && silent > idle {
                 connection.closing.set(true);
                 connection.wake_writer.notify_one();
             }
         }
+        self.metrics.request_memory_bytes.set((self.requests.used() + self.chunks.used()) as u64);
+        self.metrics.reply_memory_bytes.set(self.replies.used() as u64);
         self.metrics.in_flight_requests.set(requests);
         for link in self.forwards.borrow().values() {
             link.expire(now);
         }
+    }
+
+    fn cut(&self, connection: &Connection, reason: &str) {
+        self.metrics.connections_cut_total.with_label_values(&[reason]).inc();
+        connection.abort.notify_one();
     }
 
     /// Requests that are not answered yet.
@@ -540,7 +518,7 @@ impl Gateway {
         let link = forwards.entry(to).or_insert_with(|| forward::Link::start(self.clone(), to, address));
         let traces = self.traces.as_ref().filter(|_| caller.flags.contains(Flags::TRACED));
         let context = traces.and_then(|traces| traces.forwarded(caller, to));
-        if !link.send(ticket, opcode, context, &body) {
+        if !link.send((ticket, caller.connection), opcode, context, &body) {
             drop(forwards);
             self.passed(ticket, Passage::NotSent);
         }
@@ -559,79 +537,15 @@ impl Gateway {
     }
 }
 
-impl Fetches {
-    fn start(&mut self, correlation: u64, bytes: usize) {
-        self.under_way.push((correlation, bytes));
-        self.expected += bytes;
+impl ReplyRoom for Rc<Gateway> {
+    fn room(&self, caller: Caller) -> usize {
+        let connections = self.connections.borrow();
+        connections.get(&caller.connection).map_or(0, |connection| self.replies.room(connection.owed()))
     }
 
-    fn end(&mut self, correlation: u64) {
-        if let Some(at) = self.under_way.iter().position(|(id, _)| *id == correlation) {
-            let (_, bytes) = self.under_way.swap_remove(at);
-            self.expected -= bytes;
-        }
-    }
-}
-
-impl Connection {
-    /// Reply bytes that the kernel has not accepted yet.
-    fn unsent(&self) -> usize {
-        self.out.borrow().len() + self.writing.borrow().pieces.remaining()
-    }
-
-    fn refuse(&self, opcode: u8, correlation: u64, error: ErrorReply) {
-        self.out.borrow_mut().put_reply(opcode, correlation, &Reply { result: Err(error) });
-        self.wake_writer.notify_one();
-    }
-
-    /// Hand what is queued to the kernel, as far as it takes it now. Whether that is all.
-    fn flush(&self, reply_seconds: &Histogram) -> io::Result<bool> {
-        /// Pieces in one write.
-        const MAX_PIECES: usize = 64;
-        let stream = self.stream.borrow();
-        let Some(stream) = stream.as_ref() else { return Ok(false) };
-        let mut writing = self.writing.borrow_mut();
-        loop {
-            if !writing.pieces.has_remaining() {
-                if let Some(since) = writing.since.take() {
-                    reply_seconds.observe(since.elapsed().as_secs_f64());
-                }
-                writing.pieces = self.out.borrow_mut().take();
-                if !writing.pieces.has_remaining() {
-                    return Ok(true);
-                }
-                writing.since = self.ready_since.take();
-                self.last_written.set(Instant::now());
-            }
-            let mut slices = [IoSlice::new(&[]); MAX_PIECES];
-            let count = writing.pieces.chunks_vectored(&mut slices);
-            match stream.try_write_vectored(&slices[..count]) {
-                Ok(written) => {
-                    writing.pieces.advance(written);
-                    let now = Instant::now();
-                    self.last_written.set(now);
-                    self.last_active.set(now);
-                    self.wake_reader.notify_one();
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Write what is queued until the connection is to close.
-    async fn write(&self, writer: Rc<OwnedWriteHalf>, reply_seconds: &Histogram) -> io::Result<()> {
-        self.stream.replace(Some(writer.clone()));
-        loop {
-            if !self.flush(reply_seconds)? {
-                writer.writable().await?;
-            } else if self.closing.get() {
-                // Nobody holds the stream's half then, and that ends it.
-                self.stream.take();
-                return Ok(());
-            } else {
-                self.wake_writer.notified().await;
-            }
+    fn keep(&self, caller: Caller, bytes: usize) {
+        if let Some(connection) = self.connections.borrow().get(&caller.connection) {
+            connection.keep(caller.correlation, bytes);
         }
     }
 }

@@ -301,7 +301,7 @@ impl Server {
 
     /// Take turns until told to stop, then hand over and finish.
     async fn drive(&mut self, stop: &mut Stop) -> Result<(), ServerError> {
-        self.set_stopwatches();
+        self.equip();
         let mut ticks = interval(Duration::from_millis(self.config.raft.tick_ms));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut draining_until: Option<Instant> = None;
@@ -358,9 +358,10 @@ impl Server {
         Ok(())
     }
 
-    /// Give the broker what it measures with.
-    fn set_stopwatches(&mut self) {
+    /// Give the broker what it measures with, and what it asks for room.
+    fn equip(&mut self) {
         self.broker.set_stopwatch(self.clocks.stopwatch());
+        self.broker.set_reply_room(Box::new(self.gateway.clone()));
         if self.spans.is_some() {
             self.broker.record_traces(self.clocks.stopwatch());
         }
@@ -374,7 +375,7 @@ impl Server {
         self.gateway.drop_clients();
         self.requests.clear();
         (self.broker, self.notifier) = open_broker(&self.config, &self.data_dir, &self.identity, self.metrics.clone())?;
-        self.set_stopwatches();
+        self.equip();
         self.membership = Membership::default();
         Ok(())
     }
@@ -384,6 +385,7 @@ impl Server {
         self.metrics.cluster_coordinator_tick_drift_ms.set(drift.as_millis() as u64);
         self.broker.tick(self.clocks.now())?;
         self.gateway.expire(Instant::now());
+        self.gateway.set_metadata_bytes(self.broker.metadata_bytes());
         self.gateway.take_ended().into_iter().for_each(|connection| self.broker.client_gone(connection));
         self.health.beat();
         let version = self.peers.identity().cluster.map_or(0, |cluster| cluster.version);
@@ -460,7 +462,7 @@ impl Server {
         if let Some(sink) = &self.spans {
             self.broker.take_spans().into_iter().for_each(|span| sink(span));
         }
-        self.gateway.set_paused(self.broker.should_pause());
+        self.gateway.set_load(self.broker.request_bytes());
         let took_us = self.clocks.now().mono_us.saturating_sub(clock.mono_us);
         self.metrics.turn_seconds.observe(took_us as f64 / 1e6);
         if self.broker.wants_turn() || !self.requests.is_empty() {
@@ -713,6 +715,8 @@ fn gateway_config(config: &Config) -> GatewayConfig {
         max_frame_bytes: config.limits.max_frame_bytes as usize,
         max_batch_bytes: config.limits.max_batch_bytes as usize,
         max_connections: wanted.min(most),
+        request_bytes: config.limits.memory_bytes as usize,
+        reply_bytes: config.limits.reply_bytes as usize,
         idle_timeout: config.limits.idle_timeout,
         nodes: config.cluster.nodes.iter().map(|node| (node.id, node.client.to_string())).collect(),
     }

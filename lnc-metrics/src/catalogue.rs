@@ -97,10 +97,15 @@ catalogue! {
     "Load and backpressure" {
         in_flight_bytes: Gauge, [], [], "Bytes of client requests that are not answered yet; limits.memory_bytes bounds it.";
         in_flight_requests: Gauge, [], [], "Client requests that are not answered yet, fetches that wait for records included.";
+        request_memory_bytes: Gauge, [], [], "Memory that requests hold, with frames that have come in part; limits.memory_bytes bounds it.";
+        reply_memory_bytes: Gauge, [], [], "Memory that replies hold which clients have not taken yet, and records read for them; limits.reply_bytes bounds it.";
+        connections_cut_total: CounterVec, ["reason"], [], "Client connections ended because the client did not read its replies (unread), or was slow to send what it had begun while memory was short (slow).";
+        produce_window_bytes: GaugeVec, ["group"], [], "Bytes of records that this leader of a group lets be on their way to a majority at once.";
+        produce_waiting_bytes: GaugeVec, ["group"], [], "Bytes of records that wait for room in that window, in a queue that is fair to all clients.";
         overloaded_total: Counter, [], [], "Requests refused because a limit on memory or queues was reached.";
         rejected_bytes_total: CounterVec, ["code"], [], "Bytes of record batches refused for want of memory or of space on disk.";
-        reading_paused: Gauge, [], [], "Whether clients' connections are not read because half of the memory for requests is in use: 1 if so.";
-        reading_pauses_total: Counter, [], [], "Times that reading from clients was paused.";
+        reading_paused: Gauge, [], [], "Whether the memory for requests is so short that clients which have much of it are not read: 1 if so.";
+        reading_pauses_total: Counter, [], [], "Times that the memory for requests got short.";
         turn_seconds: Histogram, [], [STAGE], "Time of one turn of the node's thread; nothing else happens on the node meanwhile.";
     }
     "Latency of requests, by stage" {

@@ -29,6 +29,10 @@ pub struct GroupMetrics {
     pub last_index: Gauge,
     /// Current term.
     pub term: Gauge,
+    /// Bytes that may be on their way to a majority at once.
+    pub produce_window_bytes: Gauge,
+    /// Bytes that wait for room in it.
+    pub produce_waiting_bytes: Gauge,
     /// Elections that this node started.
     pub elections_total: Counter,
     /// Times this node saw the leader change.
@@ -71,6 +75,8 @@ impl GroupMetrics {
             durable_index: metrics.durable_index.with_label_values(&label),
             last_index: metrics.last_index.with_label_values(&label),
             term: metrics.term.with_label_values(&label),
+            produce_window_bytes: metrics.produce_window_bytes.with_label_values(&label),
+            produce_waiting_bytes: metrics.produce_waiting_bytes.with_label_values(&label),
             elections_total: metrics.elections_total.with_label_values(&label),
             leader_changes_total: metrics.leader_changes_total.with_label_values(&label),
             role: metrics.role.with_label_values(&label),

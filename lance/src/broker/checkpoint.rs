@@ -331,6 +331,7 @@ pub fn open<D: Disk>(
         control: ControlPath::new(budgets, metrics.clone()),
         figures: Figures::new(&metrics),
         stopwatch: None,
+        reply_room: None,
         metrics,
         group_metrics,
         flushes: VecDeque::new(),

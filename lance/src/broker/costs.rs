@@ -29,10 +29,14 @@ impl<D: Disk> Broker<D> {
         entries <= MAX_ENTRIES
     }
 
+    /// About how long a reply about all topics is.
+    pub fn metadata_bytes(&self) -> usize {
+        reply_bytes(self.catalog.topics().map(|topic| (topic.name.len(), topic.partitions)))
+    }
+
     /// Whether a reply about these topics, by the length of the name and the partitions of each, fits into a frame.
     pub(super) fn fits_a_reply(&self, topics: impl Iterator<Item = (usize, u32)>) -> Result<(), String> {
-        let bytes: usize =
-            topics.map(|(name, partitions)| TOPIC_BYTES + name + partitions as usize * PARTITION_BYTES).sum();
+        let bytes = reply_bytes(topics);
         let most = self.config.max_frame_bytes;
         match bytes > most {
             true => Err(format!(
@@ -41,4 +45,8 @@ impl<D: Disk> Broker<D> {
             false => Ok(()),
         }
     }
+}
+
+fn reply_bytes(topics: impl Iterator<Item = (usize, u32)>) -> usize {
+    topics.map(|(name, partitions)| TOPIC_BYTES + name + partitions as usize * PARTITION_BYTES).sum()
 }

@@ -19,6 +19,18 @@ const MAX_WAIT_MS: u32 = 60_000;
 /// Room kept in a frame for what is not records.
 const FRAME_OVERHEAD: usize = 64 << 10;
 
+/// How long a fetch is kept for want of memory before it is answered with nothing: longer than those are kept who do not take
+/// theirs.
+const PATIENCE_US: u64 = 12_000_000;
+
+/// The memory for replies, which whoever sends them keeps account of.
+pub trait ReplyRoom {
+    /// Bytes of records that may be read for this caller now.
+    fn room(&self, caller: Caller) -> usize;
+    /// So many bytes are being read for this fetch, or found for it. They are given back with the answer.
+    fn keep(&self, caller: Caller, bytes: usize);
+}
+
 /// A fetch that could not be answered at once.
 struct Parked {
     caller: Caller,
@@ -41,6 +53,8 @@ pub(super) struct Fetches {
     /// Fetches for which something has changed.
     pub(super) woken: BTreeSet<u64>,
     cold: BTreeMap<u64, (u64, usize)>,
+    /// Those that wait for memory for their reply.
+    hungry: BTreeSet<u64>,
     /// The last one that was looked at again: in the next turn it is the others' turn first.
     served: u64,
 }
@@ -53,6 +67,9 @@ impl Fetches {
         }
     }
 }
+
+/// A read for a fetch: its position in the request, the partition, the offset, and the most bytes.
+type ColdRead = (usize, PartitionKey, u64, usize);
 
 /// What one partition of a fetch comes to.
 enum Slot {
@@ -103,7 +120,8 @@ impl<D: Disk> Broker<D> {
 
     fn serve_fetch(&mut self, id: u64, mut parked: Parked) {
         let limit = self.config.max_frame_bytes.saturating_sub(FRAME_OVERHEAD);
-        let mut room = (parked.request.max_bytes as usize).min(limit);
+        let allowed = self.reply_room.as_ref().map_or(usize::MAX, |replies| replies.room(parked.caller));
+        let mut room = (parked.request.max_bytes as usize).min(limit).min(allowed);
         let mut results = Vec::with_capacity(parked.request.partitions.len());
         let mut reads = Vec::new();
         let mut offsets = Vec::with_capacity(parked.request.partitions.len());
@@ -123,16 +141,25 @@ impl<D: Disk> Broker<D> {
         }
         if !reads.is_empty() {
             self.metrics.fetch_cache_misses_total.inc_by(reads.len() as u64);
-            return self.read_cold(id, parked, reads);
+            return self.read_cold(id, parked, reads, allowed);
         }
-        let bytes: usize = results.iter().map(|found| found.records.len()).sum();
+        let mut bytes: usize = results.iter().map(|found| found.records.len()).sum();
+        if bytes > allowed && parked.cold.is_empty() {
+            // The first batch of all is given even if it is longer than what was asked for; not if there is no memory for it.
+            if self.now_us() < parked.deadline_us.max(parked.since_us + PATIENCE_US) {
+                self.fetches.hungry.insert(id);
+                self.fetches.parked.insert(id, parked);
+                return;
+            }
+            results.iter_mut().for_each(|found| found.records = Records::new());
+            offsets.iter_mut().for_each(|range| range.end = range.start);
+            bytes = 0;
+        }
         let failed = results.iter().any(|found| found.error != ErrorCode::None);
         // A read from the disk may have been cut short of what is there: to wait for records that come, and read it again
         // with each of them, would help nobody.
-        let behind = |(found, range): (&FetchedPartition, &Range<u64>)| {
-            !found.records.is_empty() && range.end < found.high_watermark
-        };
-        let cut = !parked.cold.is_empty() && results.iter().zip(&offsets).any(behind);
+        let is_behind = |position: &usize| offsets[*position].end < results[*position].high_watermark;
+        let cut = parked.cold.keys().any(is_behind);
         let enough = cut || bytes >= (parked.request.min_bytes.max(1) as usize).min(limit);
         if enough || failed || parked.deadline_us <= self.now_us() {
             return self.answer_fetch(parked, results, &offsets);
@@ -150,6 +177,9 @@ impl<D: Disk> Broker<D> {
 
     fn answer_fetch(&mut self, parked: Parked, results: Vec<FetchedPartition>, offsets: &[Range<u64>]) {
         let bytes: usize = results.iter().map(|found| found.records.len()).sum();
+        if let Some(replies) = &self.reply_room {
+            replies.keep(parked.caller, bytes);
+        }
         self.metrics.bytes_out_total.inc_by(bytes as u64);
         let mut records = 0;
         for ((wanted, found), offsets) in parked.request.partitions.iter().zip(&results).zip(offsets) {
@@ -175,8 +205,31 @@ impl<D: Disk> Broker<D> {
         if self.now_us() < self.writing_until_us { WHILE_WRITING } else { usize::MAX }
     }
 
-    fn read_cold(&mut self, id: u64, mut parked: Parked, reads: Vec<(usize, PartitionKey, u64, usize)>) {
+    /// Read from segments as far as `allowed` bytes go. A read brings one batch at least, however long.
+    fn read_cold(&mut self, id: u64, mut parked: Parked, reads: Vec<ColdRead>, allowed: usize) {
         let most = self.read_budget();
+        let cost = |max_bytes: usize| max_bytes.min(most).max(self.config.max_batch_bytes);
+        let mut kept = 0;
+        let fits = |read: &ColdRead| {
+            let bytes = kept + cost(read.3);
+            let fits = bytes <= allowed;
+            kept = if fits { bytes } else { kept };
+            fits
+        };
+        let (reads, skipped): (Vec<ColdRead>, Vec<ColdRead>) = reads.into_iter().partition(fits);
+        if reads.is_empty() && self.now_us() < parked.deadline_us.max(parked.since_us + PATIENCE_US) {
+            self.fetches.hungry.insert(id);
+            self.fetches.parked.insert(id, parked);
+            return;
+        }
+        for (position, _, offset, _) in skipped {
+            let nothing = Batches { base_offset: offset, end_offset: offset, bytes: Bytes::new() };
+            parked.cold.insert(position, Ok(nothing));
+        }
+        if let Some(replies) = &self.reply_room {
+            let read: usize = parked.cold.values().flatten().map(|batches| batches.bytes.len()).sum();
+            replies.keep(parked.caller, read + kept);
+        }
         for (position, key, offset, max_bytes) in reads {
             let ticket = self.ticket();
             match self.storage.on_disk().read(&mut self.disk, key, offset, max_bytes.min(most), ticket) {
@@ -341,6 +394,8 @@ impl<D: Disk> Broker<D> {
         let late = |(_, parked): &(&u64, &Parked)| parked.cold_waiting == 0 && parked.deadline_us <= now;
         let ids: Vec<u64> = self.fetches.parked.iter().filter(late).map(|(id, _)| *id).collect();
         self.fetches.woken.extend(ids);
+        let hungry = std::mem::take(&mut self.fetches.hungry);
+        self.fetches.woken.extend(hungry);
     }
 }
 

@@ -102,6 +102,10 @@ impl<D: Disk> Broker<D> {
             metrics.durable_index.set(status.durable);
             metrics.last_index.set(status.last);
             metrics.term.set(status.term);
+            if let Some(proposals) = self.proposals.get(group) {
+                metrics.produce_window_bytes.set(proposals.window() as u64);
+                metrics.produce_waiting_bytes.set(proposals.waiting_bytes() as u64);
+            }
             metrics.set_role(match status.role {
                 Role::Leader => lnc_metrics::Role::Leader,
                 Role::Follower => lnc_metrics::Role::Follower,

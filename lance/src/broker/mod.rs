@@ -17,6 +17,7 @@ mod clocks;
 pub mod command;
 pub mod control;
 mod costs;
+mod fair_queue;
 mod fetch;
 mod formats;
 mod gauges;
@@ -42,12 +43,15 @@ pub mod tail_cache;
 mod topic_changes;
 pub mod trace;
 mod transfer;
+mod window;
 
 use self::catalog::{Catalog, META};
+pub use self::fetch::ReplyRoom;
 use self::members::Addresses;
 use self::partitions::PartitionGroup;
 pub use self::partitions::ProducerLimits;
 pub use self::passed_on::Passage;
+pub use self::proposals::number_behind;
 use self::proposals::{Origin, Proposals};
 use self::storage::Storage;
 use bytes::Bytes;
@@ -298,6 +302,8 @@ pub struct Broker<D: Disk> {
     figures: gauges::Figures,
     /// Microseconds on a clock for measuring, from who drives the broker: nothing but metrics may depend on it.
     stopwatch: Option<Box<dyn Fn() -> u64>>,
+    /// Set where memory for replies is bounded.
+    reply_room: Option<Box<dyn ReplyRoom>>,
     group_metrics: BTreeMap<GroupId, GroupMetrics>,
     request_counters: BTreeMap<Opcode, Counter>,
     flushes: VecDeque<FlushUnderWay>,
@@ -332,6 +338,11 @@ impl<D: Disk> Broker<D> {
     /// The disk, for the driver that waits for it.
     pub fn disk(&self) -> &D {
         &self.disk
+    }
+
+    /// From now on it answers fetches as far as there is room for the replies.
+    pub fn set_reply_room(&mut self, replies: Box<dyn ReplyRoom>) {
+        self.reply_room = Some(replies);
     }
 
     /// Give it a clock, in microseconds, with which it measures how long it takes over its own work.
@@ -672,9 +683,9 @@ impl<D: Disk> Broker<D> {
         waiting && flushing + self.in_flight_bytes <= LITTLE
     }
 
-    /// Whether connections should stop reading: half of the memory for requests is in use.
-    pub fn should_pause(&self) -> bool {
-        self.in_flight_bytes > self.config.memory_bytes / 2
+    /// Bytes of requests that are not answered.
+    pub fn request_bytes(&self) -> usize {
+        self.in_flight_bytes
     }
 
     /// Before the process ends: have the disk say how far it got. True once it does; until then, take turns.
@@ -809,7 +820,7 @@ impl<D: Disk> Broker<D> {
         if let (Some(tracer), Some(origin)) = (&mut self.tracer, &origin) {
             tracer.queued(origin.caller);
         }
-        let stamp_ms = self.clocks.stamp_ms(self.clock);
-        self.proposals(group).push(command, origin, stamp_ms);
+        let clock = self.stamp();
+        self.proposals(group).push(command, origin, clock);
     }
 }

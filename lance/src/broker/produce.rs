@@ -1,14 +1,13 @@
 //! Produce: from a request to a command in the group's next entry.
 
 use super::catalog::META;
-use super::command::Command;
 use super::passed_on::Patience;
-use super::proposals::{Kind, Origin, unplaced};
+use super::proposals::{Kind, Origin};
 use super::{Broker, Caller};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
 use lnc_mutation::{Mutation, mutated};
-use lnc_protocol::message::{Acks, Opcode, ProduceRequest, Request};
+use lnc_protocol::message::{Opcode, ProduceRequest, Request};
 use lnc_protocol::{ErrorCode, Limits, RecordBatch};
 
 /// Decompressed bytes allowed per byte of the largest batch.
@@ -68,22 +67,18 @@ impl<D: Disk> Broker<D> {
         self.metrics.messages_in_total.inc_by(u64::from(batch.header().record_count));
         self.metrics.produce_batch_bytes.observe(bytes as f64);
         self.metrics.produce_batch_records.observe(f64::from(batch.header().record_count));
-        let command = Command::Append { key, batch: batch.into_bytes() };
-        if acks == Acks::None {
-            self.submit(group, &command, None);
-            return self.reply(caller, opcode, unplaced(id, partition));
-        }
         self.in_flight_bytes += bytes;
         let Patience { since_us, deadline_us } = self.patience();
         let kind = Kind::Produce { acks, topic_id: id, partition };
-        self.submit(group, &command, Some(Origin { caller, opcode, bytes, since_us, deadline_us, kind }));
+        let origin = Origin { caller, opcode, bytes, since_us, deadline_us, kind };
+        self.submit_records(group, caller, key, batch.into_bytes(), origin);
     }
 
     /// Whether a batch of this size may come in now.
     fn room_for(&mut self, group: lnc_log::journal::GroupId, bytes: usize) -> Result<(), (ErrorCode, String)> {
         let limit = self.config.memory_bytes;
         let queued = self.proposals(group).bytes();
-        if (self.in_flight_bytes + bytes > limit || queued > limit / 2) && !mutated(Mutation::TakeTooMuch) {
+        if (self.in_flight_bytes + bytes > limit || queued > limit) && !mutated(Mutation::TakeTooMuch) {
             let message = format!(
                 "{} bytes of requests are under way and {queued} queued for group {}, the limit is {limit}",
                 self.in_flight_bytes, group.0

@@ -1,14 +1,18 @@
 //! Commands on their way through the log: collected into one entry per group and turn, proposed, and matched with the
-//! entry when it commits, so that each caller gets the answer to its own command.
+//! entry when it commits, so that each caller gets the answer to its own command. Records beyond what may be under way
+//! wait in a queue that is fair to all who send them.
 
 use super::command::{Command, EntryBuilder, validate};
+use super::fair_queue::FairQueue;
+use super::window::{Commit, Window};
 use super::{Broker, Caller};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
+use lnc_log::segment::PartitionKey;
 use lnc_mutation::{Mutation, mutated};
-use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{Acks, Opcode, ProduceResponse, Response};
+use lnc_protocol::{ErrorCode, Flags};
 use lnc_raft::ProposeError;
 use std::collections::VecDeque;
 
@@ -17,6 +21,25 @@ const ENTRY_BYTES: usize = 1 << 20;
 
 /// Entries that may collect while the journal is busy before they are proposed all the same.
 const EAGER_BYTES: usize = 4 << 20;
+
+/// A node that passes requests on numbers them; the upper bits of a number tell the clients apart.
+const FLOW_SHIFT: u32 = 48;
+
+/// The number of a forwarded request that is the `number`th on its link, of the client with this connection.
+pub fn number_behind(connection: u64, number: u64) -> u64 {
+    (connection << FLOW_SHIFT) | (number & ((1 << FLOW_SHIFT) - 1))
+}
+
+fn flow_behind(correlation: u64) -> u16 {
+    (correlation >> FLOW_SHIFT) as u16
+}
+
+/// A moment: on the clock for durations, and as entries are stamped.
+#[derive(Clone, Copy)]
+pub(super) struct Stamp {
+    pub(super) now_us: u64,
+    pub(super) stamp_ms: u64,
+}
 
 /// Who waits for a command.
 #[derive(Clone, Debug)]
@@ -48,6 +71,9 @@ struct Proposed {
     term: u64,
     index: u64,
     origins: Origins,
+    /// Bytes of its payload.
+    bytes: usize,
+    begun: Begun,
     since_us: u64,
     /// This node's own disk has it.
     durable: bool,
@@ -63,50 +89,150 @@ pub(super) struct Committed {
     pub(super) proposed_us: Option<u64>,
 }
 
+/// A payload that is complete.
+struct Payload {
+    bytes: Bytes,
+    origins: Origins,
+    begun: Begun,
+}
+
+/// When the first command came into an entry, and whether nothing else was under way then.
+#[derive(Clone, Copy, Default)]
+struct Begun {
+    at_us: u64,
+    alone: bool,
+}
+
+/// Records that wait for room.
+struct Waiting {
+    key: PartitionKey,
+    batch: Bytes,
+    /// None once its time was up.
+    origin: Option<Origin>,
+}
+
+/// Whose turn it is among those who wait: a client, also where another node passes its requests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Flow {
+    connection: u64,
+    behind: u16,
+}
+
+impl From<Caller> for Flow {
+    fn from(caller: Caller) -> Self {
+        let forwarded = caller.flags.contains(Flags::FORWARDED);
+        Self { connection: caller.connection, behind: if forwarded { flow_behind(caller.correlation) } else { 0 } }
+    }
+}
+
 /// The commands of one group that are not applied yet.
 #[derive(Default)]
 pub(super) struct Proposals {
+    waiting: FairQueue<Flow, Waiting>,
     next: EntryBuilder,
     origins: Origins,
+    /// Of the next entry.
+    begun: Begun,
     /// Payloads that are complete and could not be proposed yet.
-    full: VecDeque<(Bytes, Origins)>,
+    full: VecDeque<Payload>,
     proposed: VecDeque<Proposed>,
+    /// The sum over the payloads in `full` and `proposed`.
+    under_way: usize,
+    window: Window,
 }
 
 impl Proposals {
-    pub(super) fn push(&mut self, command: &Command, origin: Option<Origin>, stamp_ms: u64) {
+    /// Add a command to the next entry.
+    pub(super) fn push(&mut self, command: &Command, origin: Option<Origin>, clock: Stamp) {
+        if self.next.count() == 0 {
+            self.begun = Begun { at_us: clock.now_us, alone: self.under_way == 0 };
+        }
         let position = self.next.push(command);
         if let Some(origin) = origin {
             self.origins.push((position, Some(origin)));
         }
         if self.next.bytes() >= ENTRY_BYTES {
-            self.full.push_back((self.next.finish(stamp_ms), std::mem::take(&mut self.origins)));
+            let payload = self.finish_next(clock.stamp_ms);
+            self.full.push_back(payload);
+        }
+    }
+
+    /// Add records to the next entry, or let them wait for their turn.
+    fn append(&mut self, flow: Flow, key: PartitionKey, batch: Bytes, origin: Origin, clock: Stamp) {
+        let origin = Some(origin);
+        if self.waiting.is_empty() && self.has_room(batch.len()) {
+            return self.push(&Command::Append { key, batch }, origin, clock);
+        }
+        /// A shorter batch is not worth the buffer that it came in, which it would keep alive.
+        const WORTH: usize = 16 << 10;
+        let batch = if batch.len() < WORTH { Bytes::copy_from_slice(&batch) } else { batch };
+        self.waiting.push(flow, batch.len(), Waiting { key, batch, origin });
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        self.window.fits(self.under_way + self.next.bytes(), bytes)
+    }
+
+    /// Let in who waits, in turn, as far as there is room; or all of them.
+    fn admit(&mut self, clock: Stamp, all: bool) {
+        loop {
+            let (window, under_way) = (&self.window, self.under_way + self.next.bytes());
+            let Some(waiting) = self.waiting.pop_if(|bytes| all || window.fits(under_way, bytes)) else { break };
+            let Waiting { key, batch, origin } = waiting;
+            self.push(&Command::Append { key, batch }, origin, clock);
+        }
+        if !self.waiting.is_empty() {
+            self.window.fell_short(clock.now_us);
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.next.count() == 0 && self.full.is_empty()
+        self.next.count() == 0 && self.full.is_empty() && self.waiting.is_empty()
     }
 
+    /// Bytes that are not proposed yet.
     pub(super) fn bytes(&self) -> usize {
-        self.next.bytes() + self.full.len() * ENTRY_BYTES
+        self.waiting.bytes() + self.collected_bytes()
     }
 
-    fn pop(&mut self, stamp_ms: u64) -> Option<(Bytes, Origins)> {
-        self.full.pop_front().or_else(|| {
-            (self.next.count() > 0).then(|| (self.next.finish(stamp_ms), std::mem::take(&mut self.origins)))
-        })
+    /// Those of them that wait no longer for room in the window.
+    fn collected_bytes(&self) -> usize {
+        let full: usize = self.full.iter().map(|payload| payload.bytes.len()).sum();
+        self.next.bytes() + full
+    }
+
+    /// Bytes that wait for room in the window.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.waiting.bytes()
+    }
+
+    /// The window's size in bytes.
+    pub(super) fn window(&self) -> usize {
+        self.window.bytes()
+    }
+
+    fn finish_next(&mut self, stamp_ms: u64) -> Payload {
+        let bytes = self.next.finish(stamp_ms);
+        self.under_way += bytes.len();
+        Payload { bytes, origins: std::mem::take(&mut self.origins), begun: self.begun }
+    }
+
+    fn pop(&mut self, stamp_ms: u64) -> Option<Payload> {
+        self.full.pop_front().or_else(|| (self.next.count() > 0).then(|| self.finish_next(stamp_ms)))
     }
 
     /// Take what is known of the entry that has just committed.
-    pub(super) fn committed(&mut self, term: u64, index: u64) -> Committed {
+    pub(super) fn committed(&mut self, term: u64, index: u64, now_us: u64) -> Committed {
         let mut lost = Vec::new();
         while let Some(first) = self.proposed.front() {
             if first.index > index {
                 break;
             }
             let Some(first) = self.proposed.pop_front() else { break };
+            self.under_way -= first.bytes;
             if (first.term, first.index) == (term, index) {
+                let took_us = now_us.saturating_sub(first.begun.at_us);
+                self.window.committed(now_us, Commit { bytes: first.bytes, took_us, was_alone: first.begun.alone });
                 return Committed { origins: first.origins, lost, proposed_us: Some(first.since_us) };
             }
             lost.extend(first.origins.into_iter().filter_map(|(_, origin)| origin));
@@ -115,19 +241,23 @@ impl Proposals {
     }
 
     fn take_proposed(&mut self) -> Vec<Origin> {
+        self.under_way -= self.proposed.iter().map(|proposed| proposed.bytes).sum::<usize>();
         self.proposed.drain(..).flat_map(|p| p.origins).filter_map(|(_, origin)| origin).collect()
     }
 
     fn take_waiting(&mut self) -> Vec<Origin> {
         self.next = EntryBuilder::default();
-        let full = self.full.drain(..).flat_map(|(_, origins)| origins);
-        full.chain(self.origins.drain(..)).filter_map(|(_, origin)| origin).collect()
+        let full = self.full.drain(..).inspect(|payload| self.under_way -= payload.bytes.len());
+        let full = full.flat_map(|payload| payload.origins);
+        let collected = full.chain(self.origins.drain(..)).filter_map(|(_, origin)| origin);
+        collected.chain(self.waiting.drain().filter_map(|waiting| waiting.origin)).collect()
     }
 
     fn origins_mut(&mut self) -> impl Iterator<Item = &mut Option<Origin>> {
         let proposed = self.proposed.iter_mut().flat_map(|p| p.origins.iter_mut());
-        let full = self.full.iter_mut().flat_map(|(_, origins)| origins.iter_mut());
-        proposed.chain(full).chain(self.origins.iter_mut()).map(|(_, origin)| origin)
+        let full = self.full.iter_mut().flat_map(|payload| payload.origins.iter_mut());
+        let collected = proposed.chain(full).chain(self.origins.iter_mut()).map(|(_, origin)| origin);
+        collected.chain(self.waiting.iter_mut().map(|waiting| &mut waiting.origin))
     }
 }
 
@@ -149,50 +279,83 @@ impl<D: Disk> Broker<D> {
     /// commit, no timer does.
     pub(super) fn propose_pending(&mut self) {
         let can_flush = self.shard.can_flush();
-        let stamp_ms = self.clocks.stamp_ms(self.clock);
+        let clock = self.stamp();
         let groups: Vec<GroupId> = self.proposals.iter().filter(|(_, p)| !p.is_empty()).map(|(id, _)| *id).collect();
         let moving: Vec<GroupId> = groups.iter().copied().filter(|group| self.is_moving(*group)).collect();
         for group in groups {
-            let Some(proposals) = self.proposals.get_mut(&group) else { continue };
+            let is_moving = moving.contains(&group);
+            let proposals = self.proposals(group);
+            proposals.admit(clock, is_moving);
             // Who is to lead next gets all at once.
-            if !can_flush && proposals.bytes() < EAGER_BYTES && !moving.contains(&group) {
-                continue;
+            if can_flush || proposals.collected_bytes() >= EAGER_BYTES || is_moving {
+                self.propose_group(group, clock);
             }
-            while let Some((payload, origins)) = proposals.pop(stamp_ms) {
-                if let Err(error) = validate(&payload) {
-                    // It would end every replica. None of what this node makes is like that.
-                    tracing::error!(group = group.0, %error, "commands that make no entry are dropped: report this");
-                    for origin in origins.into_iter().filter_map(|(_, origin)| origin) {
-                        self.fail(origin, ErrorCode::InvalidRequest, error.to_string());
-                    }
-                    break;
+        }
+    }
+
+    fn propose_group(&mut self, group: GroupId, clock: Stamp) {
+        while let Some(payload) = self.proposals(group).pop(clock.stamp_ms) {
+            if let Err(error) = validate(&payload.bytes) {
+                // It would end every replica. None of what this node makes is like that.
+                tracing::error!(group = group.0, %error, "commands that make no entry are dropped: report this");
+                self.proposals(group).under_way -= payload.bytes.len();
+                for origin in payload.origins.into_iter().filter_map(|(_, origin)| origin) {
+                    self.fail(origin, ErrorCode::InvalidRequest, error.to_string());
                 }
-                match self.shard.propose(group, payload.clone()) {
-                    Ok((term, index)) => {
-                        let since_us = self.clock.mono_us;
-                        if let Some((_, Some(oldest))) = origins.first() {
-                            let micros = since_us.saturating_sub(oldest.since_us);
-                            self.metrics.produce_queue_seconds.observe(micros as f64 / 1e6);
-                        }
-                        if let Some(tracer) = &mut self.tracer {
-                            tracer.proposed(group, (term, index), payload.len(), &origins);
-                        }
-                        proposals.proposed.push_back(Proposed { term, index, origins, since_us, durable: false });
-                    }
-                    // They wait for room, or for the end of a transfer: what is in flight then is on the new leader's
-                    // disk and gets its answer, the rest is told to ask that leader.
-                    Err(ProposeError::TooMuchInFlight | ProposeError::Transferring) => {
-                        proposals.full.push_front((payload, origins));
-                        break;
-                    }
-                    Err(_) => {
-                        proposals.full.push_front((payload, origins));
-                        self.abandon_proposals(group);
-                        break;
-                    }
+                return;
+            }
+            match self.shard.propose(group, payload.bytes.clone()) {
+                Ok(place) => self.note_proposed(group, place, payload),
+                // They wait for room, or for the end of a transfer: what is in flight then is on the new leader's disk and
+                // gets its answer, the rest is told to ask that leader.
+                Err(ProposeError::TooMuchInFlight | ProposeError::Transferring) => {
+                    return self.proposals(group).full.push_front(payload);
+                }
+                Err(_) => {
+                    self.proposals(group).full.push_front(payload);
+                    return self.abandon_proposals(group);
                 }
             }
         }
+    }
+
+    /// The log has taken an entry. Whoever asked for no more has its answer.
+    fn note_proposed(&mut self, group: GroupId, (term, index): (u64, u64), payload: Payload) {
+        let Payload { bytes, mut origins, begun } = payload;
+        let since_us = self.clock.mono_us;
+        if let Some((_, Some(oldest))) = origins.first() {
+            let micros = since_us.saturating_sub(oldest.since_us);
+            self.metrics.produce_queue_seconds.observe(micros as f64 / 1e6);
+        }
+        let taken = take_produces(&mut origins, |acks| acks == Acks::None);
+        if let Some(tracer) = &mut self.tracer {
+            tracer.proposed(group, (term, index), bytes.len(), &origins);
+        }
+        let bytes = bytes.len();
+        let proposed = Proposed { term, index, origins, bytes, begun, since_us, durable: false };
+        self.proposals(group).proposed.push_back(proposed);
+        taken.into_iter().for_each(|origin| self.answer_unplaced(origin));
+    }
+
+    /// Records come in for a group.
+    pub(super) fn submit_records(
+        &mut self,
+        group: GroupId,
+        caller: Caller,
+        key: PartitionKey,
+        batch: Bytes,
+        origin: Origin,
+    ) {
+        let is_watched = !matches!(origin.kind, Kind::Produce { acks: Acks::None, .. });
+        if let Some(tracer) = self.tracer.as_mut().filter(|_| is_watched) {
+            tracer.queued(origin.caller);
+        }
+        let clock = self.stamp();
+        self.proposals(group).append(caller.into(), key, batch, origin, clock);
+    }
+
+    pub(super) fn stamp(&self) -> Stamp {
+        Stamp { now_us: self.now_us(), stamp_ms: self.clocks.stamp_ms(self.clock) }
     }
 
     /// Whether all commands of the group that there are have been proposed.
@@ -258,15 +421,15 @@ impl<D: Disk> Broker<D> {
                 let micros = self.clock.mono_us.saturating_sub(proposed.since_us);
                 self.metrics.journal_write_seconds.observe(micros as f64 / 1e6);
             }
-            for (_, origin) in &mut proposed.origins {
-                let leader_only = |o: &mut Origin| matches!(o.kind, Kind::Produce { acks: Acks::Leader, .. });
-                done.extend(origin.take_if(leader_only));
-            }
+            done.extend(take_produces(&mut proposed.origins, |acks| acks == Acks::Leader));
         }
-        for origin in done {
-            if let Kind::Produce { topic_id, partition, .. } = origin.kind {
-                self.answer(origin, unplaced(topic_id, partition));
-            }
+        done.into_iter().for_each(|origin| self.answer_unplaced(origin));
+    }
+
+    /// Answer a produce whose place in the log is not known at its acks level.
+    fn answer_unplaced(&mut self, origin: Origin) {
+        if let Kind::Produce { topic_id, partition, .. } = origin.kind {
+            self.answer(origin, unplaced(topic_id, partition));
         }
     }
 
@@ -288,8 +451,13 @@ impl<D: Disk> Broker<D> {
     }
 }
 
-/// The answer to a produce whose place in the log is not known at its acks level.
-pub(super) fn unplaced(topic_id: u64, partition: u32) -> Response {
+/// Take those who wait for no more than this.
+fn take_produces(origins: &mut Origins, wants: impl Fn(Acks) -> bool) -> Vec<Origin> {
+    let is_one = |origin: &mut Origin| matches!(origin.kind, Kind::Produce { acks, .. } if wants(acks));
+    origins.iter_mut().filter_map(|(_, origin)| origin.take_if(is_one)).collect()
+}
+
+fn unplaced(topic_id: u64, partition: u32) -> Response {
     Response::Produce(ProduceResponse {
         topic_id,
         partition,

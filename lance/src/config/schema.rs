@@ -215,9 +215,13 @@ settings! {
         max_connections: u32 [Whole32] = "10000" in "1" ..= "1000000";
         /// Silence after which a client's connection is closed.
         idle_timeout: std::time::Duration [Span] = "10m" in "1s" ..= "7d";
-        /// Memory for requests that are not answered yet. At the limit, clients are told to come back later. auto is a
+        /// Memory for requests that have come, wholly or in part, and are not answered yet. A client that has more of it than
+        /// is left is not read; at the limit, clients are told to come back later. auto is a
         /// quarter of what the control group of this process allows (containers, systemd), or of what the machine has.
         memory_bytes: u64 [Budget] = "128MiB" in "1MiB" ..= "1TiB";
+        /// Memory for replies that clients have not taken yet, and for records that are read for them. At the limit, clients get
+        /// fewer records at a time, and those that take none for ten seconds are cut off.
+        reply_bytes: u64 [Size] = "64MiB" in "1MiB" ..= "1TiB";
         /// Memory for the newest records of each partition, from which most readers are served; auto is the same quarter.
         tail_cache_bytes: u64 [Budget] = "128MiB" in "0" ..= "1TiB";
         /// Topics in the cluster.

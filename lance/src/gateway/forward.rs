@@ -4,8 +4,9 @@
 //! answer, that the connection broke, or that the other node was not reached. Where one does not answer for long, the connection is
 //! given up: the next request tries a new one.
 
-use super::{Gateway, LEAST_READ, READ_CHUNK};
-use crate::broker::Passage;
+use super::Gateway;
+use super::receive::{LEAST_READ, READ_CHUNK};
+use crate::broker::{Passage, number_behind};
 use bytes::{BufMut, Bytes, BytesMut};
 use lnc_protocol::frame::{self, Frame};
 use lnc_protocol::message::HelloRequest;
@@ -42,7 +43,7 @@ pub(super) struct Link {
     wake: Notify,
     /// End the connection at once.
     abort: Notify,
-    /// By number, which ascends with the time.
+    /// By number, of which those of a client ascend with the time.
     pending: RefCell<BTreeMap<u64, Pending>>,
     next: Cell<u64>,
     /// The other node has accepted the connection, and so may have got what was sent.
@@ -94,14 +95,22 @@ impl Link {
         link
     }
 
-    /// Queue a request, with its trace if the other node understands that. False if there is no room.
-    pub(super) fn send(&self, ticket: u64, opcode: Opcode, context: Option<TraceContext>, body: &Bytes) -> bool {
+    /// Queue a request of the client with this connection, with its trace if the other node understands that. False if there is
+    /// no room.
+    pub(super) fn send(
+        &self,
+        (ticket, connection): (u64, u64),
+        opcode: Opcode,
+        context: Option<TraceContext>,
+        body: &Bytes,
+    ) -> bool {
         let (waiting, bytes) = (self.pending.borrow().len(), self.queue.borrow().len());
         if waiting >= MAX_PENDING || bytes >= MAX_QUEUE {
             return false;
         }
         let number = self.next.get();
         self.next.set(number + 1);
+        let number = number_behind(connection, number);
         self.pending.borrow_mut().insert(number, Pending { ticket, since: Instant::now() });
         let context = context.filter(|_| body.len() + trace::LEN <= self.context_room.get());
         let traced = if context.is_some() { Flags::TRACED } else { Flags::NONE };
@@ -121,8 +130,8 @@ impl Link {
 
     /// Give up a connection on which a request has waited for too long.
     pub(super) fn expire(&self, now: Instant) {
-        let oldest = self.pending.borrow().values().next().map(|pending| pending.since);
-        if oldest.is_some_and(|since| now.saturating_duration_since(since) > ANSWER_TIMEOUT) {
+        let is_over = |pending: &Pending| now.saturating_duration_since(pending.since) > ANSWER_TIMEOUT;
+        if self.pending.borrow().values().any(is_over) {
             self.abort.notify_one();
         }
     }

@@ -12,6 +12,9 @@ use std::io::IoSlice;
 /// buffer alive that it is a part of.
 const LEAST_PIECE: usize = 8 << 10;
 
+/// Bytes that gather in one buffer: one that grew further would be half empty.
+const MOST_COPIED: usize = 64 << 10;
+
 /// See the module documentation.
 #[derive(Default)]
 pub(super) struct Outgoing {
@@ -39,6 +42,9 @@ impl Outgoing {
                 }
             }
             _ => encode_reply(&mut self.copied, opcode, correlation, reply),
+        }
+        if self.copied.len() >= MOST_COPIED {
+            self.seal();
         }
     }
 

@@ -1,14 +1,18 @@
 //! The gateway on real sockets, with the test in the broker's place.
 
 use super::*;
+use bytes::BytesMut;
+use lnc_protocol::Reply;
 use lnc_protocol::message::{FetchRequest, FetchedPartition, HelloRequest, HelloResponse};
 use lnc_protocol::{PROTOCOL_VERSION, Request, Response, decode_reply, encode_reply, encode_request};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 
 const OTHER: NodeId = NodeId(2);
 const MIB: u32 = 1 << 20;
+/// Of each kind of memory.
+const BUDGET: usize = 64 << 20;
 const IDLE: Duration = Duration::from_secs(60);
 /// Longest time for anything to happen, on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -31,7 +35,9 @@ impl Bench {
         let config = GatewayConfig {
             max_frame_bytes,
             max_batch_bytes: MIB as usize,
-            max_connections: 1,
+            max_connections: 1000,
+            request_bytes: BUDGET,
+            reply_bytes: BUDGET,
             idle_timeout: IDLE,
             nodes: [(OTHER.node(), other.to_owned())].into(),
         };
@@ -128,7 +134,7 @@ impl Bench {
         let connection = self.gateway.connections.borrow().values().next().unwrap().clone();
         let stuck = async {
             let mut before = 0;
-            let unwritten = || connection.writing.borrow().pieces.remaining();
+            let unwritten = || connection.unwritten();
             while unwritten() == 0 || unwritten() != before {
                 before = unwritten();
                 sleep(Duration::from_millis(20)).await;
@@ -346,5 +352,187 @@ fn contexts_of_other_requests_are_read_past_and_short_ones_refused() {
         let answer = bench.next_frame().await;
         let error = decode_reply(Opcode::Ping, answer.body).unwrap().result.unwrap_err();
         assert_eq!((answer.header.correlation, error.code), (9, ErrorCode::InvalidRequest), "{error}");
+    });
+}
+
+/// More clients of a gateway, with hello said or not.
+struct Crowd {
+    address: std::net::SocketAddr,
+    clients: Vec<TcpStream>,
+}
+
+impl Crowd {
+    async fn new(bench: &Bench, count: usize, greeted: bool) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        spawn_local(bench.gateway.clone().accept(listener));
+        let mut crowd = Self { address, clients: Vec::new() };
+        for _ in 0..count {
+            crowd.join(bench, greeted).await;
+        }
+        crowd
+    }
+
+    async fn join(&mut self, bench: &Bench, greeted: bool) {
+        let mut client = TcpStream::connect(self.address).await.unwrap();
+        if greeted {
+            let mut out = BytesMut::new();
+            encode_request(&mut out, Flags::NONE, 0, &Request::Hello(HelloRequest::default()));
+            client.write_all(&out).await.unwrap();
+            while !bench.gateway.connections.borrow().values().any(|connection| connection.requests.get() > 0) {
+                sleep(Duration::from_millis(1)).await;
+            }
+            answer_all(bench, Response::Hello(HelloResponse::default()));
+        }
+        self.clients.push(client);
+    }
+}
+
+/// Answers whatever has come with this.
+fn answer_all(bench: &Bench, response: Response) {
+    let mut inbox = VecDeque::new();
+    bench.gateway.take_inbox(&mut inbox);
+    let reply = |Incoming { caller, opcode, .. }| Output::Reply { caller, opcode, reply: response.clone().into() };
+    bench.gateway.dispatch(&mut inbox.into_iter().map(reply).collect());
+}
+
+/// The beginning of a frame with a body of so many bytes: the header and `part` bytes.
+fn unfinished(opcode: Opcode, body: usize, part: usize) -> BytesMut {
+    let mut out = BytesMut::new();
+    frame::encode(&mut out, opcode, Flags::NONE, 1, |out| out.resize(out.len() + body, 0));
+    out.truncate(frame::HEADER_LEN + part);
+    out
+}
+
+/// Writes as far as the other end takes it.
+async fn offer(client: &TcpStream, mut bytes: &[u8]) {
+    while !bytes.is_empty() && timeout(Duration::from_millis(50), client.writable()).await.is_ok() {
+        if let Ok(written) = client.try_write(bytes) {
+            bytes = &bytes[written..];
+        }
+    }
+}
+
+fn memory(gateway: &Gateway) -> usize {
+    gateway.requests.used() + gateway.chunks.used()
+}
+
+#[test]
+fn frames_that_never_end_hold_no_more_than_the_budget_and_not_for_long() {
+    run(async {
+        let mut bench = Bench::new(8 << 20, "").await;
+        let crowd = Crowd::new(&bench, 30, true).await;
+        for client in &crowd.clients {
+            offer(client, &unfinished(Opcode::Produce, 7 << 20, 6 << 20)).await;
+        }
+        assert!(memory(&bench.gateway) <= BUDGET, "{}", memory(&bench.gateway));
+        assert!(bench.gateway.requests.is_short());
+        // Somebody with little is served all the same.
+        bench.send(&[Request::Ping]);
+        while !bench.served().await.contains(&1) {}
+        // Those who have begun and do not go on make room for those who wait.
+        let before = bench.gateway.connections.borrow().len();
+        bench.gateway.expire(Instant::now() + Duration::from_secs(1000));
+        let ended = async {
+            while bench.gateway.connections.borrow().len() == before {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, ended).await.expect("who is slow to send is cut off");
+        assert!(memory(&bench.gateway) <= BUDGET);
+    });
+}
+
+#[test]
+fn before_the_greeting_a_frame_is_short() {
+    run(async {
+        let bench = Bench::new(8 << 20, "").await;
+        let mut crowd = Crowd::new(&bench, 1, false).await;
+        let client = &mut crowd.clients[0];
+        offer(client, &unfinished(Opcode::Hello, MAX_GREETING + 1, 0)).await;
+        let mut received = BytesMut::new();
+        let answer = heard(client, &mut received).await;
+        let error = decode_reply(Opcode::Hello, answer.body).unwrap().result.unwrap_err();
+        assert!(error.message.contains("65536"), "{error}");
+    });
+}
+
+#[test]
+fn a_silent_connection_holds_nothing() {
+    run(async {
+        let bench = Bench::new(8 << 20, "").await;
+        let _crowd = Crowd::new(&bench, 200, true).await;
+        let idle = async {
+            while memory(&bench.gateway) > 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, idle).await.expect("buffers are given back");
+    });
+}
+
+#[test]
+fn clients_that_ping_and_do_not_read_hold_no_more_than_the_budget() {
+    run(async {
+        let bench = Bench::new(8 << 20, "").await;
+        let crowd = Crowd::new(&bench, 100, true).await;
+        let mut pings = BytesMut::new();
+        for number in 0..20_000 {
+            encode_request(&mut pings, Flags::NONE, number, &Request::Ping);
+        }
+        let mut most = 0;
+        for _ in 0..60 {
+            for client in &crowd.clients {
+                let _ = client.try_write(&pings);
+            }
+            sleep(Duration::from_millis(1)).await;
+            // The answer to each is as long as those get.
+            answer_all(
+                &bench,
+                Response::Fetch(vec![FetchedPartition { message: "x".repeat(150), ..FetchedPartition::default() }]),
+            );
+            most = most.max(bench.gateway.replies.used());
+        }
+        // What one turn answers may be beyond it, for what was taken together.
+        assert!((BUDGET / 2..BUDGET + (8 << 20)).contains(&most), "{most}");
+        let owed: Vec<usize> = bench.gateway.connections.borrow().values().map(|one| one.owed()).collect();
+        assert!(owed.iter().all(|owed| *owed < BUDGET / 4), "{owed:?}");
+    });
+}
+
+#[test]
+fn who_does_not_read_makes_room_when_it_is_short() {
+    run(async {
+        let mut bench = Bench::new(64 << 20, "").await;
+        bench.send(&[fetch(64 * MIB)]);
+        assert_eq!(bench.served().await, [1]);
+        bench.answer_fetch(1, 60 << 20);
+        bench.wait_until_writer_is_stuck().await;
+        assert!(bench.gateway.replies.is_short());
+        bench.gateway.expire(Instant::now() + UNREAD + Duration::from_secs(5));
+        let gone = async {
+            while !bench.gateway.connections.borrow().is_empty() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, gone).await.expect("the connection ends long before it is idle");
+        assert_eq!(bench.gateway.replies.used(), 0);
+    });
+}
+
+#[test]
+fn a_fetch_is_told_what_room_there_is() {
+    run(async {
+        let mut bench = Bench::new(64 << 20, "").await;
+        bench.send(&[fetch(MIB), fetch(MIB)]);
+        assert_eq!(bench.served().await, [1, 2]);
+        let (first, second) = (bench.caller(1), bench.caller(2));
+        assert_eq!(bench.gateway.room(first), BUDGET);
+        bench.gateway.keep(first, 10 << 20);
+        assert_eq!(bench.gateway.room(second), BUDGET - (20 << 20), "what it has is taken off, and again as its share");
+        bench.gateway.keep(first, 5 << 20);
+        bench.answer_fetch(1, 0);
+        bench.next_frame().await;
+        assert_eq!(bench.gateway.room(second), BUDGET, "all was given back");
     });
 }
