@@ -5,7 +5,8 @@
 //! system call of its own.
 //!
 //! Batches carry no producer id: duplicates are not detected, and a request is not repeated. A failed one counts as an
-//! error; then the line lets the rest come in, pauses, and asks who leads.
+//! error; then the line lets the rest come in, pauses, and asks who leads. One that is told who leads instead has not failed: nothing of it
+//! was taken, and it goes to that node, its time counted from when it was first due.
 
 use std::cell::RefCell;
 use std::pin::pin;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, BytesMut};
 use lnc_client::Client;
+use lnc_protocol::ErrorCode;
 use lnc_protocol::frame::{self, Flags};
 use lnc_protocol::message::{Opcode, decode_reply};
 use tokio::io::AsyncReadExt;
@@ -64,12 +66,24 @@ pub(crate) struct Line {
     flags: Flags,
     /// Set after an error: no new requests on this connection.
     draining: bool,
+    /// When requests were due that a node has not taken, since another one leads.
+    redirected: Vec<u64>,
 }
 
 impl Line {
     pub(crate) fn new(shared: Rc<Shared>, targets: Vec<usize>, pace: Pace, wake: Rc<Notify>) -> Self {
         let slots = Slots::new(shared.plan.args.in_flight);
-        Line { shared, targets, turn: 0, pace, wake, slots, flags: Flags::NONE, draining: false }
+        Line {
+            shared,
+            targets,
+            turn: 0,
+            pace,
+            wake,
+            slots,
+            flags: Flags::NONE,
+            draining: false,
+            redirected: Vec::new(),
+        }
     }
 
     /// Keeps requests under way until the window ends, then waits for the last answers.
@@ -94,9 +108,14 @@ impl Line {
             }
             leader_known = false;
             self.draining = false;
-            tokio::time::sleep(PAUSE_AFTER_ERROR).await;
+            if self.redirected.is_empty() {
+                tokio::time::sleep(PAUSE_AFTER_ERROR).await;
+            }
         }
         let end = plan.clock.now();
+        for due in std::mem::take(&mut self.redirected) {
+            self.shared.recorder.borrow_mut().request_failed(due, ErrorCode::NotLeader.name());
+        }
         while let Some(due) = self.pace.take_missed() {
             self.shared.recorder.borrow_mut().never_sent(due, end);
         }
@@ -165,7 +184,7 @@ impl Line {
         let now = shared.plan.clock.now();
         let mut batches = shared.batches.borrow_mut();
         while !self.slots.is_full()
-            && let Some(due) = self.pace.take(now)
+            && let Some(due) = self.redirected.pop().or_else(|| self.pace.take(now))
         {
             let prefix = &shared.plan.prefixes[self.targets[self.turn]];
             self.turn = (self.turn + 1) % self.targets.len();
@@ -199,9 +218,11 @@ impl Line {
                 continue;
             }
             let reply = decode_reply(Opcode::Produce, frame.body).map_err(|_| PROTOCOL_BROKEN)?;
-            let code = reply.result.err().map_or(PROTOCOL_BROKEN, |error| error.code.name());
-            recorder.request_failed(request.due, code);
             self.draining = true;
+            match reply.result.err().map(|error| error.code) {
+                Some(ErrorCode::NotLeader) => self.redirected.push(request.due),
+                code => recorder.request_failed(request.due, code.map_or(PROTOCOL_BROKEN, ErrorCode::name)),
+            }
         }
         plan.progress.fetch_add(records, Ordering::Relaxed);
         Ok(())

@@ -87,6 +87,9 @@ catalogue! {
         tail_cache_bytes: Gauge, [], [], "Bytes of the newest records that the tail cache holds; limits.tail_cache_bytes bounds it.";
         requests_total: CounterVec, ["opcode"], [], "Requests received from clients.";
         forwarded_requests_total: Counter, [], [], "Requests passed on to the node that leads the group.";
+        followers_waited_for: Gauge, [], [], "Groups led here whose clients are slowed down, since a follower that lives is about to lose what it lacks from the journal.";
+        followers_let_go_total: Counter, [], [], "Followers for which clients were slowed down, and that stayed behind all the same.";
+        leaders_stepped_aside_total: Counter, [], [], "Groups that this node stopped leading, since a majority that answered did not acknowledge entries.";
         requests_held_total: Counter, [], [], "Requests that waited for a leader: while their group was handed over, or had none that is known.";
         requests_repeated_total: Counter, [], [], "Requests passed on once more, since the node that had them leads no more or is gone.";
         errors_total: CounterVec, ["code"], [], "Requests answered with an error.";
@@ -123,7 +126,7 @@ catalogue! {
         applied_index: GaugeVec, ["group"], [], "Highest index applied to the state machine.";
         durable_index: GaugeVec, ["group"], [], "Highest index on this node's stable storage.";
         last_index: GaugeVec, ["group"], [], "Highest index in this node's log.";
-        replication_lag: GaugeVec, ["group", "peer"], [], "Entries of the leader's log that a peer does not have yet.";
+        replication_lag: GaugeVec, ["group", "peer"], [], "Entries of the leader's log that a peer does not have yet; not there until the peer has told this leader what it has.";
         replication_in_flight: GaugeVec, ["group", "peer"], [], "Messages with entries that the leader has sent to a peer and that are not acknowledged yet.";
         fan_out_evicted: GaugeVec, ["group", "peer"], [], "Whether the leader sends a peer nothing but probes, since it is silent or lacks more than the journal holds: 1 if so.";
         fan_out_evictions_total: CounterVec, ["peer"], [], "Times that a leader on this node left a peer out of the fan-out, counted per group.";

@@ -49,7 +49,7 @@ pub struct GroupMetrics {
 /// A leader's gauges of one peer.
 #[derive(Clone, Debug)]
 struct Peer {
-    lag: Gauge,
+    lag: Option<Gauge>,
     in_flight: Gauge,
     evicted: Gauge,
 }
@@ -57,8 +57,8 @@ struct Peer {
 /// What a leader shows of one peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerFigures {
-    /// Entries of the leader's log that the peer does not have yet.
-    pub lag: u64,
+    /// Entries of the leader's log that the peer does not have yet; None while the leader cannot tell.
+    pub lag: Option<u64>,
     /// Messages with entries that are not acknowledged yet.
     pub in_flight: u64,
     /// Whether it is left out of the fan-out.
@@ -102,15 +102,19 @@ impl GroupMetrics {
 
     /// Shows how a peer of the leader is. A peer that is left out of the fan-out from now on is counted.
     pub fn set_peer(&mut self, peer: u64, figures: PeerFigures) {
-        let gauges = self.peers.entry(peer).or_insert_with(|| {
-            let labels = [self.group.as_str(), &peer.to_string()];
-            Peer {
-                lag: self.lag_family.with_label_values(&labels),
-                in_flight: self.in_flight_family.with_label_values(&labels),
-                evicted: self.evicted_family.with_label_values(&labels),
-            }
+        let number = peer.to_string();
+        let labels = [self.group.as_str(), &number];
+        let gauges = self.peers.entry(peer).or_insert_with(|| Peer {
+            lag: None,
+            in_flight: self.in_flight_family.with_label_values(&labels),
+            evicted: self.evicted_family.with_label_values(&labels),
         });
-        gauges.lag.set(figures.lag);
+        match figures.lag {
+            Some(lag) => gauges.lag.get_or_insert_with(|| self.lag_family.with_label_values(&labels)).set(lag),
+            // What is not known has no sample: an alert would take any number for a fact.
+            None if gauges.lag.take().is_some() => drop(self.lag_family.remove_label_values(&labels)),
+            None => {}
+        }
         gauges.in_flight.set(figures.in_flight);
         if figures.evicted && gauges.evicted.get() == 0 {
             self.evictions.with_label_values(&[&peer.to_string()]).inc();
@@ -156,7 +160,7 @@ mod tests {
     }
 
     fn lag(lag: u64) -> PeerFigures {
-        PeerFigures { lag, in_flight: 0, evicted: false }
+        PeerFigures { lag: Some(lag), in_flight: 0, evicted: false }
     }
 
     #[test]
@@ -180,10 +184,24 @@ mod tests {
     }
 
     #[test]
+    fn a_lag_that_is_not_known_is_not_shown() {
+        let metrics = Metrics::new();
+        let mut group = metrics.group(1);
+        let unknown = PeerFigures { lag: None, in_flight: 0, evicted: true };
+        let shown = || metrics.render().contains("lance_replication_lag{");
+        group.set_peer(2, unknown);
+        assert!(!shown() && metrics.render().contains("lance_fan_out_evicted{group=\"1\",peer=\"2\"} 1\n"));
+        group.set_peer(2, lag(0));
+        assert!(shown());
+        group.set_peer(2, unknown);
+        assert!(!shown());
+    }
+
+    #[test]
     fn each_eviction_is_counted_once() {
         let metrics = Metrics::new();
         let mut group = metrics.group(1);
-        let figures = |evicted| PeerFigures { lag: 0, in_flight: 0, evicted };
+        let figures = |evicted| PeerFigures { lag: Some(0), in_flight: 0, evicted };
         for evicted in [false, true, true, false, true] {
             group.set_peer(2, figures(evicted));
         }

@@ -180,7 +180,7 @@ mod tests {
             let mut group = metrics.group(group);
             group.set_role(crate::Role::Leader);
             for peer in 0..PEERS {
-                group.set_peer(peer, crate::PeerFigures { lag: u64::MAX, in_flight: 9, evicted: false });
+                group.set_peer(peer, crate::PeerFigures { lag: Some(u64::MAX), in_flight: 9, evicted: false });
             }
         }
         let page = metrics.render();

@@ -15,6 +15,13 @@ use crate::rng::Rng;
 /// the first one's round to succeed, short against an election timeout.
 const STAGGER_TICKS: u32 = 4;
 
+/// Election time-outs for which a leader may commit nothing of what waits. A disk that takes this long has been called slow by
+/// then, and is another matter.
+const STALL_TIMEOUTS: u32 = 10;
+
+/// Doublings of that, and of the time for which others may go first, while it comes to the same again and again.
+const MOST_DOUBLINGS: u32 = 4;
+
 /// The timer and the ballot of a node that does not lead.
 #[derive(Debug)]
 pub(crate) struct Election {
@@ -279,6 +286,7 @@ impl Raft {
         self.set_leader(Some(self.config.id));
         self.peers = self.others().iter().map(|&node| (node, Peer::new(next))).collect();
         self.heartbeat_elapsed = 0;
+        self.stalled_ticks = 0;
         self.transfer = None;
         self.uncommitted_bytes = self.log.size_of(self.log.commit() + 1, self.log.last_index());
         self.append_own(EntryKind::Empty, Bytes::new());
@@ -357,6 +365,9 @@ impl Raft {
             // The others may have elected someone else by now; who asks this node must learn that it cannot tell.
             return self.become_follower(self.hard_state.term, None);
         }
+        if self.commits_nothing() {
+            return self.step_aside();
+        }
         if let Some(transfer) = &mut self.transfer {
             transfer.ticks += 1;
             if transfer.ticks >= ticks {
@@ -364,6 +375,56 @@ impl Raft {
             }
         }
         self.tick_replication();
+    }
+
+    /// Counts how long entries wait. Check-quorum (Ongaro, *Consensus: Bridging Theory and Practice*, 2014, section 6.2) asks whether
+    /// the others answer; this asks whether they get what they are sent. Where heartbeats arrive and entries do not, as on a path
+    /// that loses what is long, the first is not enough. True when another node should try.
+    fn commits_nothing(&mut self) -> bool {
+        let waits = self.log.commit() < self.log.last_index();
+        self.stalled_ticks = if waits { self.stalled_ticks.saturating_add(1) } else { 0 };
+        self.stalled_ticks >= self.stall_ticks() && self.others_could_lead()
+    }
+
+    /// Whether the others are enough without this node, answer it, and do not say that their disks are slow: those would take no
+    /// more from another leader.
+    fn others_could_lead(&self) -> bool {
+        let ticks = self.config.election_ticks;
+        let lacks = |peer: &Peer| matches!(peer.state, PeerState::NeedsSnapshot { .. });
+        let fit = |peer: &Peer| peer.silent_ticks < ticks && !peer.slow && !lacks(peer);
+        let fit = |node| self.peers.get(&node).is_some_and(fit);
+        self.configuration().is_decided(fit)
+    }
+
+    /// Whether this node leads and is about to give that up.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.role == Role::Leader && self.stalled_ticks >= self.stall_ticks() / 2 && self.others_could_lead()
+    }
+
+    /// How long entries may wait: twice as long after each time that it came to that.
+    fn stall_ticks(&self) -> u32 {
+        STALL_TIMEOUTS.saturating_mul(self.config.election_ticks) << self.stalls.min(MOST_DOUBLINGS)
+    }
+
+    /// Where it has not come to that for long, it counts as the first time again.
+    pub(crate) fn tick_stalls(&mut self) {
+        /// Election time-outs.
+        const LONG: u32 = 600;
+        self.since_stall_ticks = self.since_stall_ticks.saturating_add(1);
+        if self.since_stall_ticks >= LONG.saturating_mul(self.config.election_ticks) {
+            self.stalls = 0;
+        }
+    }
+
+    /// Gives up the office, and does not stand for election before the others had their turn. If they cannot do better it
+    /// leads again, and the next time it waits for longer: leadership must not go to and fro.
+    fn step_aside(&mut self) {
+        self.out.stepped_aside = Some(self.log.commit() + 1);
+        (self.stalled_ticks, self.since_stall_ticks) = (0, 0);
+        self.become_follower(self.hard_state.term, None);
+        let turns = 4 << self.stalls.min(MOST_DOUBLINGS);
+        self.stalls = self.stalls.saturating_add(1);
+        self.election.timeout = self.election.timeout.saturating_add(self.config.election_ticks.saturating_mul(turns));
     }
 
     /// Hands leadership to `to`: proposals are refused until it leads, or an election timeout has passed.

@@ -20,8 +20,10 @@ pub enum ProgressState {
 pub struct Progress {
     /// The follower.
     pub id: NodeId,
-    /// Its durable log equals the leader's up to here.
+    /// Its durable log is known to equal the leader's up to here.
     pub match_index: Index,
+    /// It has told this leader what it has. Until then `match_index` is 0, and says nothing.
+    pub known: bool,
     /// The next entry to send.
     pub next_index: Index,
     /// How it is treated.
@@ -53,6 +55,8 @@ pub(crate) enum PeerState {
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) match_index: Index,
+    /// It has acknowledged something to this leader.
+    pub(crate) known: bool,
     pub(crate) next_index: Index,
     pub(crate) state: PeerState,
     /// The last index and the bytes of each append in flight, oldest first. Empty unless replicating.
@@ -81,6 +85,7 @@ impl Peer {
     pub(crate) fn new(next_index: Index) -> Self {
         Self {
             match_index: 0,
+            known: false,
             next_index,
             state: PeerState::Probe { waiting: false },
             in_flight: VecDeque::new(),
@@ -179,6 +184,7 @@ impl Peer {
         Progress {
             id,
             match_index: self.match_index,
+            known: self.known,
             next_index: self.next_index,
             state: match self.state {
                 PeerState::Probe { .. } => ProgressState::Probe,

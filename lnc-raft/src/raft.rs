@@ -70,6 +70,11 @@ pub struct Raft {
     /// Leader: the sizes of its entries beyond the commit index, in bytes.
     pub(crate) uncommitted_bytes: usize,
     pub(crate) transfer: Option<Transfer>,
+    /// Leader: ticks in which entries waited and none was committed.
+    pub(crate) stalled_ticks: u32,
+    /// How often in a row this node has given up its office for that.
+    pub(crate) stalls: u32,
+    pub(crate) since_stall_ticks: u32,
     /// This node would rather not lead.
     pub(crate) slow: bool,
     /// Leader: there may be something to send.
@@ -114,6 +119,9 @@ impl Raft {
             heartbeat_elapsed: 0,
             uncommitted_bytes: 0,
             transfer: None,
+            stalled_ticks: 0,
+            stalls: 0,
+            since_stall_ticks: 0,
             slow: false,
             unsent: false,
             out: Ready::default(),
@@ -141,6 +149,7 @@ impl Raft {
     /// A unit of time has passed.
     pub fn tick(&mut self) {
         self.tick_forwarded_reads();
+        self.tick_stalls();
         if self.role == Role::Leader {
             self.tick_leader();
         } else {
@@ -364,6 +373,7 @@ impl Raft {
                 .map(|(&id, peer)| peer.status(id, self.config.election_ticks, !self.configuration().is_voter(id)))
                 .collect(),
             transferring: self.transfer.map(|transfer| transfer.to),
+            stalled: self.is_stalled(),
             configuration: self.configuration().clone(),
             configuration_committed: self.configuration_committed(),
         }
@@ -654,6 +664,8 @@ pub struct Status {
     pub peers: Vec<Progress>,
     /// The target of a leadership transfer under way.
     pub transferring: Option<NodeId>,
+    /// It leads, and has committed nothing for long, though entries wait for it and others answer.
+    pub stalled: bool,
     /// The members, as the latest entry about them says.
     pub configuration: Configuration,
     /// Whether that entry is committed.

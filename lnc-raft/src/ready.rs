@@ -28,6 +28,8 @@ pub struct Ready {
     pub entries_wanted: Vec<EntriesWanted>,
     /// The leader no longer has the entries that this node lacks: it needs the group's state, at this index or later.
     pub state_needed: Option<Index>,
+    /// This node has given up its office: the entry at this index has waited in vain for others that answer all the same.
+    pub stepped_aside: Option<Index>,
 }
 
 impl Ready {

@@ -31,6 +31,7 @@ impl Raft {
         }
         let before = self.log.commit();
         if self.log.advance_commit(index) {
+            self.stalled_ticks = 0;
             self.uncommitted_bytes = self.uncommitted_bytes.saturating_sub(self.log.size_of(before + 1, index));
             self.unsent = true;
             self.advance_configuration();
@@ -304,6 +305,7 @@ impl Raft {
     fn accepted(&mut self, from: NodeId, match_index: Index) {
         let first_index = self.log.first_index();
         let Some(peer) = self.peers.get_mut(&from) else { return };
+        peer.known = true;
         if match_index > peer.match_index {
             peer.acked(match_index);
         }

@@ -162,6 +162,8 @@ pub struct Outputs {
     pub reads_failed: Vec<(GroupId, u64)>,
     /// Groups whose state this node needs from a peer, at this index or later.
     pub states_needed: Vec<(GroupId, Index)>,
+    /// Groups that this node no longer leads since nothing was committed, and the entry that waited.
+    pub stepped_aside: Vec<(GroupId, Index)>,
     /// Entries that peers have asked for with [`Shard::find_entries`].
     pub found: Vec<Found>,
     /// What a read of the scrub has found.
@@ -363,6 +365,7 @@ impl Shard {
             reads_failed,
             entries_wanted,
             state_needed,
+            stepped_aside,
             ..
         } = group.raft.take_ready();
         if let Some(state) = hard_state.filter(|_| !mutated(Mutation::ForgetVote)) {
@@ -396,6 +399,7 @@ impl Shard {
         out.reads.extend(read_states.into_iter().map(|r| (id, r.ctx, r.index)));
         out.reads_failed.extend(reads_failed.into_iter().map(|ctx| (id, ctx)));
         out.states_needed.extend(state_needed.map(|index| (id, index)));
+        out.stepped_aside.extend(stepped_aside.map(|index| (id, index)));
         for wanted in entries_wanted {
             self.load_entries(disk, id, wanted);
         }
@@ -520,6 +524,18 @@ impl Shard {
             bytes = bytes.saturating_sub(self.config.journal.file_bytes);
         }
         first
+    }
+
+    /// Bytes of the journal that are kept for followers that lag.
+    pub fn journal_retained(&self) -> u64 {
+        self.config.journal_retain_bytes
+    }
+
+    /// Bytes of the journal, in whole files, from the entry at `index` of a group up to its end; 0 if there is no such entry.
+    pub fn journal_behind(&self, group: GroupId, index: Index) -> u64 {
+        let place = self.groups.get(&group).and_then(|found| found.locations.get(index));
+        let files = place.map_or(0, |place| self.journal.current_file().saturating_sub(place.file));
+        files.saturating_sub(1).saturating_mul(self.config.journal.file_bytes)
     }
 
     /// A checkpoint that needs no journal file before `first` is durable: free them. Gives back how many damaged entries

@@ -15,6 +15,7 @@ use lnc_protocol::message::{
     ClusterInfoResponse, CreateTopicRequest, DeleteTopicRequest, GroupStatus, HelloRequest, HelloResponse,
     MetadataRequest, MetadataResponse, NodeInfo, NodeStatus, Opcode, PartitionDescription, PartitionMetadata,
     PeerProgress, Response, TopicDescription, TopicMetadata, TopicOptions, TopicSummary, TransferStatus,
+    UNKNOWN_PROGRESS,
 };
 use lnc_protocol::{ErrorCode, PROTOCOL_VERSION, names, trace};
 use lnc_raft::{NodeId, Role, Status};
@@ -290,7 +291,10 @@ impl<D: Disk> Broker<D> {
             member: peer.id.0,
             match_index: peer.match_index,
             next_index: peer.next_index,
-            state: format!("{:?}", peer.state).to_lowercase(),
+            state: match peer.known {
+                true => format!("{:?}", peer.state).to_lowercase(),
+                false => UNKNOWN_PROGRESS.to_owned(),
+            },
             in_flight: peer.in_flight as u32,
             lag: status.last.saturating_sub(peer.match_index),
         };

@@ -311,6 +311,7 @@ pub fn open<D: Disk>(
         scrub: Scrub::default(),
         slow_disk: SlowDisk::default(),
         pace: Pace::default(),
+        followers: super::followers::Followers::default(),
         free_bytes,
         refused_appends_us: BTreeMap::new(),
         founding_since_us: None,

@@ -85,7 +85,7 @@ impl<D: Disk> Broker<D> {
         let Some(metrics) = self.group_metrics.get_mut(&group) else { return };
         for peer in &status.peers {
             let figures = PeerFigures {
-                lag: status.last.saturating_sub(peer.match_index),
+                lag: peer.known.then(|| status.last.saturating_sub(peer.match_index)),
                 in_flight: peer.in_flight as u64,
                 evicted: !peer.recently_active || peer.state == ProgressState::NeedsSnapshot,
             };

@@ -19,6 +19,7 @@ pub mod control;
 mod costs;
 mod fair_queue;
 mod fetch;
+mod followers;
 mod formats;
 mod gauges;
 pub mod inspect;
@@ -278,6 +279,7 @@ pub struct Broker<D: Disk> {
     scrub: scrub::Scrub,
     slow_disk: slow_disk::SlowDisk,
     pace: pace::Pace,
+    followers: followers::Followers,
     /// Space that is left, less what was taken in since that was looked at.
     free_bytes: u64,
     /// When appends of a group were last refused for want of space.
@@ -579,6 +581,14 @@ impl<D: Disk> Broker<D> {
 
     /// Take in what the shard has to say.
     fn absorb(&mut self, out: &mut Outputs) -> Result<(), BrokerError> {
+        for (group, index) in std::mem::take(&mut out.stepped_aside) {
+            self.metrics.leaders_stepped_aside_total.inc();
+            tracing::warn!(
+                group = group.0,
+                index,
+                "this node no longer leads the group: for long a majority has not acknowledged what it was sent, though it answers                  heartbeats. Look at the network between the nodes: does what is long get through (MTU)?"
+            );
+        }
         let led_by_others = !out.roles.is_empty();
         for (group, change) in std::mem::take(&mut out.roles) {
             self.observe_role(group, change);
@@ -714,6 +724,12 @@ impl<D: Disk> Broker<D> {
                 ));
             }
             let Some(status) = self.shard.status(group) else { continue };
+            if status.stalled {
+                return Err(format!(
+                    "group {} commits nothing: this node leads it, and a majority does not acknowledge entries beyond index {},                      though it answers heartbeats; see whether what is long gets through the network (MTU)",
+                    group.0, status.commit
+                ));
+            }
             if status.leader.is_none() {
                 return Err(format!("group {group} has no known leader", group = group.0));
             }
@@ -764,6 +780,7 @@ impl<D: Disk> Broker<D> {
                 fresh.target = status.leader_commit.map(|index| (index, now));
             }
             self.pace.observe(now, group, &status);
+            self.look_at_followers(group, &status);
             self.show_peers(group, &status);
         }
     }

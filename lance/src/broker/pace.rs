@@ -68,6 +68,7 @@ mod tests {
         let peer = Progress {
             id,
             match_index,
+            known: true,
             next_index,
             state,
             in_flight,

@@ -93,6 +93,14 @@ impl<D: Disk> Broker<D> {
             );
             return Err((ErrorCode::Overloaded, message));
         }
+        if let Some((node, behind)) = self.waits_for_follower(group) {
+            let most = self.most_behind();
+            let message = format!(
+                "node {node} is {behind} bytes of the journal behind in group {}, and is not to be lost; the limit is {most}",
+                group.0
+            );
+            return Err((ErrorCode::Overloaded, message));
+        }
         if self.storage.handed_over().is_full() || self.shard.journal().is_full() || self.is_low_on_space() {
             let (node, free, reserve) = (self.config.node, self.free_bytes, self.config.reserve_bytes);
             let message = format!(

@@ -162,7 +162,7 @@ impl View {
     pub(super) fn new(answers: Vec<ClusterInfoResponse>) -> Self {
         let cluster_id = answers.first().map_or(0, |info| info.cluster_id);
         let mut nodes: BTreeMap<u64, NodeView> = BTreeMap::new();
-        let mut lags: BTreeMap<(u32, u64), (u64, u64)> = BTreeMap::new();
+        let mut lags: BTreeMap<(u32, u64), (u64, Option<u64>)> = BTreeMap::new();
         for info in &answers {
             for status in &info.nodes {
                 let own = status.id == info.node_id;
@@ -174,8 +174,9 @@ impl View {
                 }
             }
             for group in info.groups.iter().filter(|group| group.leader == Some(info.node_id)) {
-                let own = std::iter::once((info.node_id, 0));
-                for (node, lag) in own.chain(group.peers.iter().map(|peer| (NodeId(peer.member).node(), peer.lag))) {
+                let own = std::iter::once((info.node_id, Some(0)));
+                let others = group.peers.iter().map(|peer| (NodeId(peer.member).node(), peer.known_lag()));
+                for (node, lag) in own.chain(others) {
                     // Two nodes may both think that they lead: the later term is right.
                     let newest = lags.entry((group.group, node)).or_insert((group.term, lag));
                     if group.term >= newest.0 {
@@ -189,7 +190,7 @@ impl View {
         for info in answers {
             transfers.extend(info.transfers.iter().map(|transfer| (info.node_id, transfer.clone())));
             for status in info.groups {
-                let lag = lags.get(&(status.group, info.node_id)).map(|(_, lag)| *lag);
+                let lag = lags.get(&(status.group, info.node_id)).and_then(|(_, lag)| *lag);
                 replicas.push(Replica { node: info.node_id, status, lag });
             }
         }
@@ -247,7 +248,9 @@ impl View {
         for group in self.groups() {
             for learner in &group.learners {
                 let lag = group.peers.iter().find(|peer| peer.member == *learner);
-                let lag = lag.map_or(String::new(), |peer| format!(", {} entries behind", peer.lag));
+                let lag = lag
+                    .and_then(|peer| peer.known_lag())
+                    .map_or(String::new(), |lag| format!(", {lag} entries behind"));
                 lines.push(format!("group {}: {} is a learner{lag}", group.group, NodeId(*learner)));
             }
             if !group.outgoing.is_empty() {

@@ -170,10 +170,10 @@ pub struct GroupView {
 pub struct FollowerView {
     /// The member.
     pub member: String,
-    /// `probe`, `replicate` or `snapshot`.
+    /// `probe`, `replicate` or `needssnapshot`; `unknown` until it has told this leader what it has.
     pub state: String,
-    /// Entries of the leader's log that it does not have yet.
-    pub lag: u64,
+    /// Entries of the leader's log that it does not have yet, if the leader can tell.
+    pub lag: Option<u64>,
 }
 
 /// The state of a group on its way to this node.
@@ -347,7 +347,7 @@ fn group_view(group: &GroupStatus, behind: Option<u64>) -> GroupView {
         followers: group
             .peers
             .iter()
-            .map(|p| FollowerView { member: NodeId(p.member).to_string(), state: p.state.clone(), lag: p.lag })
+            .map(|p| FollowerView { member: NodeId(p.member).to_string(), state: p.state.clone(), lag: p.known_lag() })
             .collect(),
         lacks: group.lacks.clone(),
     }

@@ -92,7 +92,7 @@ fn a_view_says_what_the_snapshot_says() {
     assert_eq!(view.problems, problems);
     assert_eq!(view.nodes[0].leads, [0]);
     assert_eq!((view.groups[0].behind, view.groups[1].behind), (Some(1), None));
-    assert_eq!((view.groups[0].followers[0].member.as_str(), view.groups[0].followers[0].lag), ("2", 3));
+    assert_eq!((view.groups[0].followers[0].member.as_str(), view.groups[0].followers[0].lag), ("2", Some(3)));
     assert_eq!((view.elections[0].at_ms, view.elections[0].leader), (4000, 1));
     let orders = &view.topics.page[0];
     assert_eq!((orders.records, orders.size_bytes, orders.partitions, orders.more), (4, 50, 2, 0));

@@ -380,3 +380,26 @@ fn ten_thousand_partitions_do_not_make_the_page_large_or_slow() {
     println!("10,000 partitions: a page of {} bytes in {fastest:?}", page.len());
     assert!(fastest < Duration::from_millis(400), "{fastest:?}");
 }
+
+#[test]
+fn the_lag_of_who_was_down_before_its_leader_is_not_known() {
+    let mut cluster = Cluster::ready(Settings::default());
+    cluster.create_topic("t", 1);
+    cluster.await_balance();
+    for _ in 0..20 {
+        cluster.produce(&produce_request("t", 0, &["a"]));
+    }
+    let leader = cluster.leader_of(DATA);
+    let [dead, heir] = cluster.followers_of(DATA)[..] else { panic!("three nodes") };
+    cluster.kill(dead);
+    cluster.node_mut(leader).drain();
+    cluster.until("the other leads", |cluster| cluster.view(heir, DATA).leads);
+    cluster.ticks(2 * SECOND);
+    let page = |cluster: &Cluster| cluster.node(heir).metrics().render();
+    let lag = |peer: u64| format!("lance_replication_lag{{group=\"1\",peer=\"{peer}\"}}");
+    assert!(page(&cluster).contains(&lag(leader)), "who is there is known");
+    assert!(!page(&cluster).contains(&lag(dead)), "{}", page(&cluster));
+    cluster.start(dead);
+    cluster.ticks(2 * SECOND);
+    assert!(page(&cluster).contains(&(lag(dead) + " 0\n")), "{}", page(&cluster));
+}

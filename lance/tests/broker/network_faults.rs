@@ -1,7 +1,9 @@
 //! Partitions of the network: nothing false is said, and once they end everything goes on.
 
 use crate::harness::records::pairs;
-use crate::harness::{Call, Cluster, Cut, Outcome, Producer, SECOND, Settings, fetch_request, offsets_request};
+use crate::harness::{
+    Call, Cluster, Cut, Outcome, Producer, SECOND, Settings, fetch_request, offsets_request, produce_request,
+};
 use lnc_log::journal::GroupId;
 use lnc_protocol::message::{OffsetSpec, ProduceRequest};
 use lnc_protocol::{ErrorCode, Request, Response};
@@ -195,4 +197,47 @@ fn two_followers_that_do_not_hear_each_other_are_no_trouble() {
     cluster.ticks(2 * SECOND);
     assert!(cluster.view(leader, DATA).leads);
     heal_and_check(&mut cluster, &request);
+}
+
+/// A path that loses what is long: heartbeats arrive, records do not.
+#[test]
+fn a_leader_whose_records_do_not_arrive_gives_up_its_office_and_says_why() {
+    let mut cluster = Cluster::ready(Settings::default());
+    cluster.create_topic("t", 1);
+    cluster.await_balance();
+    let leader = cluster.leader_of(DATA);
+    cluster.network.cut(Cut { longer_than: Some(600), ..Cut::from(leader) });
+    let value = "x".repeat(2_000);
+    let call = cluster.send(leader, &Request::Produce(produce_request("t", 0, &[&value])));
+    let since = cluster.now_ms();
+    cluster.until("it says so", |cluster| {
+        cluster.node(leader).readiness().is_err_and(|reason| reason.contains("commits nothing"))
+    });
+    cluster.until("another leads", |cluster| cluster.leader(DATA).is_some_and(|other| other != leader));
+    assert!(cluster.now_ms() - since < 3_000, "{} ms", cluster.now_ms() - since);
+    assert!(matches!(cluster.wait(call), Outcome::Refused(error) if error.code == ErrorCode::LeadershipLost));
+    assert!(cluster.node(leader).metrics().render().contains("lance_leaders_stepped_aside_total 1\n"));
+    let other = cluster.leader_of(DATA);
+    cluster.ask(other, &Request::Produce(produce_request("t", 0, &[&value]))).expect("the next leader's arrive");
+}
+
+/// Where nobody can do better, a leader keeps trying, and not ever more often.
+#[test]
+fn leadership_does_not_go_to_and_fro_where_nobody_can_do_better() {
+    let mut cluster = Cluster::ready(Settings::default());
+    cluster.create_topic("t", 1);
+    cluster.await_balance();
+    cluster.network.cut(Cut { longer_than: Some(600), ..Cut::default() });
+    let before = cluster.view(1, DATA).term;
+    let value = "x".repeat(2_000);
+    for second in 0..60 {
+        let node = 1 + second % 3;
+        cluster.send(node, &Request::Produce(produce_request("t", 0, &[&value])));
+        cluster.ticks(SECOND);
+    }
+    let terms = cluster.view(1, DATA).term - before;
+    assert!((2..=30).contains(&terms), "{terms} terms in a minute");
+    cluster.network.heal();
+    let leader = cluster.leader_of(DATA);
+    cluster.ask(leader, &Request::Produce(produce_request("t", 0, &[&value]))).expect("everything arrives again");
 }

@@ -1,11 +1,12 @@
 //! All replicas are the same: state at equal applied index, and every byte of every segment file.
 
-use crate::harness::{Cluster, Producer, SECOND, Settings, produce_request};
+use crate::harness::{Cluster, Cut, Outcome, Producer, SECOND, Settings, produce_request};
 use lnc_log::disk::Op;
 use lnc_log::disk::memory::{CrashChoice, Order};
 use lnc_log::journal::GroupId;
-use lnc_protocol::Request;
 use lnc_protocol::message::{OffsetSpec, TopicOptions};
+use lnc_protocol::{ErrorCode, Request};
+use lnc_replication::formation::Channel;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -169,4 +170,71 @@ fn a_follower_catches_up_although_a_read_of_the_leader_s_journal_fails_once() {
     assert_eq!(failed.load(Ordering::Relaxed), 1, "nothing was read");
     assert_eq!(cluster.leader_of(DATA), leader);
     assert_eq!(cluster.read_all(late, "t", 0), cluster.read_all(leader, "t", 0));
+}
+
+/// Small enough that a follower which is slow would soon lack what the journal no longer has.
+fn small_journal() -> Settings {
+    Settings {
+        checkpoint_bytes: 2 << 20,
+        journal_file_bytes: 1 << 20,
+        journal_retain_bytes: 16 << 20,
+        memory_bytes: 64 << 20,
+        ..Settings::default()
+    }
+}
+
+/// Far more records than a slow follower can take, for some ticks. Gives how many were taken, and how many refused.
+fn flood(cluster: &mut Cluster, leader: u64, ticks: u32) -> (usize, usize) {
+    let value = "x".repeat(60_000);
+    let mut calls = Vec::new();
+    for _ in 0..ticks {
+        for _ in 0..8 {
+            calls.push(cluster.send(leader, &Request::Produce(produce_request("t", 0, &[&value]))));
+        }
+        cluster.tick();
+    }
+    let (mut taken, mut refused) = (0, 0);
+    for call in calls {
+        match cluster.wait(call) {
+            Outcome::Done(_) => taken += 1,
+            Outcome::Refused(error) if error.code == ErrorCode::Overloaded => refused += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    (taken, refused)
+}
+
+#[test]
+fn a_leader_slows_its_clients_before_it_loses_a_follower_that_lives() {
+    let mut cluster = Cluster::ready(small_journal());
+    cluster.create_topic("t", 1);
+    cluster.await_balance();
+    let leader = cluster.leader_of(DATA);
+    let slow = cluster.followers_of(DATA)[0];
+    let way = Cut { channel: Some(Channel::Replication), ..Cut::way(leader, slow) };
+    cluster.network.slow = Some((way, 60_000));
+    let (taken, refused) = flood(&mut cluster, leader, 3 * SECOND);
+    assert!(refused > 0, "{taken} were taken");
+    cluster.await_same();
+    assert_eq!(cluster.reopened, 0, "no state was transferred");
+    assert!(cluster.view(leader, DATA).leads);
+}
+
+#[test]
+fn a_follower_that_stands_still_holds_nobody_up_for_long() {
+    let mut cluster = Cluster::ready(small_journal());
+    cluster.create_topic("t", 1);
+    cluster.await_balance();
+    let leader = cluster.leader_of(DATA);
+    let still = cluster.followers_of(DATA)[0];
+    cluster.network.cut(Cut { channel: Some(Channel::Replication), ..Cut::way(leader, still) });
+    let (_, refused) = flood(&mut cluster, leader, SECOND);
+    assert!(refused > 0, "it is alive, and waited for");
+    cluster.ticks(6 * SECOND);
+    let (taken, refused) = flood(&mut cluster, leader, SECOND);
+    assert!(taken > 0 && refused == 0, "{refused} were refused");
+    let page = cluster.node(leader).metrics().render();
+    assert!(page.contains("lance_followers_let_go_total 1\n"), "{page}");
+    cluster.network.heal();
+    cluster.await_same();
 }

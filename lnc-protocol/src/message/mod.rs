@@ -29,7 +29,7 @@ pub use request::{
 pub use response::{
     ClusterInfoResponse, FetchedPartition, FormatsResponse, GroupStatus, HelloResponse, InitProducerResponse,
     MetadataResponse, NodeInfo, NodeStatus, PartitionDescription, PartitionMetadata, PartitionOffset, PeerProgress,
-    ProduceResponse, Records, TopicDescription, TopicMetadata, TopicSummary, TransferStatus,
+    ProduceResponse, Records, TopicDescription, TopicMetadata, TopicSummary, TransferStatus, UNKNOWN_PROGRESS,
 };
 
 macro_rules! opcodes {

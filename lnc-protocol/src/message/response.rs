@@ -115,6 +115,9 @@ wire_struct! {
     }
 }
 
+/// The state of a follower that has not told its leader yet what it has.
+pub const UNKNOWN_PROGRESS: &str = "unknown";
+
 wire_struct! {
     /// How far a follower is, as its leader sees it.
     pub struct PeerProgress {
@@ -124,12 +127,19 @@ wire_struct! {
         pub match_index: u64,
         /// The index to be sent next.
         pub next_index: u64,
-        /// `probe`, `replicate` or `snapshot`.
+        /// `probe`, `replicate` or `needssnapshot`; `unknown` until it has told this leader what it has.
         pub state: String,
         /// Messages sent and not answered.
         pub in_flight: u32,
         /// How many entries it is behind the leader.
         pub lag: u64,
+    }
+}
+
+impl PeerProgress {
+    /// How many entries it is behind the leader, if the leader can tell.
+    pub fn known_lag(&self) -> Option<u64> {
+        (self.state != UNKNOWN_PROGRESS).then_some(self.lag)
     }
 }
 

@@ -412,7 +412,8 @@ fn draw_nodes(view: &View, own: u64, area: Rect, buffer: &mut Buffer) {
 
 fn draw_groups(view: &View, area: Rect, buffer: &mut Buffer) {
     let row = |group: &crate::status::document::GroupView| {
-        let lags: Vec<String> = group.followers.iter().map(|f| format!("{}:{}", f.member, whole(f.lag))).collect();
+        let lag = |lag: Option<u64>| lag.map_or_else(|| "?".to_owned(), whole);
+        let lags: Vec<String> = group.followers.iter().map(|f| format!("{}:{}", f.member, lag(f.lag))).collect();
         let voters = if group.outgoing.is_empty() {
             group.voters.join(",")
         } else {
@@ -439,7 +440,10 @@ fn draw_groups(view: &View, area: Rect, buffer: &mut Buffer) {
         number("LAG HERE", 8),
         words("FOLLOWERS", Constraint::Fill(1)),
     ];
-    let title = ("GROUPS", "lag counts entries; that of followers is known to their leader only".to_owned());
+    let title = (
+        "GROUPS",
+        "lag counts entries; followers' is known to their leader only, ? until it has heard from them".to_owned(),
+    );
     draw_table(title, &columns, view.groups.iter().map(row).collect(), above_gap(area), buffer);
 }
 

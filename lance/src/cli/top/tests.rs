@@ -26,7 +26,8 @@ fn node(id: u64, state: &str, leads: &[u32]) -> NodeView {
 }
 
 fn group(group: u32, leader: Option<u64>) -> GroupView {
-    let follower = |member: u64, lag| FollowerView { member: member.to_string(), state: "replicate".into(), lag };
+    let follower =
+        |member: u64, lag| FollowerView { member: member.to_string(), state: "replicate".into(), lag: Some(lag) };
     GroupView {
         group,
         role: if leader == Some(1) { "leader" } else { "follower" }.to_owned(),
@@ -121,7 +122,7 @@ NODE       STATE                     LEADS         CLIENTS                  HTTP
 2          connected                 1             n2:1992                  n2:1994
 3          connected                 –             n3:1992                  n3:1994
 
-GROUPS  lag counts entries; that of followers is known to their leader only
+GROUPS  lag counts entries; followers' is known to their leader only, ? until it has heard from them
 GROUP  LEADER    HERE         TERM      COMMITTED  VOTERS               LAG HERE  FOLLOWERS
     0  node 1    leader          7      1,234,567  1,2,3                       3  2:0 3:1,500
     1  node 2    follower        7      1,234,567  1,2,3                       3  –

@@ -14,6 +14,8 @@ pub(crate) struct Cut {
     pub(crate) to: Option<u64>,
     pub(crate) channel: Option<Channel>,
     pub(crate) group: Option<GroupId>,
+    /// Messages of more bytes than this.
+    pub(crate) longer_than: Option<usize>,
 }
 
 impl Cut {
@@ -47,7 +49,15 @@ impl Cut {
             && self.to.is_none_or(|to| to == message.to().node())
             && self.channel.is_none_or(|channel| channel == message.channel())
             && self.group.is_none_or(|wanted| wanted == message.group())
+            && self.longer_than.is_none_or(|bytes| length(message) > bytes)
     }
+}
+
+/// The bytes of a message on the wire.
+fn length(message: &PeerMessage) -> usize {
+    let mut wire = BytesMut::new();
+    put_message(&mut wire, message);
+    wire.len()
 }
 
 /// A message under way.
@@ -115,7 +125,7 @@ impl Network {
 
     /// Whether something gets from one node to another at all.
     pub(super) fn passes(&self, from: u64, to: u64) -> bool {
-        let whole = |cut: &&Cut| cut.channel.is_none() && cut.group.is_none();
+        let whole = |cut: &&Cut| cut.channel.is_none() && cut.group.is_none() && cut.longer_than.is_none();
         let of_it = |cut: &Cut| cut.from.is_none_or(|node| node == from) && cut.to.is_none_or(|node| node == to);
         !self.requests_cut.contains(&(from, to)) && !self.cuts.iter().filter(whole).any(of_it)
     }
