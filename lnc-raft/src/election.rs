@@ -17,7 +17,7 @@ const STAGGER_TICKS: u32 = 4;
 
 /// Election time-outs for which a leader may commit nothing of what waits. A disk that takes this long has been called slow by
 /// then, and is another matter.
-const STALL_TIMEOUTS: u32 = 10;
+const STALL_TIMEOUTS: u32 = 30;
 
 /// Doublings of that, and of the time for which others may go first, while it comes to the same again and again.
 const MOST_DOUBLINGS: u32 = 4;

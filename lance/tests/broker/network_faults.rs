@@ -214,7 +214,7 @@ fn a_leader_whose_records_do_not_arrive_gives_up_its_office_and_says_why() {
         cluster.node(leader).readiness().is_err_and(|reason| reason.contains("commits nothing"))
     });
     cluster.until("another leads", |cluster| cluster.leader(DATA).is_some_and(|other| other != leader));
-    assert!(cluster.now_ms() - since < 3_000, "{} ms", cluster.now_ms() - since);
+    assert!(cluster.now_ms() - since < 6_000, "{} ms", cluster.now_ms() - since);
     assert!(matches!(cluster.wait(call), Outcome::Refused(error) if error.code == ErrorCode::LeadershipLost));
     assert!(cluster.node(leader).metrics().render().contains("lance_leaders_stepped_aside_total 1\n"));
     let other = cluster.leader_of(DATA);
@@ -236,7 +236,7 @@ fn leadership_does_not_go_to_and_fro_where_nobody_can_do_better() {
         cluster.ticks(SECOND);
     }
     let terms = cluster.view(1, DATA).term - before;
-    assert!((2..=30).contains(&terms), "{terms} terms in a minute");
+    assert!((1..=20).contains(&terms), "{terms} terms in a minute");
     cluster.network.heal();
     let leader = cluster.leader_of(DATA);
     cluster.ask(leader, &Request::Produce(produce_request("t", 0, &[&value]))).expect("everything arrives again");
