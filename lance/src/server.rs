@@ -420,7 +420,13 @@ impl Server {
     fn follow_format(&mut self) -> Result<(), ServerError> {
         let format = self.broker.stored_format();
         if format > self.data_dir.format() {
-            self.data_dir.raise_format(format)?;
+            match self.data_dir.raise_format(format) {
+                Err(error) if error.is_full() => {
+                    tracing::warn!(%error, "no space to note the cluster's format; trying again. Make room in the data directory");
+                    return Ok(());
+                }
+                raised => raised?,
+            }
             self.peers.set_formats(Formats::BUILD.in_cluster(format));
         }
         Ok(())

@@ -22,7 +22,7 @@ mod layout;
 
 use self::layout::Layout;
 use crate::FileOwner;
-use crate::disk::{BLOCK, Completion, Disk, FileId, Op, Outcome, Owner};
+use crate::disk::{BLOCK, Completion, Disk, FileId, Op, Outcome, Owner, is_full};
 use crate::journal::GroupId;
 use bytes::{Buf, Bytes};
 use lnc_mutation::{Mutation, mutated};
@@ -256,7 +256,7 @@ impl CheckpointWriter {
             Ok(outcome) => self.advance(disk, writing, outcome),
             Err(source) => {
                 let path = tmp_path(writing.number);
-                let fits = source.kind() != io::ErrorKind::StorageFull;
+                let fits = !is_full(&source);
                 // Give the space back before the caller retries.
                 let (step, op) = match writing.step {
                     Step::Open if !fits => (

@@ -241,6 +241,13 @@ impl DataDir {
     }
 }
 
+impl DataDirError {
+    /// Whether there was no space: the same may succeed later.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if crate::disk::is_full(source))
+    }
+}
+
 fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
     let path = path.to_path_buf();
     move |source| DataDirError::Io { action, path, source }

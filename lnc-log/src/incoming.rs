@@ -3,8 +3,13 @@
 //!
 //! ```text
 //! incoming/<group>/<topic id>-<partition>-<base offset>.log     batches, checked one by one before they were written
+//!                  GOING                                        what has to go first, for there to be space
 //!                  COMPLETE                                     the owner's header and state; written last
 //! ```
+//!
+//! Where space is short, `GOING` says below which offsets of which partitions the state has nothing any more. Once that is on
+//! stable storage the node removes those files of its own, though its checkpoint names them: [`going`] tells the start that
+//! they are not missed.
 //!
 //! A transfer that was interrupted goes on where it was, with as many whole batches of each file as are there; so does one
 //! that a newer state of the group has overtaken. Once `COMPLETE` is there, [`install`] moves the files into place and writes a checkpoint that names them. A
@@ -23,6 +28,11 @@ use std::io;
 const ROOT: &str = "incoming";
 const SEGMENTS: &str = "segments";
 const MAGIC: [u8; 4] = *b"LNCI";
+const GOING_MAGIC: [u8; 4] = *b"LNCG";
+const COMPLETE: &str = "COMPLETE";
+const GOING: &str = "GOING";
+/// Bytes of a partition in `GOING`.
+const GOING_ENTRY: usize = 20;
 /// Bytes of a file that are read at a time when a transfer is taken up again.
 const SCAN_BYTES: usize = 1 << 20;
 
@@ -155,14 +165,25 @@ enum Step {
     Sync,
     Close,
     SyncFiles,
-    OpenComplete,
-    CutComplete,
-    WriteComplete,
-    SyncComplete,
-    CloseComplete,
-    RenameComplete,
+    OpenNote,
+    CutNote,
+    WriteNote,
+    SyncNote,
+    CloseNote,
+    RenameNote,
     SyncLast,
     Done,
+}
+
+/// How far a transfer has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Came {
+    /// Something, and more is to come.
+    Some,
+    /// What has to go first is noted on stable storage: now it may go.
+    Noted,
+    /// Everything, and it is on stable storage.
+    All,
 }
 
 /// A transfer under way: a state machine over the disk. One operation is in flight at a time.
@@ -171,6 +192,8 @@ pub struct Incoming {
     group: GroupId,
     /// What `COMPLETE` will say.
     complete: Bytes,
+    /// What `GOING` will say, until it does.
+    going: Option<Bytes>,
     files: Vec<FileInfo>,
     /// The file that is being fetched.
     at: usize,
@@ -188,19 +211,21 @@ pub struct Incoming {
 
 impl Incoming {
     /// Begin to collect these files for a group. `header` and `state` are the owner's, and come back from
-    /// [`pending`]. `first` numbers the operations: it must be above all numbers used before.
+    /// [`pending`]. What is `going` is noted first, if that is anything. `first` numbers the operations: it must be above all
+    /// numbers used before.
     pub fn begin<D: Disk>(
         disk: &mut D,
         group: GroupId,
-        header: &[u8],
-        state: &[u8],
+        (header, state): (&[u8], &[u8]),
         files: Vec<FileInfo>,
+        going: &BTreeMap<PartitionKey, u64>,
         leftovers: &Leftovers,
         first: u64,
     ) -> Self {
         let mut incoming = Self {
             group,
             complete: encode_complete(header, state, &files),
+            going: (!going.is_empty()).then(|| encode_going(going)),
             files,
             at: 0,
             have: Have::default(),
@@ -300,18 +325,22 @@ impl Incoming {
         Ok(())
     }
 
-    /// Take a completion of [`Owner::Incoming`]. `true` once everything is complete and on stable storage.
-    pub fn on_completion<D: Disk>(&mut self, disk: &mut D, completion: Completion) -> Result<bool, IncomingError> {
+    /// Take a completion of [`Owner::Incoming`].
+    pub fn on_completion<D: Disk>(&mut self, disk: &mut D, completion: Completion) -> Result<Came, IncomingError> {
         if completion.token.number() != self.next {
-            return Ok(false);
+            return Ok(Came::Some);
         }
         let step = std::mem::replace(&mut self.step, Step::Idle);
         let outcome = completion.result.map_err(|source| self.failure(&step, source))?;
-        let complete = format!("{}/COMPLETE", dir(self.group));
-        let temporary = format!("{complete}.tmp");
+        let note = format!("{}/{}", dir(self.group), if self.going.is_some() { GOING } else { COMPLETE });
+        let temporary = format!("{note}.tmp");
         let (step, op) = match (step, outcome) {
             (Step::MakeDir, _) => (Step::SyncRoot, Op::SyncDir { path: ROOT.to_owned() }),
-            (Step::SyncRoot, _) => return self.next_file(disk),
+            (Step::SyncRoot, _) if self.going.is_some() => self.open_note(temporary),
+            (Step::SyncRoot, _) => {
+                self.next_file(disk);
+                return Ok(Came::Some);
+            }
             (Step::Open, Outcome::Opened { len }) if len < self.have.len => {
                 // Less is there than was thought: it comes again.
                 self.have = self.files[self.at].nothing();
@@ -324,7 +353,7 @@ impl Incoming {
             (Step::Open | Step::Cut | Step::Write, _) => {
                 self.written = self.have;
                 if self.have.len < self.files[self.at].len {
-                    return Ok(false);
+                    return Ok(Came::Some);
                 }
                 (Step::Sync, Op::Sync { file: self.file })
             }
@@ -335,36 +364,43 @@ impl Incoming {
                 self.at += 1;
                 self.leftovers.insert((file.key, file.base_offset), self.have);
                 self.have = Have::default();
-                return self.next_file(disk);
+                self.next_file(disk);
+                return Ok(Came::Some);
             }
-            (Step::SyncFiles, _) => {
-                self.file = Owner::Incoming.file(self.next + 1);
-                (Step::OpenComplete, Op::Open { file: self.file, path: temporary, create: true, direct: false })
+            (Step::SyncFiles, _) => self.open_note(temporary),
+            (Step::OpenNote, Outcome::Opened { len }) if len > 0 => {
+                (Step::CutNote, Op::SetLen { file: self.file, len: 0 })
             }
-            (Step::OpenComplete, Outcome::Opened { len }) if len > 0 => {
-                (Step::CutComplete, Op::SetLen { file: self.file, len: 0 })
+            (Step::OpenNote | Step::CutNote, _) => {
+                let buf = AlignedBuf::copy_of(self.going.as_ref().unwrap_or(&self.complete));
+                (Step::WriteNote, Op::Write { file: self.file, position: 0, buf, durable: false })
             }
-            (Step::OpenComplete | Step::CutComplete, _) => {
-                let buf = AlignedBuf::copy_of(&self.complete);
-                (Step::WriteComplete, Op::Write { file: self.file, position: 0, buf, durable: false })
+            (Step::WriteNote, _) => (Step::SyncNote, Op::Sync { file: self.file }),
+            (Step::SyncNote, _) => (Step::CloseNote, Op::Close { file: self.file }),
+            (Step::CloseNote, _) => (Step::RenameNote, Op::Rename { from: temporary, to: note }),
+            (Step::RenameNote, _) => (Step::SyncLast, Op::SyncDir { path: dir(self.group) }),
+            (Step::SyncLast, _) if self.going.take().is_some() => {
+                self.next_file(disk);
+                return Ok(Came::Noted);
             }
-            (Step::WriteComplete, _) => (Step::SyncComplete, Op::Sync { file: self.file }),
-            (Step::SyncComplete, _) => (Step::CloseComplete, Op::Close { file: self.file }),
-            (Step::CloseComplete, _) => (Step::RenameComplete, Op::Rename { from: temporary, to: complete }),
-            (Step::RenameComplete, _) => (Step::SyncLast, Op::SyncDir { path: dir(self.group) }),
             (Step::SyncLast, _) => {
                 self.step = Step::Done;
-                return Ok(true);
+                return Ok(Came::All);
             }
-            (Step::Idle | Step::Done, _) => return Ok(false),
+            (Step::Idle | Step::Done, _) => return Ok(Came::Some),
         };
         self.step = step;
         self.submit(disk, op);
-        Ok(false)
+        Ok(Came::Some)
+    }
+
+    fn open_note(&mut self, path: String) -> (Step, Op) {
+        self.file = Owner::Incoming.file(self.next + 1);
+        (Step::OpenNote, Op::Open { file: self.file, path, create: true, direct: false })
     }
 
     /// Go on with the next file that is not there, or with the end.
-    fn next_file<D: Disk>(&mut self, disk: &mut D) -> Result<bool, IncomingError> {
+    fn next_file<D: Disk>(&mut self, disk: &mut D) {
         while let Some(file) = self.files.get(self.at).copied() {
             let left = self.leftovers.get(&(file.key, file.base_offset)).copied();
             self.have = match left {
@@ -381,22 +417,21 @@ impl Incoming {
             self.file = Owner::Incoming.file(self.next + 1);
             self.step = Step::Open;
             self.submit(disk, Op::Open { file: self.file, path, create: true, direct: false });
-            return Ok(false);
+            return;
         }
         self.step = Step::SyncFiles;
         self.submit(disk, Op::SyncDir { path: dir(self.group) });
-        Ok(false)
     }
 
     fn failure(&self, step: &Step, source: io::Error) -> IncomingError {
         let operation = match step {
             Step::MakeDir => "create",
-            Step::Open | Step::OpenComplete => "open a file in",
-            Step::Cut | Step::CutComplete => "cut a file in",
-            Step::Write | Step::WriteComplete => "write a file in",
-            Step::Sync | Step::SyncComplete => "sync a file in",
-            Step::Close | Step::CloseComplete => "close a file in",
-            Step::RenameComplete => "rename a file in",
+            Step::Open | Step::OpenNote => "open a file in",
+            Step::Cut | Step::CutNote => "cut a file in",
+            Step::Write | Step::WriteNote => "write a file in",
+            Step::Sync | Step::SyncNote => "sync a file in",
+            Step::Close | Step::CloseNote => "close a file in",
+            Step::RenameNote => "rename a file in",
             Step::SyncRoot | Step::SyncFiles | Step::SyncLast | Step::Idle | Step::Done => "sync",
         };
         IncomingError::Failed { operation, path: dir(self.group), source }
@@ -440,6 +475,47 @@ fn decode_complete(group: GroupId, bytes: Bytes) -> Option<Pending> {
     }
     let header = rest.split_to(header_len);
     Some(Pending { group, header, state: rest, brought })
+}
+
+/// `magic 4 | partitions 4 | per partition: topic id 8, partition 4, nothing is left below offset 8 | CRC-32 of all before 4`.
+fn encode_going(going: &BTreeMap<PartitionKey, u64>) -> Bytes {
+    let mut out = Vec::with_capacity(12 + GOING_ENTRY * going.len());
+    out.extend_from_slice(&GOING_MAGIC);
+    out.extend_from_slice(&(going.len() as u32).to_le_bytes());
+    for (key, below) in going {
+        out.extend_from_slice(&key.topic_id.to_le_bytes());
+        out.extend_from_slice(&key.partition.to_le_bytes());
+        out.extend_from_slice(&below.to_le_bytes());
+    }
+    let crc = crc32fast::hash(&out);
+    out.extend_from_slice(&crc.to_le_bytes());
+    out.into()
+}
+
+fn decode_going(bytes: &[u8]) -> Option<BTreeMap<PartitionKey, u64>> {
+    let (body, crc) = bytes.split_last_chunk::<4>()?;
+    let mut rest = body.strip_prefix(&GOING_MAGIC).filter(|_| crc32fast::hash(body) == u32::from_le_bytes(*crc))?;
+    let count = rest.try_get_u32_le().ok()? as usize;
+    let entry = |rest: &mut &[u8]| {
+        let (topic_id, partition) = (rest.get_u64_le(), rest.get_u32_le());
+        (PartitionKey { topic_id, partition }, rest.get_u64_le())
+    };
+    (rest.len() == count.checked_mul(GOING_ENTRY)?).then(|| (0..count).map(|_| entry(&mut rest)).collect())
+}
+
+/// What transfers that are not complete have let go: below which offset of a partition there may be no files. For the start
+/// of a node, after [`pending`].
+pub fn going<D: Disk>(disk: &mut D) -> Result<BTreeMap<PartitionKey, u64>, IncomingError> {
+    let mut going = BTreeMap::new();
+    for name in list(disk, ROOT)? {
+        let Ok(group) = name.parse().map(GroupId) else { continue };
+        if list(disk, &dir(group))?.iter().any(|name| name == GOING) {
+            let content = read_file(disk, &format!("{}/{GOING}", dir(group)))?;
+            // Damaged, it explains nothing: what is not there is damage.
+            going.extend(decode_going(&content).unwrap_or_default());
+        }
+    }
+    Ok(going)
 }
 
 /// A transfer that waits to be put in place.
@@ -498,7 +574,7 @@ pub fn pending<D: Disk>(disk: &mut D) -> Result<(Vec<Pending>, Leftovers), Incom
     for name in list(disk, ROOT)? {
         let Ok(group) = name.parse().map(GroupId) else { continue };
         let names = list(disk, &dir(group))?;
-        if names.iter().any(|name| name == "COMPLETE") {
+        if names.iter().any(|name| name == COMPLETE) {
             let content = read_file(disk, &format!("{}/COMPLETE", dir(group)))?;
             match decode_complete(group, content) {
                 Some(found) => complete.push(found),
@@ -508,7 +584,7 @@ pub fn pending<D: Disk>(disk: &mut D) -> Result<(Vec<Pending>, Leftovers), Incom
             continue;
         }
         let mut have = BTreeMap::new();
-        for name in names {
+        for name in names.into_iter().filter(|name| name != GOING) {
             let path = format!("{}/{name}", dir(group));
             match parse_name(&name) {
                 Some((key, base_offset)) => {
@@ -631,11 +707,11 @@ fn move_file<D: Disk>(disk: &mut D, group: GroupId, file: &FileInfo, came: bool)
 pub fn discard<D: Disk>(disk: &mut D, group: GroupId) -> Result<(), IncomingError> {
     let path = dir(group);
     let mut names = list(disk, &path)?;
-    names.sort_by_key(|name| name != "COMPLETE");
+    names.sort_by_key(|name| name != COMPLETE);
     for name in names {
         let file = format!("{path}/{name}");
         disk.run(Op::Remove { path: file.clone() }).map_err(failed("remove", &file))?;
-        if name == "COMPLETE" {
+        if name == COMPLETE {
             disk.run(Op::SyncDir { path: path.clone() }).map_err(failed("sync", &path))?;
         }
     }

@@ -169,6 +169,7 @@ catalogue! {
         segment_bytes: Gauge, [], [], "Disk space that segment files take.";
         segment_unwritten_bytes: Gauge, [], [], "Bytes of committed records that wait in memory for their segments; the journal holds them.";
         disk_free_bytes: Gauge, [], [], "Space that is left in the data directory.";
+        disk_free_inodes: Gauge, [], [], "Inodes that are left there: each file and directory takes one.";
         disk_reserve_bytes: Gauge, [], [], "Free space below which records are refused: storage.reserve_bytes.";
         checkpoints_total: Counter, [], [], "Checkpoints that were completed.";
         checkpoint_seconds: Histogram, [], [CHECKPOINT], "Time of one checkpoint, from its start to its place on disk.";

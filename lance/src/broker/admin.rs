@@ -59,6 +59,9 @@ impl<D: Disk> Broker<D> {
         if self.draining {
             return self.refuse_new_work(caller, opcode);
         }
+        if self.shard.journal().is_full() {
+            return self.refuse_for_the_journal(caller, opcode);
+        }
         let topics = self.catalog.topics().len();
         if topics >= self.config.max_topics && self.catalog.topic(&request.name).is_none() {
             let message = format!("the cluster has {topics} topics, the limit is {}", self.config.max_topics);
@@ -108,7 +111,17 @@ impl<D: Disk> Broker<D> {
         if !self.decides(caller, Opcode::InitProducer, META, &body) {
             return;
         }
+        if self.shard.journal().is_full() {
+            return self.refuse_for_the_journal(caller, Opcode::InitProducer);
+        }
         self.submit_admin(caller, Opcode::InitProducer, &Command::InitProducer, Kind::InitProducer);
+    }
+
+    /// There is no space for the journal's next file: what is left of this one is for votes and for what makes room.
+    fn refuse_for_the_journal(&mut self, caller: Caller, opcode: Opcode) {
+        let (node, left) = (self.config.node, self.space_left());
+        let message = format!("node {node} has no space left in its data directory for the journal to go on: {left}");
+        self.refuse(caller, opcode, ErrorCode::StorageFull, message);
     }
 
     /// Have the meta group decide a client's command.

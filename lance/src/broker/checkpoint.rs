@@ -5,7 +5,7 @@
 //! is written, and only then journal files are freed and removed segments deleted. Produce and fetch go on meanwhile.
 
 use super::catalog::{Catalog, META};
-use super::command::{CommandError, get_key, get_optional, get_u32};
+use super::command::{CommandError, get_key, get_optional, get_u32, removed_by};
 use super::control::ControlPath;
 use super::fetch::Fetches;
 use super::gauges::Figures;
@@ -128,6 +128,15 @@ impl<D: Disk> Broker<D> {
         Ok(())
     }
 
+    /// Give up a checkpoint that waits for space, if another one would need less: something was removed since it began.
+    pub(super) fn abandon_stuck_checkpoint(&mut self) {
+        let stuck = matches!(self.checkpoint.phase, Phase::Flushing { .. }) && self.storage.handed_over().is_full();
+        if stuck && self.checkpoint.wanted {
+            self.storage.on_disk().abandon_checkpoint(&mut self.disk);
+            self.checkpoint.phase = Phase::Idle;
+        }
+    }
+
     /// The index up to which each group is applied.
     pub(super) fn applied_indexes(&self) -> BTreeMap<GroupId, u64> {
         self.applied.iter().map(|(group, (index, _))| (*group, *index)).collect()
@@ -201,7 +210,8 @@ impl<D: Disk> Broker<D> {
                 }
             }
             Err(error) if error.is_retriable() => {
-                tracing::warn!(%error, "no space for a checkpoint; the previous one stands, trying again. Make room in the data directory");
+                let left = self.space_left();
+                tracing::warn!(%error, left, "no space for a checkpoint; the previous one stands, trying again. Make room in the data directory");
                 self.checkpoint.phase = Phase::Idle;
                 self.checkpoint.wanted = true;
             }
@@ -251,11 +261,12 @@ pub fn open<D: Disk>(
     if needed > config.data_groups {
         return Err(BrokerError::TooFewGroups { configured: config.data_groups, needed });
     }
-    let segments = SegmentStore::recover(segment_config, &mut disk, &loaded.partitions)?;
     let data_groups: Vec<GroupId> = shard_config.groups.iter().copied().filter(|group| *group != META).collect();
     let group_metrics = shard_config.groups.iter().map(|group| (*group, metrics.group(group.0))).collect();
     let journal_start = (loaded.journal_start, loaded.journal_needed);
     let shard = Shard::open(shard_config, &mut disk, journal_start, &loaded.starts)?;
+    let going = going(&mut disk, &shard, &loaded.partitions)?;
+    let segments = SegmentStore::recover(segment_config, &mut disk, &loaded.partitions, &going)?;
     let expected_members = members_after(&loaded.catalog, shard.entries_in_memory(META));
     let applied = shard
         .group_ids()
@@ -272,7 +283,7 @@ pub fn open<D: Disk>(
         return Err(BrokerError::TooFewGroups { configured: config.data_groups, needed: group.0 });
     }
     metrics.set_backend(disk.name());
-    let free_bytes = disk.free_bytes().unwrap_or(u64::MAX);
+    let space = super::space::Space::of(&disk);
     let (budgets, max_clock_skew_ms) = (config.budgets, config.max_clock_skew_ms);
     let storage = Storage::new(TailCache::new(config.tail_cache_bytes), segments);
     Ok(Broker {
@@ -312,7 +323,7 @@ pub fn open<D: Disk>(
         slow_disk: SlowDisk::default(),
         pace: Pace::default(),
         followers: super::followers::Followers::default(),
-        free_bytes,
+        space,
         refused_appends_us: BTreeMap::new(),
         founding_since_us: None,
         applicants: BTreeMap::new(),
@@ -344,6 +355,26 @@ pub fn open<D: Disk>(
         observer: None,
         tracer: None,
     })
+}
+
+/// Below which offsets of which partitions the log removes everything, further on than the checkpoint: what that names may be
+/// gone already, if there was no space for another one.
+fn going<D: Disk>(
+    disk: &mut D,
+    shard: &Shard,
+    partitions: &[(PartitionKey, PartitionState, Option<u64>)],
+) -> Result<BTreeMap<PartitionKey, u64>, BrokerError> {
+    if mutated(Mutation::MissWhatWent) {
+        return Ok(BTreeMap::new());
+    }
+    let mut going = incoming::going(disk)?;
+    for group in shard.group_ids().filter(|group| *group != META) {
+        for (key, below) in removed_by(shard.entries_in_memory(group), partitions.iter().map(|(key, ..)| *key)) {
+            let known = going.entry(key).or_default();
+            *known = below.max(*known);
+        }
+    }
+    Ok(going)
 }
 
 /// The newest checkpoint; an error if there was one that is not there any more. Without it, all segments would be removed.
@@ -443,6 +474,13 @@ pub(super) fn segment_files(group: GroupId, state: Bytes) -> Result<Vec<FileInfo
         stored.segments.iter().map(info).collect::<Vec<_>>()
     };
     Ok(loaded.partitions.iter().flat_map(files).collect())
+}
+
+/// The partitions of a group's state in a checkpoint, and where their logs start.
+pub(super) fn stored_partitions(group: GroupId, state: Bytes) -> Result<Vec<(PartitionKey, u64)>, CommandError> {
+    let mut loaded = Loaded::default();
+    load_group(&mut loaded, group, state)?;
+    Ok(loaded.partitions.iter().map(|(key, stored, _)| (*key, stored.log_start_offset)).collect())
 }
 
 fn load(loaded: &mut Loaded, checkpoint: Checkpoint) -> Result<(), BrokerError> {

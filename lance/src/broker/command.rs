@@ -10,7 +10,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use lnc_log::segment::PartitionKey;
 use lnc_protocol::message::TopicOptions;
 use lnc_protocol::names;
-use lnc_raft::NodeId;
+use lnc_raft::{Entry, EntryKind, NodeId};
 use lnc_replication::formation::Formats;
 use thiserror::Error;
 
@@ -399,6 +399,24 @@ pub(super) fn check_topic(name: &str, partitions: u32, data_groups: u32) -> Resu
 pub fn holds_records(payload: &Bytes) -> bool {
     let is_other = |command: Result<Command, CommandError>| command.is_ok_and(|c| !matches!(c, Command::Append { .. }));
     Commands::parse(payload.clone()).map_or(true, |mut commands| !commands.all(is_other))
+}
+
+/// Below which offsets of these partitions entries remove everything.
+pub(super) fn removed_by<'a>(
+    entries: impl Iterator<Item = &'a Entry>,
+    partitions: impl Iterator<Item = PartitionKey> + Clone,
+) -> Vec<(PartitionKey, u64)> {
+    let normal = entries.filter(|entry| entry.kind == EntryKind::Normal);
+    let commands = normal.filter_map(|entry| Commands::parse(entry.payload.clone()).ok()).flatten().flatten();
+    let removed = commands.flat_map(|command| match command {
+        Command::DeletePartition { key } => vec![(key, u64::MAX)],
+        Command::DeleteTopicPartitions { topic_id } => {
+            partitions.clone().filter(|key| key.topic_id == topic_id).map(|key| (key, u64::MAX)).collect()
+        }
+        Command::Trim { key, log_start_offset } => vec![(key, log_start_offset)],
+        _ => Vec::new(),
+    });
+    removed.collect()
 }
 
 impl Iterator for Commands {

@@ -303,6 +303,9 @@ impl<D: Disk> Broker<D> {
             let mut range = 0..0;
             match result {
                 Ok(batches) => (found.records, range) = clamp(batches, end),
+                Err(error @ SegmentError::GivenUp { .. }) => {
+                    (found.error, found.message) = (ErrorCode::NotReady, error.to_string());
+                }
                 Err(error) => {
                     tracing::error!(topic = %name, partition, offset, %error, "cannot read a segment");
                     found.error = ErrorCode::StorageDamaged;

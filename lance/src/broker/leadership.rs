@@ -1,4 +1,4 @@
-//! Who leads: this node hands groups over when it ends, when its disk is slow or its clock wrong, when it is about to
+//! Who leads: this node hands groups over when it ends, when its disk is slow or full or its clock wrong, when it is about to
 //! start anew, and when another node should lead them.
 
 use super::Broker;
@@ -32,7 +32,7 @@ impl<D: Disk> Broker<D> {
         }
     }
 
-    /// A leader whose disk is slow hands over, if there is somebody whose disk is not.
+    /// A leader whose disk is slow or full hands over, if there is somebody whose disk is not.
     pub(super) fn look_at_disk(&mut self) {
         let now = self.now_us();
         let limit_us = self.config.slow_sync_us;
@@ -48,9 +48,10 @@ impl<D: Disk> Broker<D> {
         }
         let slow = self.slow_disk.is_slow();
         self.metrics.slow_disk.set(slow.into());
-        // Told every second, since groups come and go.
-        self.shard.set_slow(slow);
-        if slow {
+        // Told every second, since groups come and go. A full disk is as little use to a leader as a slow one.
+        let unfit = slow || self.was_short_of_space();
+        self.shard.set_slow(unfit);
+        if unfit {
             self.hand_to_the_fit();
         }
     }

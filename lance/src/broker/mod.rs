@@ -280,8 +280,7 @@ pub struct Broker<D: Disk> {
     slow_disk: slow_disk::SlowDisk,
     pace: pace::Pace,
     followers: followers::Followers,
-    /// Space that is left, less what was taken in since that was looked at.
-    free_bytes: u64,
+    space: space::Space,
     /// When appends of a group were last refused for want of space.
     refused_appends_us: BTreeMap<GroupId, u64>,
     /// Since when this node could note who founded the cluster.
@@ -536,6 +535,7 @@ impl<D: Disk> Broker<D> {
         }
         self.storage.evict();
         self.shard.release_memory();
+        self.free_what_is_removed();
         self.drive_checkpoint()?;
         let notices = self.trace_turn(&out.messages);
         outputs.append(&mut self.outputs);

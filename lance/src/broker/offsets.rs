@@ -272,6 +272,9 @@ fn at(wanted: &ListOffsetsPartition, (offset, timestamp_ms): (u64, i64)) -> Part
 
 fn damaged(wanted: &ListOffsetsPartition, error: &SegmentError) -> PartitionOffset {
     let (topic, partition) = (&wanted.topic, wanted.partition);
+    if matches!(error, SegmentError::GivenUp { .. }) {
+        return PartitionOffset { error: ErrorCode::NotReady, message: error.to_string(), ..at(wanted, (0, -1)) };
+    }
     tracing::error!(%topic, partition, %error, "cannot read a segment");
     PartitionOffset { error: ErrorCode::StorageDamaged, message: error.to_string(), ..at(wanted, (0, -1)) }
 }

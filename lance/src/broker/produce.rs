@@ -101,16 +101,12 @@ impl<D: Disk> Broker<D> {
             );
             return Err((ErrorCode::Overloaded, message));
         }
-        if self.storage.handed_over().is_full() || self.shard.journal().is_full() || self.is_low_on_space() {
-            let (node, free, reserve) = (self.config.node, self.free_bytes, self.config.reserve_bytes);
-            let message = format!(
-                "node {node} has no space left in its data directory for records: {free} bytes are free, of which {reserve} \
-                 are kept in reserve"
-            );
+        if self.is_short_of_space() {
+            let (node, left) = (self.config.node, self.space_left());
+            let message = format!("node {node} has no space left in its data directory for records: {left}");
             return Err((ErrorCode::StorageFull, message));
         }
-        // Once in the journal, once in a segment.
-        self.free_bytes = self.free_bytes.saturating_sub(2 * bytes as u64);
+        self.space.take(bytes);
         Ok(())
     }
 }

@@ -128,6 +128,7 @@ impl<D: Disk> Broker<D> {
                     self.scrub.at = Some((key, offset));
                     self.scrub.reading = Some(ticket);
                 }
+                Err(SegmentError::GivenUp { end_offset, .. }) => self.scrub.at = Some((key, end_offset)),
                 Err(_) => self.scrub_next_partition(key),
             }
         }

@@ -10,17 +10,56 @@
 //! The log is in order: behind the records that a follower refuses is the deletion that would make room. So a follower
 //! that refuses looks whether the group's state, as its leader's newest checkpoint has it, leaves more space than there is
 //! now, and fetches that instead of entries.
+//!
+//! What is deleted, by an operator or by retention, is removed at once while space is short, and not only once a checkpoint
+//! no longer names it, since there may be no space for that one: see [`Broker::free_what_is_removed`]. Inodes can be short as
+//! well as bytes.
 
 use super::Broker;
+use super::checkpoint::stored_partitions;
 use super::command::holds_records;
+use bytes::Bytes;
 use lnc_log::disk::Disk;
 use lnc_log::incoming::FileInfo;
-use lnc_log::journal::GroupId;
+use lnc_log::journal::{GroupId, MARK_FORMAT};
+use lnc_log::segment::PartitionKey;
+use lnc_mutation::{Mutation, mutated};
 use lnc_raft::{Body, Entry, EntryKind};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What appends with a few records stay below, in bytes.
 const SMALL_APPEND: usize = 4096;
+
+/// Inodes that are kept for what is not records: checkpoints, the journal's next files, state that comes from peers.
+const RESERVE_INODES: u64 = 64;
+
+/// What is left in the data directory.
+#[derive(Debug)]
+pub(super) struct Space {
+    /// Less what was taken in since that was looked at.
+    bytes: u64,
+    inodes: u64,
+    /// Until then, it counts as short.
+    short_until_us: u64,
+}
+
+impl Space {
+    pub(super) fn of(disk: &impl Disk) -> Self {
+        let mut space = Self { bytes: 0, inodes: 0, short_until_us: 0 };
+        space.look(disk);
+        space
+    }
+
+    fn look(&mut self, disk: &impl Disk) {
+        self.bytes = disk.free_bytes().unwrap_or(u64::MAX);
+        self.inodes = disk.free_files().unwrap_or(u64::MAX);
+    }
+
+    /// Records of so many bytes were taken in: they go to the journal, and to a segment.
+    pub(super) fn take(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_sub(2 * bytes as u64);
+    }
+}
 
 impl<D: Disk> Broker<D> {
     /// Whether what a leader sends can be taken in: there must be memory for it and, if it holds records, space.
@@ -31,39 +70,82 @@ impl<D: Disk> Broker<D> {
             // A replica whose disk cannot keep up must not fill its memory.
             return false;
         }
-        let (free, reserve) = (self.free_bytes, self.config.reserve_bytes);
+        let (free, reserve) = (self.space.bytes, self.config.reserve_bytes);
         let most = if free < reserve / 4 { 0 } else { SMALL_APPEND };
         let records = |entry: &Entry| entry.kind == EntryKind::Normal && holds_records(&entry.payload);
         let refused = free < reserve / 2 && bytes > most && entries.iter().any(records);
         if refused {
             self.refused_appends_us.insert(group, self.clock.mono_us);
         } else {
-            self.free_bytes = self.free_bytes.saturating_sub(2 * bytes as u64);
+            self.space.take(bytes);
         }
         !refused
     }
 
     /// Look how much space there is, and say so when the reserve is touched or whole again.
     pub(super) fn look_at_space(&mut self) {
+        /// How long leaders stay away after space was short: it comes and goes.
+        const SHORT_US: u64 = 10_000_000;
         let low = self.is_low_on_space();
-        self.free_bytes = self.disk.free_bytes().unwrap_or(u64::MAX);
-        self.metrics.disk_free_bytes.set(self.free_bytes);
-        let (free, reserve) = (self.free_bytes, self.config.reserve_bytes);
+        self.space.look(&self.disk);
+        self.metrics.disk_free_bytes.set(self.space.bytes);
+        self.metrics.disk_free_inodes.set(self.space.inodes);
+        if self.is_short_of_space() {
+            self.space.short_until_us = self.now_us() + SHORT_US;
+        }
+        let left = self.space_left();
         match (low, self.is_low_on_space()) {
             (false, true) => tracing::error!(
-                free,
-                reserve,
+                left,
                 "no space but the reserve is left in the data directory: records are refused until there is more; delete \
-                 topics, lower retention, or make room"
+                 topics or make room"
             ),
-            (true, false) => tracing::info!(free, reserve, "there is space again: records are taken"),
+            (true, false) => tracing::info!(left, "there is space again: records are taken"),
             _ => {}
         }
     }
 
     /// Whether what is left is for votes, checkpoints and deletions.
-    pub(super) fn is_low_on_space(&self) -> bool {
-        self.free_bytes < self.config.reserve_bytes
+    fn is_low_on_space(&self) -> bool {
+        self.space.bytes < self.config.reserve_bytes || self.space.inodes < RESERVE_INODES
+    }
+
+    /// Whether records find no space: the reserve is touched, or the disk took no more at the last attempt.
+    pub(super) fn is_short_of_space(&self) -> bool {
+        self.is_low_on_space() || self.storage.handed_over().is_full() || self.shard.journal().is_full()
+    }
+
+    /// Whether that was so a moment ago.
+    pub(super) fn was_short_of_space(&self) -> bool {
+        self.now_us() < self.space.short_until_us
+    }
+
+    /// What is left, in the words of whoever has to make room.
+    pub(super) fn space_left(&self) -> String {
+        let (Space { bytes, inodes, .. }, reserve) = (&self.space, self.config.reserve_bytes);
+        if *inodes < RESERVE_INODES {
+            return format!("{inodes} inodes are free, of which {RESERVE_INODES} are kept in reserve (see df -i)");
+        }
+        if *bytes < reserve {
+            return format!("{bytes} bytes are free, of which {reserve} are kept in reserve");
+        }
+        format!("{bytes} bytes are free; if the disk takes no more than that, look for a quota")
+    }
+
+    /// What the status page says of it.
+    pub(super) fn space_problem(&self) -> Option<String> {
+        let short = self.is_short_of_space();
+        short.then(|| format!("this node has no space for records: {}; delete topics or make room", self.space_left()))
+    }
+
+    /// While space is short, remove at once what is deleted or trimmed. The newest durable checkpoint still names it, but its
+    /// removal is in this node's journal, durable and committed, beyond that checkpoint: a start finds it there. Not before the
+    /// format of which every version knows that.
+    pub(super) fn free_what_is_removed(&mut self) {
+        if self.is_short_of_space() && self.format() >= MARK_FORMAT && !mutated(Mutation::RemoveLate) {
+            self.abandon_stuck_checkpoint();
+            self.storage.on_disk().release_early(&mut self.disk);
+        }
     }
 
     /// Committed bytes that may wait for their segments before produce requests are refused.
@@ -87,24 +169,43 @@ impl<D: Disk> Broker<D> {
         }
     }
 
+    /// Below which offsets the state of a group at `index`, which a peer offers, has nothing any more of the partitions that
+    /// this replica has. All of it was removed by committed entries, and nobody will ever ask for it; this replica has only
+    /// not come so far yet. Empty if it has come further than the state.
+    pub(super) fn going_before(&self, group: GroupId, index: u64, state: &Bytes) -> BTreeMap<PartitionKey, u64> {
+        let stored = stored_partitions(group, state.clone()).ok().filter(|_| index >= self.applied_index(group));
+        let (Some(stored), Some(own)) = (stored, self.groups.get(&group)) else { return BTreeMap::new() };
+        let starts: BTreeMap<PartitionKey, u64> = stored.into_iter().collect();
+        own.state.iter().map(|(key, _)| (key, starts.get(&key).copied().unwrap_or(u64::MAX))).collect()
+    }
+
     /// Whether there is space for a state of `state_bytes` with these files, while it comes and afterwards. `wanted` are those
-    /// of them that this node does not have; what it has and the state does not name goes.
-    pub(super) fn has_space_for(
+    /// of them that this node does not have; what it has and the state does not name goes. True if what is `going` must go
+    /// first.
+    pub(super) fn space_for(
         &self,
         files: &[FileInfo],
         wanted: &[FileInfo],
         own: &BTreeSet<FileInfo>,
+        going: &BTreeMap<PartitionKey, u64>,
         state_bytes: u64,
-    ) -> Result<(), (u64, u64)> {
+    ) -> Result<bool, (u64, u64)> {
         let free = self.disk.free_bytes().unwrap_or(u64::MAX);
         let reserve = self.config.reserve_bytes;
+        let segments = self.storage.handed_over();
         let sum = |files: &mut dyn Iterator<Item = &FileInfo>| files.map(|file| file.len).sum::<u64>();
         let named: BTreeSet<&FileInfo> = files.iter().collect();
+        let is_there = |file: &&FileInfo| !segments.is_given_up(file.key, file.base_offset);
         let comes = sum(&mut wanted.iter()).saturating_add(state_bytes);
-        let goes = sum(&mut own.iter().filter(|file| !named.contains(file)));
+        let goes = sum(&mut own.iter().filter(|file| !named.contains(file)).filter(is_there));
+        let may_go = self.format() >= MARK_FORMAT && !mutated(Mutation::KeepWhatGoes);
+        let first = if may_go { segments.could_give_up(going) } else { 0 };
         let meanwhile = comes.saturating_add(reserve / 8);
         let afterwards = comes.saturating_add(reserve / 2).saturating_sub(goes);
-        let needed = meanwhile.max(afterwards);
-        if free >= needed { Ok(()) } else { Err((needed, free)) }
+        if free >= meanwhile.max(afterwards) {
+            return Ok(false);
+        }
+        let needed = meanwhile.saturating_sub(first).max(afterwards);
+        if free >= needed { Ok(true) } else { Err((needed, free)) }
     }
 }

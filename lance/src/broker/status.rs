@@ -81,6 +81,8 @@ pub struct Snapshot {
     pub cluster: ClusterInfoResponse,
     /// What is wrong with the clocks, in a sentence.
     pub clock_problem: Option<String>,
+    /// That this node has no space for records, if it has none.
+    pub space_problem: Option<String>,
     /// For each group that has a leader, the entries that the leader had committed and this node has not applied.
     pub behind: BTreeMap<u32, u64>,
     /// The newest elections of all groups since this node started, the newest first.
@@ -101,6 +103,7 @@ impl<D: Disk> Broker<D> {
             taken_us: self.clock.mono_us,
             cluster: self.cluster_status(),
             clock_problem: self.clock_problem(),
+            space_problem: self.space_problem(),
             behind: behind.collect(),
             elections: self.elections.seen.iter().rev().copied().collect(),
             topics: extents(self.catalog.topics(), MAX_PARTITIONS, describe),

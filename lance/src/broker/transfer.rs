@@ -15,9 +15,9 @@ use super::checkpoint::segment_files;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use lnc_log::checkpoint::GroupCheckpoint;
 use lnc_log::disk::{Completion, Disk};
-use lnc_log::incoming::{FileInfo, Incoming, Leftovers};
+use lnc_log::incoming::{Came, FileInfo, Incoming, Leftovers};
 use lnc_log::journal::GroupId;
-use lnc_log::segment::ReadDone;
+use lnc_log::segment::{PartitionKey, ReadDone};
 use lnc_raft::{Configuration, Entry, EntryKind, Index, MAX_INDEX, NodeId, is_believable};
 use lnc_replication::Found;
 use lnc_replication::transfer::{MAX_RANGE, Offer, Part, Range, Transfer, TransferBody};
@@ -65,8 +65,8 @@ enum Phase {
     Asked,
     /// The bytes of the state are coming.
     State { offer: Offer, bytes: BytesMut },
-    /// The records are coming.
-    Records { incoming: Incoming },
+    /// The records are coming; below these offsets the node's own go first.
+    Records { incoming: Incoming, going: BTreeMap<PartitionKey, u64> },
     /// Everything is on stable storage, since this time.
     Complete { since_us: u64 },
 }
@@ -131,7 +131,7 @@ impl Transfers {
             let (done, total) = match &fetching.phase {
                 Phase::Asked => (0, 0),
                 Phase::State { offer, bytes } => (bytes.len() as u64, offer.state_len),
-                Phase::Records { incoming } => incoming.progress(),
+                Phase::Records { incoming, .. } => incoming.progress(),
                 Phase::Complete { .. } => (1, 1),
             };
             (*group, fetching.from, done, total)
@@ -263,7 +263,7 @@ impl<D: Disk> Broker<D> {
                 part: Part::State { checkpoint: offer.checkpoint, position: bytes.len() as u64 },
                 max_bytes: MAX_RANGE,
             }),
-            Phase::Records { incoming } => match incoming.wants() {
+            Phase::Records { incoming, .. } => match incoming.wants() {
                 Some((key, offset)) => {
                     TransferBody::AskRange(Range { part: Part::Records { key, offset }, max_bytes: MAX_RANGE })
                 }
@@ -456,7 +456,9 @@ impl<D: Disk> Broker<D> {
                     self.ask(group);
                 }
             }
-            (Phase::Records { incoming }, Part::Records { key, offset }) if incoming.wants() == Some((key, offset)) => {
+            (Phase::Records { incoming, .. }, Part::Records { key, offset })
+                if incoming.wants() == Some((key, offset)) =>
+            {
                 let Some(came) = came else { return self.begin_anew(group) };
                 fetching.tries = 0;
                 if let Err(error) = incoming.records(&mut self.disk, key, offset, &came) {
@@ -484,24 +486,29 @@ impl<D: Disk> Broker<D> {
         let own = self.transfers.offers.get(&group).map(|(_, state)| segment_files(group, state.clone()));
         let own = as_offered(own.and_then(Result::ok).unwrap_or_default(), &files);
         let wanted: Vec<FileInfo> = files.iter().copied().filter(|file| !own.contains(file)).collect();
-        if let Err((needed, free)) = self.has_space_for(&files, &wanted, &own, state.len() as u64) {
-            tracing::error!(
-                group = group.0,
-                needed,
-                free,
-                "no space for the state that this node lacks: delete topics, lower retention, or make room; trying again"
-            );
-            self.transfers.no_space_us.insert(group, self.clock.mono_us);
-            self.transfers.fetching.remove(&group);
-            return;
-        }
+        let going = self.going_before(group, offer.applied_index, &state);
+        let going = match self.space_for(&files, &wanted, &own, &going, state.len() as u64) {
+            Ok(true) => going,
+            Ok(false) => BTreeMap::new(),
+            Err((needed, free)) => {
+                tracing::error!(
+                    group = group.0,
+                    needed,
+                    free,
+                    "no space for the state that this node lacks: delete topics or make room; trying again"
+                );
+                self.transfers.no_space_us.insert(group, self.clock.mono_us);
+                self.transfers.fetching.remove(&group);
+                return;
+            }
+        };
         self.transfers.started += 1;
         let first = self.transfers.started << 32;
         let header = encode_header(&offer);
-        let leftovers = &self.transfers.leftovers;
-        let incoming = Incoming::begin(&mut self.disk, group, &header, &state, wanted, leftovers, first);
+        let (what, leftovers) = ((&header[..], &state[..]), &self.transfers.leftovers);
+        let incoming = Incoming::begin(&mut self.disk, group, what, wanted, &going, leftovers, first);
         if let Some(fetching) = self.transfers.fetching.get_mut(&group) {
-            fetching.phase = Phase::Records { incoming };
+            fetching.phase = Phase::Records { incoming, going };
         }
     }
 
@@ -510,14 +517,18 @@ impl<D: Disk> Broker<D> {
         let started = completion.token.number() >> 32;
         let now = self.now_us();
         for (group, fetching) in &mut self.transfers.fetching {
-            let Phase::Records { incoming } = &mut fetching.phase else { continue };
+            let Phase::Records { incoming, going } = &mut fetching.phase else { continue };
             if incoming.next_number() >> 32 != started {
                 continue;
             }
             let group = *group;
             match incoming.on_completion(&mut self.disk, completion) {
-                Ok(false) => self.ask(group),
-                Ok(true) => {
+                Ok(Came::Some) => self.ask(group),
+                Ok(Came::Noted) => {
+                    let going = std::mem::take(going);
+                    self.storage.on_disk().give_up(&mut self.disk, &going);
+                }
+                Ok(Came::All) => {
                     tracing::info!(group = group.0, "the group's state is here; taking it over");
                     self.metrics.transfers_completed_total.inc();
                     fetching.phase = Phase::Complete { since_us: now };
@@ -558,7 +569,7 @@ impl<D: Disk> Broker<D> {
 
     fn keep_what_came(&mut self, group: GroupId) {
         if let Some(fetching) = self.transfers.fetching.get_mut(&group)
-            && let Phase::Records { incoming } = std::mem::replace(&mut fetching.phase, Phase::Asked)
+            && let Phase::Records { incoming, .. } = std::mem::replace(&mut fetching.phase, Phase::Asked)
         {
             incoming.leave(&mut self.transfers.leftovers);
         }

@@ -305,6 +305,7 @@ fn problems(snapshot: &Snapshot) -> Vec<String> {
         problems.push(format!("node {} is not connected", node.id));
     }
     problems.extend(snapshot.clock_problem.clone());
+    problems.extend(snapshot.space_problem.clone());
     for group in &cluster.groups {
         if !group.lacks.is_empty() {
             problems.push(format!("group {}: this replica {}", group.group, group.lacks));

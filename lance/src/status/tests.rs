@@ -73,6 +73,7 @@ fn snapshot(taken_us: u64, topics: Vec<TopicExtent>) -> Snapshot {
             transfers: Vec::new(),
         },
         clock_problem: Some("this node's clock is slow".to_owned()),
+        space_problem: None,
         behind: [(0, 1)].into(),
         elections: vec![Election { at_ms: 4000, group: 0, term: 4, leader: 1 }],
         topic_count: topics.len(),

@@ -141,8 +141,8 @@ fn a_full_disk_refuses_produces_and_the_node_lives() {
     for node in cluster.ids() {
         cluster.node(node).disk().set_capacity(None);
     }
-    let node = cluster.leader_of(DATA);
     cluster.until("produces are taken again", |cluster| {
+        let node = cluster.leader_of(DATA);
         let [call] = flood(cluster, node, 1, 1_000)[..] else { panic!("one was sent") };
         code_of(Some(cluster.wait(call))).is_none()
     });
@@ -296,8 +296,8 @@ fn a_follower_without_space_for_records_gets_the_deletion_behind_them() {
     assert!(behind(&mut cluster), "there is no space for records");
     let left = cluster.node(full).disk().free_bytes().expect("it has a limit");
     assert!(left > RESERVE / 8, "records took the reserve: {left} bytes are left");
-    // It leads the catalog, and what its own replica lacks the others have.
-    assert_eq!(cluster.leader_of(META), full);
+    // It led the catalog, and handed it to a node that has space.
+    assert_ne!(cluster.leader_of(META), full);
     cluster.create_topic("meanwhile", 1);
 
     let delete = Request::DeleteTopic(DeleteTopicRequest { name: "old".into(), timeout_ms: 60_000 });

@@ -8,6 +8,7 @@ mod corners;
 mod costs;
 mod failover;
 mod formats;
+mod full_disks;
 mod limits;
 mod lost_files;
 mod members;

@@ -75,6 +75,8 @@ fn profile(mutation: Mutation) -> Profile {
         | Mutation::AcceptOtherMark
         | Mutation::AcceptOtherCheckpoint
         | Mutation::AcceptOtherJournal => Profile::LostFiles,
+        Mutation::RemoveLate | Mutation::MissWhatWent => Profile::Filled,
+        Mutation::KeepWhatGoes => Profile::Tight,
         Mutation::WipedVotes => Profile::Wipes,
         Mutation::BelieveOwnClock => Profile::Leaps,
         Mutation::LeadUnrecorded | Mutation::LeaderAcksEarly => Profile::Growth,

@@ -58,6 +58,9 @@ pub(crate) enum Fault {
     FullDisk { node: u64, room: u64, for_us: u64 },
     /// The disk has room for this many bytes more, for good.
     TightDisk { node: u64, room: u64 },
+    /// Another program takes the disks of all nodes but for so many bytes, or but for so many inodes, until it is noticed that
+    /// something was deleted.
+    FilledDisks { bytes: Option<u64>, inodes: Option<u64> },
     /// The next operation of a kind, after some that work, fails.
     DiskError { node: u64, operation: FailingOperation, after: u64 },
     /// The disk is lost; the node comes back with an empty one. Only where all others have everything.
@@ -99,6 +102,7 @@ impl Fault {
             | Self::Unreadable { node, .. }
             | Self::TightDisk { node, .. } => Some(node),
             Self::PowerLossOfAll { .. }
+            | Self::FilledDisks { .. }
             | Self::Partition { .. }
             | Self::Coup { .. }
             | Self::Break { .. }
@@ -127,6 +131,7 @@ impl Fault {
             Self::StalledDisk { .. } => "stalled-disk",
             Self::FullDisk { .. } => "full-disk",
             Self::TightDisk { .. } => "tight-disk",
+            Self::FilledDisks { .. } => "filled-disks",
             Self::DiskError { .. } => "disk-error",
             Self::Wipe { .. } => "wipe",
             Self::Damage { .. } => "damage",
@@ -215,6 +220,10 @@ fn draw(feature: Feature, rng: &mut Rng, nodes: u64) -> Vec<(u64, Fault)> {
             return vec![(0, Fault::Echo { node, lag_us, for_us: after_us + for_us }), (after_us, mute)];
         }
         Feature::TightDisks => Fault::TightDisk { node, room: rng.between(440_000, 490_000) },
+        Feature::FilledDisks => match rng.below(2) {
+            0 => Fault::FilledDisks { bytes: Some(rng.pick(&[0, 0, 5_000, 60_000])), inodes: None },
+            _ => Fault::FilledDisks { bytes: None, inodes: Some(rng.pick(&[0, 0, 3])) },
+        },
         Feature::Kills => Fault::Kill { node, down_us: while_us(rng), seed: rng.next() },
         Feature::Power => match rng.below(3) {
             0 => Fault::PowerLoss { node, down_us: while_us(rng), seed: rng.next() },

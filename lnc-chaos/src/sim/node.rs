@@ -6,8 +6,8 @@ use super::settings::{Settings, TICK_US};
 use bytes::Bytes;
 use lance::broker::{Caller, Clock, Membership};
 use lance::heard::Heard;
-use lnc_log::disk::MemoryDisk;
 use lnc_log::disk::memory::{CrashChoice, Order};
+use lnc_log::disk::{Disk, MemoryDisk};
 use lnc_protocol::Opcode;
 use lnc_raft::NodeId;
 use lnc_replication::formation::{Cluster, Identity};
@@ -130,6 +130,8 @@ pub(super) struct Node {
     pub(super) full_until_us: u64,
     /// Space stays short when all other faults end.
     pub(super) tight: bool,
+    /// Other programs have left nothing of its disk.
+    pub(super) filled: bool,
     /// While it waits to become a member: what the others said of themselves last.
     pub(super) heard: BTreeMap<NodeId, Identity>,
     /// The cluster that it is about to join, on its way to the disk.
@@ -168,6 +170,7 @@ impl Node {
             slow_us: 0,
             full_until_us: 0,
             tight: false,
+            filled: false,
             heard: BTreeMap::new(),
             joins: None,
             rng: Rng::fork(seed, 0xd15c + id),
@@ -294,10 +297,19 @@ impl Node {
         let incarnation = super::rng::mix(self.identity.incarnation ^ self.id << 48 ^ u64::from(self.lives));
         self.identity = Identity { node: NodeId(self.id), incarnation, cluster: None };
         self.format = 1;
-        (self.joins, self.tight, self.loss) = (None, false, None);
+        (self.joins, self.tight, self.filled, self.loss) = (None, false, false, None);
         self.past.clear();
         self.heard.clear();
         self.excuses = Excuses { wiped: true, ..Excuses::default() };
+    }
+
+    /// Whether much less is on its disk than when others filled it: as much as the deletion of a topic frees.
+    pub(super) fn has_space_back(&self) -> bool {
+        /// Of what the housekeeper's topic takes; with inodes, at least the files of a few segments.
+        const BYTES: u64 = 700_000;
+        const INODES: u64 = 5;
+        let bytes = self.disk.free_bytes().is_none_or(|free| free >= BYTES);
+        bytes && self.disk.free_files().is_none_or(|free| free >= INODES)
     }
 
     /// Whether its disk has everything that it ever said to be there: what it lost, it has got back.

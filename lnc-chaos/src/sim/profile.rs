@@ -24,6 +24,7 @@ pub(crate) enum Feature {
     Wipes,
     Echoes,
     TightDisks,
+    FilledDisks,
     Stumbles,
     Losses,
     Unreadable,
@@ -35,7 +36,7 @@ impl Feature {
         match self {
             Self::Rolling => 30_000_000,
             Self::Coups | Self::Echoes => 15_000_000,
-            Self::TightDisks => 60_000_000,
+            Self::TightDisks | Self::FilledDisks => 60_000_000,
             Self::PowerOfAll => 20_000_000,
             Self::Stumbles => 4_000_000,
             Self::Wipes => 15_000_000,
@@ -97,10 +98,11 @@ profiles! {
     Formation = "formation", "faults from the first moment on, while the nodes form their cluster";
     Echoes = "echoes", "nodes that are not heard any more and still hear what was said before";
     Tight = "tight", "a disk without space, until an operator deletes a topic";
+    Filled = "filled", "disks of all nodes filled by others, to the last byte or inode, until a topic is deleted, while others fail";
     Everything = "everything", "a random mixture of all the others, drawn from the seed";
 }
 
-/// The profiles that a run without `--profile` goes through: of the others, some runs still break a rule.
+/// The profiles that a run without `--profile` goes through.
 pub const ROTATION: &[Profile] = &[
     Profile::Calm,
     Profile::Network,
@@ -124,6 +126,8 @@ pub const ROTATION: &[Profile] = &[
     Profile::Shrink,
     Profile::Formation,
     Profile::Echoes,
+    Profile::Tight,
+    Profile::Filled,
     Profile::Everything,
 ];
 
@@ -151,16 +155,17 @@ impl Profile {
             Self::Formation => (0, 5_000_000),
             // Before it grows.
             Self::Growth => (2_000_000, span_us),
-            // The disk is filled first.
-            Self::Tight => (quiet_us + 10_000_000, span_us),
+            // The topic is filled first.
+            Self::Tight | Self::Filled => (quiet_us + 10_000_000, span_us),
             _ => (quiet_us, span_us),
         }
     }
 
     pub(crate) fn features(self, rng: &mut Rng) -> Vec<Feature> {
         use Feature::{
-            Breaks, Clocks, Coups, Damage, DiskErrors, DiskStalls, Echoes, FullDisks, Kills, Leaps, Losses, Partitions,
-            Pauses, Power, PowerOfAll, Rolling, Seclusions, Storms, Stumbles, TightDisks, Unreadable, Wipes,
+            Breaks, Clocks, Coups, Damage, DiskErrors, DiskStalls, Echoes, FilledDisks, FullDisks, Kills, Leaps,
+            Losses, Partitions, Pauses, Power, PowerOfAll, Rolling, Seclusions, Storms, Stumbles, TightDisks,
+            Unreadable, Wipes,
         };
         match self {
             Self::Calm => vec![],
@@ -184,6 +189,7 @@ impl Profile {
             Self::Formation => vec![Kills, Power, Partitions, Breaks, Wipes, Storms],
             Self::Echoes => vec![Echoes],
             Self::Tight => vec![TightDisks],
+            Self::Filled => vec![FilledDisks, Kills, PowerOfAll],
             Self::Growth => vec![Kills, Breaks, Stumbles, PowerOfAll],
             Self::Shrink => vec![Kills, Partitions, Breaks, Power],
             Self::Everything => {

@@ -104,6 +104,15 @@ impl Settings {
                 produce_every_us: 400_000,
                 ..drawn
             },
+            // The journal's file has room for votes, deletions and what clients ask of the catalog meanwhile.
+            Profile::Filled => Self {
+                reserve_bytes: 1_000_000,
+                journal_file_bytes: 1 << 20,
+                journal_retain_bytes: 0,
+                checkpoint_bytes: drawn.checkpoint_bytes.min(128 << 10),
+                produce_every_us: 400_000,
+                ..drawn
+            },
             _ => drawn,
         }
     }

@@ -1,6 +1,6 @@
 //! Choosing a file-backed backend at start.
 
-use super::{AlignedBuf, BLOCK, Completion, Disk, FileId, Op, Outcome, Owner, ThreadsDisk, Token, UringDisk};
+use super::{AlignedBuf, BLOCK, Completion, Disk, FileId, Op, Outcome, Owner, ThreadsDisk, Token, UringDisk, is_full};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -95,28 +95,57 @@ impl Disk for AnyDisk {
             Self::Threads(disk) => disk.free_bytes(),
         }
     }
+    fn free_files(&self) -> Option<u64> {
+        match self {
+            Self::Uring(disk) => disk.free_files(),
+            Self::Threads(disk) => disk.free_files(),
+        }
+    }
 }
 
 /// An io_uring backend that has proved itself with a durable direct write, a sync and a read in this very directory:
-/// a ring that can be made may still fail on a filesystem or under a seccomp profile.
+/// a ring that can be made may still fail on a filesystem or under a seccomp profile. Where there is no space for that, a
+/// file that is there is read and synced: a full disk says nothing about the ring.
 fn probed_uring(root: &Path) -> io::Result<UringDisk> {
     let mut disk = UringDisk::new(root, RING_ENTRIES)?;
     let path = format!(".io-probe-{}", std::process::id());
     let probed = probe(&mut disk, &path);
-    let removed = disk.run(Op::Remove { path });
-    probed.and(removed).map(|_| disk)
+    disk.run(Op::Remove { path })?;
+    match probed {
+        Err(error) if is_full(&error) => probe_without_space(&mut disk, root, &error),
+        probed => probed,
+    }?;
+    Ok(disk)
 }
 
-fn probe(disk: &mut UringDisk, path: &str) -> io::Result<Outcome> {
+fn probe(disk: &mut UringDisk, path: &str) -> io::Result<()> {
     let file: FileId = Owner::Setup.file(0);
     disk.run(Op::Open { file, path: path.to_owned(), create: true, direct: true })?;
     let pattern: Vec<u8> = (0..BLOCK).map(|n| (n % 251) as u8).collect();
-    disk.run(Op::Write { file, position: 0, buf: AlignedBuf::copy_of(&pattern), durable: true })?;
-    disk.run(Op::Sync { file })?;
-    let read = disk.run(Op::Read { file, position: 0, len: BLOCK })?;
+    let write = Op::Write { file, position: 0, buf: AlignedBuf::copy_of(&pattern), durable: true };
+    let tried = disk.run(write).and_then(|_| disk.run(Op::Sync { file }));
+    let read = tried.and_then(|_| disk.run(Op::Read { file, position: 0, len: BLOCK }));
     disk.run(Op::Close { file })?;
-    match read {
-        Outcome::Read(bytes) if bytes[..] == pattern[..] => Ok(Outcome::Done),
+    match read? {
+        Outcome::Read(bytes) if bytes[..] == pattern[..] => Ok(()),
         _ => Err(io::Error::other("io_uring read back other bytes than were written")),
     }
+}
+
+/// Read and sync some file of the directory.
+fn probe_without_space(disk: &mut UringDisk, root: &Path, full: &io::Error) -> io::Result<()> {
+    tracing::error!(
+        error = %full,
+        free_bytes = disk.free_bytes(),
+        free_inodes = disk.free_files(),
+        data_dir = %root.display(),
+        "no space for a trial of io_uring with a write: make room. It is tried with what is there"
+    );
+    let file: FileId = Owner::Setup.file(0);
+    let Outcome::Names(names) = disk.run(Op::List { path: String::new() })? else { return Ok(()) };
+    let Some(path) = names.into_iter().find(|name| root.join(name).is_file()) else { return Ok(()) };
+    disk.run(Op::Open { file, path, create: false, direct: true })?;
+    let tried = disk.run(Op::Read { file, position: 0, len: BLOCK }).and_then(|_| disk.run(Op::Sync { file }));
+    disk.run(Op::Close { file })?;
+    tried.map(drop)
 }

@@ -65,6 +65,11 @@ pub(super) fn free_bytes(root: &Path) -> Option<u64> {
     rustix::fs::statvfs(root).ok().map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// Inodes that are left there; `None` on file systems that make them as they are needed.
+pub(super) fn free_files(root: &Path) -> Option<u64> {
+    rustix::fs::statvfs(root).ok().filter(|stat| stat.f_files > 0).map(|stat| stat.f_favail)
+}
+
 /// Carry out one operation under `root`, blocking.
 pub(super) fn execute(root: &Path, job: Job) -> Finished {
     let Job { token, op, file } = job;

@@ -92,6 +92,7 @@ struct State {
     /// The failures of the stop have been reported: what is submitted now is a reaction to them and never happened.
     dead: bool,
     capacity: Option<u64>,
+    file_capacity: Option<u64>,
     hook: Option<FaultHook>,
     misread: Option<Misread>,
     unreadable: Unreadable,
@@ -126,6 +127,7 @@ impl Default for State {
             lost: Vec::new(),
             dead: false,
             capacity: None,
+            file_capacity: None,
             hook: None,
             misread: None,
             unreadable: Unreadable::default(),
@@ -194,6 +196,16 @@ impl MemoryDisk {
     /// Limit the total length of all files, in bytes; what would exceed it fails with `StorageFull`.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.state().capacity = bytes;
+    }
+
+    /// Limit the number of files and directories; to make one more fails with `StorageFull`.
+    pub fn set_file_capacity(&self, files: Option<u64>) {
+        self.state().file_capacity = files;
+    }
+
+    /// Number of files and directories.
+    pub fn files(&self) -> u64 {
+        self.state().names_used()
     }
 
     /// Total length of all files, in bytes.
@@ -280,6 +292,7 @@ impl MemoryDisk {
             order: old.order,
             rng: old.rng.clone(),
             capacity: old.capacity,
+            file_capacity: old.file_capacity,
             unreadable: old.unreadable.clone(),
             ..State::default()
         };
@@ -314,6 +327,7 @@ impl MemoryDisk {
             order: old.order,
             rng: old.rng.clone(),
             capacity: old.capacity,
+            file_capacity: old.file_capacity,
             unreadable: old.unreadable.clone(),
             ..State::default()
         };
@@ -326,6 +340,18 @@ impl State {
     fn used(&self) -> u64 {
         let named = self.names.files.values();
         named.filter_map(|inode| self.inodes.get(inode)).map(|inode| inode.volatile.len()).sum()
+    }
+
+    fn names_used(&self) -> u64 {
+        (self.names.files.len() + self.names.dirs.len()) as u64
+    }
+
+    /// One more file or directory fits.
+    fn reserve_name(&self) -> io::Result<()> {
+        match self.file_capacity {
+            Some(capacity) if self.names_used() >= capacity => Err(io::ErrorKind::StorageFull.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Fail everything from now on.
@@ -544,6 +570,7 @@ impl State {
             Op::CreateDir { path } => {
                 for end in path.match_indices('/').map(|(at, _)| at).chain([path.len()]) {
                     if !self.names.has_dir(&path[..end]) {
+                        self.reserve_name()?;
                         self.rename_or_link(NameChange::MakeDir { path: path[..end].to_owned() });
                     }
                 }
@@ -591,6 +618,7 @@ impl State {
         let inode = match self.names.files.get(&path) {
             Some(inode) => *inode,
             None if create && self.names.has_dir(parent(&path)) => {
+                self.reserve_name()?;
                 let inode = self.next_inode;
                 self.next_inode += 1;
                 self.inodes.insert(inode, Inode::default());
@@ -722,5 +750,10 @@ impl Disk for MemoryDisk {
     fn free_bytes(&self) -> Option<u64> {
         let state = self.state();
         state.capacity.map(|capacity| capacity.saturating_sub(state.used()))
+    }
+
+    fn free_files(&self) -> Option<u64> {
+        let state = self.state();
+        state.file_capacity.map(|capacity| capacity.saturating_sub(state.names_used()))
     }
 }

@@ -32,6 +32,12 @@ pub use uring::UringDisk;
 /// What the system says of a place that the device cannot read.
 pub const EIO: i32 = 5;
 
+/// Whether an operation failed because there is no space for it: bytes, inodes or a quota. The same may succeed later.
+pub fn is_full(error: &io::Error) -> bool {
+    // A write of no bytes at all is how some file systems say it.
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::WriteZero)
+}
+
 /// Alignment and granularity of direct I/O, in bytes.
 pub const BLOCK: usize = 4096;
 
@@ -231,6 +237,9 @@ pub trait Disk {
     /// Bytes that are left for files, as far as the disk can tell.
     fn free_bytes(&self) -> Option<u64>;
 
+    /// Files that can still be made, as far as the disk can tell: `None` where only bytes limit them.
+    fn free_files(&self) -> Option<u64>;
+
     /// Submit one operation and block for its result. For setup and recovery only: panics if a completion of
     /// another operation arrives meanwhile.
     fn run(&mut self, op: Op) -> io::Result<Outcome> {
@@ -263,5 +272,8 @@ impl<D: Disk + ?Sized> Disk for Box<D> {
     }
     fn free_bytes(&self) -> Option<u64> {
         (**self).free_bytes()
+    }
+    fn free_files(&self) -> Option<u64> {
+        (**self).free_files()
     }
 }

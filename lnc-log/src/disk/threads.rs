@@ -121,6 +121,11 @@ impl Workers {
         files::free_bytes(&self.shared.root)
     }
 
+    /// Files that can still be made.
+    pub(super) fn free_files(&self) -> Option<u64> {
+        files::free_files(&self.shared.root)
+    }
+
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
     }
@@ -219,5 +224,9 @@ impl Disk for ThreadsDisk {
 
     fn free_bytes(&self) -> Option<u64> {
         self.workers.free_bytes()
+    }
+
+    fn free_files(&self) -> Option<u64> {
+        self.workers.free_files()
     }
 }

@@ -299,6 +299,10 @@ impl Disk for UringDisk {
     fn free_bytes(&self) -> Option<u64> {
         self.workers.free_bytes()
     }
+
+    fn free_files(&self) -> Option<u64> {
+        self.workers.free_files()
+    }
 }
 
 const _: () = assert!(MAX_CHUNK.is_multiple_of(BLOCK));

@@ -7,7 +7,7 @@
 //! twice the pace at which the file before it is written: all at once, it would hold up the flushes.
 
 use super::{DIR, JournalError, file_path};
-use crate::disk::{AlignedBuf, Disk, FileId, Op, Outcome, Owner};
+use crate::disk::{AlignedBuf, Disk, FileId, Op, Outcome, Owner, is_full};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
@@ -303,12 +303,10 @@ impl Files {
                 self.submit(disk, Task::Spare(number), Op::SyncDir { path: DIR.to_owned() });
             }
             (SpareState::Naming, Ok(_)) => spare.state = SpareState::Ready,
-            (SpareState::Opening, Err(e)) if e.kind() == io::ErrorKind::StorageFull => {
+            (SpareState::Opening, Err(e)) if is_full(&e) => {
                 spare.state = SpareState::Full { opened: false };
             }
-            (SpareState::Filling { .. } | SpareState::Syncing, Err(e))
-                if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::WriteZero) =>
-            {
+            (SpareState::Filling { .. } | SpareState::Syncing, Err(e)) if is_full(&e) => {
                 spare.state = SpareState::Emptying;
                 self.submit(disk, Task::Spare(number), Op::SetLen { file, len: 0 });
             }

@@ -18,7 +18,7 @@
 
 use super::{GroupId, JournalConfig, JournalError};
 use crate::FileOwner;
-use crate::disk::{AlignedBuf, Disk, FileId, Op, Outcome, Owner};
+use crate::disk::{AlignedBuf, Disk, FileId, Op, Outcome, Owner, is_full};
 use bytes::Buf;
 use lnc_mutation::{Mutation, mutated};
 use std::collections::BTreeMap;
@@ -342,9 +342,7 @@ impl Marks {
                 self.want();
             }
             // There is no space now: it is tried again.
-            (State::Opening | State::Filling, Err(error))
-                if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::WriteZero) =>
-            {
+            (State::Opening | State::Filling, Err(error)) if is_full(&error) => {
                 self.state = State::Absent;
             }
             (State::Ready, Ok(_)) => self.written = self.writing,

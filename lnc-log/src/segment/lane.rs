@@ -6,7 +6,7 @@ use super::read::ReadDone;
 use super::state::SegmentState;
 use super::store::{Pending, SegmentStore};
 use super::{PartitionKey, ROOT, SegmentError, block_ceil, block_floor, index, io_error};
-use crate::disk::{BLOCK, Disk, FileId, Op, Outcome};
+use crate::disk::{BLOCK, Disk, FileId, Op, Outcome, is_full};
 use std::io;
 
 impl SegmentStore {
@@ -292,7 +292,7 @@ impl SegmentStore {
     /// Anything else, and any failed sync of what is no longer in memory, is fatal.
     fn step_failed(&mut self, disk: &mut impl Disk, key: PartitionKey, source: io::Error) -> Result<(), SegmentError> {
         let Some(step) = self.partitions.get(&key).and_then(|partition| partition.lane) else { return Ok(()) };
-        let full = matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        let full = is_full(&source);
         let (action, file) = match step {
             Step::CreateDir => ("create", key.dir()),
             Step::Write { base, .. } => ("write", key.log_path(base)),

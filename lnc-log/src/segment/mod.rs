@@ -286,6 +286,19 @@ pub enum SegmentError {
         /// The offset after the last that can be read.
         written_offset: u64,
     },
+    /// The segment was removed everywhere; this replica has not come to that place of the log yet.
+    #[error(
+        "partition {key}: the records from offset {base_offset} up to {end_offset} were deleted, and their file is gone from \
+         this node for want of space, though it has yet to take in the deletion"
+    )]
+    GivenUp {
+        /// The partition.
+        key: PartitionKey,
+        /// The first offset of the segment.
+        base_offset: u64,
+        /// The offset after its last.
+        end_offset: u64,
+    },
     /// A file does not hold what was written to it.
     #[error("{file} is damaged at position {position}: expected {expected}, found {found}")]
     Damaged {

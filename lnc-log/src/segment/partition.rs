@@ -37,6 +37,8 @@ pub(super) struct Segment {
     pub(super) trimmed: Option<u64>,
     /// The file was written since the start, or some of it was read and had its digest: it is not another one.
     pub(super) vouched: bool,
+    /// Its file was removed before its time, for want of space: see [`super::SegmentStore::give_up`].
+    pub(super) given_up: bool,
     /// A look for the index in the file that has not come to its end.
     pub(super) rescan: Option<Box<Rescan>>,
 }
@@ -77,6 +79,7 @@ impl Segment {
             readers: 0,
             trimmed: None,
             vouched: true,
+            given_up: false,
             rescan: None,
             state,
         }
@@ -96,6 +99,7 @@ impl Segment {
             readers: 0,
             trimmed: None,
             vouched: false,
+            given_up: false,
             rescan: None,
             state,
         }
@@ -104,6 +108,11 @@ impl Segment {
     fn is_finished(&self) -> bool {
         let len = self.state.len;
         self.state.sealed && self.flushed == len && self.cut && self.indexed && self.synced == len
+    }
+
+    /// Whether its file can go, if nothing below this offset is needed.
+    pub(super) fn could_go(&self, below: u64) -> bool {
+        self.state.end_offset <= below && self.is_finished() && self.readers == 0 && !self.given_up
     }
 
     /// The state as a checkpoint stores it.
@@ -541,6 +550,11 @@ impl Partition {
     /// Whether nothing refers to the partition's memory any more.
     pub(super) fn is_unused(&self) -> bool {
         self.lane.is_none() && self.target.is_none() && self.segments.iter().all(|segment| segment.readers == 0)
+    }
+
+    /// Whether no operation is about to write to its files.
+    pub(super) fn may_give_up(&self) -> bool {
+        self.lane.is_none() && self.repair.is_none()
     }
 
     /// The base offsets of all segments that have or may have files.

@@ -268,6 +268,9 @@ impl SegmentStore {
         let Some(segment) = self.partitions.get_mut(&key).and_then(|partition| partition.segment_mut(base)) else {
             return Err(SegmentError::UnknownPartition { key });
         };
+        if segment.given_up {
+            return Err(SegmentError::GivenUp { key, base_offset: base, end_offset: segment.state.end_offset });
+        }
         segment.readers += 1;
         self.reads_begun += 1;
         let id = self.reads_begun;

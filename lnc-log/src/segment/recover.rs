@@ -5,18 +5,22 @@ use super::state::{PartitionState, SegmentState};
 use super::store::SegmentStore;
 use super::{PartitionKey, ROOT, SegmentConfig, SegmentError, block_ceil, block_floor, index_name, io_error, log_name};
 use crate::disk::{Disk, FileId, Op, Outcome};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 impl SegmentStore {
     /// Recover the partitions of a checkpoint, each with the segment size that overrides the configured one. Files are
     /// cut to the checkpoint; files and directories that it does not know are removed. Doing it again changes nothing.
     ///
+    /// `going` says below which offset of a partition the log removes everything, further on than the checkpoint: a file
+    /// of that which is not there is not missed.
+    ///
     /// Blocks; for start only.
     pub fn recover(
         config: SegmentConfig,
         disk: &mut impl Disk,
         partitions: &[(PartitionKey, PartitionState, Option<u64>)],
+        going: &BTreeMap<PartitionKey, u64>,
     ) -> Result<Self, SegmentError> {
         let mut store = Self::new(config);
         for (key, state, _) in partitions {
@@ -34,9 +38,15 @@ impl SegmentStore {
             }
         }
         for (key, state, segment_bytes) in partitions {
-            let tail = recover_files(&mut store, disk, *key, state)?;
+            let below = going.get(key).copied().unwrap_or(0);
+            let (tail, gone) = recover_files(&mut store, disk, *key, state, below)?;
             let segment_bytes = segment_bytes.unwrap_or(store.config.segment_bytes);
-            let partition = Partition::recovered(*key, segment_bytes, state, tail);
+            let mut partition = Partition::recovered(*key, segment_bytes, state, tail);
+            for segment in partition.segments.iter_mut().filter(|segment| gone.contains(&segment.state.base_offset)) {
+                // What is still written to is made again when that happens, and its directory with it.
+                (segment.given_up, segment.created) = (true, segment.state.sealed);
+                partition.dir_made = false;
+            }
             store.pending_bytes += partition.queued_bytes();
             if store.partitions.insert(*key, Box::new(partition)).is_some() {
                 return Err(SegmentError::PartitionExists { key: *key });
@@ -46,13 +56,15 @@ impl SegmentStore {
     }
 }
 
-/// Bring one partition's directory in line with its state; returns the partial last block of the open segment.
+/// Bring one partition's directory in line with its state; returns the partial last block of the open segment, and the
+/// segments that end at `below` or before and whose files are gone.
 fn recover_files(
     store: &mut SegmentStore,
     disk: &mut impl Disk,
     key: PartitionKey,
     state: &PartitionState,
-) -> Result<Vec<u8>, SegmentError> {
+    below: u64,
+) -> Result<(Vec<u8>, BTreeSet<u64>), SegmentError> {
     let mut known = BTreeSet::new();
     for segment in &state.segments {
         known.insert(log_name(segment.base_offset));
@@ -60,17 +72,25 @@ fn recover_files(
             known.insert(index_name(segment.base_offset));
         }
     }
+    let mut gone = BTreeSet::new();
     if known.is_empty() {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), gone));
     }
-    for name in list(disk, &key.dir())? {
-        if !known.contains(&name) {
-            remove_file(disk, format!("{}/{name}", key.dir()))?;
-        }
+    let names = list(disk, &key.dir())?;
+    for name in names.iter().filter(|name| !known.contains(*name)) {
+        remove_file(disk, format!("{}/{name}", key.dir()))?;
     }
     let mut tail = Vec::new();
     for segment in &state.segments {
         let path = key.log_path(segment.base_offset);
+        if segment.end_offset <= below && !names.contains(&log_name(segment.base_offset)) {
+            tracing::info!(%path, "a segment is gone already that the log removes");
+            gone.insert(segment.base_offset);
+            if !segment.sealed {
+                tail = vec![0; (segment.len - block_floor(segment.len)) as usize];
+            }
+            continue;
+        }
         let file = store.files.fresh();
         let found = open(disk, file, &path)?;
         if found != segment.len {
@@ -89,7 +109,7 @@ fn recover_files(
         }
         run(disk, "close", &path, Op::Close { file })?;
     }
-    Ok(tail)
+    Ok((tail, gone))
 }
 
 /// Open a log file; gives its length. One that is gone comes back empty.

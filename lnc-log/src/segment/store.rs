@@ -321,7 +321,8 @@ impl SegmentStore {
         else {
             return Mending::Refused;
         };
-        let Some(segment) = partition.segment(place.base) else { return Mending::Refused };
+        let segment = partition.segment(place.base).filter(|segment| !segment.given_up);
+        let Some(segment) = segment else { return Mending::Refused };
         match segment.fitting(place, batches) {
             Ok(0) => return Mending::Refused,
             Ok(len) => partition.repair = Some(Repair::new(place, batches.slice(..len))),
@@ -385,6 +386,10 @@ impl SegmentStore {
             .into_iter()
             .partition(|removal| removal.after < durable || mutated(Mutation::RemoveEarly));
         self.removals = later;
+        self.queue_removals(disk, due);
+    }
+
+    fn queue_removals(&mut self, disk: &mut impl Disk, due: Vec<Removal>) {
         for Removal { key, base, .. } in due {
             match base {
                 Some(base) => {
@@ -398,6 +403,59 @@ impl SegmentStore {
             }
         }
         self.pump_removals(disk);
+    }
+
+    /// Give up the checkpoint in progress, which waits for space: another one may need less of it. What it waited for is as
+    /// if it had never begun.
+    pub fn abandon_checkpoint(&mut self, disk: &mut impl Disk) {
+        self.checkpoint.states.clear();
+        for key in std::mem::take(&mut self.checkpoint.waiting) {
+            if let Some(partition) = self.partitions.get_mut(&key) {
+                partition.target = None;
+                self.dirty.insert(key);
+                self.ready.insert(key);
+            }
+        }
+        self.pump(disk);
+    }
+
+    /// Where space is short: remove at once what the newest durable checkpoint still names. Only for an owner whose log says
+    /// durably that it goes, and who tells [`SegmentStore::recover`] so.
+    pub fn release_early(&mut self, disk: &mut impl Disk) {
+        let removals = std::mem::take(&mut self.removals);
+        self.queue_removals(disk, removals);
+    }
+
+    /// Where space is short: remove the files of sealed segments below these offsets, which later entries of the log than
+    /// this replica has have removed everywhere. The segments stay what they are, so that this replica can still follow the
+    /// log; reads of them fail. To be told to [`SegmentStore::recover`] as well.
+    pub fn give_up(&mut self, disk: &mut impl Disk, below: &BTreeMap<PartitionKey, u64>) {
+        let mut given = Vec::new();
+        for (key, below) in below {
+            let partition = self.partitions.get_mut(key).filter(|partition| partition.may_give_up());
+            let segments = partition.into_iter().flat_map(|partition| &mut partition.segments);
+            for segment in segments.filter(|segment| segment.could_go(*below)) {
+                segment.given_up = true;
+                given.push(Removal { key: *key, base: Some(segment.state.base_offset), after: 0 });
+            }
+        }
+        self.queue_removals(disk, given);
+    }
+
+    /// Bytes that [`SegmentStore::give_up`] would free now.
+    pub fn could_give_up(&self, below: &BTreeMap<PartitionKey, u64>) -> u64 {
+        let partitions = below.iter().filter_map(|(key, below)| Some((self.partitions.get(key)?.as_ref(), *below)));
+        let goes = |(partition, below): (&Partition, u64)| {
+            let segments = partition.segments.iter().filter(|segment| segment.could_go(below));
+            segments.map(|segment| segment.state.len).sum::<u64>()
+        };
+        partitions.filter(|(partition, _)| partition.may_give_up()).map(goes).sum()
+    }
+
+    /// Whether the file of a segment is gone before its time.
+    pub fn is_given_up(&self, key: PartitionKey, base_offset: u64) -> bool {
+        let partition = self.partitions.get(&key);
+        partition.and_then(|partition| partition.segment(base_offset)).is_some_and(|segment| segment.given_up)
     }
 
     /// Whether operations are in flight or a checkpoint is in progress.

@@ -217,6 +217,22 @@ fn a_full_disk_keeps_the_old_one_and_may_be_retried() {
 }
 
 #[test]
+fn a_full_quota_is_a_full_disk() {
+    let mut disk = MemoryDisk::new();
+    load(&mut disk);
+    let mut writer = CheckpointWriter::new();
+    let failing: [fn(&Op) -> bool; 2] =
+        [|op| matches!(op, Op::Open { create: true, .. }), |op| matches!(op, Op::Write { .. })];
+    for failing in failing {
+        disk.inject(Some(Box::new(move |_, op| failing(op).then(|| io::ErrorKind::QuotaExceeded.into()))));
+        let error = write(&mut disk, &mut writer, 1).expect_err("no space");
+        assert!(error.is_retriable() && !writer.busy(), "{error}");
+    }
+    disk.inject(None);
+    assert_eq!(write(&mut disk, &mut writer, 1).expect("space again"), Some(1));
+}
+
+#[test]
 fn any_other_failure_is_final_and_named() {
     for failing in 1..=7 {
         let mut disk = MemoryDisk::new();

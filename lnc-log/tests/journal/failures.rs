@@ -127,7 +127,9 @@ fn a_next_file_for_which_there_is_no_space_is_replaced_by_one_that_is_complete()
         disk.in_flight().iter().skip(1).for_each(|(number, _)| assert!(disk.release(*number)));
         step(&mut journal, &mut disk).expect("healthy");
     }
-    let zeroes = |_, op: &Op| matches!(op, Op::Write { durable: false, .. }).then(|| io::ErrorKind::StorageFull.into());
+    // A quota counts as well.
+    let zeroes =
+        |_, op: &Op| matches!(op, Op::Write { durable: false, .. }).then(|| io::ErrorKind::QuotaExceeded.into());
     disk.inject(Some(Box::new(zeroes)));
     disk.set_order(Order::Immediate);
     disk.release_all();

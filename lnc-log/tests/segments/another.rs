@@ -5,7 +5,7 @@ use crate::support::{Harness, KEY, concat, small, stored};
 use bytes::Bytes;
 use lnc_log::disk::memory::CrashChoice;
 use lnc_log::disk::{Disk, MemoryDisk};
-use lnc_log::incoming::{FileInfo, Incoming, IncomingError, pending};
+use lnc_log::incoming::{Came, FileInfo, Incoming, IncomingError, pending};
 use lnc_log::journal::GroupId;
 use lnc_log::segment::{
     DamagedBatch, Mending, PartitionKey, PartitionState, SegmentConfig, SegmentError, SegmentStore, StoredBatch,
@@ -13,6 +13,7 @@ use lnc_log::segment::{
 use lnc_protocol::batch::{self, BatchHeader};
 use lnc_protocol::{BatchBuilder, Codec};
 use proptest::prelude::{ProptestConfig, any, prop_assert, proptest};
+use std::collections::BTreeMap;
 
 type States = Vec<(PartitionKey, PartitionState)>;
 
@@ -287,7 +288,7 @@ fn transfer(disk: &mut MemoryDisk, incoming: &mut Incoming, batches: &[StoredBat
     loop {
         disk.wait(&mut done);
         for completion in done.drain(..) {
-            if incoming.on_completion(disk, completion)? {
+            if incoming.on_completion(disk, completion)? == Came::All {
                 return Ok(());
             }
         }
@@ -316,7 +317,7 @@ fn a_transfer_of_other_records_is_refused_and_begins_anew() {
         let mut disk = MemoryDisk::new();
         let (_, mut left) = pending(&mut disk).unwrap();
         let begin = |disk: &mut MemoryDisk, left: &_, first| {
-            Incoming::begin(disk, GroupId(1), b"header", b"state", files.clone(), left, first)
+            Incoming::begin(disk, GroupId(1), (b"header", b"state"), files.clone(), &BTreeMap::new(), left, first)
         };
         let mut incoming = begin(&mut disk, &left, 1 << 32);
         let error = transfer(&mut disk, &mut incoming, &mixed).unwrap_err();
@@ -331,7 +332,7 @@ fn a_transfer_of_other_records_is_refused_and_begins_anew() {
             let mut done = Vec::new();
             disk.wait(&mut done);
             for completion in done {
-                assert!(!incoming.on_completion(&mut disk, completion).unwrap());
+                assert_eq!(incoming.on_completion(&mut disk, completion).unwrap(), Came::Some);
             }
         }
         // A restart finds sound batches, and cannot know better before the end.

@@ -81,7 +81,7 @@ impl Harness {
         let mut disk = disk.crash(CrashChoice::Everything);
         let states: Vec<_> =
             states.iter().map(|(key, state)| (*key, PartitionState::decode(&state.encode()).unwrap(), None)).collect();
-        let mut store = SegmentStore::recover(config, &mut disk, &states)?;
+        let mut store = SegmentStore::recover(config, &mut disk, &states, &BTreeMap::new())?;
         store.keep_digests();
         Ok(Self { disk, store, tickets: 0 })
     }

@@ -181,7 +181,7 @@ fn the_files_of_a_real_disk_are_the_same() {
         assert!(std::fs::read(dir.path().join(&path)).unwrap() == bytes, "{path}");
     }
     let states: Vec<_> = store.checkpoint_states().into_iter().map(|(key, state)| (key, state, None)).collect();
-    let recovered = SegmentStore::recover(small(), &mut disk, &states).unwrap();
+    let recovered = SegmentStore::recover(small(), &mut disk, &states, &std::collections::BTreeMap::new()).unwrap();
     assert_eq!(recovered.state(KEY), store.state(KEY));
     disk.run(Op::SyncDir { path: "segments".into() }).unwrap();
 }

@@ -13,6 +13,9 @@ use std::cmp::Ordering;
 use std::io;
 use std::ops::Range;
 
+/// Time between two looks whether there is space again.
+const SPACE_LOOK_US: u64 = 500_000;
+
 /// Every leader of a group is cut off.
 pub(super) struct Coup {
     /// Of the fault.
@@ -110,6 +113,19 @@ impl Cluster {
                 node.disk.set_capacity(Some(node.disk.used() + room));
                 (node.excuses.full, node.tight) = (true, true);
             }
+            Fault::FilledDisks { bytes, inodes } => {
+                // What the operator deletes is enough for once.
+                if self.filled_us.is_some() {
+                    return false;
+                }
+                self.filled_us = Some(now_us);
+                for node in self.nodes.iter_mut().filter(|node| !node.away) {
+                    node.disk.set_capacity(bytes.map(|room| node.disk.used() + room));
+                    node.disk.set_file_capacity(inodes.map(|room| node.disk.files() + room));
+                    (node.excuses.full, node.filled) = (true, true);
+                }
+                self.after(SPACE_LOOK_US, What::FaultOver { fault: number });
+            }
             Fault::Break { from, to, channel, notice_us } => {
                 self.break_connection(super::Wire { from, to, channel }, notice_us, "broken");
             }
@@ -188,6 +204,9 @@ impl Cluster {
     }
 
     pub(super) fn fault_over(&mut self, fault: u64) {
+        if matches!(self.faults[fault as usize].fault, Fault::FilledDisks { .. }) {
+            return self.look_for_space(fault);
+        }
         let over = self.faults[fault as usize].fault.clone();
         self.note(Event::Fault { what: format!("{} is over", over.kind()) });
         match over {
@@ -206,11 +225,29 @@ impl Cluster {
             Fault::FullDisk { node, .. } => {
                 let now_us = self.now_us;
                 let node = self.node(node);
-                if node.full_until_us <= now_us {
+                if node.full_until_us <= now_us && !node.filled {
                     node.disk.set_capacity(None);
                 }
             }
             _ => {}
+        }
+    }
+
+    /// What the others did not take is there for good once a deletion has made room.
+    fn look_for_space(&mut self, fault: u64) {
+        let back = |node: &&mut super::super::node::Node| node.filled && node.has_space_back();
+        let mut relieved = Vec::new();
+        for node in self.nodes.iter_mut().filter(back) {
+            node.disk.set_capacity(None);
+            node.disk.set_file_capacity(None);
+            node.filled = false;
+            relieved.push(node.id);
+        }
+        for id in relieved {
+            self.note(Event::Fault { what: format!("node {id} has space again") });
+        }
+        if self.nodes.iter().any(|node| node.filled) {
+            self.after(SPACE_LOOK_US, What::FaultOver { fault });
         }
     }
 
@@ -270,7 +307,7 @@ impl Cluster {
             let node = self.node(id);
             (node.paused_until_us, node.stalled_until_us, node.slow_until_us) = (now_us, now_us, now_us);
             node.loss = None;
-            if !node.tight {
+            if !node.tight && !node.filled {
                 node.disk.set_capacity(None);
             }
             node.disk.inject(None);

@@ -5,6 +5,7 @@ use super::super::invariants::{Violation, topics};
 use super::super::trace::Event;
 use super::super::workload::{BEGIN, reader};
 use super::{Checked, Cluster, What};
+use lnc_log::disk::Disk;
 
 /// How long the cluster may take, from the moment at which clients stop, until everything has come to rest.
 const REST_US: u64 = 120_000_000;
@@ -103,6 +104,15 @@ impl Cluster {
                 let what = format!("group {group} has no leader {seconds} s after the last fault;{}", self.describe());
                 return Err(Violation::new("liveness-leader", what));
             }
+        }
+        if late && let Some(node) = self.nodes.iter().find(|node| node.filled) {
+            let (bytes, inodes) = (node.disk.free_bytes(), node.disk.free_files());
+            let what = format!(
+                "a topic was to be deleted, and node {} has {bytes:?} bytes and {inodes:?} inodes free;{}",
+                node.id,
+                self.describe()
+            );
+            return Err(Violation::new("space-returns", what));
         }
         let busy = self.clients.iter().position(|client| !client.is_idle());
         if let Some(client) = busy {

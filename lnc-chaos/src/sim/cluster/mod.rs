@@ -103,6 +103,8 @@ pub(super) struct Cluster {
     network: Network,
     faults: Vec<Scheduled>,
     coups: Vec<faulting::Coup>,
+    /// Since when other programs leave nothing of any disk.
+    filled_us: Option<u64>,
     pub(super) trace: Rc<RefCell<Trace>>,
     pub(super) invariants: Invariants,
     pub(super) history: History,
@@ -135,6 +137,7 @@ impl Cluster {
             network: Network::new(settings.nodes, Rng::fork(seed, 0x2e7)),
             faults,
             coups: Vec::new(),
+            filled_us: None,
             trace,
             invariants: Invariants::default(),
             history: History::default(),

@@ -53,6 +53,7 @@ impl Cluster {
             present: &self.nodes.iter().filter(|node| !node.away).map(|node| node.id).collect::<Vec<_>>(),
             stopping: self.finish.is_stopping(),
             healed: self.finish.is_healed(),
+            filled_us: self.filled_us,
             produce_every_us: self.settings.produce_every_us,
             max_batch_bytes: self.settings.largest_batch(),
             rng: &mut self.client_rng,

@@ -67,6 +67,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("liveness-clients", "without faults every client comes to the end of its work"),
     ("liveness-convergence", "without faults and clients all replicas become equal"),
     ("liveness-reads", "without faults everything can be read from every node"),
+    ("space-returns", "a deleted topic's space comes back, though the disks are filled to the last byte or inode"),
     ("rest-elections", "without faults and clients no terms pass, whoever was removed and still runs"),
     ("rest-members", "without faults and clients no group changes its members"),
     ("voters-caught-up", "who becomes a voter has nearly all of the log"),

@@ -45,15 +45,22 @@ impl Housekeeper {
                 let (acks, timeout_ms, batch) = (Acks::Quorum, 4_000, batch.build());
                 Request::Produce(ProduceRequest { acks, timeout_ms, topic: name, topic_id: id, partition: 0, batch })
             }
-            Phase::Full if env.healed => Request::DeleteTopic(DeleteTopicRequest { name, timeout_ms: 5_000 }),
+            Phase::Full if must_delete(env) => Request::DeleteTopic(DeleteTopicRequest { name, timeout_ms: 5_000 }),
             Phase::Full | Phase::Deleted => return None,
         })
     }
 }
 
+/// Once faults are over, or when the alert of full disks has been read.
+fn must_delete(env: &Env<'_>) -> bool {
+    /// How long that takes.
+    const READING_US: u64 = 6_000_000;
+    env.healed || env.filled_us.is_some_and(|since_us| env.now_us >= since_us + READING_US)
+}
+
 impl Client for Housekeeper {
     fn timer(&mut self, env: &mut Env<'_>, _token: u64) -> Result<(), Violation> {
-        if env.healed && self.phase != Phase::Deleted {
+        if must_delete(env) && self.phase != Phase::Deleted {
             self.phase = Phase::Full;
         }
         if let (false, Some(request)) = (self.waits, self.request(env)) {

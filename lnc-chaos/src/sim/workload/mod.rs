@@ -80,6 +80,8 @@ pub(super) struct Env<'a> {
     pub(super) stopping: bool,
     /// All faults have ended, but those that never do.
     pub(super) healed: bool,
+    /// Since when other programs leave nothing of any disk.
+    pub(super) filled_us: Option<u64>,
     pub(super) produce_every_us: u64,
     /// Bytes of the largest batches that producers make.
     pub(super) max_batch_bytes: usize,
@@ -211,7 +213,7 @@ pub(super) fn clients(settings: &Settings, profile: Profile) -> Vec<Box<dyn Clie
     if matches!(profile, Profile::Coups | Profile::Echoes) {
         all.extend((0..2).map(|_| Box::new(consumer::Consumer::who_only_looks()) as Box<dyn Client>));
     }
-    if profile == Profile::Tight {
+    if matches!(profile, Profile::Tight | Profile::Filled) {
         all.push(Box::new(housekeeper::Housekeeper::new()));
     }
     if let Some(style) = steward::Style::of(profile) {
