@@ -105,6 +105,14 @@ impl Have {
 #[derive(Clone, Debug, Default)]
 pub struct Leftovers(BTreeMap<GroupId, BTreeMap<(PartitionKey, u64), Have>>);
 
+impl Leftovers {
+    /// Bytes of these files that are here.
+    pub fn bytes_of(&self, group: GroupId, files: &[FileInfo]) -> u64 {
+        let Some(have) = self.0.get(&group) else { return 0 };
+        files.iter().filter_map(|file| Some(have.get(&(file.key, file.base_offset))?.len.min(file.len))).sum()
+    }
+}
+
 /// Why a transfer cannot go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -68,7 +68,6 @@ mutations! {
     CheckpointEarly = "checkpoint-early", "a checkpoint is made before the segments that it names are durable";
     RemoveEarly = "remove-early", "segments are removed while a checkpoint names them";
     RemoveLate = "remove-late", "where space is short, what is deleted stays until a checkpoint does not name it";
-    MissWhatWent = "miss-what-went", "a start misses what was removed for want of space";
     KeepWhatGoes = "keep-what-goes", "state that comes has to fit beside what it has nothing of any more";
     VoteWhileLacking = "vote-while-lacking", "a group takes part without the entries that it lost";
     KeepReplacedLog = "keep-replaced-log", "the log from before a transfer of state is kept behind it";

@@ -364,9 +364,6 @@ fn going<D: Disk>(
     shard: &Shard,
     partitions: &[(PartitionKey, PartitionState, Option<u64>)],
 ) -> Result<BTreeMap<PartitionKey, u64>, BrokerError> {
-    if mutated(Mutation::MissWhatWent) {
-        return Ok(BTreeMap::new());
-    }
     let mut going = incoming::going(disk)?;
     for group in shard.group_ids().filter(|group| *group != META) {
         for (key, below) in removed_by(shard.entries_in_memory(group), partitions.iter().map(|(key, ..)| *key)) {

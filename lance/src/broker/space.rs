@@ -73,7 +73,9 @@ impl<D: Disk> Broker<D> {
         let (free, reserve) = (self.space.bytes, self.config.reserve_bytes);
         let most = if free < reserve / 4 { 0 } else { SMALL_APPEND };
         let records = |entry: &Entry| entry.kind == EntryKind::Normal && holds_records(&entry.payload);
-        let refused = free < reserve / 2 && bytes > most && entries.iter().any(records);
+        // Entries would take the space that is made for the state.
+        let short = free < reserve / 2 || self.transfers.makes_room(group);
+        let refused = short && bytes > most && entries.iter().any(records);
         if refused {
             self.refused_appends_us.insert(group, self.clock.mono_us);
         } else {
@@ -179,8 +181,8 @@ impl<D: Disk> Broker<D> {
         own.state.iter().map(|(key, _)| (key, starts.get(&key).copied().unwrap_or(u64::MAX))).collect()
     }
 
-    /// Whether there is space for a state of `state_bytes` with these files, while it comes and afterwards. `wanted` are those
-    /// of them that this node does not have; what it has and the state does not name goes. True if what is `going` must go
+    /// Whether there is space for a state of `state_bytes` with these files, of which so many bytes have `come` already, while it
+    /// comes and afterwards. `wanted` are those of them that this node does not have; what it has and the state does not name goes. True if what is `going` must go
     /// first.
     pub(super) fn space_for(
         &self,
@@ -188,7 +190,7 @@ impl<D: Disk> Broker<D> {
         wanted: &[FileInfo],
         own: &BTreeSet<FileInfo>,
         going: &BTreeMap<PartitionKey, u64>,
-        state_bytes: u64,
+        (state_bytes, come): (u64, u64),
     ) -> Result<bool, (u64, u64)> {
         let free = self.disk.free_bytes().unwrap_or(u64::MAX);
         let reserve = self.config.reserve_bytes;
@@ -196,7 +198,7 @@ impl<D: Disk> Broker<D> {
         let sum = |files: &mut dyn Iterator<Item = &FileInfo>| files.map(|file| file.len).sum::<u64>();
         let named: BTreeSet<&FileInfo> = files.iter().collect();
         let is_there = |file: &&FileInfo| !segments.is_given_up(file.key, file.base_offset);
-        let comes = sum(&mut wanted.iter()).saturating_add(state_bytes);
+        let comes = sum(&mut wanted.iter()).saturating_sub(come).saturating_add(state_bytes);
         let goes = sum(&mut own.iter().filter(|file| !named.contains(file)).filter(is_there));
         let may_go = self.format() >= MARK_FORMAT && !mutated(Mutation::KeepWhatGoes);
         let first = if may_go { segments.could_give_up(going) } else { 0 };

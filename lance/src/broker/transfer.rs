@@ -79,6 +79,8 @@ struct Fetching {
     needed_us: u64,
     asked_us: u64,
     tries: u32,
+    /// For there to be space, what the state has nothing of any more goes first.
+    makes_room: bool,
     phase: Phase,
 }
 
@@ -136,6 +138,11 @@ impl Transfers {
             };
             (*group, fetching.from, done, total)
         })
+    }
+
+    /// Whether the state of a group comes in the place of what was let go for it.
+    pub(super) fn makes_room(&self, group: GroupId) -> bool {
+        self.fetching.get(&group).is_some_and(|fetching| fetching.makes_room)
     }
 
     fn is_asked_by(&self, ticket: u64) -> bool {
@@ -239,7 +246,8 @@ impl<D: Disk> Broker<D> {
         let Some(from) = self.transfer_source(group, None) else { return };
         self.metrics.transfers_started_total.inc();
         tracing::info!(group = group.0, %from, index, "too far behind for the journal: fetching the group's state");
-        let fetching = Fetching { from, need: index, needed_us: now, asked_us: 0, tries: 0, phase: Phase::Asked };
+        let phase = Phase::Asked;
+        let fetching = Fetching { from, need: index, needed_us: now, asked_us: 0, tries: 0, makes_room: false, phase };
         self.transfers.fetching.insert(group, fetching);
         self.ask(group);
     }
@@ -487,7 +495,8 @@ impl<D: Disk> Broker<D> {
         let own = as_offered(own.and_then(Result::ok).unwrap_or_default(), &files);
         let wanted: Vec<FileInfo> = files.iter().copied().filter(|file| !own.contains(file)).collect();
         let going = self.going_before(group, offer.applied_index, &state);
-        let going = match self.space_for(&files, &wanted, &own, &going, state.len() as u64) {
+        let come = self.transfers.leftovers.bytes_of(group, &wanted);
+        let going = match self.space_for(&files, &wanted, &own, &going, (state.len() as u64, come)) {
             Ok(true) => going,
             Ok(false) => BTreeMap::new(),
             Err((needed, free)) => {
@@ -508,6 +517,7 @@ impl<D: Disk> Broker<D> {
         let (what, leftovers) = ((&header[..], &state[..]), &self.transfers.leftovers);
         let incoming = Incoming::begin(&mut self.disk, group, what, wanted, &going, leftovers, first);
         if let Some(fetching) = self.transfers.fetching.get_mut(&group) {
+            fetching.makes_room |= !going.is_empty();
             fetching.phase = Phase::Records { incoming, going };
         }
     }

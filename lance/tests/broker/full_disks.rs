@@ -1,9 +1,9 @@
 //! Disks on which other programs leave nothing: what is deleted comes back at once, on every node, also across a restart.
 
-use crate::harness::{Cluster, SECOND, Settings, produce_request};
+use crate::harness::{Cluster, META, SECOND, Settings, produce_request};
 use lnc_log::disk::memory::CrashChoice;
 use lnc_log::journal::GroupId;
-use lnc_protocol::message::TopicOptions;
+use lnc_protocol::message::{DeleteTopicRequest, TopicOptions};
 use lnc_protocol::{ErrorCode, Request};
 
 const DATA: GroupId = GroupId(1);
@@ -182,5 +182,56 @@ fn a_leader_whose_own_disk_is_full_hands_over_to_one_with_room() {
     for _ in 0..20 {
         cluster.ticks(SECOND);
         assert_ne!(cluster.leader_of(DATA), full);
+    }
+}
+
+/// The state that a follower lacks does not fit beside what it has, most of which is deleted by now: that goes first, and is
+/// not missed if power is lost before the rest has come.
+#[test]
+fn a_follower_lets_go_what_is_deleted_before_the_state_comes_for_which_there_was_no_space() {
+    for loses_power in [false, true] {
+        let mut settings = Settings { reserve_bytes: RESERVE, checkpoint_bytes: 64 << 10, ..Settings::default() };
+        settings.journal_file_bytes = 64 << 10;
+        settings.segments.segment_bytes = 200_000;
+        settings.scrub_bytes_per_second = 1 << 20;
+        settings.transfer_bytes_per_second = 100 << 10;
+        let mut cluster = Cluster::ready(settings);
+        for topic in ["old", "t"] {
+            cluster.create_topic(topic, 1);
+        }
+        cluster.await_balance();
+        let value = "x".repeat(8 << 10);
+        for _ in 0..160 {
+            cluster.produce(&produce_request("old", 0, &[&value]));
+        }
+        cluster.ticks(2 * SECOND);
+        cluster.await_same();
+        let full = cluster.followers_of(DATA)[0];
+        let disk = cluster.node(full).disk();
+        disk.set_capacity(Some(disk.used() + RESERVE / 2 - 1));
+        cluster.ticks(SECOND + 1);
+        for topic in ["old", "t"] {
+            for _ in 0..60 {
+                cluster.produce(&produce_request(topic, 0, &[&value]));
+            }
+        }
+        cluster.ticks(2 * SECOND);
+        let before = disk.used();
+        let delete = Request::DeleteTopic(DeleteTopicRequest { name: "old".into(), timeout_ms: 60_000 });
+        let meta = cluster.leader_of(META);
+        cluster.send(meta, &delete);
+        cluster.until("what is deleted is gone", |cluster| cluster.node(full).disk().used() + 500_000 < before);
+        assert_eq!(cluster.reopened, 0, "and the state has not come yet");
+        if loses_power {
+            cluster.crash(full, CrashChoice::Everything);
+            cluster.node(full).disk().set_capacity(None);
+            cluster.start(full);
+        }
+        cluster
+            .until("the rest has come", |cluster| cluster.view(full, DATA).applied == cluster.view(meta, DATA).applied);
+        cluster.await_leaders();
+        cluster.await_same();
+        assert_eq!(cluster.read_all(full, "t", 0).len(), 60);
+        assert_eq!(cluster.node(full).metrics().damage_found_total.get(), 0);
     }
 }

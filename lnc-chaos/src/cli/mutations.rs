@@ -75,7 +75,7 @@ fn profile(mutation: Mutation) -> Profile {
         | Mutation::AcceptOtherMark
         | Mutation::AcceptOtherCheckpoint
         | Mutation::AcceptOtherJournal => Profile::LostFiles,
-        Mutation::RemoveLate | Mutation::MissWhatWent => Profile::Filled,
+        Mutation::RemoveLate => Profile::Filled,
         Mutation::KeepWhatGoes => Profile::Tight,
         Mutation::WipedVotes => Profile::Wipes,
         Mutation::BelieveOwnClock => Profile::Leaps,
