@@ -75,7 +75,11 @@ impl<D: Disk> Broker<D> {
         let records = |entry: &Entry| entry.kind == EntryKind::Normal && holds_records(&entry.payload);
         // Entries would take the space that is made for the state.
         let short = free < reserve / 2 || self.transfers.makes_room(group);
-        let refused = short && bytes > most && entries.iter().any(records);
+        // What was under way when the disks became full comes before the deletion that makes room: the journal's files have
+        // been made, and their room is no space.
+        let none = free < reserve / 8 && !self.transfers.makes_room(group);
+        let fits = none && self.shard.journal().room() >= 2 * bytes as u64;
+        let refused = short && !fits && bytes > most && entries.iter().any(records);
         if refused {
             self.refused_appends_us.insert(group, self.clock.mono_us);
         } else {

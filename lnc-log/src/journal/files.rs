@@ -114,6 +114,11 @@ impl Files {
         self.spares.push_back(Spare { number, id, len, state: SpareState::Ready });
     }
 
+    /// Bytes of the files that wait for their turn.
+    pub(super) fn ready_bytes(&self) -> u64 {
+        self.spares.iter().filter(|spare| spare.state == SpareState::Ready).map(|spare| spare.len).sum()
+    }
+
     pub(super) fn has_spare(&self) -> bool {
         !self.spares.is_empty()
     }

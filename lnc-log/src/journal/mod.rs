@@ -579,6 +579,14 @@ impl Journal {
         self.files.bytes()
     }
 
+    /// Bytes that find room in the files that there are, beside a quarter of one.
+    pub fn room(&self) -> u64 {
+        let used = self.staged.position + self.staged.buf.len() as u64;
+        let current = self.files.is_ready(self.staged.file, 0);
+        let left = if current { self.staged.capacity.saturating_sub(used) } else { 0 };
+        (left + self.files.ready_bytes()).saturating_sub(self.config.file_bytes / 4)
+    }
+
     /// Whether the disk had no space for the next file. Flushes go on once there is space again.
     pub fn is_full(&self) -> bool {
         self.files.is_full()
