@@ -174,6 +174,7 @@ ROWS = [
         ("Damage", "timeseries", "none",
          [(f"sum by (node) (lance_damage_found_total{{{NODE}}})", "found, {{node}}"),
           (f"sum by (node) (lance_damage_repaired_total{{{NODE}}})", "repaired, {{node}}"),
+          (f"max by (node) (lance_damage_unreadable{{{NODE}}})", "bad although written over, {{node}}"),
           (f"max by (node) (lance_lost_entries{{{NODE}}})", "entries lost, {{node}}")],
          "Two that differ for long: no other replica has it either."),
         ("Scrub", "timeseries", "Bps", [(rate("lance_scrub_bytes_total"), "{{node}}")],

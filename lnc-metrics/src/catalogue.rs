@@ -179,6 +179,8 @@ catalogue! {
         scrub_passes_total: Counter, [], [], "Passes of the scrub over everything that were begun.";
         damage_found_total: Counter, [], [], "Damaged places that were found in the journal and in segments.";
         damage_repaired_total: Counter, [], [], "Damaged places that were repaired from another replica, or given up by a checkpoint that made them dispensable.";
+        damage_repairs_failed_total: Counter, [], [], "Repairs after which the place could still not be read: it was written over, and its segment could not be moved to a new file either.";
+        damage_unreadable: Gauge, [], [], "Segments with a place that could not be read after the last attempt to repair it; the next one comes after a pause of up to five minutes.";
         lost_entries: Gauge, [], [], "Entries that this node's damaged journal has lost and that other nodes have not given back yet.";
     }
     "Topics and consumers" {

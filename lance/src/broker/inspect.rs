@@ -6,6 +6,7 @@ use super::catalog::META;
 use bytes::{Bytes, BytesMut};
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
+use lnc_log::segment::DamagedBatch;
 use lnc_raft::{Configuration, Entry, NodeId, Role, RoleChange};
 use std::collections::BTreeSet;
 
@@ -55,6 +56,8 @@ pub struct Observed {
     pub applied: Vec<Applied>,
     /// Changes of role, term or leader.
     pub roles: Vec<(GroupId, RoleChange)>,
+    /// Damaged places over which something was written.
+    pub repairs: Vec<DamagedBatch>,
 }
 
 /// Collects what [`Observed`] gives.
@@ -135,6 +138,12 @@ impl<D: Disk> Broker<D> {
     pub(super) fn observe_role(&mut self, group: GroupId, change: RoleChange) {
         if let Some(observer) = &mut self.observer {
             observer.seen.roles.push((group, change));
+        }
+    }
+
+    pub(super) fn observe_repair(&mut self, place: DamagedBatch) {
+        if let Some(observer) = &mut self.observer {
+            observer.seen.repairs.push(place);
         }
     }
 

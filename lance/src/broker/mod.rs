@@ -34,6 +34,7 @@ mod passed_on;
 mod produce;
 mod proposals;
 mod retention;
+mod retries;
 mod scrub;
 mod slow_disk;
 mod snapshot;

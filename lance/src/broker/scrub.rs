@@ -7,9 +7,11 @@
 //! Damage in segments, found by the scrub or by whoever reads, is repaired from the other replicas, whose segments have
 //! the same bytes. A damaged place is asked for at one peer after the other. What comes is checked like everything that is read, up to
 //! where it is known which batches belong there, written over the damage, and read again, which finds the next damage behind it. Until then reads of it fail, those of anything
-//! else do not. If no peer has it either, the place stays as it is, and the node goes on asking.
+//! else do not. If no peer has it either, the place stays as it is, and the node goes on asking. A place that stays bad although it
+//! was written over, or becomes so again, is tried again after a pause that doubles ([`Retries`]).
 
 use super::Broker;
+use super::retries::Retries;
 use bytes::{Bytes, BytesMut};
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
@@ -62,6 +64,8 @@ pub(super) struct Scrub {
     budget: i64,
     refilled_us: u64,
     repairs: BTreeMap<PartitionKey, Repair>,
+    /// The places that were repaired before.
+    retries: Retries,
 }
 
 impl<D: Disk> Broker<D> {
@@ -70,6 +74,10 @@ impl<D: Disk> Broker<D> {
         for place in self.storage.on_disk().take_repaired() {
             self.repaired(place);
         }
+        for place in self.storage.on_disk().take_unreadable() {
+            self.not_repaired(place);
+        }
+        self.try_repairs_again();
         self.ask_for_repairs();
         let (now, rate) = (self.now_us(), self.config.scrub_bytes_per_second);
         let elapsed = now.saturating_sub(self.scrub.refilled_us).min(1_000_000);
@@ -174,17 +182,36 @@ impl<D: Disk> Broker<D> {
     }
 
     fn note_damage(&mut self, place: DamagedBatch, error: Option<&SegmentError>) {
-        let repairs = &mut self.scrub.repairs;
-        if repairs.contains_key(&place.key) || repairs.len() >= MAX_REPAIRS {
+        let now = self.now_us();
+        let Scrub { repairs, retries, .. } = &mut self.scrub;
+        if repairs.contains_key(&place.key) || repairs.len() >= MAX_REPAIRS || !retries.may_begin(place, now) {
             return;
         }
         if let Some(error) = error {
             tracing::error!(partition = %place.key, offset = place.offset, %error, "damage; asking the other replicas");
         }
         self.metrics.damage_found_total.inc();
-        let (came, next) = (BytesMut::new(), place.offset);
-        repairs.insert(place.key, Repair { place, asked: None, asked_us: 0, came, next, writing: false });
+        self.begin_repair(place);
         self.ask_for_repairs();
+    }
+
+    fn begin_repair(&mut self, place: DamagedBatch) {
+        let (came, next) = (BytesMut::new(), place.offset);
+        self.scrub.retries.begun(&place);
+        self.scrub.repairs.insert(place.key, Repair { place, asked: None, asked_us: 0, came, next, writing: false });
+    }
+
+    /// Places that wait since an earlier repair did not help.
+    fn try_repairs_again(&mut self) {
+        let segments = self.storage.on_disk();
+        let exists = |place: &DamagedBatch| segments.segment_bases(place.key).any(|base| base == place.base);
+        self.scrub.retries.forget(self.clock.mono_us, exists);
+        for place in self.scrub.retries.due(self.clock.mono_us) {
+            if !self.scrub.repairs.contains_key(&place.key) && self.scrub.repairs.len() < MAX_REPAIRS {
+                self.begin_repair(place);
+            }
+        }
+        self.metrics.damage_unreadable.set(self.scrub.retries.stuck() as u64);
     }
 
     /// Ask for what belongs at damaged places: one peer after the other.
@@ -232,7 +259,11 @@ impl<D: Disk> Broker<D> {
         repair.came.extend_from_slice(came);
         let all = repair.came.split().freeze();
         match self.storage.on_disk().repair(&mut self.disk, repair.place, &all) {
-            Mending::Begun => (repair.writing, repair.asked_us, repair.next) = (true, now, repair.place.offset),
+            Mending::Begun => {
+                (repair.writing, repair.asked_us, repair.next) = (true, now, repair.place.offset);
+                let place = repair.place;
+                self.observe_repair(place);
+            }
             Mending::More { offset } => {
                 (repair.came, repair.next, repair.asked_us) = (all.into(), offset, now);
                 let range = Range { part: Part::Records { key, offset }, max_bytes: MAX_RANGE };
@@ -258,11 +289,31 @@ impl<D: Disk> Broker<D> {
         if self.scrub.repairs.remove(&key).is_none() {
             return;
         }
+        let now = self.now_us();
+        self.scrub.retries.ended(place, false, now);
         self.metrics.damage_repaired_total.inc();
         tracing::info!(partition = %key, offset, "damage is repaired with the records of another replica");
         let ticket = self.ticket();
         if self.storage.on_disk().read_stored(&mut self.disk, key, offset, MAX_RANGE as usize, ticket).is_ok() {
             self.scrub.checking.insert(ticket, key);
         }
+    }
+
+    /// What a peer sent was written, and cannot be read back, there or in a new file.
+    fn not_repaired(&mut self, place: DamagedBatch) {
+        let DamagedBatch { key, offset, .. } = place;
+        if self.scrub.repairs.remove(&key).is_none() {
+            return;
+        }
+        let now = self.now_us();
+        let seconds = self.scrub.retries.ended(place, true, now) / 1_000_000;
+        self.metrics.damage_repairs_failed_total.inc();
+        tracing::error!(
+            partition = %key,
+            offset,
+            again_in_seconds = seconds,
+            "damage is not repaired: the records of another replica were written over it and cannot be read back. Readers are \
+             told of other nodes. Replace the disk of this node (docs/ops/disk-replaced.md)"
+        );
     }
 }

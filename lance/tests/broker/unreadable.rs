@@ -1,7 +1,7 @@
-//! Places that cannot be read until they are written: damage, like those that read wrong.
+//! Places that cannot be read, until they are written or for good: damage, like those that read wrong.
 
 use crate::harness::{Cluster, Producer, SECOND, Settings, fetch_request};
-use lnc_log::disk::memory::CrashChoice;
+use lnc_log::disk::memory::{Bad, CrashChoice};
 use lnc_log::journal::GroupId;
 use lnc_protocol::{ErrorCode, Request, Response};
 
@@ -178,4 +178,74 @@ fn a_start_goes_on_with_what_can_be_read_of_a_transfer() {
     cluster.await_leaders();
     cluster.await_same();
     assert_eq!(cluster.read_all(late, "t", 0).len(), RECORDS + 100);
+}
+
+/// A place that stays bad when it is written over: the segment moves to a new file, and all is well.
+#[test]
+fn a_place_that_stays_bad_is_moved() {
+    let mut cluster = filled(Settings { scrub_bytes_per_second: 8 << 20, ..Settings::default() });
+    let victim = cluster.leader_of(DATA);
+    let path = segment(&cluster, victim);
+    assert!(cluster.node(victim).disk().make_bad(&path, 8192, 1, Bad::InThisFile));
+    cluster.until("it is moved", |cluster| !cluster.node(victim).disk().is_unreadable(&path));
+    cluster.ticks(3 * SECOND);
+    assert_eq!(cluster.read_all(victim, "t", 0).len(), RECORDS);
+    let metrics = cluster.node(victim).metrics();
+    assert_eq!(metrics.damage_found_total.get(), metrics.damage_repaired_total.get());
+    assert_eq!((metrics.damage_repairs_failed_total.get(), metrics.damage_unreadable.get()), (0, 0));
+}
+
+/// A place that stays bad wherever its file is: it counts as not repaired, is tried again less and less often, and readers are
+/// told who has it.
+#[test]
+fn a_place_that_stays_bad_for_good_is_tried_again_at_a_bounded_pace() {
+    let mut cluster = filled(Settings { scrub_bytes_per_second: 8 << 20, ..Settings::default() });
+    let victim = cluster.leader_of(DATA);
+    let path = segment(&cluster, victim);
+    let repaired = cluster.node(victim).metrics().damage_repaired_total.get();
+    assert!(cluster.node(victim).disk().make_bad(&path, 8192, 1, Bad::AtThisPath));
+    cluster.until("it is known", |cluster| cluster.node(victim).metrics().damage_unreadable.get() == 1);
+    // Somebody reads it all the time.
+    let mut told = 0;
+    for offset in (0..RECORDS as u64).cycle().take(600) {
+        cluster.ticks(SECOND / 10);
+        if let Ok(Response::Fetch(mut found)) = cluster.ask(victim, &fetch_request("t", &[(0, offset)], 0, 1)) {
+            let found = found.remove(0);
+            let is_damaged = found.error == ErrorCode::StorageDamaged;
+            assert!(is_damaged || found.error == ErrorCode::None, "{}", found.message);
+            assert!(!is_damaged || found.message.contains("read it from node"), "{}", found.message);
+            told += u32::from(is_damaged);
+        }
+    }
+    assert!(told > 10, "readers are told of it {told} times");
+    let metrics = cluster.node(victim).metrics();
+    let failed = metrics.damage_repairs_failed_total.get();
+    assert!((4..=8).contains(&failed), "{failed} attempts in a minute");
+    assert_eq!(metrics.damage_repaired_total.get(), repaired, "none of them counts as a repair");
+    cluster.node(victim).disk().forgive();
+    cluster.ticks(70 * SECOND);
+    let metrics = cluster.node(victim).metrics();
+    assert_eq!(metrics.damage_unreadable.get(), 0);
+    assert_eq!(metrics.damage_found_total.get(), metrics.damage_repaired_total.get());
+    assert_eq!(cluster.read_all(victim, "t", 0).len(), RECORDS);
+}
+
+/// A file of the journal with a place that stays bad is not used again under another name.
+#[test]
+fn a_file_of_the_journal_that_stays_bad_goes() {
+    let mut cluster = filled(Settings { scrub_bytes_per_second: 8 << 20, ..Settings::default() });
+    let victim = cluster.leader_of(DATA);
+    let disk = cluster.node(victim).disk();
+    let oldest = disk.paths().into_iter().find(|path| path.starts_with("journal/")).expect("a file");
+    assert!(disk.make_bad(&oldest, 8192, 4096, Bad::InThisFile));
+    cluster.until("it is given up", |cluster| {
+        let disk = cluster.node(victim).disk();
+        disk.paths().iter().filter(|path| path.starts_with("journal/")).all(|path| !disk.is_unreadable(path))
+    });
+    let mut producer = Producer::new(&mut cluster);
+    for n in 0..RECORDS {
+        cluster.produce(&producer.request("t", 0, &[&format!("{n}-{}", "w".repeat(700))]));
+    }
+    let disk = cluster.node(victim).disk();
+    assert!(!disk.paths().iter().any(|path| disk.is_unreadable(path)));
 }

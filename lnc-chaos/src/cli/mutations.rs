@@ -74,7 +74,8 @@ fn profile(mutation: Mutation) -> Profile {
         | Mutation::ForgetDoubt
         | Mutation::AcceptOtherMark
         | Mutation::AcceptOtherCheckpoint
-        | Mutation::AcceptOtherJournal => Profile::LostFiles,
+        | Mutation::AcceptOtherJournal
+        | Mutation::RepairAtOnce => Profile::LostFiles,
         Mutation::RemoveLate => Profile::Filled,
         Mutation::KeepWhatGoes => Profile::Tight,
         Mutation::WipedVotes => Profile::Wipes,

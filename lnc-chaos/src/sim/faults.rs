@@ -71,7 +71,7 @@ pub(crate) enum Fault {
     Remember { node: u64 },
     /// The process ends, or is told to stop; before the next one, files are lost, emptied, cut, exchanged, or as they were.
     LoseFiles { node: u64, clean: bool, down_us: u64, seed: u64 },
-    /// Places of a file cannot be read until they are written.
+    /// Places of a file cannot be read: until they are written, as long as the file is there, or wherever it goes.
     Unreadable { node: u64, seed: u64 },
     /// Some reads of a node's segments give what lies elsewhere, or lay there before.
     Misread { node: u64, seed: u64 },

@@ -20,6 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 mod damage;
 mod model;
 
+pub use damage::Bad;
+
 /// Unit in which a write reaches the medium, in bytes: a torn write keeps or loses whole sectors.
 pub const SECTOR: usize = 512;
 
@@ -495,6 +497,9 @@ impl State {
     }
 
     fn rename_or_link(&mut self, change: NameChange) {
+        if let NameChange::Rename { to: path, inode, .. } | NameChange::Link { path, inode } = &change {
+            self.unreadable.named(path, *inode);
+        }
         self.sequence += 1;
         self.names.apply(&change);
         self.pending_names.push((self.sequence, change));

@@ -25,6 +25,8 @@ pub(super) struct Live {
     pub(super) len: u64,
     /// Reads in flight, which delay recycling.
     pub(super) readers: usize,
+    /// A place of it was bad: it is not used again, since writing need not mend that.
+    pub(super) bad: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,9 +144,16 @@ impl Files {
         if !self.live.contains_key(&number)
             && let Some(spare) = self.spares.pop_front()
         {
-            self.live.insert(number, Live { id: spare.id, len: spare.len, readers: 0 });
+            self.live.insert(number, Live { id: spare.id, len: spare.len, readers: 0, bad: false });
         }
         true
+    }
+
+    /// A place of a live file is damaged, or cannot be read.
+    pub(super) fn give_up(&mut self, number: u64) {
+        if let Some(live) = self.live.get_mut(&number) {
+            live.bad = true;
+        }
     }
 
     fn next_number(&self) -> u64 {
@@ -223,7 +232,7 @@ impl Files {
     pub(super) fn retire_first<D: Disk>(&mut self, disk: &mut D, file_bytes: u64) {
         let Some((from, live)) = self.live.pop_first() else { return };
         let stuck = self.is_full();
-        if live.len != file_bytes || (self.spares.len() >= MAX_SPARES && !stuck) {
+        if live.bad || live.len != file_bytes || (self.spares.len() >= MAX_SPARES && !stuck) {
             self.submit(disk, Task::CloseThenRemove(from), Op::Close { file: live.id });
             return;
         }

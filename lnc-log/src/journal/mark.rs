@@ -189,6 +189,8 @@ pub(super) struct Marks {
     /// What the last write that began says.
     durable: u64,
     newest_file: u64,
+    /// A slot cannot be read.
+    bad: bool,
 }
 
 impl Marks {
@@ -209,10 +211,11 @@ impl Marks {
             Err(error) => return Err(failed("open")(error)),
         }
         let slots = read_slots(disk, file);
+        let bad = slots.iter().any(|slot| matches!(slot, Err(NoMark::Unreadable(_))));
         let mut whole: Vec<&Mark> = slots.iter().filter_map(|slot| slot.as_ref().ok()).collect();
         whole.sort_by_key(|mark| mark.sequence);
         let Some(mark) = whole.pop().cloned() else {
-            let told: Vec<String> = slots.into_iter().filter_map(Result::err).collect();
+            let told: Vec<String> = slots.into_iter().filter_map(Result::err).map(NoMark::into_text).collect();
             if must_be {
                 return Err(JournalError::NoMark { path: PATH, found: told.join("; ") });
             }
@@ -229,9 +232,32 @@ impl Marks {
             sequence: mark.sequence,
             durable: mark.durable,
             newest_file: mark.files.last_key_value().map_or(0, |(number, _)| *number),
+            bad,
             ..Self::default()
         };
         Ok((marks, Some(mark)))
+    }
+
+    /// At a start: if a slot cannot be read, the mark goes to a new file. It may stay so when it is written, and then there would
+    /// be one slot for two.
+    pub(super) fn renew<D: Disk>(&mut self, disk: &mut D, fresh: FileId, mark: &Mark) -> Result<(), JournalError> {
+        let Some(old) = self.file.filter(|_| self.bad) else { return Ok(()) };
+        tracing::error!(
+            path = PATH,
+            "a place of the mark cannot be read: it is written to a new file; look at the disk"
+        );
+        let new = format!("{PATH}.new");
+        let op = Op::Open { file: fresh, path: new.clone(), create: true, direct: true };
+        disk.run(op).map_err(failed("create a new file for"))?;
+        disk.run(Op::ZeroFill { file: fresh, len: 2 * SLOT }).map_err(failed("fill a new file for"))?;
+        (self.file, self.bad) = (Some(fresh), false);
+        // In both places, as they were.
+        self.write_now(disk, mark.clone())?;
+        self.write_now(disk, mark.clone())?;
+        disk.run(Op::Rename { from: new, to: PATH.to_owned() }).map_err(failed("rename a new file to"))?;
+        disk.run(Op::SyncDir { path: String::new() }).map_err(failed("sync the directory of"))?;
+        disk.run(Op::Close { file: old }).map_err(failed("close"))?;
+        Ok(())
     }
 
     /// Whether the mark is kept.
@@ -354,15 +380,31 @@ impl Marks {
     }
 }
 
-fn read_slots<D: Disk>(disk: &mut D, file: FileId) -> [Result<Mark, String>; 2] {
+/// What is in a slot instead of a mark.
+enum NoMark {
+    Other(String),
+    Unreadable(String),
+}
+
+impl NoMark {
+    fn into_text(self) -> String {
+        match self {
+            Self::Other(text) | Self::Unreadable(text) => text,
+        }
+    }
+}
+
+fn read_slots<D: Disk>(disk: &mut D, file: FileId) -> [Result<Mark, NoMark>; 2] {
     [0, SLOT].map(|position| read_slot(disk, file, position))
 }
 
-fn read_slot<D: Disk>(disk: &mut D, file: FileId, position: u64) -> Result<Mark, String> {
+fn read_slot<D: Disk>(disk: &mut D, file: FileId, position: u64) -> Result<Mark, NoMark> {
     match disk.run(Op::Read { file, position, len: SLOT as usize }) {
-        Ok(Outcome::Read(bytes)) => Mark::decode(&bytes).map_err(|found| format!("at byte {position}: {found}")),
-        Ok(_) => Err(format!("at byte {position}: nothing")),
-        Err(error) => Err(format!("at byte {position}: {error}")),
+        Ok(Outcome::Read(bytes)) => {
+            Mark::decode(&bytes).map_err(|found| NoMark::Other(format!("at byte {position}: {found}")))
+        }
+        Ok(_) => Err(NoMark::Other(format!("at byte {position}: nothing"))),
+        Err(error) => Err(NoMark::Unreadable(format!("at byte {position}: {error}"))),
     }
 }
 

@@ -609,6 +609,11 @@ impl Journal {
         }
     }
 
+    /// A place of this file is damaged, or cannot be read: once it is released it is removed, and not used again.
+    pub fn give_up(&mut self, file: u64) {
+        self.files.give_up(file);
+    }
+
     /// Read entries back. `ticket` comes back with the [`JournalRead`] that [`Journal::on_completion`] returns.
     pub fn read<D: Disk>(&mut self, disk: &mut D, ticket: u64, locations: &[Location]) -> Result<(), JournalError> {
         if locations.is_empty() {

@@ -46,6 +46,8 @@ struct Source {
     len: u64,
     window: AlignedBuf,
     window_start: u64,
+    /// A place of it cannot be read.
+    bad: bool,
 }
 
 impl Source {
@@ -66,6 +68,7 @@ impl Source {
                         "a place of the journal cannot be read: it counts as damaged; look at the disk"
                     );
                     self.window = self.readable(disk, position, want);
+                    self.bad = true;
                 }
             }
             self.window_start = position;
@@ -182,6 +185,7 @@ fn recover_from<D: Disk>(
     let End { at, position, found, survey, .. } = &end;
     let (at, position) = (*at, *position);
     if let Some(mark) = mark.as_ref() {
+        marks.renew(disk, files.new_id(), mark)?;
         let begins = start.0.max(1);
         let lost = lost_tail(mark, &sources, begins, &chain, &end).filter(|_| !mutated(Mutation::IgnoreMark));
         take_mark(mark, config, lost.is_some(), covered, &mut recovered);
@@ -216,7 +220,8 @@ fn recover_from<D: Disk>(
     }
     let (file, capacity) = (here.number, here.len);
     for source in sources {
-        files.live.insert(source.number, super::files::Live { id: source.id, len: source.len, readers: 0 });
+        let bad = source.bad || recovered.damage.iter().any(|damage| damage.file == source.number);
+        files.live.insert(source.number, super::files::Live { id: source.id, len: source.len, readers: 0, bad });
     }
     keep_spares(disk, files, spares, config)?;
     disk.run(Op::SyncDir { path: DIR.to_owned() }).map_err(failed("sync", DIR))?;
@@ -461,7 +466,7 @@ fn open_file<D: Disk>(disk: &mut D, files: &mut Files, number: u64, create: bool
         Outcome::Opened { len } => len / BLOCK as u64 * BLOCK as u64,
         _ => 0,
     };
-    Ok(Source { number, id, len, window: AlignedBuf::default(), window_start: 0 })
+    Ok(Source { number, id, len, window: AlignedBuf::default(), window_start: 0, bad: false })
 }
 
 /// Follow the flushes. Returns the index of the file and the position where they end, and what is there.
@@ -806,7 +811,7 @@ fn keep_spares<D: Disk>(
     let mut next = files.live.last_key_value().map_or(1, |(n, _)| *n) + 1;
     let mut kept = 0;
     for spare in spares {
-        if spare.number == next && spare.len >= config.file_bytes && kept < MAX_SPARES {
+        if spare.number == next && spare.len >= config.file_bytes && kept < MAX_SPARES && !spare.bad {
             files.add_ready_spare(spare.number, spare.id, spare.len);
             (next, kept) = (next + 1, kept + 1);
         } else {

@@ -34,6 +34,8 @@ struct Entry {
     users: usize,
     last_use: u64,
     waiters: VecDeque<Waiter>,
+    /// What it was before it was moved: to be closed when nobody uses it any more.
+    former: Vec<FileId>,
 }
 
 /// The open files.
@@ -42,6 +44,8 @@ pub(super) struct Files {
     entries: BTreeMap<LogFile, Entry>,
     /// The open files that nobody uses, by when they were used last.
     idle: BTreeMap<u64, LogFile>,
+    /// Files to close that have no name any more.
+    former: Vec<FileId>,
     opened: u64,
     uses: u64,
 }
@@ -65,7 +69,8 @@ impl Files {
             return Acquired::Waiting;
         }
         let file = self.fresh();
-        let entry = Entry { file, open: false, users: 1, last_use: 0, waiters: VecDeque::from([waiter]) };
+        let entry =
+            Entry { file, open: false, users: 1, last_use: 0, waiters: VecDeque::from([waiter]), former: Vec::new() };
         self.entries.insert(log, entry);
         Acquired::MustOpen(file)
     }
@@ -97,7 +102,15 @@ impl Files {
             entry.last_use = self.uses;
             if entry.users == 0 {
                 self.idle.insert(self.uses, log);
+                self.former.append(&mut entry.former);
             }
+        }
+    }
+
+    /// Another file, which is open, has taken the name of this one, which the caller uses.
+    pub(super) fn replace(&mut self, log: LogFile, file: FileId) {
+        if let Some(entry) = self.entries.get_mut(&log) {
+            entry.former.push(std::mem::replace(&mut entry.file, file));
         }
     }
 
@@ -116,8 +129,12 @@ impl Files {
         Some(entry.file)
     }
 
-    /// A file to close because more than `max` are open: of those that nobody uses, the one used longest ago.
+    /// A file to close because it was moved, or because more than `max` are open: of those that nobody uses, the one used
+    /// longest ago.
     pub(super) fn evict(&mut self, max: usize) -> Option<FileId> {
+        if let Some(former) = self.former.pop() {
+            return Some(former);
+        }
         if self.entries.len() <= max {
             return None;
         }

@@ -5,8 +5,8 @@ use super::partition::{Partition, Step, UnsyncedNames};
 use super::read::ReadDone;
 use super::state::SegmentState;
 use super::store::{Pending, SegmentStore};
-use super::{PartitionKey, ROOT, SegmentError, block_ceil, block_floor, index, io_error};
-use crate::disk::{BLOCK, Disk, FileId, Op, Outcome, is_full};
+use super::{PartitionKey, ROOT, SegmentError, index, io_error};
+use crate::disk::{Disk, FileId, Op, Outcome, is_full};
 use std::io;
 
 impl SegmentStore {
@@ -41,21 +41,25 @@ impl SegmentStore {
         }
     }
 
-    fn run_step(&mut self, disk: &mut impl Disk, key: PartitionKey, mut step: Step) {
+    pub(super) fn run_step(&mut self, disk: &mut impl Disk, key: PartitionKey, mut step: Step) {
         let op = match &mut step {
-            Step::Write { base, .. }
-            | Step::Cut { base }
-            | Step::Sync { base, .. }
-            | Step::ReadDamaged { base }
-            | Step::WriteRepaired { base } => {
-                let log = (key, *base);
-                self.set_lane(key, step);
+            step if step.log_file().is_some() => {
+                let log = (key, step.log_file().unwrap_or_default());
+                self.set_lane(key, *step);
                 return self.acquire(disk, log, Waiter::Lane);
             }
+            Step::Mend { mend, .. } => match self.mend_op(key, *mend, None) {
+                Some(op) => op,
+                None => return,
+            },
             Step::CreateDir => Op::CreateDir { path: key.dir() },
             Step::OpenIndex { base, file } => {
                 *file = self.files.fresh();
-                Op::Open { file: *file, path: key.index_path(*base), create: true, direct: true }
+                Op::Open { file: *file, path: self.written_index(key, *base), create: true, direct: true }
+            }
+            Step::NameIndex { base } => {
+                let (from, to) = (self.written_index(key, *base), key.index_path(*base));
+                Op::Rename { from, to }
             }
             Step::WriteIndex { base, file } => {
                 let Some(segment) = self.partitions.get(&key).and_then(|partition| partition.segment(*base)) else {
@@ -69,6 +73,8 @@ impl SegmentStore {
             Step::SyncNames => Op::SyncDir { path: key.dir() },
             Step::SyncParent => Op::SyncDir { path: ROOT.into() },
             Step::SyncRoot => Op::SyncDir { path: String::new() },
+            // They are about a log file.
+            Step::Write { .. } | Step::Cut { .. } | Step::Sync { .. } => return,
         };
         self.set_lane(key, step);
         self.submit(disk, Pending::Lane(key), op);
@@ -86,11 +92,15 @@ impl SegmentStore {
             Acquired::Open(file) => self.resume(disk, log, waiter, file),
             Acquired::MustOpen(file) => {
                 self.open_log(disk, log, file);
-                while let Some(file) = self.files.evict(self.config.max_open_files) {
-                    self.close(disk, file);
-                }
+                self.close_unused(disk);
             }
             Acquired::Waiting => {}
+        }
+    }
+
+    fn close_unused(&mut self, disk: &mut impl Disk) {
+        while let Some(file) = self.files.evict(self.config.max_open_files) {
+            self.close(disk, file);
         }
     }
 
@@ -126,10 +136,23 @@ impl SegmentStore {
                     self.open_log(disk, log, file);
                 }
                 match blamed {
-                    Waiter::Lane => self.step_failed(disk, log.0, error).map(|()| None),
+                    Waiter::Lane => self.log_not_opened(disk, log.0, error).map(|()| None),
                     Waiter::Read(id) => Ok(self.read_failed(disk, id, error)),
                 }
             }
+        }
+    }
+
+    /// A step of the lane cannot have its file.
+    fn log_not_opened(
+        &mut self,
+        disk: &mut impl Disk,
+        key: PartitionKey,
+        error: io::Error,
+    ) -> Result<(), SegmentError> {
+        match self.partitions.get(&key).and_then(|partition| partition.lane) {
+            Some(Step::Mend { base, mend }) => self.mend_failed(disk, key, base, mend, error),
+            _ => self.step_failed(disk, key, error),
         }
     }
 
@@ -141,24 +164,21 @@ impl SegmentStore {
     }
 
     fn run_on_file(&mut self, disk: &mut impl Disk, key: PartitionKey, file: FileId) {
+        let lane = self.partitions.get(&key).and_then(|partition| partition.lane);
+        if let Some(Step::Mend { mend, .. }) = lane {
+            if let Some(op) = self.mend_op(key, mend, Some(file)) {
+                self.submit(disk, Pending::Lane(key), op);
+            }
+            return;
+        }
         let mut buf = self.take_buffer();
         let Some(partition) = self.partitions.get_mut(&key) else { return };
-        let op = match (partition.lane, &mut partition.repair) {
-            (Some(Step::ReadDamaged { .. }), Some(repair)) => Op::Read { file, position: repair.edge(), len: BLOCK },
-            (Some(Step::WriteRepaired { .. }), Some(repair)) => {
-                let (place, position) = (repair.place, block_floor(repair.place.position));
-                let mut buf = std::mem::take(&mut repair.blocks);
-                let at = (place.position - position) as usize;
-                buf.resize(buf.len().max(at + repair.bytes.len()));
-                buf[at..at + repair.bytes.len()].copy_from_slice(&repair.bytes);
-                buf.pad_to_block();
-                Op::Write { file, position, buf, durable: true }
-            }
-            (Some(Step::Write { base, bytes, durable }), _) => {
+        let op = match lane {
+            Some(Step::Write { base, bytes, durable }) => {
                 let position = partition.fill(base, bytes, &mut buf);
                 Op::Write { file, position, buf, durable }
             }
-            (Some(Step::Cut { base }), _) => {
+            Some(Step::Cut { base }) => {
                 let len = partition.segment(base).map_or(0, |segment| segment.state.len);
                 Op::SetLen { file, len }
             }
@@ -175,12 +195,10 @@ impl SegmentStore {
         result: io::Result<Outcome>,
     ) -> Result<(), SegmentError> {
         let Some(step) = self.partitions.get(&key).and_then(|partition| partition.lane) else { return Ok(()) };
-        if let Step::Write { base, .. }
-        | Step::Cut { base }
-        | Step::Sync { base, .. }
-        | Step::ReadDamaged { base }
-        | Step::WriteRepaired { base } = step
-        {
+        if let Step::Mend { base, mend } = step {
+            return self.mend_done(disk, key, base, mend, result);
+        }
+        if let Some(base) = step.log_file() {
             self.files.release((key, base));
         }
         if let Step::WriteIndex { file, .. } = step {
@@ -188,24 +206,30 @@ impl SegmentStore {
         }
         match result {
             Ok(outcome) => {
-                match (step, outcome, self.partitions.get_mut(&key).and_then(|partition| partition.repair.as_mut())) {
-                    (Step::ReadDamaged { base }, Outcome::Read(block), Some(repair)) => {
-                        if repair.take_edge(&block) {
-                            self.run_step(disk, key, Step::ReadDamaged { base });
-                            return Ok(());
-                        }
-                    }
-                    (_, outcome, _) => self.recycle(outcome),
-                }
+                self.recycle(outcome);
                 self.stalled.remove(&key);
-                match self.apply(key, step) {
-                    Some(next) => self.run_step(disk, key, next),
-                    None => self.free_lane(disk, key, true),
-                }
+                let next = self.apply(key, step);
+                self.go_on(disk, key, next);
                 Ok(())
             }
             Err(error) => self.step_failed(disk, key, error),
         }
+    }
+
+    /// Take the step that must follow at once, or let the lane go.
+    pub(super) fn go_on(&mut self, disk: &mut impl Disk, key: PartitionKey, next: Option<Step>) {
+        match next {
+            Some(next) => self.run_step(disk, key, next),
+            None => self.free_lane(disk, key, true),
+        }
+    }
+
+    /// Where the index of a segment is written: one that was rebuilt takes the place of the other when it is complete, lest it
+    /// be written again and again over a place that cannot be read.
+    fn written_index(&self, key: PartitionKey, base: u64) -> String {
+        let path = key.index_path(base);
+        let is_rebuilt = self.partitions.get(&key).is_some_and(|partition| partition.rebuilt.contains(&base));
+        if is_rebuilt { PartitionKey::new_path(&path) } else { path }
     }
 
     /// What a finished step changes; a step that must follow at once is returned.
@@ -227,7 +251,10 @@ impl SegmentStore {
                 partition.unsynced.files = true;
                 return Some(Step::WriteIndex { base, file });
             }
-            Step::WriteIndex { base, .. } => {
+            Step::WriteIndex { base, .. } if partition.rebuilt.contains(&base) => {
+                return Some(Step::NameIndex { base });
+            }
+            Step::WriteIndex { base, .. } | Step::NameIndex { base } => {
                 partition.rebuilt.retain(|rebuilt| *rebuilt != base);
                 let segment = partition.segment_mut(base)?;
                 segment.indexed = true;
@@ -235,64 +262,39 @@ impl SegmentStore {
                 self.cache_index((key, base), index);
             }
             Step::Sync { base, upto } => partition.segment_mut(base)?.synced = upto,
-            Step::ReadDamaged { base } => return Some(Step::WriteRepaired { base }),
-            Step::WriteRepaired { base } => {
-                let repair = partition.repair.take()?;
-                partition.repaired(&repair);
-                self.repaired.push(repair.place);
-                // The last block was written whole, beyond the end of a segment that is cut.
-                let segment = partition.segment(base)?;
-                let padded = segment.cut && !segment.state.len.is_multiple_of(BLOCK as u64);
-                return (padded && block_ceil(repair.end()) > segment.state.len).then_some(Step::Cut { base });
-            }
             Step::SyncNames => partition.unsynced.files = false,
             Step::SyncParent => partition.unsynced.dir = false,
             Step::SyncRoot => {
                 partition.unsynced.root = false;
                 self.root_synced = true;
             }
+            // It says itself what follows.
+            Step::Mend { .. } => {}
         }
         None
     }
 
-    fn free_lane(&mut self, disk: &mut impl Disk, key: PartitionKey, more: bool) {
+    pub(super) fn free_lane(&mut self, disk: &mut impl Disk, key: PartitionKey, more: bool) {
         if let Some(partition) = self.partitions.get_mut(&key) {
             partition.lane = None;
         }
         self.lanes -= 1;
+        self.close_unused(disk);
         if more {
             self.ready.insert(key);
         }
         self.pump(disk);
     }
 
-    /// A block at the edge of what is to be repaired cannot be read: nothing of it can be kept. What else was in it is
-    /// damaged, and is repaired next. A file that is not there stays so until the next start.
-    fn edge_unreadable(&mut self, disk: &mut impl Disk, key: PartitionKey, base: u64, file: &str, source: &io::Error) {
-        tracing::warn!(%file, error = %source, "cannot read around what is to be repaired; look at the disk");
-        let partition = self.partitions.get_mut(&key);
-        let Some(repair) = partition.and_then(|partition| match source.kind() {
-            io::ErrorKind::NotFound => {
-                partition.repair = None;
-                None
-            }
-            _ => partition.repair.as_mut(),
-        }) else {
-            return self.free_lane(disk, key, true);
-        };
-        let step = Step::ReadDamaged { base };
-        let next = if repair.take_edge(&[]) { Some(step) } else { self.apply(key, step) };
-        match next {
-            Some(next) => self.run_step(disk, key, next),
-            None => self.free_lane(disk, key, true),
-        }
-    }
-
     /// A full disk leaves the bytes in memory, for another attempt, which writes all again that a failed durable write had.
     /// Anything else, and any failed sync of what is no longer in memory, is fatal.
-    fn step_failed(&mut self, disk: &mut impl Disk, key: PartitionKey, source: io::Error) -> Result<(), SegmentError> {
+    pub(super) fn step_failed(
+        &mut self,
+        disk: &mut impl Disk,
+        key: PartitionKey,
+        source: io::Error,
+    ) -> Result<(), SegmentError> {
         let Some(step) = self.partitions.get(&key).and_then(|partition| partition.lane) else { return Ok(()) };
-        let full = is_full(&source);
         let (action, file) = match step {
             Step::CreateDir => ("create", key.dir()),
             Step::Write { base, .. } => ("write", key.log_path(base)),
@@ -300,17 +302,13 @@ impl SegmentStore {
             Step::OpenIndex { base, .. } => ("open", key.index_path(base)),
             Step::WriteIndex { base, .. } => ("write", key.index_path(base)),
             Step::Sync { base, .. } => ("sync", key.log_path(base)),
-            Step::ReadDamaged { base } => ("read", key.log_path(base)),
-            Step::WriteRepaired { base } => ("repair", key.log_path(base)),
+            Step::NameIndex { base } => ("rename", key.index_path(base)),
+            Step::Mend { base, .. } => ("repair", key.log_path(base)),
             Step::SyncNames => ("sync", key.dir()),
             Step::SyncParent => ("sync", ROOT.to_owned()),
             Step::SyncRoot => ("sync", "the data directory".to_owned()),
         };
-        if let Step::ReadDamaged { base } = step {
-            self.edge_unreadable(disk, key, base, &file, &source);
-            return Ok(());
-        }
-        if !full || action == "sync" {
+        if !is_full(&source) || action == "sync" {
             return Err(io_error(action, file, source));
         }
         if self.stalled.insert(key) {

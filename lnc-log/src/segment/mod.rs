@@ -40,6 +40,7 @@ mod files;
 mod index;
 mod lane;
 mod learn;
+mod mend;
 mod partition;
 mod read;
 mod recover;
@@ -87,6 +88,11 @@ impl PartitionKey {
 
     fn index_path(&self, base_offset: u64) -> String {
         format!("{}/{}", self.dir(), index_name(base_offset))
+    }
+
+    /// A file that is about to take the place of this one. If it is still there at a start, it goes.
+    fn new_path(path: &str) -> String {
+        format!("{path}.new")
     }
 }
 

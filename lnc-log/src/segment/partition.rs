@@ -1,6 +1,7 @@
 //! One partition in memory: its segments, the bytes that are not in the files for good, and what its lane does next.
 
 use super::index::{self, IndexEntry};
+use super::mend::Mend;
 use super::repair::Repair;
 use super::state::{EpochStart, PartitionState, SegmentState};
 use super::{
@@ -103,6 +104,11 @@ impl Segment {
             rescan: None,
             state,
         }
+    }
+
+    /// Whether its file ends within a block, which is written whole all the same.
+    pub(super) fn is_cut_within_a_block(&self) -> bool {
+        self.cut && !self.state.len.is_multiple_of(BLOCK as u64)
     }
 
     fn is_finished(&self) -> bool {
@@ -302,16 +308,27 @@ pub(super) enum Step {
     WriteIndex { base: u64, file: FileId },
     /// Sync the log; `upto` is what is in the file.
     Sync { base: u64, upto: u64 },
-    /// Read the blocks that a repair changes.
-    ReadDamaged { base: u64 },
-    /// Write them with the batches that belong there.
-    WriteRepaired { base: u64 },
+    /// Have a rebuilt index take the place of the one before.
+    NameIndex { base: u64 },
+    /// Repair a damaged place.
+    Mend { base: u64, mend: Mend },
     /// Make the names in the partition's directory durable.
     SyncNames,
     /// Make the partition's directory durable in its parent.
     SyncParent,
     /// Make the parent durable.
     SyncRoot,
+}
+
+impl Step {
+    /// The base offset of the segment whose log file it uses.
+    pub(super) fn log_file(self) -> Option<u64> {
+        match self {
+            Self::Write { base, .. } | Self::Cut { base } | Self::Sync { base, .. } => Some(base),
+            Self::Mend { base, mend } => mend.uses_log().then_some(base),
+            _ => None,
+        }
+    }
 }
 
 /// Names that a checkpoint has yet to make durable.
@@ -568,12 +585,8 @@ impl Partition {
         self.target.is_some()
     }
 
-    /// The batches of a repair are in the file. They take their place also where their bytes wait in memory: the end of a
-    /// recovered segment.
-    pub(super) fn repaired(&mut self, repair: &Repair) {
-        if let Some(segment) = self.segment_mut(repair.place.base) {
-            segment.overwritten(repair.place.position, &repair.bytes);
-        }
+    /// The batches of a repair take their place also where their bytes wait in memory: the end of a recovered segment.
+    pub(super) fn patch(&mut self, repair: &Repair) {
         let waiting = |segment: &&Segment| segment.flushed < segment.state.len;
         let Some(first) = self.segments.iter().find(waiting).filter(|s| s.state.base_offset == repair.place.base)
         else {
@@ -585,7 +598,7 @@ impl Partition {
     /// The next step towards the checkpoint in progress, else towards fewer bytes in memory. A function of the state.
     pub(super) fn plan(&self, write_block: usize) -> Option<Step> {
         if let Some(repair) = self.repair.as_ref().filter(|_| self.removed.is_none()) {
-            return Some(Step::ReadDamaged { base: repair.place.base });
+            return Some(Step::Mend { base: repair.place.base, mend: Mend::ReadEdge });
         }
         let unfinished = self.segments.iter().rposition(Segment::is_finished).map_or(0, |at| at + 1);
         let suffix = &self.segments[unfinished..];

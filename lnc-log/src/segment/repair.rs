@@ -1,5 +1,6 @@
 //! Repairs: batches of a peer in the place of what is damaged, once it is known that they belong there.
 
+use super::mend::Copying;
 use super::partition::{Rescan, Segment};
 use super::read::{DamagedBatch, Stretch};
 use super::store::Mending;
@@ -17,12 +18,40 @@ pub(super) struct Repair {
     pub(super) blocks: AlignedBuf,
     /// How many of those two have been read.
     pub(super) edges: usize,
+    /// The new file to which the segment is moved.
+    pub(super) copy: Option<Copying>,
 }
 
 impl Repair {
     pub(super) fn new(place: DamagedBatch, bytes: Bytes) -> Self {
         let len = block_ceil(place.position + bytes.len() as u64) - block_floor(place.position);
-        Self { place, bytes, blocks: AlignedBuf::zeroed(len as usize), edges: 0 }
+        Self { place, bytes, blocks: AlignedBuf::zeroed(len as usize), edges: 0, copy: None }
+    }
+
+    /// Begin again: nothing was written.
+    pub(super) fn restart(&mut self) {
+        *self = Self::new(self.place, self.bytes.clone());
+    }
+
+    /// Where the blocks begin that it writes.
+    pub(super) fn position(&self) -> u64 {
+        block_floor(self.place.position)
+    }
+
+    /// Put the batches between the edges.
+    pub(super) fn fill_in(&mut self) {
+        let at = (self.place.position - self.position()) as usize;
+        self.blocks[at..at + self.bytes.len()].copy_from_slice(&self.bytes);
+    }
+
+    /// Put what belongs there into a stretch of the file that begins at `position`.
+    pub(super) fn lay_over(&self, position: u64, stretch: &mut [u8]) {
+        let from = self.position().max(position);
+        let until = (self.position() + self.blocks.len() as u64).min(position + stretch.len() as u64);
+        if from < until {
+            stretch[(from - position) as usize..(until - position) as usize]
+                .copy_from_slice(&self.blocks[(from - self.position()) as usize..(until - self.position()) as usize]);
+        }
     }
 
     /// The position of the block to be read next.

@@ -3,7 +3,7 @@
 use super::files::{Files, LogFile};
 use super::index;
 use super::learn::Learned;
-use super::partition::Partition;
+use super::partition::{Partition, Step};
 use super::read::{DamagedBatch, ReadDone, ReadTask};
 use super::repair::Repair;
 use super::state::PartitionState;
@@ -114,6 +114,8 @@ pub struct SegmentStore {
     buffers: Vec<AlignedBuf>,
     /// Repairs that are done, until somebody asks.
     pub(super) repaired: Vec<DamagedBatch>,
+    /// Places that were written over and still cannot be read, until somebody asks.
+    pub(super) unreadable: Vec<DamagedBatch>,
     pub(super) root_synced: bool,
     /// Whether checkpoints and indexes say which batches a segment has.
     pub(super) digests: bool,
@@ -154,6 +156,7 @@ impl SegmentStore {
             cached: VecDeque::new(),
             buffers: Vec::new(),
             repaired: Vec::new(),
+            unreadable: Vec::new(),
             root_synced: false,
             digests: false,
             learned: None,
@@ -314,8 +317,9 @@ impl SegmentStore {
 
     /// Overwrite a damaged batch, and what follows it in its segment, with batches of a replica, whose segments have the
     /// same bytes. Where it is known which batches belong there, those that come up to where that can be told. Once they are on
-    /// stable storage the place is among [`SegmentStore::take_repaired`]; there may be more damage after them. A place whose
-    /// bytes cannot even be read is given up silently.
+    /// stable storage and were read back, the place is among [`SegmentStore::take_repaired`]; there may be more damage after
+    /// them. A place that cannot be read all the same is moved to a new file with all of its segment; if that is not possible
+    /// either, it is among [`SegmentStore::take_unreadable`]. A file that is not there any more is given up silently.
     pub fn repair(&mut self, disk: &mut impl Disk, place: DamagedBatch, batches: &Bytes) -> Mending {
         let Some(partition) = self.partitions.get_mut(&place.key).filter(|partition| partition.removed.is_none())
         else {
@@ -323,6 +327,10 @@ impl SegmentStore {
         };
         let segment = partition.segment(place.base).filter(|segment| !segment.given_up);
         let Some(segment) = segment else { return Mending::Refused };
+        if matches!(partition.lane, Some(Step::Mend { .. })) {
+            // A disk that fails takes its time.
+            return Mending::Begun;
+        }
         match segment.fitting(place, batches) {
             Ok(0) => return Mending::Refused,
             Ok(len) => partition.repair = Some(Repair::new(place, batches.slice(..len))),
@@ -336,6 +344,11 @@ impl SegmentStore {
     /// The repairs that have been done since the last call.
     pub fn take_repaired(&mut self) -> Vec<DamagedBatch> {
         std::mem::take(&mut self.repaired)
+    }
+
+    /// The places that could not be read after they were written over, since the last call.
+    pub fn take_unreadable(&mut self) -> Vec<DamagedBatch> {
+        std::mem::take(&mut self.unreadable)
     }
 
     /// Where the segments of a partition begin; the first one may begin before the log start offset.

@@ -1,7 +1,7 @@
 //! Damaged files: found, named, never served.
 
 use crate::support::{Harness, KEY, concat, small, stored};
-use lnc_log::disk::memory::CrashChoice;
+use lnc_log::disk::memory::{Bad, CrashChoice};
 use lnc_log::disk::{Disk, MemoryDisk, Op, Owner};
 use lnc_log::segment::{DamagedBatch, Mending, PartitionKey, PartitionState, SegmentConfig, SegmentError, StoredBatch};
 
@@ -231,4 +231,144 @@ fn a_file_that_shrinks_or_vanishes_while_running_is_reported() {
     recovered.disk.run(Op::Remove { path }).unwrap();
     let error = recovered.read(last.base_offset, 1).unwrap_err();
     assert!(matches!(&error, SegmentError::Damaged { position: 0, .. }), "{error}");
+}
+
+/// A place that stays bad when it is written: the segment moves to a new file, whose blocks are others.
+#[test]
+fn a_place_that_stays_bad_is_moved_to_a_new_file() {
+    let (_, states, batches) = filled();
+    for segment in &states[0].1.segments {
+        let path = format!("segments/7-1/{:020}.log", segment.base_offset);
+        for block in 0..segment.len.div_ceil(4096) {
+            for recovered in [false, true] {
+                let (mut replica, ..) = filled();
+                assert!(replica.disk.make_bad(&path, block * 4096, 1, Bad::InThisFile));
+                if recovered {
+                    replica = Harness::recover(config(), replica.disk, &states).unwrap();
+                }
+                mend(&mut replica, &batches);
+                assert!(!replica.disk.is_unreadable(&path), "{path}, block {block}");
+                assert!(!replica.disk.paths().iter().any(|path| path.ends_with(".new")));
+                assert_goes_on(replica, &batches);
+            }
+        }
+    }
+}
+
+/// The place to repair, and what belongs there.
+fn bad_place(replica: &mut Harness, batches: &[StoredBatch], bad: Bad) -> (String, DamagedBatch, bytes::Bytes) {
+    let path = "segments/7-1/00000000000000000000.log".to_owned();
+    assert!(replica.disk.make_bad(&path, 0, 1, bad));
+    let place = replica.read_done(0, 1 << 20).damage.unwrap();
+    let missing: Vec<_> = batches.iter().filter(|batch| batch.base_offset >= place.offset).cloned().collect();
+    (path, place, concat(&missing).into())
+}
+
+#[test]
+fn a_place_that_is_bad_wherever_the_file_is_counts_as_unreadable() {
+    let (mut replica, _, batches) = filled();
+    let (_, place, missing) = bad_place(&mut replica, &batches, Bad::AtThisPath);
+    for _ in 0..3 {
+        assert_eq!(replica.store.repair(&mut replica.disk, place, &missing), Mending::Begun);
+        replica.settle().unwrap();
+        assert_eq!((replica.store.take_repaired(), replica.store.take_unreadable()), (vec![], vec![place]));
+        assert!(!replica.disk.paths().iter().any(|path| path.ends_with(".new")), "nothing is left of the attempt");
+        assert!(matches!(replica.read(0, 1), Err(SegmentError::Damaged { .. })));
+    }
+    replica.disk.forgive();
+    assert_eq!(replica.store.repair(&mut replica.disk, place, &missing), Mending::Begun);
+    replica.settle().unwrap();
+    assert_eq!((replica.store.take_repaired(), replica.store.take_unreadable()), (vec![place], vec![]));
+    mend(&mut replica, &batches);
+    assert_goes_on(replica, &batches);
+}
+
+/// Whatever fails of a move, the segment is as it was, and another attempt works.
+#[test]
+fn a_move_that_fails_changes_nothing() {
+    let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+    for failing in 1.. {
+        let (mut replica, _, batches) = filled();
+        let (path, place, missing) = bad_place(&mut replica, &batches, Bad::InThisFile);
+        let mut at = 0;
+        let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let seen = count.clone();
+        replica.disk.inject(Some(Box::new(move |_, op| {
+            let new = |path: &String| path.ends_with(".new");
+            // From the making of the new file on.
+            at += usize::from(at > 0 || matches!(op, Op::Open { path, .. } if new(path)));
+            seen.store(at, std::sync::atomic::Ordering::Relaxed);
+            let is_read = matches!(op, Op::Read { .. } | Op::Close { .. } | Op::Remove { .. } | Op::SyncDir { .. });
+            (at == failing && !is_read).then(full)
+        })));
+        assert_eq!(replica.store.repair(&mut replica.disk, place, &missing), Mending::Begun);
+        replica.settle().unwrap();
+        replica.disk.inject(None);
+        assert!(!replica.disk.paths().iter().any(|path| path.ends_with(".new")));
+        if !replica.store.take_unreadable().is_empty() {
+            assert!(replica.disk.is_unreadable(&path));
+            assert_eq!(replica.store.repair(&mut replica.disk, place, &missing), Mending::Begun);
+            replica.settle().unwrap();
+        }
+        assert!(!replica.disk.is_unreadable(&path), "operation {failing}");
+        mend(&mut replica, &batches);
+        assert_goes_on(replica, &batches);
+        if count.load(std::sync::atomic::Ordering::Relaxed) < failing {
+            assert!(failing > 6, "a move is more than that");
+            break;
+        }
+    }
+}
+
+/// A missing file comes back without blocks of its own, so its repair needs space.
+#[test]
+fn a_repair_waits_for_space() {
+    let (mut replica, _, batches) = filled();
+    assert!(replica.disk.corrupt("segments/7-1/00000000000000000000.log", 300, 1));
+    let place = replica.read_done(0, 1 << 20).damage.unwrap();
+    let missing: Vec<_> = batches.iter().filter(|batch| batch.base_offset >= place.offset).cloned().collect();
+    let mut left = 1;
+    replica.disk.inject(Some(Box::new(move |_, op| {
+        let fails = left > 0 && matches!(op, Op::Write { .. });
+        left -= i32::from(fails);
+        fails.then(|| std::io::ErrorKind::StorageFull.into())
+    })));
+    assert_eq!(replica.store.repair(&mut replica.disk, place, &concat(&missing).into()), Mending::Begun);
+    replica.settle().unwrap();
+    assert!(replica.store.is_full() && replica.store.take_repaired().is_empty());
+    replica.write_out();
+    assert_eq!(replica.store.take_repaired(), [place]);
+    mend(&mut replica, &batches);
+    assert_goes_on(replica, &batches);
+}
+
+/// A write that fails is no end if nothing else can have been lost with it.
+#[test]
+fn a_place_that_cannot_be_written_is_moved_too() {
+    let (mut replica, _, batches) = filled();
+    let (path, place, missing) = bad_place(&mut replica, &batches, Bad::InThisFile);
+    let mut left = 1;
+    replica.disk.inject(Some(Box::new(move |_, op| {
+        let fails = left > 0 && matches!(op, Op::Write { .. });
+        left -= i32::from(fails);
+        fails.then(|| std::io::Error::from_raw_os_error(5))
+    })));
+    assert_eq!(replica.store.repair(&mut replica.disk, place, &missing), Mending::Begun);
+    replica.settle().unwrap();
+    assert!(!replica.disk.is_unreadable(&path));
+    mend(&mut replica, &batches);
+    assert_goes_on(replica, &batches);
+}
+
+/// An index that cannot be read is rebuilt once, and not each time that it is needed.
+#[test]
+fn an_index_that_stays_bad_is_written_to_a_new_file() {
+    let (replica, states, batches) = filled();
+    let path = "segments/7-1/00000000000000000000.index";
+    let good = replica.disk.file(path).unwrap();
+    assert!(replica.disk.make_bad(path, 0, 1, Bad::InThisFile));
+    let mut replica = Harness::recover(config(), replica.disk, &states).unwrap();
+    assert!(replica.read_all(KEY, 1) == concat(&batches));
+    assert!(!replica.disk.is_unreadable(path) && replica.disk.file(path).unwrap() == good);
+    assert!(!replica.disk.paths().iter().any(|path| path.ends_with(".new")));
 }

@@ -226,6 +226,9 @@ impl Shard {
             );
         }
         let new = bad.filter(|at| self.damaged.insert(places[*at]));
+        if let Some(at) = new {
+            self.journal.give_up(places[at].file);
+        }
         Scrubbed { bytes, damaged: new.map(|at| (group, from + at as Index)) }
     }
 }

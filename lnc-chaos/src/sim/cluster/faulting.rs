@@ -311,6 +311,7 @@ impl Cluster {
                 node.disk.set_capacity(None);
             }
             node.disk.inject(None);
+            node.disk.forgive();
             node.disk.misread("", 0, 0);
             if node.disk.stopped() {
                 // The power is gone, and comes back soon.

@@ -9,6 +9,7 @@ use super::super::node::Node;
 use super::super::rng::Rng;
 use super::super::trace::Event;
 use super::{Checked, Cluster};
+use lnc_log::disk::memory::Bad;
 use lnc_log::disk::{BLOCK, MemoryDisk};
 use lnc_log::journal::{FoundFlush, Marked, flushes, marked};
 
@@ -186,10 +187,16 @@ impl Cluster {
         let at = rng.below(end);
         let blocks = if rng.chance(300) { rng.between(2, 40) } else { 1 };
         let len = (blocks * BLOCK as u64).min(end - at);
-        node.disk.make_unreadable(&path, at, len);
+        // Some stay bad when they are written, and some of those wherever the segment goes.
+        let bad = match rng.below(20) {
+            0..=9 => Bad::UntilWritten,
+            10..=13 if path.starts_with("segments/") => Bad::AtThisPath,
+            _ => Bad::InThisFile,
+        };
+        node.disk.make_bad(&path, at, len, bad);
         (node.excuses.unreadable, node.excuses.suspect) = (true, true);
         self.invariants.reigns.lost(self.now_us, id);
-        self.note(Event::Fault { what: format!("node {id}: {len} bytes at {at} of {path} cannot be read") });
+        self.note(Event::Fault { what: format!("node {id}: {len} bytes at {at} of {path} cannot be read, {bad:?}") });
         true
     }
 }

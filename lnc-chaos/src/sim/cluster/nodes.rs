@@ -173,6 +173,10 @@ impl Cluster {
                 self.check_voters(applied.group.0, index, &members)?;
             }
         }
+        let opened = self.nodes[id as usize - 1].opened;
+        for place in observed.repairs {
+            self.invariants.repairs.begun(self.now_us, (id, opened), place)?;
+        }
         for mail in mail {
             self.send(mail);
         }

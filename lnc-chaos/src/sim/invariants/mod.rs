@@ -3,6 +3,7 @@
 mod log;
 mod memory;
 mod reigns;
+mod repairs;
 mod state;
 pub(crate) mod topics;
 
@@ -61,6 +62,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("memory", "requests under way and the tail cache stay within their limits"),
     ("unexplained-end", "a node ends, or does not start, only where a fault explains it"),
     ("own-files", "no node starts with another node's file in the place of its own, but for files of records"),
+    ("repair-pace", "a damaged place is not repaired again and again without a pause"),
     ("panic", "nothing panics"),
     ("liveness", "the run comes to its end"),
     ("liveness-leader", "without faults every group soon has a leader"),
@@ -82,6 +84,7 @@ pub(crate) struct Invariants {
     pub(crate) reigns: reigns::Reigns,
     pub(crate) records: records::Records,
     pub(crate) ages: Ages,
+    pub(crate) repairs: repairs::Repairs,
 }
 
 impl Invariants {

@@ -8,26 +8,53 @@ use crate::disk::EIO;
 use std::collections::BTreeSet;
 use std::io;
 
-/// The blocks that cannot be read until they are written: inode and number.
+/// The blocks that cannot be read: inode and number.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Unreadable(BTreeSet<(u64, u64)>);
+pub(super) struct Unreadable {
+    blocks: BTreeSet<(u64, u64)>,
+    /// Those that stay so when they are written.
+    stuck: BTreeSet<(u64, u64)>,
+    /// Blocks that no file of this name can have: wherever it is put, the medium is bad.
+    places: BTreeSet<(String, u64)>,
+}
+
+/// For how long a block cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Bad {
+    /// Until it is written.
+    UntilWritten,
+    /// As long as the file is there: another one of the same name has other blocks.
+    InThisFile,
+    /// For good, in whichever file has this name.
+    AtThisPath,
+}
 
 impl Unreadable {
     /// An error if one of these bytes cannot be read.
     pub(super) fn check(&self, inode: u64, position: u64, len: usize) -> io::Result<()> {
         let first = position / BLOCK as u64;
         let last = (position + len as u64).div_ceil(BLOCK as u64);
-        match self.0.range((inode, first)..(inode, last)).next() {
+        match self.blocks.range((inode, first)..(inode, last)).next() {
             Some(_) => Err(io::Error::from_raw_os_error(EIO)),
             None => Ok(()),
         }
     }
 
-    /// These bytes are written: whole blocks of them can be read again.
+    /// These bytes are written: whole blocks of them can be read again, if they are not bad for good.
     pub(super) fn written(&mut self, inode: u64, position: u64, len: u64) {
         let first = position.div_ceil(BLOCK as u64);
         let last = (position + len) / BLOCK as u64;
-        self.0.retain(|(other, block)| *other != inode || !(first..last).contains(block));
+        let stuck = &self.stuck;
+        self.blocks.retain(|at| at.0 != inode || !(first..last).contains(&at.1) || stuck.contains(at));
+    }
+
+    /// A file gets a name, or one that it will have in its place.
+    pub(super) fn named(&mut self, path: &str, inode: u64) {
+        let path = path.strip_suffix(".new").unwrap_or(path);
+        let here = self.places.range((path.to_owned(), 0)..=(path.to_owned(), u64::MAX));
+        let blocks: Vec<(u64, u64)> = here.map(|(_, block)| (inode, *block)).collect();
+        self.blocks.extend(&blocks);
+        self.stuck.extend(&blocks);
     }
 }
 
@@ -82,18 +109,37 @@ impl MemoryDisk {
 
     /// Let reads of the blocks in which these bytes lie fail, until the blocks are written. False if there is no such file.
     pub fn make_unreadable(&self, path: &str, position: u64, len: u64) -> bool {
+        self.make_bad(path, position, len, Bad::UntilWritten)
+    }
+
+    /// The same, for so long. False if there is no such file.
+    pub fn make_bad(&self, path: &str, position: u64, len: u64, bad: Bad) -> bool {
         let mut state = self.state();
         let Some(inode) = state.names.files.get(path).copied() else { return false };
-        let blocks = position / BLOCK as u64..(position + len).div_ceil(BLOCK as u64);
-        state.unreadable.0.extend(blocks.map(|block| (inode, block)));
+        for block in position / BLOCK as u64..(position + len).div_ceil(BLOCK as u64) {
+            state.unreadable.blocks.insert((inode, block));
+            if bad >= Bad::InThisFile {
+                state.unreadable.stuck.insert((inode, block));
+            }
+            if bad == Bad::AtThisPath {
+                state.unreadable.places.insert((path.to_owned(), block));
+            }
+        }
         true
+    }
+
+    /// Let all blocks that were bad for good be as others, which can be read once they are written.
+    pub fn forgive(&self) {
+        let mut state = self.state();
+        state.unreadable.stuck.clear();
+        state.unreadable.places.clear();
     }
 
     /// Whether a block of this file cannot be read.
     pub fn is_unreadable(&self, path: &str) -> bool {
         let state = self.state();
         let inode = state.names.files.get(path).copied();
-        inode.is_some_and(|inode| state.unreadable.0.range((inode, 0)..(inode + 1, 0)).next().is_some())
+        inode.is_some_and(|inode| state.unreadable.blocks.range((inode, 0)..(inode + 1, 0)).next().is_some())
     }
 }
 
