@@ -3,7 +3,7 @@
 
 use crate::broker::control::Budgets;
 use crate::broker::members::Addresses;
-use crate::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Membership, ProducerLimits};
+use crate::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Membership, ProducerLimits, Sequences};
 use crate::config::{Address, BackendChoice, Config, NodeAddresses};
 use crate::drift::Drift;
 use crate::gateway::traces::{SpanSink, Traces};
@@ -765,6 +765,7 @@ fn broker_config(config: &Config, identity: &Identity) -> BrokerConfig {
         segment_bytes: config.storage.segment_bytes,
         checkpoint_piece_bytes: CHECKPOINT_PIECE_BYTES,
         producer_limits: ProducerLimits::DEFAULT,
+        sequences: Sequences::default(),
         max_clock_skew_ms: config.cluster.max_clock_skew.as_millis() as u64,
         budgets: Budgets::of_heartbeat(config.raft.heartbeat_ms),
     }

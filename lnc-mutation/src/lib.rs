@@ -90,6 +90,9 @@ mutations! {
     AcceptOtherMark = "accept-other-mark", "a mark of another node is believed";
     AcceptOtherCheckpoint = "accept-other-checkpoint", "a start takes a checkpoint of another node for its own";
     AcceptOtherJournal = "accept-other-journal", "a journal file of another node counts as one without flushes";
+    IgnoreDigests = "ignore-digests", "a read does not ask whether batches are those of this segment";
+    NeverWrap = "never-wrap", "the sequence numbers of a producer do not begin at 0 again";
+    GiveTooMuch = "give-too-much", "a fetch is given twice the bytes that it asks for";
     RepairAtOnce = "repair-at-once", "a place that stays bad is repaired again and again without a pause";
     FormAlone = "form-alone", "a fresh node does not wait for the others to form a cluster";
 }

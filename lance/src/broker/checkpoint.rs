@@ -275,7 +275,8 @@ pub fn open<D: Disk>(
     let groups: BTreeMap<GroupId, DataGroup> = data_groups
         .into_iter()
         .map(|group| {
-            let state = loaded.groups.remove(&group).unwrap_or_default();
+            let mut state = loaded.groups.remove(&group).unwrap_or_default();
+            state.set_sequences(config.sequences);
             (group, DataGroup { state, reconciling: BTreeSet::new() })
         })
         .collect();

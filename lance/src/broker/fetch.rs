@@ -314,7 +314,8 @@ impl<D: Disk> Broker<D> {
             }
             return Slot::Done(found, range);
         }
-        let max_bytes = (wanted.max_bytes as usize).min(room);
+        let asked = wanted.max_bytes as usize;
+        let max_bytes = if mutated(Mutation::GiveTooMuch) { 2 * asked } else { asked.min(room) };
         if offset >= end || (max_bytes == 0 && !first) {
             return Slot::Done(found, 0..0);
         }

@@ -51,7 +51,7 @@ use self::catalog::{Catalog, META};
 pub use self::fetch::ReplyRoom;
 use self::members::Addresses;
 use self::partitions::PartitionGroup;
-pub use self::partitions::ProducerLimits;
+pub use self::partitions::{ProducerLimits, Sequences};
 pub use self::passed_on::Passage;
 pub use self::proposals::number_behind;
 use self::proposals::{Origin, Proposals};
@@ -179,6 +179,8 @@ pub struct BrokerConfig {
     pub segment_bytes: u64,
     /// How many idempotent producers are remembered.
     pub producer_limits: ProducerLimits,
+    /// The sequence numbers that they use.
+    pub sequences: Sequences,
     /// Furthest that a clock may be from those of a majority, in milliseconds, to be believed.
     pub max_clock_skew_ms: u64,
     /// How long the control path may take.

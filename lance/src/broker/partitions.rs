@@ -140,6 +140,30 @@ pub struct PartitionGroup {
     producers: usize,
     /// Partitions and topics that were deleted: a leader that has not heard of it yet must not bring one back.
     deleted: BTreeSet<PartitionKey>,
+    sequences: Sequences,
+}
+
+/// The sequence numbers of a producer's records: from 0 to this one, as Kafka's do, and then from 0 again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sequences(i32);
+
+impl Default for Sequences {
+    fn default() -> Self {
+        Self(i32::MAX)
+    }
+}
+
+impl Sequences {
+    /// For simulations, in which nobody sends so many: up to `last`, which is one less than a power of two.
+    pub fn up_to(last: i32) -> Self {
+        Self(last)
+    }
+
+    /// The sequence after `count` records from `base`.
+    fn next(self, base: i32, count: u32) -> i32 {
+        let next = i64::from(base) + i64::from(count);
+        if mutated(Mutation::NeverWrap) { next as i32 } else { (next & i64::from(self.0)) as i32 }
+    }
 }
 
 /// What stands for all partitions of a topic.
@@ -271,6 +295,11 @@ impl PartitionGroup {
         })
     }
 
+    /// Have the sequence numbers of producers end elsewhere: not part of the state.
+    pub fn set_sequences(&mut self, sequences: Sequences) {
+        self.sequences = sequences;
+    }
+
     /// Give a batch its place, or find that it has one, or refuse it.
     pub fn append(&mut self, key: PartitionKey, header: &BatchHeader) -> Result<Appended, Refusal> {
         let mut partition = self.partitions.get_mut(&key).ok_or(Refusal::UnknownPartition)?;
@@ -284,7 +313,7 @@ impl PartitionGroup {
                 self.producers += 1;
                 partition = self.partitions.get_mut(&key).ok_or(Refusal::UnknownPartition)?;
             }
-            partition.note(header, base_offset, self.clock_ms);
+            partition.note(header, base_offset, self.clock_ms, self.sequences);
         }
         partition.log_end_offset += u64::from(header.record_count);
         Ok(Appended::At(base_offset))
@@ -445,7 +474,7 @@ impl Partition {
     }
 
     /// Remember a batch that gets its place.
-    fn note(&mut self, header: &BatchHeader, base_offset: u64, now_ms: u64) {
+    fn note(&mut self, header: &BatchHeader, base_offset: u64, now_ms: u64, sequences: Sequences) {
         let (base_sequence, epoch, count) = (header.base_sequence, header.producer_epoch, header.record_count);
         let fresh = || Producer { epoch, next_sequence: 0, last_append_ms: 0, recent: VecDeque::new() };
         let producer = Arc::make_mut(&mut self.producers).entry(header.producer_id).or_insert_with(fresh);
@@ -453,7 +482,7 @@ impl Partition {
             *producer = fresh();
         }
         producer.last_append_ms = now_ms;
-        producer.next_sequence = next_sequence(base_sequence, count);
+        producer.next_sequence = sequences.next(base_sequence, count);
         if producer.recent.len() == RECENT_BATCHES - usize::from(mutated(Mutation::ShortWindow)) {
             producer.recent.pop_front();
         }
@@ -535,11 +564,6 @@ impl Partition {
     }
 }
 
-/// The sequence after `count` records from `base`: sequences wrap from `i32::MAX` to 0, as Kafka's do.
-fn next_sequence(base: i32, count: u32) -> i32 {
-    ((i64::from(base) + i64::from(count)) & i64::from(i32::MAX)) as i32
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -596,8 +620,10 @@ mod tests {
 
     #[test]
     fn sequences_wrap_as_kafka_s_do() {
-        assert_eq!(next_sequence(i32::MAX, 1), 0);
-        assert_eq!(next_sequence(i32::MAX - 1, 3), 1);
+        let next = |base, count| Sequences::default().next(base, count);
+        assert_eq!(next(i32::MAX, 1), 0);
+        assert_eq!(next(i32::MAX - 1, 3), 1);
+        assert_eq!(Sequences::up_to(511).next(510, 3), 1);
     }
 
     /// No simulated producer lives long enough to get there.

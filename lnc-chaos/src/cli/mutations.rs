@@ -75,6 +75,7 @@ fn profile(mutation: Mutation) -> Profile {
         | Mutation::AcceptOtherMark
         | Mutation::AcceptOtherCheckpoint
         | Mutation::AcceptOtherJournal
+        | Mutation::IgnoreDigests
         | Mutation::RepairAtOnce => Profile::LostFiles,
         Mutation::RemoveLate => Profile::Filled,
         Mutation::KeepWhatGoes => Profile::Tight,
@@ -93,8 +94,9 @@ fn profile(mutation: Mutation) -> Profile {
         | Mutation::ForgetTheNewest
         | Mutation::IgnoreEpochs
         | Mutation::AcceptGaps
+        | Mutation::NeverWrap
         | Mutation::AcceptStrangers => Profile::Network,
-        Mutation::TrimEarly => Profile::Calm,
+        Mutation::TrimEarly | Mutation::GiveTooMuch => Profile::Calm,
         Mutation::FormAlone => Profile::Formation,
     }
 }

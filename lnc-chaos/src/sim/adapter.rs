@@ -7,7 +7,9 @@ use bytes::{Bytes, BytesMut};
 use lance::broker::control::Budgets;
 use lance::broker::inspect::{GroupInspection, MemoryInspection, Observed};
 use lance::broker::members::Addresses;
-use lance::broker::{self, Broker, BrokerConfig, BrokerError, Caller, Clock, Membership, Output, Passage, Standing};
+use lance::broker::{
+    self, Broker, BrokerConfig, BrokerError, Caller, Clock, Membership, Output, Passage, Sequences, Standing,
+};
 use lnc_log::FileOwner;
 use lnc_log::disk::MemoryDisk;
 use lnc_log::journal::{GroupId, JournalConfig};
@@ -259,6 +261,7 @@ fn broker_config(settings: &Settings, identity: &Identity, configured: &BTreeSet
         segment_bytes: settings.segments.segment_bytes,
         checkpoint_piece_bytes: settings.checkpoint_piece_bytes,
         producer_limits: settings.producer_limits,
+        sequences: Sequences::up_to(settings.last_sequence),
         max_clock_skew_ms: super::clocks::MAX_SKEW_MS,
         budgets: budgets(),
     }

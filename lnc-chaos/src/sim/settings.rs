@@ -48,10 +48,15 @@ pub(crate) struct Settings {
     pub(super) produce_every_us: u64,
     /// Few enough that producers of earlier lives are forgotten, and more than there are at a time.
     pub(super) producer_limits: ProducerLimits,
+    /// The last sequence number of a producer before it begins at 0 again; if it is not the real one, some come to it.
+    pub(super) last_sequence: i32,
 }
 
 /// Bytes of the largest batch that a node takes.
 pub(super) const MAX_BATCH_BYTES: usize = 64 << 10;
+
+/// Far more than a producer has under way, or the network holds back, and few enough to be used up.
+const WRAPS_AT: i32 = 511;
 
 impl Settings {
     /// Bytes of the largest batch that is sure to find room in a file of the journal, and among requests under way.
@@ -93,6 +98,10 @@ impl Settings {
             produce_every_us: rng.pick(&[60_000, 150_000, 400_000]),
             checkpoint_piece_bytes: rng.pick(&[1, 500, 512 << 10]),
             producer_limits: ProducerLimits { partition: rng.pick(&[24, 40]), group: rng.pick(&[32, 100]) },
+            last_sequence: match profile {
+                Profile::Network if Rng::fork(seed, 0x5e9).chance(500) => WRAPS_AT,
+                _ => i32::MAX,
+            },
         };
         match profile {
             // What is kept in reserve is more than the journal and checkpoints need.

@@ -6,7 +6,7 @@ use lance::broker::members::Addresses;
 use lance::broker::partitions::PartitionGroup;
 use lance::broker::status::Snapshot;
 use lance::broker::trace::Span;
-use lance::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Membership, Output, ProducerLimits};
+use lance::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Membership, Output, ProducerLimits, Sequences};
 use lnc_log::FileOwner;
 use lnc_log::checkpoint::{GroupCheckpoint, load_latest};
 use lnc_log::disk::MemoryDisk;
@@ -339,6 +339,7 @@ fn broker_config(identity: &Identity, settings: &Settings) -> BrokerConfig {
         segment_bytes: settings.segments.segment_bytes,
         checkpoint_piece_bytes: 1000,
         producer_limits: ProducerLimits::DEFAULT,
+        sequences: Sequences::default(),
         max_clock_skew_ms: MAX_CLOCK_SKEW_MS,
         budgets: Budgets::of_heartbeat(u64::from(HEARTBEAT_TICKS) * TICK_US / 1000),
     }

@@ -2,7 +2,8 @@
 //! that cannot be read.
 //!
 //! At most a minority of the nodes lacks something at a time. Of the journal, what is taken back must be known to have been
-//! durable: by the mark, or by a flush that is left. A file of records in the place of another is not known by anybody.
+//! durable: by the mark, or by a flush that is left. A file of records in the place of another, of this node or of another one,
+//! is known by its digest.
 
 use super::super::invariants::Violation;
 use super::super::node::Node;
@@ -131,6 +132,9 @@ impl Cluster {
 
     /// A file of another node that could be taken for this one, and the place to which it goes.
     fn of_another(&self, id: u64, path: &str, mark: &Marked, seed: u64) -> Option<(String, Vec<u8>)> {
+        if path.starts_with("segments/") {
+            return Some((path.to_owned(), self.other_records(id, path, seed)?));
+        }
         let others = || self.nodes.iter().filter(|node| node.id != id).map(|node| &node.disk);
         let others: Vec<(&MemoryDisk, Marked)> = others().filter_map(|disk| Some((disk, mark_of(disk)?))).collect();
         let (other, their_mark) = others.get(seed.checked_rem(others.len() as u64)? as usize)?;
@@ -138,7 +142,6 @@ impl Cluster {
             Some(MARK) => MARK.to_owned(),
             Some("journal") => journal_file(*their_mark.files.last_key_value()?.0),
             Some("checkpoint") => newest_checkpoint(other)?,
-            // Nobody can tell files of records apart.
             _ => return None,
         };
         let bytes = other.file(&theirs)?;
@@ -149,6 +152,17 @@ impl Cluster {
         // A checkpoint says which one it is. One that is older than what is known is no newest one, whatever its name.
         let keeps_name = path.starts_with("checkpoint/") && number_of(&theirs)? >= mark.checkpoint;
         Some((if keeps_name { theirs } else { path.to_owned() }, bytes))
+    }
+
+    /// What a file of records of the same kind holds, of this node or another one, but not the same file.
+    fn other_records(&self, id: u64, path: &str, seed: u64) -> Option<Vec<u8>> {
+        let mut rng = Rng::new(seed);
+        let node = if rng.chance(500) { id } else { rng.between(1, self.settings.nodes) };
+        let disk = &self.nodes[node as usize - 1].disk;
+        let kind = path.rsplit('.').next()?;
+        let is_other = |other: &String| other.starts_with("segments/") && other.ends_with(kind) && other != path;
+        let others: Vec<String> = disk.paths().into_iter().filter(is_other).collect();
+        disk.file(&others[rng.next().checked_rem(others.len() as u64)? as usize])
     }
 
     /// Nodes whose files of records were struck, and are again what those of others are.

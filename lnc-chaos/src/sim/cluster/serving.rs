@@ -56,6 +56,7 @@ impl Cluster {
             filled_us: self.filled_us,
             produce_every_us: self.settings.produce_every_us,
             max_batch_bytes: self.settings.largest_batch(),
+            last_sequence: self.settings.last_sequence,
             rng: &mut self.client_rng,
             records: &mut self.invariants.records,
             history: &mut self.history,

@@ -4,6 +4,7 @@ mod log;
 mod memory;
 mod reigns;
 mod repairs;
+pub(crate) mod sizes;
 mod state;
 pub(crate) mod topics;
 
@@ -51,6 +52,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("kept-for-its-time", "nothing is removed by age that is younger, by the true time, than its topic keeps it"),
     ("log-start", "a log begins later only where a topic limits what it keeps"),
     ("leader-acks", "what a leader acknowledged once its own disk had it is there if nobody else has led since"),
+    ("fetch-size", "a fetch gives no more bytes than were asked for, unless it is a single batch"),
     ("time-offsets", "the first offset from a time on is the first record that is so late"),
     ("fresh-offsets", "the latest offset is not before what was acknowledged when the question was asked"),
     ("sequence-accepted", "a producer that keeps the rules is not told that it broke them"),

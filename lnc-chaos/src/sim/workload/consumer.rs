@@ -1,14 +1,14 @@
 //! The consumer: reads a partition from any replica, waits for more, sometimes goes back, asks where the log ends, or moves
 //! to another node or partition.
 
-use super::super::invariants::Violation;
 use super::super::invariants::records::PartitionId;
+use super::super::invariants::{Violation, sizes};
 use super::{BEGIN, Client, Env, Outcome};
 use lnc_protocol::message::{ListOffsetsPartition, ListOffsetsRequest, OffsetSpec, Response};
 use lnc_protocol::{ErrorCode, Request};
 
 enum Asked {
-    Records { offset: u64, life: u32 },
+    Records { offset: u64, life: u32, max_bytes: u32 },
     Latest { acked_end: u64, life: u32 },
     FirstAt { timestamp_ms: i64, life: u32 },
 }
@@ -60,19 +60,20 @@ impl Consumer {
             let request = Request::ListOffsets(ListOffsetsRequest { partitions: vec![wanted] });
             return env.send(self.node, request, 8_000_000, self.attempts);
         }
-        self.asked = Some(Asked::Records { offset: self.offset, life });
         let (wait_ms, min_bytes) = env.rng.pick(&[(0, 1), (500, 4_000), (1_000, 16_000), (2_000, 1)]);
-        let request = env.fetch(at, self.offset, wait_ms, min_bytes);
+        let (request, max_bytes) = env.fetch(at, self.offset, wait_ms, min_bytes);
+        self.asked = Some(Asked::Records { offset: self.offset, life, max_bytes });
         env.send(self.node, request, 8_000_000, self.attempts);
     }
 
     fn answered(&mut self, env: &mut Env<'_>, asked: Asked, response: Response) -> Result<(), Violation> {
         let Some(at) = self.at else { return Ok(()) };
         match (asked, response) {
-            (Asked::Records { offset, life }, Response::Fetch(found)) if found.len() == 1 => {
+            (Asked::Records { offset, life, max_bytes }, Response::Fetch(found)) if found.len() == 1 => {
                 let view = env.view(self.node, life);
                 let found = &found[0];
                 if found.error == ErrorCode::None {
+                    sizes::check(found, max_bytes)?;
                     self.offset = env.records.fetched(view, at, offset, found)?;
                     return Ok(());
                 }

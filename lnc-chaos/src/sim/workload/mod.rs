@@ -85,6 +85,7 @@ pub(super) struct Env<'a> {
     pub(super) produce_every_us: u64,
     /// Bytes of the largest batches that producers make.
     pub(super) max_batch_bytes: usize,
+    pub(super) last_sequence: i32,
     pub(super) rng: &'a mut Rng,
     pub(super) records: &'a mut Records,
     pub(super) history: &'a mut History,
@@ -126,8 +127,10 @@ impl Env<'_> {
         (!all.is_empty()).then(|| self.rng.pick(&all))
     }
 
-    fn fetch(&mut self, at: PartitionId, offset: u64, max_wait_ms: u32, min_bytes: u32) -> Request {
-        let max_bytes = self.rng.pick(&[1 << 10, 8 << 10, 8 << 10, 32 << 10]);
+    /// A fetch, and how many bytes its answer may have.
+    fn fetch(&mut self, at: PartitionId, offset: u64, max_wait_ms: u32, min_bytes: u32) -> (Request, u32) {
+        let (max_bytes, in_all) = (self.rng.pick(&[1 << 10, 8 << 10, 8 << 10, 32 << 10]), self.rng.pick(&[1, 4, 4]));
+        let in_all = max_bytes / 2 * in_all;
         let topic = &self.records.topics()[at.topic];
         let partition = FetchPartition {
             topic: topic.name.clone(),
@@ -136,7 +139,8 @@ impl Env<'_> {
             offset,
             max_bytes,
         };
-        Request::Fetch(FetchRequest { max_wait_ms, min_bytes, max_bytes: 2 * max_bytes, partitions: vec![partition] })
+        let request = FetchRequest { max_wait_ms, min_bytes, max_bytes: in_all, partitions: vec![partition] };
+        (Request::Fetch(request), max_bytes.min(in_all))
     }
 
     fn produce(&self, at: PartitionId, acks: Acks, batch: bytes::Bytes) -> Request {

@@ -76,7 +76,7 @@ impl Producer {
             }
             Identity::Known { id, epoch, stream, .. } if !env.stopping && self.open.len() < self.window => {
                 // Some batches are as large as they may be.
-                let count = match env.rng.chance(15) {
+                let count = match env.rng.chance(15) && env.last_sequence == i32::MAX {
                     true => env.records.fitting(stream, env.max_batch_bytes),
                     false => env.rng.between(1, 5) as u32,
                 };
@@ -84,7 +84,7 @@ impl Producer {
                 let codec = if env.rng.chance(50) { Codec::Lz4 } else { Codec::None };
                 let producer = Some((id, epoch, self.next_sequence));
                 let bytes = batch(span, producer, env.records.made_ms(span), codec);
-                self.next_sequence += count as i32;
+                self.next_sequence = (i64::from(self.next_sequence) + i64::from(count)) as i32 & env.last_sequence;
                 self.open.push_back(Batch { span, bytes, attempt: None, may_overtake: false, acked: false });
             }
             _ => {}
@@ -206,10 +206,12 @@ impl Client for Producer {
             self.resend_due = false;
             self.send(env);
         } else {
-            if env.rng.chance(15) {
+            // Who forgets all too often does not come to the last sequence number.
+            let (anew, next) = if env.last_sequence == i32::MAX { (15, 10) } else { (3, 2) };
+            if env.rng.chance(anew) {
                 self.restart();
             }
-            if env.rng.chance(10) && !env.stopping {
+            if env.rng.chance(next) && !env.stopping {
                 self.next_epoch(env);
             }
             if !self.ghosts.is_empty() && !env.stopping && env.rng.chance(30) {

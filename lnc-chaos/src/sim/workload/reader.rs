@@ -1,7 +1,7 @@
 //! The reader of everything: at the end it reads every partition of one node from start to end.
 
-use super::super::invariants::Violation;
 use super::super::invariants::records::PartitionId;
+use super::super::invariants::{Violation, sizes};
 use super::{Client, Env, Outcome};
 use lnc_protocol::ErrorCode;
 use lnc_protocol::message::Response;
@@ -16,18 +16,21 @@ pub(in crate::sim) struct Reader {
     offset: u64,
     start: u64,
     attempts: u64,
+    /// Of the answer to the last one.
+    max_bytes: u32,
 }
 
 impl Reader {
     /// One that reads these partitions of a node.
     pub(in crate::sim) fn new(node: u64, partitions: Vec<PartitionId>) -> Self {
-        Self { node, left: partitions, offset: 0, start: 0, attempts: 0 }
+        Self { node, left: partitions, offset: 0, start: 0, attempts: 0, max_bytes: 0 }
     }
 
     fn ask(&mut self, env: &mut Env<'_>) {
         if let Some(at) = self.left.last() {
             self.attempts += 1;
-            let request = env.fetch(*at, self.offset, 0, 1);
+            let (request, max_bytes) = env.fetch(*at, self.offset, 0, 1);
+            self.max_bytes = max_bytes;
             env.send(self.node, request, TIMEOUT_US, self.attempts);
         }
     }
@@ -44,6 +47,7 @@ impl Client for Reader {
         if let Outcome::Done(Response::Fetch(found)) = outcome {
             let (view, found) = (env.view(self.node, env.life(self.node)), &found[0]);
             if found.error == ErrorCode::None {
+                sizes::check(found, self.max_bytes)?;
                 self.offset = env.records.fetched(view, at, self.offset, found)?;
                 if self.offset >= found.high_watermark {
                     env.records.read_all(self.node, at, self.start, self.offset);
