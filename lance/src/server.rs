@@ -89,6 +89,16 @@ pub enum ServerError {
     },
 }
 
+impl ServerError {
+    /// The page for whoever has to mend what is wrong, where the message alone is not enough.
+    pub(crate) fn run_book(&self) -> Option<&'static str> {
+        match self {
+            Self::DataDir(_) | Self::Backend { .. } | Self::Broker(_) => Some(lnc_log::RUN_BOOK),
+            Self::Bind { .. } | Self::Conflict(_) | Self::Process { .. } => None,
+        }
+    }
+}
+
 fn process(what: &'static str) -> impl FnOnce(io::Error) -> ServerError {
     move |source| ServerError::Process { what, source }
 }

@@ -22,6 +22,7 @@ mod layout;
 
 use self::layout::Layout;
 use crate::FileOwner;
+use crate::advice::Advised;
 use crate::disk::{BLOCK, Completion, Disk, FileId, Op, Outcome, Owner, is_full};
 use crate::journal::GroupId;
 use bytes::{Buf, Bytes};
@@ -100,7 +101,7 @@ pub struct Facts {
 #[non_exhaustive]
 pub enum CheckpointError {
     /// There was no space. The previous checkpoint still stands; try again later.
-    #[error("no space to write {path}: {source}")]
+    #[error("no space to write {path}: {}", Advised(source))]
     NoSpace {
         /// The file.
         path: String,
@@ -108,7 +109,7 @@ pub enum CheckpointError {
         source: io::Error,
     },
     /// The disk failed. What it left is unknown: the node must stop.
-    #[error("cannot {operation} {path}: {source}")]
+    #[error("cannot {operation} {path}: {}", Advised(source))]
     Failed {
         /// What was attempted.
         operation: &'static str,

@@ -9,6 +9,8 @@
 //! | `FORMAT` | the version of everything else in the directory |
 //! | `IDENTITY` | node id, incarnation, cluster; text under a CRC-32 |
 
+use crate::advice::Advised;
+use crate::disk::{EIO, refuse_others};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -63,7 +65,7 @@ pub struct ClusterIdentity {
 #[non_exhaustive]
 pub enum DataDirError {
     /// A system call failed.
-    #[error("cannot {action} {path}: {source}")]
+    #[error("cannot {action} {path}: {}", Advised(source))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -94,7 +96,7 @@ pub enum DataDirError {
     /// A file of the directory is not what was written.
     #[error(
         "{path} is damaged: expected {expected}, found {found}; restore the file from a backup, or empty the data \
-         directory and let the node rejoin its cluster as a new member"
+         directory and let the node rejoin its cluster as a new member (docs/ops/does-not-start.md)"
     )]
     Damaged {
         /// The file.
@@ -255,6 +257,7 @@ fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataDirErr
 
 fn lock(root: &Path) -> Result<File, DataDirError> {
     let path = root.join(LOCK);
+    refuse_others(&path).map_err(at("open the lock file", &path))?;
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -324,17 +327,27 @@ fn refuse_data(root: &Path, missing: &'static str) -> Result<(), DataDirError> {
 
 /// The text of a small file; `None` if it does not exist.
 fn read_file(path: &Path) -> Result<Option<String>, DataDirError> {
+    refuse_others(path).map_err(at("open", path))?;
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(at("open", path))?,
     };
+    read_text(path, file).map(Some)
+}
+
+fn read_text(path: &Path, file: impl Read) -> Result<String, DataDirError> {
     let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(at("read", path))?;
+    match file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes) {
+        Err(error) if error.raw_os_error() == Some(EIO) => {
+            return Err(damaged(path, "text that can be read", format!("{error}: the disk fails")));
+        }
+        other => other.map_err(at("read", path))?,
+    };
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(damaged(path, format!("at most {MAX_FILE_BYTES} bytes"), "more"));
     }
     match String::from_utf8(bytes) {
-        Ok(text) => Ok(Some(text)),
+        Ok(text) => Ok(text),
         Err(error) => {
             Err(damaged(path, "text", format!("other bytes from position {}", error.utf8_error().valid_up_to())))
         }
@@ -441,6 +454,25 @@ mod tests {
             founders: vec![(1, 10), (2, 20), (3, 30)],
             version: 5,
             members: vec![(1, 10), (2, 20), (3, u64::MAX)],
+        }
+    }
+
+    /// A medium that does not give the bytes.
+    struct Bad;
+
+    impl Read for Bad {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::Error::from_raw_os_error(EIO))
+        }
+    }
+
+    #[test]
+    fn a_file_that_the_disk_does_not_give_is_damaged() {
+        let error = read_text(Path::new("/data/IDENTITY"), Bad).unwrap_err();
+        assert!(matches!(error, DataDirError::Damaged { .. }), "{error}");
+        let text = error.to_string();
+        for told in ["/data/IDENTITY", "expected text", "Input/output error", "as a new member", "docs/ops/"] {
+            assert!(text.contains(told), "{told}: {text}");
         }
     }
 

@@ -15,6 +15,7 @@
 //! that a newer state of the group has overtaken. Once `COMPLETE` is there, [`install`] moves the files into place and writes a checkpoint that names them. A
 //! crash anywhere in that leads to the same end: `COMPLETE` goes last, and a file that was moved is where it belongs.
 
+use crate::advice::Advised;
 use crate::checkpoint::{Checkpoint, CheckpointError, write_now};
 use crate::disk::{AlignedBuf, BLOCK, Completion, Disk, FileId, Op, Outcome, Owner};
 use crate::journal::{GroupId, JournalError, note_checkpoint};
@@ -118,7 +119,7 @@ impl Leftovers {
 #[non_exhaustive]
 pub enum IncomingError {
     /// The disk refused an operation. What was fetched so far may be of no use; the node's own data is untouched.
-    #[error("cannot {operation} {path}: {source}")]
+    #[error("cannot {operation} {path}: {}", Advised(source))]
     Failed {
         /// What was attempted.
         operation: &'static str,

@@ -2,6 +2,7 @@
 //! touch files. Nothing outside this crate opens a file of the data directory.
 #![deny(unsafe_code)]
 
+mod advice;
 pub mod checkpoint;
 pub mod data_dir;
 pub mod disk;
@@ -10,4 +11,5 @@ pub mod journal;
 mod owner;
 pub mod segment;
 
+pub use advice::RUN_BOOK;
 pub use owner::FileOwner;

@@ -90,7 +90,10 @@ pub(super) fn run(args: ServerArgs) -> Result<ExitCode, CliError> {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
             // In the log's own format, for whoever collects it; that is standard error too, so once is enough.
-            tracing::error!("the node has stopped: {error}");
+            match error.run_book() {
+                Some(page) => tracing::error!("the node has stopped: {error}; what to do: {page}"),
+                None => tracing::error!("the node has stopped: {error}"),
+            }
             Ok(ExitCode::FAILURE)
         }
     }

@@ -89,7 +89,10 @@ pub(super) fn execute(root: &Path, job: Job) -> Finished {
         Op::Close { file: id } => known(file, id).map(|_| Outcome::Done),
         Op::Rename { from, to } => std::fs::rename(root.join(from), root.join(to)).map(done),
         Op::Remove { path } => missing_is_fine(std::fs::remove_file(root.join(path))),
-        Op::CreateDir { path } => std::fs::create_dir_all(root.join(path)).map(done),
+        Op::CreateDir { path } => {
+            let path = root.join(path);
+            refuse_no_directory(&path).and_then(|()| std::fs::create_dir_all(path)).map(done)
+        }
         Op::RemoveDir { path } => missing_is_fine(std::fs::remove_dir(root.join(path))),
         Op::SyncDir { path } => File::open(root.join(path)).and_then(|dir| dir.sync_all()).map(done),
         Op::List { path } => list(&root.join(path)),
@@ -117,7 +120,45 @@ fn missing_is_fine(result: io::Result<()>) -> io::Result<Outcome> {
     }
 }
 
+/// What is where something else should be. An operator put it there.
+fn in_the_place(expected: &str, found: &str) -> io::Error {
+    io::Error::other(format!(
+        "expected {expected}, found {found}: move that away, and put back what was there ({}). Without it the start says what \
+         can be done",
+        crate::RUN_BOOK
+    ))
+}
+
+/// An error if something is at this path that is no file. A pipe would be waited for without end, and a link that leads nowhere
+/// looks like a file that was never there.
+pub(crate) fn refuse_others(path: &Path) -> io::Result<()> {
+    const ELOOP: i32 = 40;
+    let found = match std::fs::metadata(path) {
+        Ok(found) if found.is_dir() => "a directory",
+        Ok(found) if !found.is_file() => "a pipe, a socket or a device",
+        Err(error) if error.raw_os_error() == Some(ELOOP) => "a symbolic link that leads to itself",
+        Err(_) if std::fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink()) => {
+            "a symbolic link that leads nowhere"
+        }
+        _ => return Ok(()),
+    };
+    Err(in_the_place("a file", found))
+}
+
+/// An error if something is at this path that is no directory.
+fn refuse_no_directory(path: &Path) -> io::Result<()> {
+    let found = match std::fs::metadata(path) {
+        Ok(found) if !found.is_dir() => "something else",
+        Err(_) if std::fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink()) => {
+            "a symbolic link that leads nowhere"
+        }
+        _ => return Ok(()),
+    };
+    Err(in_the_place("a directory", found))
+}
+
 fn open(path: &Path, create: bool, direct: bool) -> io::Result<(OpenFile, u64)> {
+    refuse_others(path)?;
     let mut flags = OFlags::RDWR | OFlags::CLOEXEC;
     if create {
         flags |= OFlags::CREATE;
@@ -211,6 +252,7 @@ pub(super) fn at_end(file: &OpenFile, n: usize) -> bool {
 }
 
 fn list(path: &Path) -> io::Result<Outcome> {
+    refuse_no_directory(path)?;
     let entries = match std::fs::read_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Outcome::Names(Vec::new())),
         other => other?,

@@ -25,6 +25,7 @@ mod uring;
 
 pub use any::{AnyDisk, BackendChoice};
 pub use buffer::AlignedBuf;
+pub(crate) use files::refuse_others;
 pub use memory::MemoryDisk;
 pub use threads::ThreadsDisk;
 pub use uring::UringDisk;

@@ -2,6 +2,7 @@
 
 use super::file_path;
 use crate::FileOwner;
+use crate::advice::Advised;
 use crate::disk::EIO;
 use std::io;
 
@@ -86,7 +87,7 @@ pub enum JournalError {
         found: FileOwner,
     },
     /// An operation that changes the disk failed. What it left is unknown: the node must stop and recover.
-    #[error("cannot {operation} {path}: {source}")]
+    #[error("cannot {operation} {path}: {}", Advised(source))]
     WriteFailed {
         /// What was attempted.
         operation: &'static str,
@@ -96,7 +97,7 @@ pub enum JournalError {
         source: io::Error,
     },
     /// A read failed.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}: {}", Advised(source))]
     ReadFailed {
         /// The file.
         path: String,

@@ -29,6 +29,7 @@
 //! - They are those that were written: a [`Digest`] of them is in the [`PartitionState`] for each segment, and in the index
 //!   for each stretch ([`SegmentStore::keep_digests`]).
 
+use crate::advice::Advised;
 use crate::disk::BLOCK;
 use bytes::Bytes;
 use lnc_protocol::batch::BatchHeader;
@@ -318,7 +319,7 @@ pub enum SegmentError {
         found: String,
     },
     /// A system call failed.
-    #[error("cannot {action} {file}: {source}")]
+    #[error("cannot {action} {file}: {}", Advised(source))]
     Io {
         /// What was tried.
         action: &'static str,
