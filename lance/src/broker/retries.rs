@@ -10,8 +10,11 @@ use std::collections::BTreeMap;
 /// The pause after the first attempt.
 const FIRST_US: u64 = 1_000_000;
 
-/// The longest pause.
+/// The longest pause of what cannot be read although it was written over.
 const MOST_US: u64 = 300_000_000;
+
+/// The longest pause of what could be read when it was repaired, and is damaged again.
+const MOST_AGAIN_US: u64 = 10_000_000;
 
 /// How long after the last pause a place without damage is as good as any other.
 const FORGOTTEN_US: u64 = 600_000_000;
@@ -41,11 +44,11 @@ fn spot(place: &DamagedBatch) -> Spot {
     (place.key, place.base, place.position)
 }
 
-fn pause_us(tries: u32) -> u64 {
+fn pause_us(tries: u32, stuck: bool) -> u64 {
     if mutated(Mutation::RepairAtOnce) {
         return 0;
     }
-    (FIRST_US << tries.saturating_sub(1).min(16)).min(MOST_US)
+    (FIRST_US << tries.saturating_sub(1).min(16)).min(if stuck { MOST_US } else { MOST_AGAIN_US })
 }
 
 impl Retries {
@@ -76,7 +79,7 @@ impl Retries {
         let retry =
             self.0.entry(spot(&place)).or_insert(Retry { place, tries: 0, due_us: 0, wanted: false, stuck: false });
         retry.tries = retry.tries.max(tried).saturating_add(1);
-        let pause = pause_us(retry.tries);
+        let pause = pause_us(retry.tries, stuck);
         (retry.place, retry.stuck, retry.wanted, retry.due_us) = (place, stuck, stuck, now_us + pause);
         pause
     }
@@ -144,6 +147,8 @@ mod tests {
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
         assert_eq!((tries(60), tries(3600)), (6, 20));
         assert!((0..200).all(|_| retries.ended(place(0), true, 0) <= MOST_US));
+        let again: Vec<u64> = (0..6).map(|_| retries.ended(place(9), false, 0) / SECOND).collect();
+        assert_eq!(again, [1, 2, 4, 8, 10, 10], "it can be repaired");
     }
 
     #[test]

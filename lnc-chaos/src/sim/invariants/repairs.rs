@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 /// The time in which attempts are counted.
 const WITHIN_US: u64 = 60_000_000;
-/// How many there may be: pauses of 1, 2, 4 … seconds leave room for six.
-const MOST: usize = 8;
+/// How many there may be: pauses of 1, 2, 4 … seconds, up to ten where repairs help for a while, leave room for nine.
+const MOST: usize = 12;
 
 /// A place of a node that has been open since some start.
 type Spot = ((u64, u32), PartitionKey, u64, u64);
