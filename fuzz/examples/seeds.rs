@@ -14,7 +14,7 @@ use lnc_protocol::batch::BatchHeader;
 use lnc_protocol::message::TopicOptions;
 use lnc_protocol::{BatchBuilder, Codec, frame};
 use lnc_raft::{AppendReply, Body, Entry, EntryKind, Message, NodeId};
-use lnc_replication::clock::ClockNotice;
+use lnc_replication::notice::PeerNotice;
 use lnc_replication::formation::{Channel, Cluster, Formats, Greeting, Identity};
 use lnc_replication::trace::TraceNotice;
 use lnc_replication::transfer::{Offer, Part, Range, Transfer, TransferBody};
@@ -158,7 +158,7 @@ fn peers(seeds: &Seeds) -> Result<()> {
     put_frame(&mut all, |frame| frame.extend_from_slice(&out));
     seeds.write("peers", "trace-notice", &out)?;
     let mut out = BytesMut::new();
-    put_message(&mut out, &PeerMessage::Clock(ClockNotice { from, to, wall_ms: 1_700_000_000_000, drains: false }));
+    put_message(&mut out, &PeerMessage::Notice(PeerNotice { from, to, wall_ms: 1_700_000_000_000, drains: false }));
     put_frame(&mut all, |frame| frame.extend_from_slice(&out));
     seeds.write("peers", "clock-notice", &out)?;
     seeds.write("peers", "frames", &all)?;

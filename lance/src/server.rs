@@ -398,8 +398,11 @@ impl Server {
         self.gateway.set_metadata_bytes(self.broker.metadata_bytes());
         self.gateway.take_ended().into_iter().for_each(|connection| self.broker.client_gone(connection));
         self.health.beat();
-        let version = self.peers.identity().cluster.map_or(0, |cluster| cluster.version);
-        self.broker.set_standing(self.heard.standing(self.clocks.now().mono_us, version));
+        let now_us = self.clocks.now().mono_us;
+        let cluster = self.peers.identity().cluster;
+        let (version, members) = cluster.map_or((0, 0), |cluster| (cluster.version, cluster.members.len()));
+        self.heard.admitting(now_us, 1 + self.peers.connected().len(), members);
+        self.broker.set_standing(self.heard.standing(now_us, version));
         let readiness = self.broker.readiness();
         // Who hears from systemd that the node is ready finds it so.
         self.health.set_ready(readiness.clone());
@@ -459,7 +462,7 @@ impl Server {
                     }
                 }
                 PeerEvent::Admitted { peer } => self.heard.admitted(peer),
-                PeerEvent::Refused { peer, removed } => self.heard.refused(peer, removed),
+                PeerEvent::Refused { peer, removed } => self.heard.refused(clock.mono_us, peer, removed),
                 PeerEvent::Twin { peer } => self.heard.twin(clock.mono_us, peer),
             }
         }

@@ -4,9 +4,9 @@
 //! [`peers`] is the thin driver around it that owns sockets. [`formation`] decides who may talk to whom.
 #![forbid(unsafe_code)]
 
-pub mod clock;
 pub mod formation;
 mod group;
+pub mod notice;
 pub mod peers;
 mod repair;
 mod shard;
@@ -16,3 +16,4 @@ mod twins;
 pub mod wire;
 
 pub use shard::{Found, GroupStart, Outputs, Scrubbed, Shard, ShardConfig, ShardError};
+pub use twins::TELL_AGAIN_US;

@@ -6,15 +6,15 @@ use crate::wire::{WireError, bool_of, u64_of};
 use bytes::{BufMut, Bytes, BytesMut};
 use lnc_raft::NodeId;
 
-/// The first format in which nodes tell each other of their clocks.
+/// The first format in which nodes tell each other such things.
 pub const SINCE_FORMAT: u32 = 3;
 
 /// Its kind of message; those below are Raft's, transfers and traces.
 pub(crate) const KIND: u8 = 129;
 
-/// What a clock says.
+/// What a node says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClockNotice {
+pub struct PeerNotice {
     /// The sender, whose clock it is.
     pub from: NodeId,
     /// The receiver.
@@ -25,7 +25,7 @@ pub struct ClockNotice {
     pub drains: bool,
 }
 
-impl ClockNotice {
+impl PeerNotice {
     /// The fields behind the term, which is 0.
     pub(crate) fn encode(&self, out: &mut BytesMut) {
         out.put_u8(KIND);
@@ -48,7 +48,7 @@ mod tests {
     fn a_notice_survives_the_wire_and_no_cut_one_does() {
         let (from, to) = (NodeId(1), NodeId(2));
         for (wall_ms, drains) in [(0, false), (1_700_000_000_000, true), (u64::MAX, false)] {
-            let sent = PeerMessage::Clock(ClockNotice { from, to, wall_ms, drains });
+            let sent = PeerMessage::Notice(PeerNotice { from, to, wall_ms, drains });
             assert_eq!(sent.channel(), Channel::Control, "it must not wait behind records");
             let mut out = BytesMut::new();
             put_message(&mut out, &sent);

@@ -449,6 +449,7 @@ impl Peers {
     /// Serve one accepted connection.
     async fn receive(self: &Rc<Self>, mut stream: TcpStream, at: SocketAddr) -> io::Result<()> {
         configure(&stream)?;
+        let accepted_us = self.started.elapsed().as_micros() as u64;
         let mut buf = BytesMut::new();
         let hello = timeout(GREETING_TIMEOUT, read_greeting(&mut stream, &mut buf)).await??;
         let own = self.identity.borrow().clone();
@@ -466,7 +467,7 @@ impl Peers {
             return Err(io::Error::other(reason));
         }
         let (from, run) = (hello.identity.node, hello.run);
-        if let Some((reason, twin)) = self.other_process(from, run, at) {
+        if let Some((reason, twin)) = self.other_process(from, (run, accepted_us), at) {
             self.send_greeting(&mut stream, hello.channel, &own, Some((reason.clone(), twin))).await?;
             return Err(io::Error::other(reason));
         }
@@ -504,14 +505,20 @@ impl Peers {
     }
 
     /// Why a member is refused whose other process is connected, and that process.
-    fn other_process(&self, member: NodeId, run: u64, at: SocketAddr) -> Option<(String, u64)> {
+    fn other_process(&self, member: NodeId, (run, accepted_us): (u64, u64), at: SocketAddr) -> Option<(String, u64)> {
         let now_us = self.started.elapsed().as_micros() as u64;
-        match self.twins.borrow_mut().arrives(now_us, member, run) {
+        let arrival = self.twins.borrow_mut().arrives(now_us, accepted_us, member, run);
+        if let Arrival::NotYet { tell: true } | Arrival::Twin { tell: true, .. } = arrival
+            && let Some(tell) = self.tell.borrow().get(&member)
+        {
+            tell.notify_waiters();
+        }
+        match arrival {
             Arrival::Welcome => None,
-            Arrival::NotYet => {
+            Arrival::NotYet { .. } => {
                 Some((format!("an earlier process of node {member} still looks connected; try again"), 0))
             }
-            Arrival::Twin { other, say } => {
+            Arrival::Twin { other, say, .. } => {
                 if say {
                     self.metrics.peer_twins_total.with_label_values(&[&member.node().to_string()]).inc();
                     tracing::error!(
@@ -522,9 +529,6 @@ impl Peers {
                         "two processes run with the identity of one node: its data directory was copied. The second one is \
                          refused. Stop the copy, and remove its directory: two that vote as one can lose records"
                     );
-                    if let Some(tell) = self.tell.borrow().get(&member) {
-                        tell.notify_waiters();
-                    }
                 }
                 let reason = format!(
                     "another process with the identity of node {member} is connected: its data directory was copied; stop \

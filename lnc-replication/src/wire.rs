@@ -6,8 +6,8 @@
 //! receiver knows whom it is itself, so `to` is not sent. Frames carry whatever one turn had for one peer on one channel,
 //! about 1 MiB in each.
 
-use crate::clock::{self, ClockNotice};
 use crate::formation::Channel;
+use crate::notice::{self, PeerNotice};
 use crate::trace::{self, TraceNotice};
 use crate::transfer::{self, Transfer};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -24,8 +24,8 @@ pub enum PeerMessage {
     Transfer(Transfer),
     /// The trace of an entry, for peers that speak [`trace::SINCE_FORMAT`].
     Trace(TraceNotice),
-    /// The sender's wall clock, for peers that speak [`clock::SINCE_FORMAT`].
-    Clock(ClockNotice),
+    /// The sender's wall clock, for peers that speak [`notice::SINCE_FORMAT`].
+    Notice(PeerNotice),
 }
 
 impl PeerMessage {
@@ -35,7 +35,7 @@ impl PeerMessage {
             Self::Raft(_, message) => message.from,
             Self::Transfer(transfer) => transfer.from,
             Self::Trace(notice) => notice.from,
-            Self::Clock(notice) => notice.from,
+            Self::Notice(notice) => notice.from,
         }
     }
 
@@ -45,7 +45,7 @@ impl PeerMessage {
             Self::Raft(_, message) => message.to,
             Self::Transfer(transfer) => transfer.to,
             Self::Trace(notice) => notice.to,
-            Self::Clock(notice) => notice.to,
+            Self::Notice(notice) => notice.to,
         }
     }
 
@@ -56,7 +56,7 @@ impl PeerMessage {
             Self::Transfer(transfer) => transfer.group,
             Self::Trace(notice) => notice.group,
             // Of the node as a whole.
-            Self::Clock(_) => GroupId(0),
+            Self::Notice(_) => GroupId(0),
         }
     }
 
@@ -69,7 +69,7 @@ impl PeerMessage {
             },
             // A notice stays in front of the append that it is about.
             Self::Transfer(_) | Self::Trace(_) => Channel::Replication,
-            Self::Clock(_) => Channel::Control,
+            Self::Notice(_) => Channel::Control,
         }
     }
 
@@ -80,7 +80,7 @@ impl PeerMessage {
             Self::Raft(_, Message { body: Body::Append { entries, .. }, .. }) => {
                 FIELDS + entries.iter().map(Entry::size).sum::<usize>()
             }
-            Self::Raft(..) | Self::Trace(_) | Self::Clock(_) => FIELDS,
+            Self::Raft(..) | Self::Trace(_) | Self::Notice(_) => FIELDS,
             Self::Transfer(transfer) => FIELDS + transfer.body.bytes(),
         }
     }
@@ -218,7 +218,7 @@ pub fn put_message(out: &mut BytesMut, message: &PeerMessage) {
             out.put_u64_le(notice.term);
             notice.encode(out);
         }
-        PeerMessage::Clock(notice) => {
+        PeerMessage::Notice(notice) => {
             out.put_u64_le(0);
             notice.encode(out);
         }
@@ -331,11 +331,11 @@ pub fn take_message(body: &mut Bytes, to: NodeId) -> Result<PeerMessage, WireErr
     if kind == trace::KIND {
         return TraceNotice::decode(from, to, group, term, body).map(PeerMessage::Trace);
     }
-    if kind == clock::KIND {
+    if kind == notice::KIND {
         if term != 0 || group != GroupId(0) {
-            return Err(WireError::Unknown { field: "the term or group of a clock", value: term.max(group.0.into()) });
+            return Err(WireError::Unknown { field: "the term or group of a notice", value: term.max(group.0.into()) });
         }
-        return ClockNotice::decode(from, to, body).map(PeerMessage::Clock);
+        return PeerNotice::decode(from, to, body).map(PeerMessage::Notice);
     }
     if kind >= transfer::FIRST_KIND {
         if term != 0 {

@@ -267,6 +267,40 @@ async fn what_is_said_at_the_address_of_a_dead_member_changes_nothing_either() {
     .await;
 }
 
+/// Who was away while all that it knew went has nobody else to ask: after a while alone, and not before, it believes who is where
+/// a member is known to be.
+#[tokio::test]
+async fn who_is_alone_for_a_while_believes_whom_it_dials() {
+    run(async {
+        let peer = QuietPeer::new();
+        let known = BTreeMap::from([(PEER.node(), peer.listener.local_addr().unwrap().to_string())]);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (own, nothing) = ((identity(OWN), 1), Box::new(|_| ()));
+        let began = std::time::Instant::now();
+        let peers = Peers::start(listener, own, Formats::BUILD, known, Metrics::new(), nothing);
+        let before = peers.identity();
+        // The same node in a later life, which only a later list of members has.
+        let mut later = Identity { incarnation: 222, ..identity(PEER) };
+        let cluster = later.cluster.as_mut().unwrap();
+        cluster.version = before.cluster.as_ref().unwrap().version + 3;
+        cluster.members.insert(PEER, 222);
+        let mut answers = 0;
+        while peers.identity() == before {
+            let (mut stream, _) = peer.listener.accept().await.unwrap();
+            answer_greeting(&mut stream, later.clone()).await;
+            answers += 1;
+            tokio::task::yield_now().await;
+        }
+        assert!(
+            answers > 4 && began.elapsed() >= std::time::Duration::from_secs(5),
+            "{answers}: {:?}",
+            began.elapsed()
+        );
+        assert_eq!(peers.identity().cluster.unwrap().members[&PEER], 222);
+    })
+    .await;
+}
+
 /// A member that knows a later list is asked for it when somebody speaks of one who is not on the list known so far.
 #[tokio::test]
 async fn a_newcomer_is_admitted_once_a_member_vouches_for_it() {

@@ -19,7 +19,7 @@ use super::{Broker, Clock};
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
 use lnc_raft::NodeId;
-use lnc_replication::clock::{ClockNotice, SINCE_FORMAT};
+use lnc_replication::notice::{PeerNotice, SINCE_FORMAT};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem::{Discriminant, discriminant};
 
@@ -97,7 +97,7 @@ pub(super) struct Clocks {
     /// Since when, and what was said of it.
     since_us: u64,
     told: Option<Discriminant<Verdict>>,
-    pub(super) outbox: Vec<ClockNotice>,
+    pub(super) outbox: Vec<PeerNotice>,
 }
 
 /// Who is asked, and what else is known of the time.
@@ -251,7 +251,7 @@ impl Clocks {
 
 impl<D: Disk> Broker<D> {
     /// A peer says what its clock says, and whether it is about to end.
-    pub(super) fn heard_clock(&mut self, notice: ClockNotice) {
+    pub(super) fn heard_notice(&mut self, notice: PeerNotice) {
         if self.peers_connected.contains_key(&notice.from) {
             match notice.drains {
                 true => self.draining_peers.insert(notice.from),
@@ -267,7 +267,7 @@ impl<D: Disk> Broker<D> {
         let speaks = self.peers_connected.get(&peer).is_some_and(|formats| formats.contains(SINCE_FORMAT));
         if speaks && self.format() >= SINCE_FORMAT {
             let notice =
-                ClockNotice { from: self.config.node, to: peer, wall_ms: self.clock.wall_ms, drains: self.draining };
+                PeerNotice { from: self.config.node, to: peer, wall_ms: self.clock.wall_ms, drains: self.draining };
             self.clocks.outbox.push(notice);
         }
     }

@@ -412,7 +412,7 @@ impl<D: Disk> Broker<D> {
                     tracer.heard(notice);
                 }
             }
-            PeerMessage::Clock(notice) => self.heard_clock(notice),
+            PeerMessage::Notice(notice) => self.heard_notice(notice),
         }
     }
 
@@ -547,7 +547,7 @@ impl<D: Disk> Broker<D> {
             self.control.sent(clock.mono_us, *group, message, is_connected);
         }
         let raft = out.messages.drain(..).map(|(group, message)| PeerMessage::Raft(group, message));
-        let clocks = self.clocks.outbox.drain(..).map(PeerMessage::Clock);
+        let clocks = self.clocks.outbox.drain(..).map(PeerMessage::Notice);
         let raft = clocks.chain(notices.into_iter().map(PeerMessage::Trace)).chain(raft);
         let messages = raft.chain(self.transfers.outbox.drain(..).map(PeerMessage::Transfer)).collect();
         self.shard_outputs = out;

@@ -4,6 +4,7 @@ use super::support::cluster::Cluster;
 use super::support::eventually;
 use super::support::node::Node;
 use super::support::stream::Stream;
+use std::time::{Duration, Instant};
 
 fn add(cluster: &mut Cluster) -> u64 {
     let id = cluster.another();
@@ -106,8 +107,12 @@ fn a_copy_of_a_running_node_s_directory_is_found_and_both_say_so() {
     assert!(counted(&mut cluster, 1) || counted(&mut cluster, 3));
     // The first one goes on.
     cluster.ok(&["produce", "t"], b"after\n");
-    // An ordinary restart is nobody's twin.
     copy.kill();
+    let ended = Instant::now();
+    eventually("once the copy is gone, the node is alone again", || (!told(cluster.node(2))).then_some(()));
+    assert!(ended.elapsed() < Duration::from_secs(25), "{:?}", ended.elapsed());
+    cluster.wait_ready();
+    // An ordinary restart is nobody's twin.
     cluster.node(3).kill();
     cluster.node(3).start();
     cluster.node(3).wait_ready();

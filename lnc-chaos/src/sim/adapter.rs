@@ -202,7 +202,7 @@ pub(super) fn describe(bytes: &BytesMut, to: u64) -> String {
                     let _ = write!(text, "[group {} trace of {}]", notice.group.0, notice.index);
                     continue;
                 }
-                PeerMessage::Clock(notice) => {
+                PeerMessage::Notice(notice) => {
                     let _ = write!(text, "[clock {}]", notice.wall_ms);
                     continue;
                 }

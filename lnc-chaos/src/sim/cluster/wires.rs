@@ -229,7 +229,7 @@ impl Cluster {
         }
         let removed = dialler.removed_in(accepter);
         if let Some(running) = self.node(wire.from).running() {
-            running.heard.refused(accepter.node, removed);
+            running.heard.refused(now_us, accepter.node, removed);
         }
         if accepter.is_behind(dialler) {
             self.inquire(wire.to);
