@@ -181,6 +181,7 @@ catalogue! {
         damage_repaired_total: Counter, [], [], "Damaged places that were repaired from another replica, or given up by a checkpoint that made them dispensable.";
         damage_repairs_failed_total: Counter, [], [], "Repairs after which the place could still not be read: it was written over, and its segment could not be moved to a new file either.";
         damage_unreadable: Gauge, [], [], "Segments with a place that could not be read after the last attempt to repair it; the next one comes after a pause of up to five minutes.";
+        groups_in_doubt: Gauge, [], [], "Groups in which this node neither votes nor leads, since its disk lacks something that it may have acknowledged.";
         lost_entries: Gauge, [], [], "Entries that this node's damaged journal has lost and that other nodes have not given back yet.";
     }
     "Topics and consumers" {

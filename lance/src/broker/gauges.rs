@@ -124,6 +124,8 @@ impl<D: Disk> Broker<D> {
         metrics.transfers_active.set(self.transfers.progress().count() as u64);
         let lost = self.shard.group_ids().filter_map(|group| self.shard.lost_entries(group));
         metrics.lost_entries.set(lost.sum::<usize>() as u64);
+        let waits = |group: &GroupId| self.shard.is_in_doubt(*group) || self.shard.lost_entries(*group).is_some();
+        metrics.groups_in_doubt.set(self.shard.group_ids().filter(waits).count() as u64);
         if self.now_us() >= self.figures.next_look_us {
             self.figures.next_look_us = self.now_us() + LOOK_US;
             self.look_at_topics();

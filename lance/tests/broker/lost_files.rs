@@ -58,6 +58,11 @@ impl Scene {
         cluster.start(self.forgetful);
         cluster.ticks(5 * SECOND);
         assert_eq!(cluster.leader(DATA), None, "{what}: nor after a restart");
+        let in_doubt = |cluster: &Cluster, node| cluster.node(node).metrics().groups_in_doubt.get();
+        assert!(
+            in_doubt(cluster, self.forgetful) > 0 && in_doubt(cluster, self.absent) == 0,
+            "{what}: the metric tells"
+        );
         cluster.start(self.other);
         cluster.await_leaders();
         cluster.await_same();
@@ -65,7 +70,8 @@ impl Scene {
             assert_eq!(cluster.read_all(node, "t", 0).len(), RECORDS, "{what}: node {node}");
         }
         // Now it votes again, and whoever dies, all is there.
-        cluster.ticks(SECOND);
+        cluster.ticks(2 * SECOND);
+        assert_eq!(in_doubt(cluster, self.forgetful), 0, "{what}: the metric tells");
         cluster.crash(self.other, CrashChoice::Nothing);
         cluster.await_leaders();
         for node in cluster.running() {
