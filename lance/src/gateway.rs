@@ -190,6 +190,12 @@ impl Gateway {
         let open = self.connections.borrow().len();
         if open >= self.config.max_connections + MAX_REFUSALS {
             // Each of those who are told why holds a descriptor until it has heard it.
+            tracing::warn!(
+                %from,
+                open,
+                "closing a client's connection without a word: so many are refused at once that no more can be told why; raise \
+                 limits.max_connections, or look for clients that leave connections open or connect too often"
+            );
             return self.metrics.connections_refused_total.inc();
         }
         if open >= self.config.max_connections {

@@ -106,6 +106,36 @@ mod tests {
     }
 
     #[test]
+    fn what_is_acknowledged_within_the_measured_time_counts_whenever_it_is_delivered() {
+        let mut deliveries = Deliveries::new(Window { from: 100 * MS, until: 200 * MS });
+        // When it was acknowledged and delivered, in milliseconds, and whether it counts.
+        let requests = [
+            ((90, 95), false),
+            ((99, 150), false),
+            ((100, 100), true),
+            ((150, 140), true),
+            ((199, 900), true),
+            ((200, 201), false),
+            ((900, 150), false),
+        ];
+        let mut counted = 0;
+        for (n, ((acknowledged, delivered), counts)) in requests.into_iter().enumerate() {
+            let id = deliveries.next_id();
+            let due = acknowledged.min(delivered) - 1;
+            if acknowledged <= delivered {
+                deliveries.acknowledged(id, acknowledged * MS, 2);
+                deliveries.delivered(id, due * MS, delivered * MS, 2, 10);
+            } else {
+                deliveries.delivered(id, due * MS, delivered * MS, 2, 10);
+                deliveries.acknowledged(id, acknowledged * MS, 2);
+            }
+            counted += u64::from(counts);
+            assert_eq!(deliveries.after_acknowledgement.len(), counted, "request {n}");
+        }
+        assert_eq!((deliveries.records_acknowledged, deliveries.records_delivered), (14, 14));
+    }
+
+    #[test]
     fn a_request_that_was_forgotten_does_not_meet_another() {
         let mut deliveries = Deliveries::new(Window { from: 0, until: 1000 * MS });
         deliveries.acknowledged(1, MS, 1);

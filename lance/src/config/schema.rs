@@ -211,7 +211,8 @@ settings! {
         max_frame_bytes: u64 [Size] = "8MiB" in "64KiB" ..= "1GiB";
         /// Largest record batch, as it comes over the wire. It must fit into a frame, of clients and between nodes.
         max_batch_bytes: u64 [Size] = "1MiB" in "1KiB" ..= "32MiB";
-        /// Client connections that may be open at once.
+        /// Client connections that may be open at once; at most a quarter of the files that the process may open (LimitNOFILE,
+        /// ulimit -n). Eight beyond it are told why they are refused, further ones are closed.
         max_connections: u32 [Whole32] = "10000" in "1" ..= "1000000";
         /// Silence after which a client's connection is closed.
         idle_timeout: std::time::Duration [Span] = "10m" in "1s" ..= "7d";

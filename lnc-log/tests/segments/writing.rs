@@ -1,7 +1,7 @@
 //! How batches become files.
 
 use crate::support::{Harness, KEY, batch, concat, small, stored};
-use lnc_log::disk::{AnyDisk, BLOCK, BackendChoice, Disk, Op, memory::Order};
+use lnc_log::disk::{AnyDisk, BLOCK, BackendChoice, Disk, MemoryDisk, Op, memory::Order};
 use lnc_log::segment::{PartitionKey, SegmentConfig, SegmentError, SegmentStore};
 
 #[test]
@@ -184,4 +184,34 @@ fn the_files_of_a_real_disk_are_the_same() {
     let recovered = SegmentStore::recover(small(), &mut disk, &states, &std::collections::BTreeMap::new()).unwrap();
     assert_eq!(recovered.state(KEY), store.state(KEY));
     disk.run(Op::SyncDir { path: "segments".into() }).unwrap();
+}
+
+/// How long a checkpoint holds a turn up by taking what all segments hold. Run it by hand, in a release build.
+#[test]
+#[ignore = "it measures"]
+fn how_long_the_states_of_many_partitions_take() {
+    let config = SegmentConfig { segment_bytes: 6000, ..SegmentConfig::default() };
+    let mut disk = MemoryDisk::new();
+    let mut store = SegmentStore::new(config);
+    let keys: Vec<PartitionKey> =
+        (0..10_000).map(|n| PartitionKey { topic_id: n / 10, partition: (n % 10) as u32 }).collect();
+    for key in &keys {
+        store.create_partition(*key, None).unwrap();
+        for n in 0..20 {
+            store.append(*key, batch(n, 1, 900, 0, 1)).unwrap();
+        }
+    }
+    for round in 0..5 {
+        let began = std::time::Instant::now();
+        store.begin_checkpoint(&mut disk);
+        let states: std::collections::BTreeMap<_, _> = store.checkpoint_states().into_iter().collect();
+        let took = began.elapsed();
+        let segments: usize = states.values().map(|state| state.segments.len()).sum();
+        println!("round {round}: {} partitions, {segments} segments: {took:?}", states.len());
+        while !store.checkpoint_done() {
+            let mut completions = Vec::new();
+            disk.wait(&mut completions);
+            completions.drain(..).for_each(|completion| drop(store.on_completion(&mut disk, completion).unwrap()));
+        }
+    }
 }
