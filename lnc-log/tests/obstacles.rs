@@ -78,7 +78,7 @@ fn start(root: &Path, states: &States) -> Result<(), Box<dyn Error>> {
     incoming::pending(&mut disk)?;
     checkpoint::load_latest(&mut disk)?;
     Journal::open_above(&mut disk, journal_config(), JournalStart(1), JournalStart(1), &BTreeMap::new())?;
-    SegmentStore::recover(segment_config(), &mut disk, states)?;
+    SegmentStore::recover(segment_config(), &mut disk, states, &BTreeMap::new())?;
     Ok(())
 }
 
@@ -186,7 +186,7 @@ fn an_index_is_made_anew_over_what_is_in_its_place() {
         fs::remove_file(&path).unwrap();
         put(&path);
         let mut disk = ThreadsDisk::new(root.path(), 1).unwrap();
-        let mut store = SegmentStore::recover(segment_config(), &mut disk, &states).unwrap();
+        let mut store = SegmentStore::recover(segment_config(), &mut disk, &states, &BTreeMap::new()).unwrap();
         store.read(&mut disk, KEY, 0, 1000, 1).unwrap();
         let mut read: Option<Bytes> = None;
         let mut completions = Vec::new();

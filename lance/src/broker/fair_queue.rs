@@ -62,7 +62,7 @@ impl<K: Ord + Copy, T> FairQueue<K, T> {
             let flow = self.flows.get_mut(&key)?;
             if flow.deficit <= 0 {
                 flow.deficit += QUANTUM;
-                self.to_the_end(is_new);
+                self.end_turn(is_new);
                 continue;
             }
             let Some(&(bytes, _)) = flow.items.front() else {
@@ -80,7 +80,7 @@ impl<K: Ord + Copy, T> FairQueue<K, T> {
     }
 
     /// The flow whose turn it is goes to the end of those that wait.
-    fn to_the_end(&mut self, is_new: bool) {
+    fn end_turn(&mut self, is_new: bool) {
         let from = if is_new { &mut self.new } else { &mut self.old };
         let key = from.pop_front();
         self.old.extend(key);
@@ -90,7 +90,7 @@ impl<K: Ord + Copy, T> FairQueue<K, T> {
     /// sends one item at a time would always be first.
     fn emptied(&mut self, is_new: bool, key: K) {
         if is_new && !self.old.is_empty() {
-            return self.to_the_end(true);
+            return self.end_turn(true);
         }
         let from = if is_new { &mut self.new } else { &mut self.old };
         from.pop_front();

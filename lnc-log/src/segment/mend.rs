@@ -10,12 +10,11 @@
 //! Nothing else is done with the partition's files meanwhile, so what is copied does not change. Readers go on with the file that
 //! they have open. A move that a crash cuts short leaves a file behind that the next start removes.
 
-use crate::disk::is_full;
 use super::partition::{Segment, Step};
 use super::repair::Repair;
 use super::store::SegmentStore;
 use super::{PartitionKey, SegmentError, block_ceil, io_error};
-use crate::disk::{AlignedBuf, BLOCK, Disk, FileId, Op, Outcome};
+use crate::disk::{AlignedBuf, BLOCK, Disk, FileId, Op, Outcome, is_full};
 use std::io;
 
 /// What a repair does next.
