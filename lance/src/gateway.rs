@@ -17,14 +17,16 @@ mod receive;
 #[cfg(test)]
 mod tests;
 pub mod traces;
+mod validate;
 
-use crate::broker::{Caller, Output, Passage, ReplyRoom};
+use crate::broker::{Caller, Output, Passage, ReplyRoom, batch_limits};
 use budget::Budget;
 use bytes::{Buf, Bytes};
 use connection::{Connection, Cost};
 use lnc_metrics::Metrics;
 use lnc_protocol::frame::{self, Frame};
-use lnc_protocol::{ErrorCode, ErrorReply, Flags, Opcode, TraceContext, trace};
+use lnc_protocol::message::ProduceRequest;
+use lnc_protocol::{BatchError, ErrorCode, ErrorReply, Flags, Opcode, Request, TraceContext, trace};
 use lnc_raft::NodeId;
 use outgoing::Outgoing;
 use receive::Chunk;
@@ -40,6 +42,7 @@ use tokio::sync::Notify;
 use tokio::task::spawn_local;
 use tokio::time::sleep;
 use traces::Traces;
+use validate::Validator;
 
 /// Requests of one connection that may be under way.
 const MAX_REQUESTS: usize = 16 << 10;
@@ -116,12 +119,20 @@ pub struct Gateway {
     metrics: Arc<Metrics>,
     /// Set where traces are recorded.
     traces: Option<Traces>,
+    validator: Validator,
 }
 
 impl Gateway {
     /// A gateway that wakes `turn` when requests have come. Nothing is accepted yet.
-    pub fn new(config: GatewayConfig, turn: Rc<Notify>, metrics: Arc<Metrics>, traces: Option<Traces>) -> Rc<Self> {
-        Rc::new(Self {
+    pub fn new(
+        config: GatewayConfig,
+        turn: Rc<Notify>,
+        metrics: Arc<Metrics>,
+        traces: Option<Traces>,
+    ) -> io::Result<Rc<Self>> {
+        let validator = Validator::start(batch_limits(config.max_batch_bytes))?;
+        Ok(Rc::new(Self {
+            validator,
             nodes: RefCell::new(config.nodes.clone()),
             chunks: Budget::new(config.request_bytes / 4),
             requests: Budget::new(config.request_bytes - config.request_bytes / 4),
@@ -138,7 +149,7 @@ impl Gateway {
             turn,
             metrics,
             traces,
-        })
+        }))
     }
 
     /// From now on requests are served; until then clients are told to come back later.
@@ -262,7 +273,19 @@ impl Gateway {
                         let cost = self.cost(&frame);
                         let is_fetch = frame.header.opcode == u8::from(Opcode::Fetch);
                         self.wait_for_room(connection, if is_fetch { cost.reply } else { 0 }, &mut came).await;
-                        came |= self.take_frame(id, connection, frame, cost);
+                        let batch = (frame.header.opcode == u8::from(Opcode::Produce))
+                            .then(|| self.costly_batch(&frame))
+                            .flatten();
+                        let checked = match batch {
+                            Some(batch) => {
+                                if std::mem::take(&mut came) {
+                                    self.turn.notify_one();
+                                }
+                                Some(self.validator.validate(batch).await)
+                            }
+                            None => None,
+                        };
+                        came |= self.take_frame(id, connection, frame, (cost, checked));
                     }
                     Ok(None) => break,
                     Err(error) => {
@@ -342,7 +365,13 @@ impl Gateway {
     }
 
     /// Put a frame's request into the inbox; `false` if it was answered with an error at once.
-    fn take_frame(&self, id: u64, connection: &Connection, frame: Frame, cost: Cost) -> bool {
+    fn take_frame(
+        &self,
+        id: u64,
+        connection: &Connection,
+        frame: Frame,
+        (cost, checked): (Cost, Option<Result<(), BatchError>>),
+    ) -> bool {
         let Frame { header, mut body } = frame;
         let correlation = header.correlation;
         let refuse = |code: ErrorCode, message: String| {
@@ -372,11 +401,25 @@ impl Gateway {
             Some(Ok(context)) => context,
             None => None,
         };
+        let is_checked = match checked {
+            Some(Err(error)) => {
+                let Ok(Request::Produce(ProduceRequest { topic, partition, .. })) = Request::decode(opcode, body)
+                else {
+                    return refuse(error.code(), error.to_string());
+                };
+                return refuse(error.code(), format!("topic {topic:?} partition {partition}: {error}"));
+            }
+            Some(Ok(())) => true,
+            None => false,
+        };
         connection.begin(opcode, correlation, cost);
         let mut caller = Caller { connection: id, correlation, flags: header.flags };
         match &self.traces {
             Some(traces) => caller.flags = traces.arrived(caller, opcode, context, &body),
             None => caller.flags = caller.flags.without(Flags::TRACED),
+        }
+        if is_checked {
+            caller.flags |= Flags::CHECKED;
         }
         self.inbox.borrow_mut().push(Incoming { caller, opcode, body });
         true
@@ -390,6 +433,12 @@ impl Gateway {
     /// The trace of a request whose caller has the flag `TRACED`.
     pub fn trace_context(&self, caller: Caller) -> Option<TraceContext> {
         self.traces.as_ref()?.context(caller)
+    }
+
+    /// The batch of a produce request, if it takes long to look through.
+    fn costly_batch(&self, frame: &Frame) -> Option<Bytes> {
+        let context = if frame.header.flags.contains(Flags::TRACED) { trace::LEN } else { 0 };
+        (frame.body.len() >= context).then(|| Validator::costly(&frame.body.slice(context..))).flatten()
     }
 
     /// The end of a request, for its trace if it has one.

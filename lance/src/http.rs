@@ -10,13 +10,16 @@
 //!
 //! Liveness looks at this node alone: a node that has lost its quorum must not be restarted for it.
 //!
-//! Each connection carries one request and has a fixed time to live, and there are few of them, so that a slow or
-//! hostile client costs a bounded amount and a probe is not kept waiting for long.
+//! Each connection carries one request and has a fixed time to live, less for its headers, and there are few of them; whoever
+//! comes takes the place of the one that has been silent for longest. So a slow or hostile client costs a bounded amount and
+//! keeps no probe waiting. Metrics are rendered once for all who read them at the same time.
 
+use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -25,10 +28,10 @@ use axum::extract::{Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use bytes::Bytes;
 use lnc_metrics::Metrics;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 
 use crate::status::{self, Status, document};
@@ -37,11 +40,11 @@ use crate::status::{self, Status, document};
 /// take a second or two.
 pub const BEAT_LIMIT: Duration = Duration::from_secs(5);
 
-/// Connections served at once; more wait to be accepted.
-const MAX_CONNECTIONS: usize = 64;
+/// What connections may take: one request and its reply take milliseconds.
+const LIMITS: Limits = Limits { connections: 64, head: Duration::from_secs(2), lifetime: Duration::from_secs(10) };
 
-/// Time from a connection's accept to its end. One request and its reply take milliseconds.
-const CONNECTION_LIFETIME: Duration = Duration::from_secs(10);
+/// For how long metrics are shown as they were rendered, while others still read those.
+const RENDERED_FOR: Duration = Duration::from_millis(250);
 
 /// Whether this node makes progress, and whether it can serve.
 #[derive(Debug)]
@@ -107,12 +110,32 @@ pub struct HttpState {
     pub health: Arc<Health>,
     /// What the node knows of the cluster.
     pub status: Status,
+    /// The metrics as they were rendered last.
+    pub rendered: Mutex<Option<(Instant, Bytes)>>,
+}
+
+impl HttpState {
+    /// Nothing is shown yet.
+    pub fn new(metrics: Arc<Metrics>, health: Arc<Health>, status: Status) -> Self {
+        Self { metrics, health, status, rendered: Mutex::default() }
+    }
+
+    /// The metrics as text, fresh, or the same bytes that somebody is reading still: many who read slowly hold few of them.
+    fn rendered(&self) -> Bytes {
+        let mut rendered = lock(&self.rendered);
+        if let Some((_, text)) = rendered.as_ref().filter(|(at, text)| !text.is_unique() && at.elapsed() < RENDERED_FOR)
+        {
+            return text.clone();
+        }
+        let text = Bytes::from(self.metrics.render());
+        *rendered = Some((Instant::now(), text.clone()));
+        text
+    }
 }
 
 /// Serves until the future is dropped. A failed accept is retried.
 pub async fn serve(listener: TcpListener, state: Arc<HttpState>) {
-    let listener =
-        Bounded { listener, slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)), lifetime: CONNECTION_LIFETIME };
+    let listener = Bounded { listener, limits: LIMITS, open: Arc::default() };
     tokio::join!(serve_bounded(listener, state.clone()), state.status.sample());
 }
 
@@ -128,13 +151,13 @@ fn router(state: Arc<HttpState>) -> Router {
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .fallback(async || one_request(StatusCode::NOT_FOUND, "not found\n".into()))
-        .method_not_allowed_fallback(async || one_request(StatusCode::METHOD_NOT_ALLOWED, "use GET\n".into()))
+        .fallback(async || one_request(StatusCode::NOT_FOUND, "not found\n"))
+        .method_not_allowed_fallback(async || one_request(StatusCode::METHOD_NOT_ALLOWED, "use GET\n"))
         .with_state(state)
 }
 
 async fn metrics(State(state): State<Arc<HttpState>>) -> Response {
-    let mut response = one_request(StatusCode::OK, state.metrics.render());
+    let mut response = one_request(StatusCode::OK, state.rendered());
     let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, format);
     response
@@ -142,17 +165,17 @@ async fn metrics(State(state): State<Arc<HttpState>>) -> Response {
 
 async fn healthz(State(state): State<Arc<HttpState>>) -> Response {
     match state.health.silence() {
-        Some(silence) if silence < BEAT_LIMIT => one_request(StatusCode::OK, "ok\n".into()),
+        Some(silence) if silence < BEAT_LIMIT => one_request(StatusCode::OK, "ok\n"),
         Some(silence) => {
             one_request(StatusCode::SERVICE_UNAVAILABLE, format!("no progress for {} s\n", silence.as_secs()))
         }
-        None => one_request(StatusCode::SERVICE_UNAVAILABLE, "recovering\n".into()),
+        None => one_request(StatusCode::SERVICE_UNAVAILABLE, "recovering\n"),
     }
 }
 
 async fn readyz(State(state): State<Arc<HttpState>>) -> Response {
     match state.health.ready() {
-        Ok(()) => one_request(StatusCode::OK, "ready\n".into()),
+        Ok(()) => one_request(StatusCode::OK, "ready\n"),
         Err(reason) => one_request(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }
 }
@@ -160,7 +183,7 @@ async fn readyz(State(state): State<Arc<HttpState>>) -> Response {
 async fn status_page() -> Response {
     let mut bytes = [0; 16];
     if rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) != Ok(bytes.len()) {
-        return one_request(StatusCode::INTERNAL_SERVER_ERROR, "the system gives no random numbers\n".into());
+        return one_request(StatusCode::INTERNAL_SERVER_ERROR, "the system gives no random numbers\n");
     }
     let nonce = format!("{:032x}", u128::from_le_bytes(bytes));
     let mut response = one_request(StatusCode::OK, status::page(&nonce));
@@ -203,15 +226,60 @@ fn for_browsers(mut response: Response, content_type: &'static str) -> Response 
 }
 
 /// A text response after which the connection is closed.
-fn one_request(status: StatusCode, text: String) -> Response {
-    (status, [(header::CONNECTION, HeaderValue::from_static("close"))], text).into_response()
+fn one_request(status: StatusCode, text: impl Into<axum::body::Body>) -> Response {
+    (status, [(header::CONNECTION, HeaderValue::from_static("close"))], text.into()).into_response()
 }
 
-/// A listener whose connections are limited in number and in time.
+/// A listener whose connections are limited in number and in time. Whoever comes when there is no room takes the place of one
+/// that says nothing, or else of the oldest: a probe, which is answered within milliseconds, always gets in.
 struct Bounded {
     listener: TcpListener,
-    slots: Arc<Semaphore>,
+    limits: Limits,
+    open: Arc<Mutex<Open>>,
+}
+
+/// What connections may take.
+#[derive(Clone, Copy)]
+struct Limits {
+    connections: usize,
+    /// Time from a connection's accept to the first byte of the answer, which begins once the request's headers are there.
+    head: Duration,
+    /// Time from a connection's accept to its end.
     lifetime: Duration,
+}
+
+/// The connections that are open, oldest first.
+#[derive(Default)]
+struct Open {
+    connections: VecDeque<Arc<Connection>>,
+}
+
+/// What a listener knows of a connection.
+#[derive(Default)]
+struct Connection {
+    /// It is being answered.
+    is_answered: AtomicBool,
+    /// Its place was given to another.
+    is_evicted: AtomicBool,
+    /// Who waits for the connection's bytes.
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Open {
+    /// A new connection has come; it may cost another its place.
+    fn admit(&mut self, most: usize) -> Arc<Connection> {
+        if self.connections.len() >= most {
+            let is_silent = |connection: &Arc<Connection>| !connection.is_answered.load(Ordering::Relaxed);
+            let at = self.connections.iter().position(is_silent).unwrap_or(0);
+            if let Some(evicted) = self.connections.remove(at) {
+                evicted.is_evicted.store(true, Ordering::Relaxed);
+                lock(&evicted.waker).take().inspect(Waker::wake_by_ref);
+            }
+        }
+        let connection = Arc::new(Connection::default());
+        self.connections.push_back(connection.clone());
+        connection
+    }
 }
 
 impl axum::serve::Listener for Bounded {
@@ -219,9 +287,12 @@ impl axum::serve::Listener for Bounded {
     type Addr = std::net::SocketAddr;
 
     async fn accept(&mut self) -> (Mortal, Self::Addr) {
-        let slot = self.slots.clone().acquire_owned().await.expect("the semaphore is never closed");
         let (stream, address) = axum::serve::Listener::accept(&mut self.listener).await;
-        (Mortal { stream, deadline: Box::pin(tokio::time::sleep(self.lifetime)), _slot: slot }, address)
+        let known = lock(&self.open).admit(self.limits.connections);
+        let now = tokio::time::Instant::now();
+        let timer = Box::pin(tokio::time::sleep_until(now + self.limits.head));
+        let end = now + self.limits.lifetime;
+        (Mortal { stream, timer, end, known, open: self.open.clone() }, address)
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
@@ -229,24 +300,44 @@ impl axum::serve::Listener for Bounded {
     }
 }
 
-/// A connection that fails once its time is over, whatever it is waiting for.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Nothing is half done where it can panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A connection that fails once its time is over or its place is taken, whatever it is waiting for.
 struct Mortal {
     stream: TcpStream,
-    deadline: Pin<Box<Sleep>>,
-    _slot: OwnedSemaphorePermit,
+    timer: Pin<Box<Sleep>>,
+    /// When the timer fires once the answer has begun.
+    end: tokio::time::Instant,
+    known: Arc<Connection>,
+    open: Arc<Mutex<Open>>,
 }
 
 impl Mortal {
-    /// Pending while there is time left, an error afterwards.
-    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        ready!(self.deadline.as_mut().poll(cx));
+    /// Pending while it may go on, an error afterwards.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        // Reading and writing are one task's.
+        *lock(&self.known.waker) = Some(cx.waker().clone());
+        if self.known.is_evicted.load(Ordering::Relaxed) {
+            let text = "there are more connections than this node serves at once, and this one is the oldest";
+            return Poll::Ready(io::Error::new(io::ErrorKind::ConnectionAborted, text));
+        }
+        ready!(self.timer.as_mut().poll(cx));
         Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the connection's time is over"))
+    }
+}
+
+impl Drop for Mortal {
+    fn drop(&mut self) {
+        lock(&self.open).connections.retain(|connection| !Arc::ptr_eq(connection, &self.known));
     }
 }
 
 impl AsyncRead for Mortal {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if let Poll::Ready(error) = self.poll_deadline(cx) {
+        if let Poll::Ready(error) = self.poll_end(cx) {
             return Poll::Ready(Err(error));
         }
         Pin::new(&mut self.stream).poll_read(cx, buf)
@@ -255,7 +346,11 @@ impl AsyncRead for Mortal {
 
 impl AsyncWrite for Mortal {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(error) = self.poll_deadline(cx) {
+        if !self.known.is_answered.swap(true, Ordering::Relaxed) {
+            let end = self.end;
+            self.timer.as_mut().reset(end);
+        }
+        if let Poll::Ready(error) = self.poll_end(cx) {
             return Poll::Ready(Err(error));
         }
         Pin::new(&mut self.stream).poll_write(cx, bytes)
@@ -282,13 +377,13 @@ mod tests {
     }
 
     impl Server {
-        async fn start(slots: usize, lifetime: Duration) -> Self {
+        async fn start(limits: Limits) -> Self {
             let (metrics, health) = (Metrics::new(), Arc::new(Health::new()));
             let (status, _) = Status::new(1, metrics.clone(), health.clone());
-            let state = Arc::new(HttpState { metrics, health, status });
+            let state = Arc::new(HttpState::new(metrics, health, status));
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
-            let bounded = Bounded { listener, slots: Arc::new(Semaphore::new(slots)), lifetime };
+            let bounded = Bounded { listener, limits, open: Arc::default() };
             let task = tokio::spawn(serve_bounded(bounded, state.clone()));
             Self { address, state, task }
         }
@@ -323,7 +418,7 @@ mod tests {
 
     #[tokio::test]
     async fn routes() {
-        let server = Server::start(4, CONNECTION_LIFETIME).await;
+        let server = Server::start(LIMITS).await;
         server.state.metrics.messages_in_total.inc_by(3);
         let (status, body) = server.get("/metrics").await;
         assert_eq!(status, 200);
@@ -341,7 +436,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_status_page_may_do_nothing_but_fetch_from_this_node() {
-        let server = Server::start(4, CONNECTION_LIFETIME).await;
+        let server = Server::start(LIMITS).await;
         let get = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
         let (head, body) = server.exchange(get).await;
         for line in [
@@ -363,7 +458,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_status_document_is_json_whatever_the_shard_does() {
-        let server = Server::start(4, CONNECTION_LIFETIME).await;
+        let server = Server::start(LIMITS).await;
         server.state.health.set_ready(Err("waiting for nodes 2, 3".to_owned()));
         let request = "GET /status.json?topics=3&sort=size HTTP/1.1\r\nHost: x\r\n\r\n";
         let (head, body) = server.exchange(request).await;
@@ -380,7 +475,7 @@ mod tests {
 
     #[tokio::test]
     async fn readiness_tells_why_not() {
-        let server = Server::start(4, CONNECTION_LIFETIME).await;
+        let server = Server::start(LIMITS).await;
         assert_eq!(server.get("/readyz").await, (503, "starting\n".to_owned()));
         server.state.health.set_ready(Ok(()));
         assert_eq!(server.get("/readyz").await, (200, "ready\n".to_owned()));
@@ -390,7 +485,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_silent_shard_is_not_live() {
-        let server = Server::start(4, CONNECTION_LIFETIME).await;
+        let server = Server::start(LIMITS).await;
         server.state.health.beat();
         server.state.health.lock().last_beat =
             Instant::now().checked_sub(BEAT_LIMIT).expect("the host is up for longer");
@@ -400,13 +495,61 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_says_nothing_is_cut_off_and_frees_its_slot() {
-        let server = Server::start(1, Duration::from_millis(500)).await;
+    async fn who_says_nothing_makes_room_for_who_asks() {
+        let server = Server::start(LIMITS).await;
+        server.state.health.beat();
+        let mut silent = Vec::new();
+        for _ in 0..LIMITS.connections {
+            silent.push(TcpStream::connect(server.address).await.unwrap());
+        }
+        // However often they come back.
+        for round in 0..100 {
+            silent.push(TcpStream::connect(server.address).await.unwrap());
+            let answer = tokio::time::timeout(Duration::from_secs(5), server.get("/healthz")).await;
+            assert_eq!(answer.ok().map(|(status, _)| status), Some(200), "round {round}");
+        }
+        let mut first = silent.swap_remove(0);
+        assert_eq!(first.read(&mut [0]).await.unwrap_or(0), 0, "the oldest is gone");
+    }
+
+    #[tokio::test]
+    async fn who_reads_nothing_makes_room_too() {
+        let server = Server::start(Limits { connections: 4, ..LIMITS }).await;
+        let long = Bytes::from(vec![b'x'; 64 << 20]);
+        *lock(&server.state.rendered) = Some((Instant::now() + Duration::from_secs(60), long.clone()));
+        let mut readers = Vec::new();
+        for _ in 0..4 {
+            let mut reader = TcpStream::connect(server.address).await.unwrap();
+            reader.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            reader.read_exact(&mut [0; 16]).await.unwrap();
+            readers.push(reader);
+        }
+        server.state.health.beat();
+        assert_eq!(server.get("/healthz").await.0, 200, "one of those who read nothing has lost its place");
+    }
+
+    #[tokio::test]
+    async fn headers_and_connections_have_their_time() {
+        let limits = Limits { head: Duration::from_millis(200), lifetime: Duration::from_millis(600), connections: 2 };
+        let server = Server::start(limits).await;
         let mut silent = TcpStream::connect(server.address).await.unwrap();
-        let mut rest = Vec::new();
-        // Closed or reset by the server: either way the read ends.
-        let _ = silent.read_to_end(&mut rest).await;
-        assert!(rest.is_empty(), "{rest:?}");
-        assert_eq!(server.get("/").await.0, 200);
+        let began = Instant::now();
+        assert_eq!(silent.read(&mut [0]).await.unwrap_or(0), 0, "the connection is closed");
+        assert!(began.elapsed() >= limits.head);
+        let long = Bytes::from(vec![b'x'; 64 << 20]);
+        *lock(&server.state.rendered) = Some((Instant::now() + Duration::from_secs(60), long.clone()));
+        let mut slow = TcpStream::connect(server.address).await.unwrap();
+        slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        tokio::time::sleep(limits.lifetime).await;
+        let mut got = Vec::new();
+        let _ = slow.read_to_end(&mut got).await;
+        assert!(!got.is_empty() && got.len() < 64 << 20, "it ends in the middle: {}", got.len());
+    }
+
+    #[tokio::test]
+    async fn all_who_ask_within_a_moment_get_the_same_bytes() {
+        let server = Server::start(LIMITS).await;
+        let (first, second) = (server.state.rendered(), server.state.rendered());
+        assert_eq!(first.as_ptr(), second.as_ptr());
     }
 }

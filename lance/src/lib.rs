@@ -9,7 +9,6 @@ pub mod dev;
 #[cfg(test)]
 #[path = "../tests/documents/mod.rs"]
 mod documents;
-mod drift;
 pub mod gateway;
 pub mod heard;
 pub mod http;
@@ -19,3 +18,4 @@ mod otel;
 pub mod server;
 pub mod status;
 mod systemd;
+mod worst;

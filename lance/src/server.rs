@@ -5,13 +5,13 @@ use crate::broker::control::Budgets;
 use crate::broker::members::Addresses;
 use crate::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Membership, ProducerLimits, Sequences};
 use crate::config::{Address, BackendChoice, Config, NodeAddresses};
-use crate::drift::Drift;
 use crate::gateway::traces::{SpanSink, Traces};
 use crate::gateway::{Gateway, GatewayConfig, Incoming};
 use crate::heard::Heard;
 use crate::http::{self, Health, HttpState};
 use crate::status::{Question, Status};
 use crate::systemd::Systemd;
+use crate::worst::Worst;
 use lnc_log::FileOwner;
 use lnc_log::data_dir::{ClusterIdentity, DataDir, DataDirError};
 use lnc_log::disk::AnyDisk;
@@ -211,7 +211,8 @@ struct Server {
     health: Arc<Health>,
     systemd: Systemd,
     clocks: Clocks,
-    drift: Drift,
+    drift: Worst,
+    longest_turn: Worst,
     requests: VecDeque<Incoming>,
     /// Those who want to see how the node is.
     questions: mpsc::Receiver<Question>,
@@ -242,7 +243,7 @@ impl Server {
         let health = Arc::new(Health::new());
         let mut systemd = Systemd::from_environment();
         let (status, questions) = Status::new(config.node.id, metrics.clone(), health.clone());
-        serve_http(http_listener, HttpState { metrics: metrics.clone(), health: health.clone(), status })?;
+        serve_http(http_listener, HttpState::new(metrics.clone(), health.clone(), status))?;
 
         let stored = data_dir.create_identity(config.node.id, random()?)?.clone();
         let identity = identity_of(&stored);
@@ -272,7 +273,8 @@ impl Server {
         #[cfg(not(feature = "otel"))]
         let spans: Option<SpanSink> = None;
         let traces = traces(&config, clocks, spans.clone())?;
-        let gateway = Gateway::new(gateway_config(&config), inbox.wake.clone(), metrics.clone(), traces);
+        let gateway = Gateway::new(gateway_config(&config), inbox.wake.clone(), metrics.clone(), traces)
+            .map_err(process("start the thread that looks through batches"))?;
         spawn_local(gateway.clone().accept(clients));
         let identity = tokio::select! {
             identity = form(&config, &mut data_dir, identity, &peers, &inbox, (&health, &mut systemd)) => identity?,
@@ -290,7 +292,8 @@ impl Server {
             health,
             systemd,
             clocks,
-            drift: Drift::new(Instant::now()),
+            drift: Worst::new(Instant::now()),
+            longest_turn: Worst::new(Instant::now()),
             requests: VecDeque::new(),
             questions,
             spans,
@@ -391,7 +394,8 @@ impl Server {
     }
 
     fn tick(&mut self, due: Instant) -> Result<(), ServerError> {
-        let drift = self.drift.ticked(due, Instant::now());
+        let now = Instant::now();
+        let drift = self.drift.note(now.saturating_duration_since(due), now);
         self.metrics.cluster_coordinator_tick_drift_ms.set(drift.as_millis() as u64);
         self.broker.tick(self.clocks.now())?;
         self.gateway.expire(Instant::now());
@@ -484,6 +488,8 @@ impl Server {
         self.gateway.set_load(self.broker.request_bytes());
         let took_us = self.clocks.now().mono_us.saturating_sub(clock.mono_us);
         self.metrics.turn_seconds.observe(took_us as f64 / 1e6);
+        let longest = self.longest_turn.note(Duration::from_micros(took_us), Instant::now());
+        self.metrics.turn_longest_us.set(longest.as_micros() as u64);
         if self.broker.wants_turn() || !self.requests.is_empty() {
             self.inbox.wake.notify_one();
         }

@@ -109,6 +109,7 @@ catalogue! {
         rejected_bytes_total: CounterVec, ["code"], [], "Bytes of record batches refused for want of memory or of space on disk.";
         reading_paused: Gauge, [], [], "Whether the memory for requests is so short that clients which have much of it are not read: 1 if so.";
         reading_pauses_total: Counter, [], [], "Times that the memory for requests got short.";
+        turn_longest_us: Gauge, [], [], "The longest turn of the node's thread in the last half minute or minute, in microseconds.";
         turn_seconds: Histogram, [], [STAGE], "Time of one turn of the node's thread; nothing else happens on the node meanwhile.";
     }
     "Latency of requests, by stage" {

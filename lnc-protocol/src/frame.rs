@@ -49,6 +49,9 @@ impl Flags {
     /// A trace context precedes the request; see [`crate::trace`].
     pub const TRACED: Flags = Flags(8);
 
+    /// Whoever took the request in has looked through its records already. It never travels: on the wire it has no meaning.
+    pub const CHECKED: Flags = Flags(1 << 15);
+
     const KNOWN: u16 = Flags::RESPONSE.0 | Flags::NO_FORWARD.0 | Flags::FORWARDED.0 | Flags::TRACED.0;
 
     /// The flags with these bits, or `None` if one of them has no meaning.

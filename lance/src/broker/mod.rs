@@ -53,6 +53,7 @@ use self::members::Addresses;
 use self::partitions::PartitionGroup;
 pub use self::partitions::{ProducerLimits, Sequences};
 pub use self::passed_on::Passage;
+pub use self::produce::batch_limits;
 pub use self::proposals::number_behind;
 use self::proposals::{Origin, Proposals};
 use self::storage::Storage;

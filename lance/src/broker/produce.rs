@@ -8,10 +8,15 @@ use bytes::Bytes;
 use lnc_log::disk::Disk;
 use lnc_mutation::{Mutation, mutated};
 use lnc_protocol::message::{Opcode, ProduceRequest, Request};
-use lnc_protocol::{ErrorCode, Limits, RecordBatch};
+use lnc_protocol::{ErrorCode, Flags, Limits, RecordBatch};
 
 /// Decompressed bytes allowed per byte of the largest batch.
 const DECOMPRESSION_FACTOR: usize = 16;
+
+/// What a batch may be, where the largest may have `max_batch_bytes`.
+pub fn batch_limits(max_batch_bytes: usize) -> Limits {
+    Limits { max_batch_bytes, max_decompressed_bytes: max_batch_bytes.saturating_mul(DECOMPRESSION_FACTOR) }
+}
 
 impl<D: Disk> Broker<D> {
     pub(super) fn produce(&mut self, caller: Caller, request: ProduceRequest, body: Bytes) {
@@ -43,11 +48,11 @@ impl<D: Disk> Broker<D> {
             self.metrics.rejected_bytes_total.with_label_values(&[code.name()]).inc_by(batch.len() as u64);
             return self.refuse(caller, opcode, code, message);
         }
-        let limits = Limits {
-            max_batch_bytes: self.config.max_batch_bytes,
-            max_decompressed_bytes: self.config.max_batch_bytes.saturating_mul(DECOMPRESSION_FACTOR),
+        let checked = match caller.flags.contains(Flags::CHECKED) {
+            true => RecordBatch::checked_before(batch),
+            false => RecordBatch::validate(batch, &batch_limits(self.config.max_batch_bytes)),
         };
-        let batch = match RecordBatch::validate(batch, &limits) {
+        let batch = match checked {
             Ok(batch) => batch,
             Err(error) => {
                 return self.refuse(

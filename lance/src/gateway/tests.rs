@@ -2,8 +2,8 @@
 
 use super::*;
 use bytes::BytesMut;
-use lnc_protocol::Reply;
 use lnc_protocol::message::{FetchRequest, FetchedPartition, HelloRequest, HelloResponse};
+use lnc_protocol::{BatchBuilder, Codec, Reply};
 use lnc_protocol::{PROTOCOL_VERSION, Request, Response, decode_reply, encode_reply, encode_request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::LocalSet;
@@ -41,7 +41,7 @@ impl Bench {
             idle_timeout: IDLE,
             nodes: [(OTHER.node(), other.to_owned())].into(),
         };
-        let gateway = Gateway::new(config, Rc::new(Notify::new()), Metrics::new(), traces);
+        let gateway = Gateway::new(config, Rc::new(Notify::new()), Metrics::new(), traces).unwrap();
         gateway.start_serving();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -534,5 +534,49 @@ fn a_fetch_is_told_what_room_there_is() {
         bench.answer_fetch(1, 0);
         bench.next_frame().await;
         assert_eq!(bench.gateway.room(second), BUDGET, "all was given back");
+    });
+}
+
+/// A produce request whose batch has so many records; with the wrong count if it is to be refused.
+fn produce(records: u32, is_right: bool) -> Request {
+    let mut batch = BatchBuilder::new(Codec::None);
+    for _ in 0..records {
+        batch.append(0, None, Some(b"x"), &[]).unwrap();
+    }
+    let mut batch = BytesMut::from(&batch.build()[..]);
+    if !is_right {
+        let last = batch.len() - 1;
+        batch[last] ^= 1;
+    }
+    Request::Produce(ProduceRequest {
+        topic: "t".into(),
+        partition: 3,
+        batch: batch.freeze(),
+        ..ProduceRequest::default()
+    })
+}
+
+#[test]
+fn batches_that_take_long_are_looked_through_elsewhere_and_keep_their_order() {
+    run(async {
+        let mut bench = Bench::new(8 << 20, "").await;
+        bench.send(&[
+            produce(10, true),
+            produce(20_000, true),
+            produce(10, true),
+            produce(20_000, false),
+            Request::Ping,
+        ]);
+        let mut served = Vec::new();
+        while served.len() < 4 {
+            served.extend(bench.served().await);
+        }
+        assert_eq!(served, [1, 2, 3, 5]);
+        let checked = [1, 2, 3].map(|number| bench.caller(number).flags.contains(Flags::CHECKED));
+        assert_eq!(checked, [false, true, false]);
+        let answer = bench.next_frame().await;
+        let error = decode_reply(Opcode::Produce, answer.body).unwrap().result.unwrap_err();
+        assert_eq!((answer.header.correlation, error.code), (4, ErrorCode::CorruptBatch), "{error}");
+        assert!(error.message.contains("topic \"t\" partition 3"), "{error}");
     });
 }

@@ -181,6 +181,20 @@ wire_struct! {
     }
 }
 
+impl ProduceRequest {
+    /// The batch in a request's body, without a look at the rest; `None` if the body is none of a produce request.
+    pub fn batch_in(body: &[u8]) -> Option<&[u8]> {
+        /// The acks and the time.
+        const BEFORE: usize = 1 + 4;
+        /// The topic's id and the partition.
+        const BEHIND: usize = 8 + 4;
+        let (name_len, rest) = body.get(BEFORE..)?.split_first_chunk()?;
+        let rest = rest.get(usize::from(u16::from_le_bytes(*name_len)) + BEHIND..)?;
+        let (batch_len, batch) = rest.split_first_chunk()?;
+        (batch.len() == u32::from_le_bytes(*batch_len) as usize).then_some(batch)
+    }
+}
+
 wire_struct! {
     /// From where to read one partition.
     pub struct FetchPartition {

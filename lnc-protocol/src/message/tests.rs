@@ -29,6 +29,15 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1500) })]
 
     #[test]
+    fn a_batch_is_found_in_a_body_without_decoding_it(seed in vec(any::<u8>(), 0..400), cut in 0usize..40) {
+        let request = ProduceRequest::sample(&mut Entropy::new(&seed));
+        let body = body_of(&Request::Produce(request.clone()));
+        prop_assert_eq!(ProduceRequest::batch_in(&body), Some(&request.batch[..]));
+        let short = &body[..body.len().saturating_sub(cut + 1)];
+        prop_assert_eq!(ProduceRequest::batch_in(short), None);
+    }
+
+    #[test]
     fn requests_survive_the_round_trip(entropy in vec(any::<u8>(), 0..400)) {
         let request = Request::sample(&mut Entropy::new(&entropy));
         prop_assert_eq!(Request::decode(request.opcode(), body_of(&request)), Ok(request));
