@@ -16,6 +16,7 @@ mod lagging;
 mod logging;
 mod lost_files;
 mod members;
+mod memory;
 mod metrics;
 mod power_loss;
 mod retention;

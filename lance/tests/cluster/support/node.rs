@@ -183,6 +183,10 @@ impl Node {
         self.http("/metrics").expect("the node serves its metrics").1
     }
 
+    pub(crate) fn http_address(&self) -> String {
+        format!("127.0.0.1:{}", self.ports.http)
+    }
+
     /// Gets a page from the HTTP side.
     pub(crate) fn http(&self, path: &str) -> io::Result<(u16, String)> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.ports.http))?;
