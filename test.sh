@@ -587,6 +587,41 @@ bench_gate() {
     stop_cluster
 }
 
+# polite NAME: fifty records a second, and how long each takes, into $reports/NAME.json.
+polite() {
+    "$bench" produce --topic polite --partitions 3 --connections 3 --payload 1KiB --rate 50 --warmup 1s --duration 8s \
+        --json-file "$reports/$1.json" | sed -n "s/^latency/> $1/p"
+}
+
+# Who asks for little beside those who take all they can get.
+fairness() {
+    local rate alone bound load connections in_flight payload pid missed=0
+    mkdir "$reports"
+    start_cluster fairness
+    leaders_spread
+    rate=$(wanted_rate "$bench" "$cluster" "$reports" 2>&1 >"$work/rate") && printf '%s\n' "$rate"
+    rate=$(<"$work/rate")
+    "$lance" topic create load --partitions 3 --segment-bytes 64MiB --max-bytes 256MiB
+    "$lance" topic create polite --partitions 3
+    polite alone
+    alone=$(figure "$reports/alone.json" p99_us)
+    bound=$(awk -v times="$fair_times" -v alone="$alone" -v least="$(slower "$fair_p99_ms" "$rate")" \
+        'BEGIN { bound = times * alone; least *= 1000; printf "%d", bound > least ? bound : least }')
+    for load in 64:64:1KiB 64:8:900KiB; do
+        IFS=: read -r connections in_flight payload <<<"$load"
+        "$bench" produce --topic load --connections "$connections" --in-flight "$in_flight" --payload "$payload" \
+            --warmup 1s --duration 11s >"$work/load.txt" 2>&1 7>&- &
+        pid=$!
+        sleep 1
+        polite "beside-$payload"
+        wait "$pid" || true
+        sed -n "s/^throughput/> load $payload/p" "$work/load.txt"
+        at_most "$bound" "$(figure "$reports/beside-$payload.json" p99_us)" "microseconds beside $load" || missed=1
+    done
+    ((missed == 0))
+    stop_cluster
+}
+
 # live ARGUMENT…: faults on real processes. The nodes are those of the release; the verifier is the build of the simulator.
 live() {
     local code=0
@@ -723,6 +758,7 @@ gates() {
     step "comparisons of the gates" comparisons
     on_cluster "gate: readiness" readiness
     on_cluster "gate: rate and latency" bench_gate "$bench_seconds"
+    on_cluster "gate: fairness" fairness
     step "gate: instructions" instructions
     if [[ -z $simulator ]]; then
         not_run "there is no verifier" "gate: chaos" "gate: chaos, one-way partition"

@@ -28,28 +28,37 @@ at_most() {
     }
 }
 
-# bench_load BENCH ENDPOINT DIRECTORY SECONDS REPORTS [ARGUMENT…]: calibrates with files in the directory, puts the load of
-# the bench gate on the topic "load", and compares rate, latency and errors.
-bench_load() {
-    local bench=$1 endpoint=$2 directory=$3 seconds=$4 reports=$5 calibration write rate errors code=0
-    shift 5
-    "$bench" limits --dir "$directory" --duration 1s --file-size 256MiB --json >"$reports/limits.json" || return 1
-    calibration=$(figure "$reports/limits.json" writer_records_per_second) || return 1
-    write=$(figure "$reports/limits.json" write) || return 1
+# wanted_rate BENCH DIRECTORY REPORTS: measures the disk with files in the directory, and prints how many records a second it is to
+# be good for.
+wanted_rate() {
+    local calibration write rate
+    "$1" limits --dir "$2" --duration 1s --file-size 256MiB --json >"$3/limits.json" || return 1
+    calibration=$(figure "$3/limits.json" writer_records_per_second) || return 1
+    write=$(figure "$3/limits.json" write) || return 1
     rate=$(awk -v fixed="$bench_rate" -v writers="$bench_writers" -v one="$calibration" -v write="$write" \
         -v percent="$bench_disk_percent" -v copies="$bench_disk_copies" 'function least(a, b) { return a < b ? a : b }
         BEGIN { printf "%d", least(fixed, least(writers * one, write * 1e6 * percent / 100 / copies / 1024)) }')
     printf '{\n  "calibration_records_per_second": %s,\n  "wanted_records_per_second": %s\n}\n' "$calibration" "$rate" \
-        >"$reports/wanted.json"
+        >"$3/wanted.json"
     printf '> calibration  %.0f records/s of one synchronous writer, %.0f MB/s sequentially; wanted are %s records/s\n' \
-        "$calibration" "$write" "$rate"
-    # bench_ms MILLISECONDS: as much longer as the wanted rate is lower.
-    bench_ms() { awk -v ms="$1" -v full="$bench_rate" -v rate="$rate" 'BEGIN { printf "%dms", ms * full / rate }'; }
+        "$calibration" "$write" "$rate" >&2
+    printf '%s' "$rate"
+}
+
+# slower MILLISECONDS RATE: as much longer as the wanted rate is lower than that of a good disk.
+slower() { awk -v ms="$1" -v full="$bench_rate" -v rate="$2" 'BEGIN { printf "%d", ms * full / rate }'; }
+
+# bench_load BENCH ENDPOINT DIRECTORY SECONDS REPORTS [ARGUMENT…]: calibrates with files in the directory, puts the load of
+# the bench gate on the topic "load", and compares rate, latency and errors.
+bench_load() {
+    local bench=$1 endpoint=$2 directory=$3 seconds=$4 reports=$5 rate errors code=0
+    shift 5
+    rate=$(wanted_rate "$bench" "$directory" "$reports") || return 1
     "$bench" produce --endpoint "$endpoint" --topic load --partitions 3 --connections 16 --in-flight 64 \
         --payload 1KiB --warmup 2s --duration "${seconds}s" "$@" \
         --limits "$reports/limits.json" --html "$reports/report.html" --json-file "$reports/report.json" \
-        --min-rate "$rate" --max-p50 "$(bench_ms "$bench_p50_ms")" --max-p99 "$(bench_ms "$bench_p99_ms")" \
-        --max-p999 "$(bench_ms "$bench_p999_ms")" \
+        --min-rate "$rate" --max-p50 "$(slower "$bench_p50_ms" "$rate")ms" --max-p99 "$(slower "$bench_p99_ms" "$rate")ms" \
+        --max-p999 "$(slower "$bench_p999_ms" "$rate")ms" \
         >"$reports/report.txt" 2>"$reports/missed.txt" || code=$?
     sed 's/^/> /' "$reports/report.txt"
     sed 's/^/> MISSED: /' "$reports/missed.txt"

@@ -63,6 +63,10 @@ const REQUEST_OVERHEAD: usize = 512;
 /// How many times its body a request with many entries takes.
 const ENTRIES_FACTOR: usize = 4;
 
+/// One part in so many of each kind of memory is divided equally among the connections that there are: who has no more than
+/// that goes on, whatever others have.
+const IN_ANY_CASE: usize = 4;
+
 /// How long a client may leave its replies unread while others are short of memory for theirs.
 const UNREAD: Duration = Duration::from_secs(10);
 
@@ -107,7 +111,8 @@ pub struct Gateway {
     /// Connections that have ended since somebody asked.
     ended: RefCell<Vec<u64>>,
     next_connection: Cell<u64>,
-    /// What connections read small frames into; and the rest of the memory for requests.
+    /// What connections read small frames into, a quarter of the memory for requests; and half of it, for long frames and for
+    /// requests under way. See [`IN_ANY_CASE`] for the rest.
     chunks: Rc<Budget>,
     requests: Rc<Budget>,
     replies: Rc<Budget>,
@@ -135,8 +140,8 @@ impl Gateway {
             validator,
             nodes: RefCell::new(config.nodes.clone()),
             chunks: Budget::new(config.request_bytes / 4),
-            requests: Budget::new(config.request_bytes - config.request_bytes / 4),
-            replies: Budget::new(config.reply_bytes),
+            requests: Budget::new(config.request_bytes / 2),
+            replies: Budget::new(config.reply_bytes - config.reply_bytes / IN_ANY_CASE),
             largest_metadata: Cell::new(0),
             config,
             inbox: RefCell::default(),
@@ -332,7 +337,12 @@ impl Gateway {
         let full = unsent > MAX_REPLY_BYTES
             || connection.requests.get() >= MAX_REQUESTS
             || (expected > 0 && under_way > 0 && unsent + under_way + expected > MAX_FETCH_BYTES);
-        let greedy = connection.held() > self.requests.room(0) || connection.owed() > self.replies.room(0);
+        let is_greedy = |own: usize, budget: &Budget, all: usize| {
+            let in_any_case = all / IN_ANY_CASE / self.connections.borrow().len().max(1);
+            own > budget.room(0).max(in_any_case)
+        };
+        let greedy = is_greedy(connection.held(), &self.requests, self.config.request_bytes)
+            || is_greedy(connection.owed(), &self.replies, self.config.reply_bytes);
         (full || greedy) && !connection.closing.get()
     }
 
