@@ -416,6 +416,17 @@ impl Raft {
         }
     }
 
+    /// Whether it stepped aside a while ago: it may lead again, but is not to be handed the group, since what it sends may still
+    /// not arrive. The while is longer each time.
+    fn stepped_aside_lately(&self) -> bool {
+        self.stalls > 0 && self.since_stall_ticks < self.stall_ticks().saturating_mul(4)
+    }
+
+    /// What it tells its leader.
+    pub(crate) fn heartbeat_reply(&self, round: u64) -> Body {
+        Body::HeartbeatReply { slow: self.slow || self.stepped_aside_lately(), round }
+    }
+
     /// Gives up the office, and does not stand for election before the others had their turn. If they cannot do better it
     /// leads again, and the next time it waits for longer: leadership must not go to and fro.
     fn step_aside(&mut self) {

@@ -195,7 +195,7 @@ pub enum Body {
     },
     /// You lead this term, as far as I know.
     HeartbeatReply {
-        /// The sender would rather not lead: its disk is slow.
+        /// The sender would rather not lead: its disk is slow, or what it sent as a leader did not arrive.
         slow: bool,
         /// The round of the heartbeat.
         round: u64,

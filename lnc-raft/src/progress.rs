@@ -32,7 +32,7 @@ pub struct Progress {
     pub in_flight: usize,
     /// It has replied within an election timeout.
     pub recently_active: bool,
-    /// It has said that its disk is slow.
+    /// It has said that it would rather not lead.
     pub slow: bool,
     /// It gets everything and decides nothing.
     pub learner: bool,

@@ -229,7 +229,7 @@ impl Raft {
             Body::Vote { .. } => self.send_after_durable(from, Body::VoteReply { granted: false }),
             // Without this a node whose term ran ahead would stay alone: the leader must step down to take it back.
             Body::Append { prev_index, .. } => self.reject_append(from, prev_index),
-            Body::Heartbeat { round, .. } => self.send(from, Body::HeartbeatReply { slow: self.slow, round }),
+            Body::Heartbeat { round, .. } => self.send(from, self.heartbeat_reply(round)),
             Body::ReadIndex { ctx } => self.send(from, Body::ReadIndexReply { ctx, index: None }),
             Body::PreVote { .. }
             | Body::PreVoteReply { .. }

@@ -371,7 +371,7 @@ impl Raft {
                 AppendReply::Rejected { prev_index: 0, hint_index: 0, hint_term: 0, last_index: self.log.last_index() };
             self.send(from, Body::AppendReply(ask));
         }
-        self.send(from, Body::HeartbeatReply { slow: self.slow, round });
+        self.send(from, self.heartbeat_reply(round));
     }
 
     pub(crate) fn handle_state_needed(&mut self, from: NodeId, index: Index, term: Term) {

@@ -219,6 +219,10 @@ fn a_leader_whose_records_do_not_arrive_gives_up_its_office_and_says_why() {
     assert!(cluster.node(leader).metrics().render().contains("lance_leaders_stepped_aside_total 1\n"));
     let other = cluster.leader_of(DATA);
     cluster.ask(other, &Request::Produce(produce_request("t", 0, &[&value]))).expect("the next leader's arrive");
+    for _ in 0..20 {
+        cluster.ticks(SECOND);
+        assert_ne!(cluster.leader_of(DATA), leader, "it is where the group belongs, and still cannot lead it");
+    }
 }
 
 /// Where nobody can do better, a leader keeps trying, and not ever more often.
