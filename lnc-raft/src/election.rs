@@ -383,7 +383,8 @@ impl Raft {
     fn commits_nothing(&mut self) -> bool {
         let waits = self.log.commit() < self.log.last_index();
         self.stalled_ticks = if waits { self.stalled_ticks.saturating_add(1) } else { 0 };
-        self.stalled_ticks >= self.stall_ticks() && self.others_could_lead()
+        let over = self.stalled_ticks >= self.stall_ticks() && self.others_could_lead();
+        over && !mutated(Mutation::KeepOffice)
     }
 
     /// Whether the others are enough without this node, answer it, and do not say that their disks are slow: those would take no

@@ -7,6 +7,7 @@
 use super::Broker;
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
+use lnc_mutation::{Mutation, mutated};
 use lnc_raft::{Index, NodeId, ProgressState, Status};
 use std::collections::BTreeMap;
 
@@ -43,7 +44,14 @@ impl<D: Disk> Broker<D> {
 
     /// The follower for which the clients of a group are slowed down, and how far it is behind.
     pub(super) fn waits_for_follower(&self, group: GroupId) -> Option<(NodeId, u64)> {
-        self.followers.waited_for.get(&group).copied()
+        self.followers.waited_for.get(&group).copied().filter(|_| !mutated(Mutation::WaitForNobody))
+    }
+
+    /// The followers of a group that have to fetch its state, if this node leads it.
+    pub fn lost_followers(&self, group: GroupId) -> Vec<NodeId> {
+        let peers = self.shard.status(group).map(|status| status.peers).unwrap_or_default();
+        let lost = peers.into_iter().filter(|peer| peer.state == ProgressState::NeedsSnapshot);
+        lost.map(|peer| peer.id).collect()
     }
 
     /// See how far the followers of a group are. With each tick.

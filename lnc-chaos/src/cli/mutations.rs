@@ -97,6 +97,8 @@ fn profile(mutation: Mutation) -> Profile {
         | Mutation::NeverWrap
         | Mutation::AcceptStrangers => Profile::Network,
         Mutation::TrimEarly | Mutation::GiveTooMuch => Profile::Calm,
+        Mutation::KeepOffice => Profile::Narrow,
+        Mutation::WaitForNobody => Profile::Laggards,
         Mutation::FormAlone => Profile::Formation,
     }
 }

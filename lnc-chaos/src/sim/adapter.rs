@@ -175,6 +175,11 @@ impl Process {
         self.broker.encoded_state(GroupId(group))
     }
 
+    /// The members of a group that it leads and that have to fetch its state.
+    pub(super) fn lost_followers(&self, group: u32) -> Vec<NodeId> {
+        self.broker.lost_followers(GroupId(group))
+    }
+
     /// The members of a group, in the words of the log.
     pub(super) fn configuration(&self, group: u32) -> String {
         self.broker.configuration(GroupId(group)).map_or_else(String::new, |members| members.to_string())

@@ -50,6 +50,11 @@ pub(crate) enum Fault {
     Break { from: u64, to: u64, channel: Channel, notice_us: u64 },
     /// Bytes travel badly.
     Storm { weather: Weather, for_us: u64 },
+    /// What is longer than so many bytes does not arrive from whoever leads this group now: a path with a smaller MTU than its
+    /// ends believe.
+    NarrowPath { group: u32, longest: usize, for_us: u64 },
+    /// What is said to a node arrives no faster than this on each connection.
+    SlowLink { node: u64, bytes_per_second: u64, for_us: u64 },
     /// The disk takes its time over every operation.
     SlowDisk { node: u64, latency_us: u64, for_us: u64 },
     /// The disk does nothing for a while.
@@ -100,12 +105,14 @@ impl Fault {
             | Self::Remember { node }
             | Self::LoseFiles { node, .. }
             | Self::Unreadable { node, .. }
+            | Self::SlowLink { node, .. }
             | Self::TightDisk { node, .. } => Some(node),
             Self::PowerLossOfAll { .. }
             | Self::FilledDisks { .. }
             | Self::Partition { .. }
             | Self::Coup { .. }
             | Self::Break { .. }
+            | Self::NarrowPath { .. }
             | Self::Storm { .. } => None,
         }
     }
@@ -139,6 +146,8 @@ impl Fault {
             Self::Remember { .. } => "remember",
             Self::LoseFiles { .. } => "lose-files",
             Self::Unreadable { .. } => "unreadable",
+            Self::NarrowPath { .. } => "narrow-path",
+            Self::SlowLink { .. } => "slow-link",
         }
     }
 }
@@ -218,6 +227,14 @@ fn draw(feature: Feature, rng: &mut Rng, nodes: u64) -> Vec<(u64, Fault)> {
             let mute = vec![Cut { from: Some(node), to: None, channel: None }];
             let mute = Fault::Partition { cuts: mute, for_us };
             return vec![(0, Fault::Echo { node, lag_us, for_us: after_us + for_us }), (after_us, mute)];
+        }
+        Feature::NarrowPaths => {
+            let (group, longest) = (rng.below(2) as u32, rng.between(500, 1_400) as usize);
+            Fault::NarrowPath { group, longest, for_us: 60_000_000 }
+        }
+        Feature::SlowLinks => {
+            let (bytes_per_second, for_us) = (rng.between(80_000, 150_000), rng.between(10_000_000, 20_000_000));
+            Fault::SlowLink { node, bytes_per_second, for_us }
         }
         Feature::TightDisks => Fault::TightDisk { node, room: rng.between(440_000, 490_000) },
         Feature::FilledDisks => match rng.below(2) {

@@ -104,6 +104,10 @@ pub(super) struct Network {
     cuts: BTreeMap<u64, Vec<Cut>>,
     /// Nodes whose incoming bytes take ever longer, by the number of the fault: node, since when, and how long at most.
     lags: BTreeMap<u64, (u64, u64, u64)>,
+    /// Nodes from which only what is so short arrives, by the number of the fault.
+    narrow: BTreeMap<u64, (u64, usize)>,
+    /// Nodes to which only so many bytes arrive in a second, by the number of the fault.
+    slow: BTreeMap<u64, (u64, u64)>,
     pub(super) weather: Weather,
     pub(super) rng: Rng,
 }
@@ -123,6 +127,8 @@ impl Network {
             ends: BTreeMap::new(),
             cuts: BTreeMap::new(),
             lags: BTreeMap::new(),
+            narrow: BTreeMap::new(),
+            slow: BTreeMap::new(),
             weather: Weather::FAIR,
             rng,
         }
@@ -149,11 +155,34 @@ impl Network {
     pub(super) fn heal(&mut self, fault: u64) {
         self.cuts.remove(&fault);
         self.lags.remove(&fault);
+        self.narrow.remove(&fault);
+        self.slow.remove(&fault);
     }
 
     /// From now on what goes to a node takes longer and longer, up to `most_us`.
     pub(super) fn lag(&mut self, fault: u64, now_us: u64, node: u64, most_us: u64) {
         self.lags.insert(fault, (node, now_us, most_us));
+    }
+
+    /// From now on only what is at most so long arrives from a node.
+    pub(super) fn narrow(&mut self, fault: u64, node: u64, longest: usize) {
+        self.narrow.insert(fault, (node, longest));
+    }
+
+    /// Whether there is a node from which what is long does not arrive.
+    pub(super) fn is_narrow(&self) -> bool {
+        !self.narrow.is_empty()
+    }
+
+    /// From now on so many bytes in a second arrive at a node, on each connection.
+    pub(super) fn slow(&mut self, fault: u64, node: u64, bytes_per_second: u64) {
+        self.slow.insert(fault, (node, bytes_per_second));
+    }
+
+    /// Whether what is so long passes at the moment.
+    pub(super) fn passes_with(&self, wire: Wire, bytes: usize) -> bool {
+        let fits = |(node, longest): &(u64, usize)| *node != wire.from || bytes <= *longest;
+        self.passes(wire) && self.narrow.values().all(fits)
     }
 
     /// How much longer bytes take on their way to a node.
@@ -169,6 +198,8 @@ impl Network {
     pub(super) fn heal_all(&mut self) {
         self.cuts.clear();
         self.lags.clear();
+        self.narrow.clear();
+        self.slow.clear();
         self.weather = Weather::FAIR;
     }
 
@@ -189,14 +220,16 @@ impl Network {
     }
 
     /// When bytes sent now arrive.
-    pub(super) fn arrival(&mut self, now_us: u64, wire: Wire) -> u64 {
+    pub(super) fn arrival(&mut self, now_us: u64, wire: Wire, bytes: usize) -> u64 {
         let delay = self.delay() + self.lag_us(now_us, wire.to);
+        let slow = self.slow.values().filter(|(node, _)| *node == wire.to);
+        let took_us = slow.map(|(_, per_second)| bytes as u64 * 1_000_000 / per_second).max().unwrap_or(0);
         let overtakes = self.rng.chance(self.weather.overtake);
         let connection = self.connections.entry(wire).or_default();
         if overtakes {
-            return now_us + delay;
+            return now_us + delay + took_us;
         }
-        connection.arrives_us = connection.arrives_us.max(now_us + delay);
+        connection.arrives_us = connection.arrives_us.max(now_us + delay) + took_us;
         connection.arrives_us
     }
 

@@ -28,6 +28,8 @@ pub(crate) enum Feature {
     Stumbles,
     Losses,
     Unreadable,
+    NarrowPaths,
+    SlowLinks,
 }
 
 impl Feature {
@@ -43,6 +45,8 @@ impl Feature {
             Self::Damage => 8_000_000,
             Self::Unreadable => 20_000_000,
             Self::Losses => 9_000_000,
+            Self::SlowLinks => 20_000_000,
+            Self::NarrowPaths => 60_000_000,
             Self::Breaks | Self::Clocks => 3_000_000,
             _ => 6_000_000,
         }
@@ -99,6 +103,8 @@ profiles! {
     Echoes = "echoes", "nodes that are not heard any more and still hear what was said before";
     Tight = "tight", "a disk without space, until an operator deletes a topic";
     Filled = "filled", "disks of all nodes filled by others, to the last byte or inode, until a topic is deleted, while others fail";
+    Narrow = "narrow", "paths from one node on which what is long gets lost and what is short does not";
+    Laggards = "laggards", "followers whose links take less than their leaders are given";
     Everything = "everything", "a random mixture of all the others, drawn from the seed";
 }
 
@@ -127,6 +133,7 @@ pub const ROTATION: &[Profile] = &[
     Profile::Formation,
     Profile::Echoes,
     Profile::Tight,
+    Profile::Narrow,
     Profile::Everything,
 ];
 
@@ -154,6 +161,8 @@ impl Profile {
             Self::Formation => (0, 5_000_000),
             // Before it grows.
             Self::Growth => (2_000_000, span_us),
+            // It is to last for longer than a leader waits.
+            Self::Narrow => (quiet_us + 2_000_000, quiet_us + 12_000_000),
             // The topic is filled first.
             Self::Tight | Self::Filled => (quiet_us + 10_000_000, span_us),
             _ => (quiet_us, span_us),
@@ -163,8 +172,8 @@ impl Profile {
     pub(crate) fn features(self, rng: &mut Rng) -> Vec<Feature> {
         use Feature::{
             Breaks, Clocks, Coups, Damage, DiskErrors, DiskStalls, Echoes, FilledDisks, FullDisks, Kills, Leaps,
-            Losses, Partitions, Pauses, Power, PowerOfAll, Rolling, Seclusions, Storms, Stumbles, TightDisks,
-            Unreadable, Wipes,
+            Losses, NarrowPaths, Partitions, Pauses, Power, PowerOfAll, Rolling, Seclusions, SlowLinks, Storms,
+            Stumbles, TightDisks, Unreadable, Wipes,
         };
         match self {
             Self::Calm => vec![],
@@ -189,6 +198,8 @@ impl Profile {
             Self::Echoes => vec![Echoes],
             Self::Tight => vec![TightDisks],
             Self::Filled => vec![FilledDisks, Kills, PowerOfAll],
+            Self::Narrow => vec![NarrowPaths],
+            Self::Laggards => vec![SlowLinks],
             Self::Growth => vec![Kills, Breaks, Stumbles, PowerOfAll],
             Self::Shrink => vec![Kills, Partitions, Breaks, Power],
             Self::Everything => {

@@ -46,6 +46,10 @@ pub(crate) struct Settings {
     pub(super) disk_us: (u64, u64),
     /// Mean time between two batches of a producer.
     pub(super) produce_every_us: u64,
+    /// Of a thousand batches, those that are as large as they may be.
+    pub(super) large_permille: u64,
+    /// There is no reason but load for which a follower would have to fetch the state.
+    pub(super) keeps_followers: bool,
     /// Few enough that producers of earlier lives are forgotten, and more than there are at a time.
     pub(super) producer_limits: ProducerLimits,
     /// The last sequence number of a producer before it begins at 0 again; if it is not the real one, some come to it.
@@ -96,6 +100,8 @@ impl Settings {
             turn_us: rng.pick(&[2_000, 8_000, 20_000]),
             disk_us: rng.pick(&[(300, 2_000), (1_000, 8_000), (2_000, 30_000)]),
             produce_every_us: rng.pick(&[60_000, 150_000, 400_000]),
+            large_permille: 15,
+            keeps_followers: false,
             checkpoint_piece_bytes: rng.pick(&[1, 500, 512 << 10]),
             producer_limits: ProducerLimits { partition: rng.pick(&[24, 40]), group: rng.pick(&[32, 100]) },
             last_sequence: match profile {
@@ -120,6 +126,19 @@ impl Settings {
                 journal_retain_bytes: 0,
                 checkpoint_bytes: drawn.checkpoint_bytes.min(128 << 10),
                 produce_every_us: 400_000,
+                ..drawn
+            },
+            // Much load for one group, of whose journal little is kept: in as many files as usual, each of them larger than what
+            // may be under way and is still taken in.
+            Profile::Laggards => Self {
+                data_groups: 1,
+                memory_bytes: 64 << 10,
+                checkpoint_bytes: 32 << 10,
+                journal_file_bytes: 128 << 10,
+                journal_retain_bytes: 2 << 20,
+                produce_every_us: 60_000,
+                large_permille: 400,
+                keeps_followers: true,
                 ..drawn
             },
             _ => drawn,

@@ -104,6 +104,15 @@ impl Cluster {
                 self.network.lag(number, now_us, node, lag_us);
                 self.after(for_us, What::FaultOver { fault: number });
             }
+            Fault::NarrowPath { group, longest, for_us } => {
+                let Some(node) = self.leader_of(group).filter(|_| !self.network.is_narrow()) else { return false };
+                self.network.narrow(number, node, longest);
+                self.after(for_us, What::FaultOver { fault: number });
+            }
+            Fault::SlowLink { node, bytes_per_second, for_us } => {
+                self.network.slow(number, node, bytes_per_second);
+                self.after(for_us, What::FaultOver { fault: number });
+            }
             Fault::TightDisk { node, room } => {
                 // What the operator deletes is enough for one.
                 if self.nodes.iter().any(|node| node.tight) {
@@ -186,6 +195,13 @@ impl Cluster {
         true
     }
 
+    /// Who leads a group in its latest term.
+    fn leader_of(&self, group: u32) -> Option<u64> {
+        let views = self.nodes.iter().filter_map(|node| Some((node.broker()?.inspect(group)?, node.id)));
+        let leaders = views.filter(|(view, _)| view.role == lnc_raft::Role::Leader);
+        leaders.max_by_key(|(view, _)| view.term).map(|(_, id)| id)
+    }
+
     /// A node has been elected: is there a coup against the leaders of its group?
     pub(super) fn elected(&mut self, node: u64, group: u32) {
         let Some(coup) = self.coups.iter_mut().find(|coup| coup.group == group) else { return };
@@ -210,7 +226,7 @@ impl Cluster {
         let over = self.faults[fault as usize].fault.clone();
         self.note(Event::Fault { what: format!("{} is over", over.kind()) });
         match over {
-            Fault::Partition { .. } => {
+            Fault::Partition { .. } | Fault::NarrowPath { .. } => {
                 self.network.heal(fault);
                 self.release_held();
             }
@@ -220,7 +236,7 @@ impl Cluster {
                 self.release_held();
             }
             Fault::ClockLeap { node, by_ms, .. } => self.node(node).jump(-by_ms),
-            Fault::Echo { .. } => self.network.heal(fault),
+            Fault::Echo { .. } | Fault::SlowLink { .. } => self.network.heal(fault),
             Fault::Storm { .. } => self.network.weather = Weather::FAIR,
             Fault::FullDisk { node, .. } => {
                 let now_us = self.now_us;

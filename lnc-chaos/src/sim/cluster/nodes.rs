@@ -2,7 +2,7 @@
 
 use super::super::adapter::Turned;
 use super::super::clocks;
-use super::super::invariants::Violation;
+use super::super::invariants::{Violation, followers};
 use super::super::network::Wire;
 use super::super::node::{Excuses, Input, Life};
 use super::super::trace::Event;
@@ -98,6 +98,7 @@ impl Cluster {
                 self.turned(id, turned)?;
                 if ticked && self.lives(id, life) {
                     self.follow_membership(id);
+                    self.check_replication(id)?;
                 }
                 self.finish_drain(id);
                 Ok(())
@@ -199,6 +200,28 @@ impl Cluster {
         let ages = &mut self.invariants.ages;
         ages.look(&self.nodes, self.now_us);
         ages.applied(self.now_us, aged, applied.group.0, &applied.entry)
+    }
+
+    /// What a leader is given reaches its followers, or another leads.
+    fn check_replication(&mut self, id: u64) -> Checked {
+        if self.settings.keeps_followers
+            && let Some(broker) = self.nodes[id as usize - 1].broker()
+        {
+            for group in 0..=self.settings.data_groups {
+                followers::check(id, group, &broker.lost_followers(group))?;
+            }
+        }
+        if !self.network.is_narrow() {
+            self.invariants.stalls.clear();
+            return Ok(());
+        }
+        for group in 0..=self.settings.data_groups {
+            let views: Vec<_> = self.nodes.iter().filter_map(|node| node.broker()?.inspect(group)).collect();
+            let commit = views.iter().map(|view| view.commit).max().unwrap_or(0);
+            let waits = views.iter().any(|view| view.role == Role::Leader && view.commit < view.last);
+            self.invariants.stalls.look(self.now_us, group, commit, waits)?;
+        }
+        Ok(())
     }
 
     /// Who becomes a voter has nearly all that it is to vote about.

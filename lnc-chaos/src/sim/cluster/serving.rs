@@ -55,6 +55,7 @@ impl Cluster {
             healed: self.finish.is_healed(),
             filled_us: self.filled_us,
             produce_every_us: self.settings.produce_every_us,
+            large_permille: self.settings.large_permille,
             max_batch_bytes: self.settings.largest_batch(),
             last_sequence: self.settings.last_sequence,
             rng: &mut self.client_rng,
@@ -163,10 +164,10 @@ impl Cluster {
         let delay_us = self.network.rng.between(500, 3_000);
         if let Some(to) = caller.connection.checked_sub(FORWARDING) {
             // As with the request: the node that waits gives up before the answer comes through.
-            if self.network.passes(Wire { from, to, channel: Channel::Replication }) {
-                let mut frame = BytesMut::new();
-                encode_reply(&mut frame, opcode, 0, &reply);
-                let body = frame.split_off(frame::HEADER_LEN).freeze();
+            let mut frame = BytesMut::new();
+            encode_reply(&mut frame, opcode, 0, &reply);
+            let body = frame.split_off(frame::HEADER_LEN).freeze();
+            if self.network.passes_with(Wire { from, to, channel: Channel::Replication }, body.len()) {
                 self.tell_passage(caller, Passage::Answered(body), delay_us);
             }
             return;
@@ -190,7 +191,7 @@ impl Cluster {
             running.forwards.insert(number, ticket);
         }
         // What does not pass waits until the node gives up: a partition is longer than a retransmission.
-        if self.network.passes(Wire { from, to, channel: Channel::Replication }) {
+        if self.network.passes_with(Wire { from, to, channel: Channel::Replication }, body.len()) {
             let caller = Caller { connection: FORWARDING + from, correlation: number, flags: Flags::FORWARDED };
             let delay_us = self.network.delay();
             self.after(delay_us, What::Request { node: to, caller, opcode, body });

@@ -35,10 +35,12 @@ impl Cluster {
             bytes[at] ^= 1 << self.network.rng.below(8);
             self.note(Event::Mishap { wire, what: "bit flipped" });
         }
-        if !self.network.answers(wire) {
+        // What comes behind something that does not arrive waits with it.
+        let passes = self.network.passes_with(wire, bytes.len()) && self.network.connection(wire).held.is_empty();
+        if !passes || !self.network.answers(wire) {
             self.await_answer(wire);
         }
-        if !self.network.passes(wire) {
+        if !passes {
             self.network.connection(wire).held.push_back(bytes);
             return;
         }
@@ -47,7 +49,7 @@ impl Cluster {
             self.note(Event::Mishap { wire, what: "frame sent twice" });
             self.at(again, What::Frame { wire, generation, bytes: bytes.clone() });
         }
-        let arrives_us = self.network.arrival(self.now_us, wire);
+        let arrives_us = self.network.arrival(self.now_us, wire, bytes.len());
         self.at(arrives_us, What::Frame { wire, generation, bytes });
     }
 
@@ -70,7 +72,7 @@ impl Cluster {
             return;
         }
         connection.unanswered_since = None;
-        if !answers {
+        if !answers || !connection.held.is_empty() {
             let notice_us = self.network.rng.between(0, UNANSWERED_US);
             self.break_connection(wire, notice_us, "not answered");
         }
@@ -285,12 +287,13 @@ impl Cluster {
     /// Cuts have changed: what they held back goes on its way if nothing holds it any more.
     pub(super) fn release_held(&mut self) {
         for wire in self.network.wires() {
-            if !self.network.passes(wire) {
-                continue;
-            }
             let generation = self.network.connection(wire).generation;
-            for bytes in std::mem::take(&mut self.network.connection(wire).held) {
-                let arrives_us = self.network.arrival(self.now_us, wire);
+            while let Some(bytes) = self.network.connection(wire).held.pop_front() {
+                if !self.network.passes_with(wire, bytes.len()) {
+                    self.network.connection(wire).held.push_front(bytes);
+                    break;
+                }
+                let arrives_us = self.network.arrival(self.now_us, wire, bytes.len());
                 self.at(arrives_us, What::Frame { wire, generation, bytes });
             }
         }

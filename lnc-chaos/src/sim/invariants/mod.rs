@@ -1,10 +1,12 @@
 //! What must hold, each rule with its name. Rules are checked as things happen, and the rest when a run has come to rest.
 
+pub(crate) mod followers;
 mod log;
 mod memory;
 mod reigns;
 mod repairs;
 pub(crate) mod sizes;
+mod stalls;
 mod state;
 pub(crate) mod topics;
 
@@ -66,6 +68,8 @@ pub const ALL: &[(&str, &str)] = &[
     ("own-files", "no node starts with another node's file in the place of its own, but for files of records"),
     ("repair-pace", "a damaged place is not repaired again and again without a pause"),
     ("panic", "nothing panics"),
+    ("followers-kept", "no follower that lives and advances has to fetch the state because of load"),
+    ("liveness-commits", "a leader whose entries do not arrive gives up, and its group commits again"),
     ("liveness", "the run comes to its end"),
     ("liveness-leader", "without faults every group soon has a leader"),
     ("liveness-clients", "without faults every client comes to the end of its work"),
@@ -87,6 +91,7 @@ pub(crate) struct Invariants {
     pub(crate) records: records::Records,
     pub(crate) ages: Ages,
     pub(crate) repairs: repairs::Repairs,
+    pub(crate) stalls: stalls::Stalls,
 }
 
 impl Invariants {

@@ -83,6 +83,8 @@ pub(super) struct Env<'a> {
     /// Since when other programs leave nothing of any disk.
     pub(super) filled_us: Option<u64>,
     pub(super) produce_every_us: u64,
+    /// Of a thousand batches, those that are that large.
+    pub(super) large_permille: u64,
     /// Bytes of the largest batches that producers make.
     pub(super) max_batch_bytes: usize,
     pub(super) last_sequence: i32,

@@ -76,7 +76,7 @@ impl Producer {
             }
             Identity::Known { id, epoch, stream, .. } if !env.stopping && self.open.len() < self.window => {
                 // Some batches are as large as they may be.
-                let count = match env.rng.chance(15) && env.last_sequence == i32::MAX {
+                let count = match env.rng.chance(env.large_permille) && env.last_sequence == i32::MAX {
                     true => env.records.fitting(stream, env.max_batch_bytes),
                     false => env.rng.between(1, 5) as u32,
                 };
