@@ -526,9 +526,12 @@ impl Shard {
         first
     }
 
-    /// Bytes of the journal that are kept for followers that lag.
+    /// Bytes of the journal that are sure to be kept for followers that lag: beside the file that is being written, and those
+    /// that wait for their turn.
     pub fn journal_retained(&self) -> u64 {
-        self.config.journal_retain_bytes
+        /// Of both.
+        const FILES: u64 = 5;
+        self.config.journal_retain_bytes.saturating_sub(FILES * self.config.journal.file_bytes)
     }
 
     /// Bytes of the journal, in whole files, from the entry at `index` of a group up to its end; 0 if there is no such entry.

@@ -238,7 +238,7 @@ impl<D: Disk> Broker<D> {
             return self.give_up(key.0, &passed);
         }
         // A quarter of the memory for requests is for those that wait like this.
-        if self.passed_on.held_bytes + passed.body.len() > self.config.memory_bytes / 4 {
+        if self.passed_on.held_bytes + passed.body.len() > self.config.memory_bytes / 4 || !self.fits_in(&passed) {
             return self.give_up(key.0, &passed);
         }
         passed.place = Place::Here { not_before_us: now + pause_us };
@@ -248,7 +248,20 @@ impl<D: Disk> Broker<D> {
         *self.passed_on.unsettled.entry(key.0).or_default() += 1;
     }
 
+    /// Whether a request fits into the memory for those under way.
+    fn fits_in(&self, passed: &Passed) -> bool {
+        self.in_flight_bytes + passed.body.len() <= self.config.memory_bytes || mutated(Mutation::TakeTooMuch)
+    }
+
     fn pass_on(&mut self, key: Key, mut passed: Passed, to: NodeId) {
+        if passed.received && !self.fits_in(&passed) {
+            return self.give_up(key.0, &passed);
+        }
+        if !self.fits_in(&passed) {
+            let (under_way, limit) = (self.in_flight_bytes, self.config.memory_bytes);
+            let message = format!("{under_way} bytes of requests are under way, the limit is {limit}");
+            return self.refuse(passed.caller, passed.opcode, ErrorCode::Overloaded, message);
+        }
         passed.place = Place::At(to);
         passed.moved_us = None;
         let (caller, opcode, body) = (passed.caller, passed.opcode, passed.body.clone());
