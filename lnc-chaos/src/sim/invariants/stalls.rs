@@ -21,7 +21,8 @@ impl Stalls {
             return Ok(());
         }
         let seconds = MOST_US / 1_000_000;
-        let what = format!("group {group} has committed nothing behind {commit} for {seconds} s, though its leader has more");
+        let what =
+            format!("group {group} has committed nothing behind {commit} for {seconds} s, though its leader has more");
         Err(Violation::new("liveness-commits", what))
     }
 
