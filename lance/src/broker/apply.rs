@@ -107,8 +107,8 @@ enum Outcome {
 impl<D: Disk> Broker<D> {
     /// Apply a committed entry. Called once per entry, in order of the group's log.
     pub(super) fn apply(&mut self, group: GroupId, entry: Entry) -> Result<(), BrokerError> {
-        let now_us = self.now_us();
-        let known = self.proposals(group).committed(entry.term, entry.index, now_us);
+        let (now_us, flush_us) = (self.now_us(), self.quick_flush.typical_us());
+        let known = self.proposals(group).committed(entry.term, entry.index, now_us, flush_us);
         let Committed { mut origins, lost, proposed_us } = known;
         if let Some(since_us) = proposed_us {
             self.metrics.replication_seconds.observe(self.now_us().saturating_sub(since_us) as f64 / 1e6);

@@ -322,6 +322,7 @@ pub fn open<D: Disk>(
         transfers,
         scrub: Scrub::default(),
         slow_disk: SlowDisk::default(),
+        quick_flush: super::window::QuickFlush::default(),
         pace: Pace::default(),
         followers: super::followers::Followers::default(),
         space,

@@ -237,6 +237,8 @@ struct FlushUnderWay {
     number: u64,
     bytes: usize,
     since_us: u64,
+    /// No other was under way when it began.
+    had_the_disk: bool,
 }
 
 /// How far a group of this node is behind its leader, in time.
@@ -282,6 +284,7 @@ pub struct Broker<D: Disk> {
     transfers: transfer::Transfers,
     scrub: scrub::Scrub,
     slow_disk: slow_disk::SlowDisk,
+    quick_flush: window::QuickFlush,
     pace: pace::Pace,
     followers: followers::Followers,
     space: space::Space,
@@ -671,7 +674,8 @@ impl<D: Disk> Broker<D> {
         }
         for (number, bytes) in out.flushes_started.drain(..) {
             self.metrics.journal_flush_bytes.observe(bytes as f64);
-            self.flushes.push_back(FlushUnderWay { number, bytes, since_us: now });
+            let had_the_disk = self.flushes.is_empty();
+            self.flushes.push_back(FlushUnderWay { number, bytes, since_us: now, had_the_disk });
             self.writing_until_us = now + WRITING_US;
         }
         while let Some(flush) = self.flushes.pop_front_if(|flush| flush.number <= out.flushes_durable) {
@@ -679,6 +683,9 @@ impl<D: Disk> Broker<D> {
             self.metrics.journal_flushes_total.inc();
             self.metrics.journal_fsync_seconds.observe(took_us as f64 / 1e6);
             self.slow_disk.synced(took_us);
+            if flush.had_the_disk {
+                self.quick_flush.note(flush.bytes, took_us);
+            }
         }
     }
 

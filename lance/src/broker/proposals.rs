@@ -221,8 +221,8 @@ impl Proposals {
         self.full.pop_front().or_else(|| (self.next.count() > 0).then(|| self.finish_next(stamp_ms)))
     }
 
-    /// Take what is known of the entry that has just committed.
-    pub(super) fn committed(&mut self, term: u64, index: u64, now_us: u64) -> Committed {
+    /// Take what is known of the entry that has just committed. `flush_us`: what the disk takes to flush little data.
+    pub(super) fn committed(&mut self, term: u64, index: u64, now_us: u64, flush_us: u64) -> Committed {
         let mut lost = Vec::new();
         while let Some(first) = self.proposed.front() {
             if first.index > index {
@@ -232,7 +232,11 @@ impl Proposals {
             self.under_way -= first.bytes;
             if (first.term, first.index) == (term, index) {
                 let took_us = now_us.saturating_sub(first.begun.at_us);
-                self.window.committed(now_us, Commit { bytes: first.bytes, took_us, was_alone: first.begun.alone });
+                self.window.committed(
+                    now_us,
+                    flush_us,
+                    Commit { bytes: first.bytes, took_us, was_alone: first.begun.alone },
+                );
                 return Committed { origins: first.origins, lost, proposed_us: Some(first.since_us) };
             }
             lost.extend(first.origins.into_iter().filter_map(|(_, origin)| origin));
