@@ -758,7 +758,6 @@ gates() {
     step "comparisons of the gates" comparisons
     on_cluster "gate: readiness" readiness
     on_cluster "gate: rate and latency" bench_gate "$bench_seconds"
-    on_cluster "gate: fairness" fairness
     step "gate: instructions" instructions
     if [[ -z $simulator ]]; then
         not_run "there is no verifier" "gate: chaos" "gate: chaos, one-way partition"
@@ -772,6 +771,7 @@ gates() {
     step "gate: failover, leader cut off" failover partition-leader 8 3 "$failover_partition_leader_ms"
     step "gate: failover, leader terminated" failover term-leader 8 1 "$failover_term_leader_ms"
     step "gate: failover, rolling restart" failover rolling-restart 10 1
+    on_cluster "gate: fairness" fairness
     on_cluster "gate: saturation" bench_gate "$saturation_seconds"
 }
 
