@@ -36,8 +36,9 @@ shellcheck, root installs with apt-get what is missing. Where that does not work
 
   --long  five times the text, a longer bench gate, 20 times the cases of the property tests, four times as many
           losses of power, 20 minutes of simulation instead of one, each fault of the chaos gates four times; the steps of
-          deploy/test.sh that build static binaries, start containers from them and install the package; and two gates
-          more: how long failovers take, in the median, and ten minutes at full load without a change of leadership
+          deploy/test.sh that build static binaries, start containers from them and install the package; and three
+          gates more: how long failovers take, in the median, how long a client that asks for little waits beside those who
+          take all they can get, and ten minutes at full load without a change of leadership
   --gates only the gates, and the builds that they need
   --fuzz  fuzz every decoder of bytes from outside as well, each for this many seconds (30); needs cargo-fuzz and a
           nightly toolchain

@@ -20,7 +20,7 @@ pub mod traces;
 mod validate;
 
 use crate::broker::{Caller, Output, Passage, ReplyRoom, batch_limits};
-use budget::Budget;
+use budget::{Budget, Charge};
 use bytes::{Buf, Bytes};
 use connection::{Connection, Cost};
 use lnc_metrics::Metrics;
@@ -274,8 +274,10 @@ impl Gateway {
                 match frame::decode(&mut chunk.buf, self.config.max_frame_bytes.min(most)) {
                     Ok(Some(frame)) => {
                         connection.received_whole();
-                        chunk.release();
                         let cost = self.cost(&frame);
+                        // It counts from now on, also while it waits here; what it came in may go.
+                        let held = Charge::new(self.requests.clone(), cost.held);
+                        chunk.release();
                         let is_fetch = frame.header.opcode == u8::from(Opcode::Fetch);
                         self.wait_for_room(connection, if is_fetch { cost.reply } else { 0 }, &mut came).await;
                         let batch = (frame.header.opcode == u8::from(Opcode::Produce))
@@ -286,11 +288,12 @@ impl Gateway {
                                 if std::mem::take(&mut came) {
                                     self.turn.notify_one();
                                 }
-                                Some(self.validator.validate(batch).await)
+                                self.validator.validate(batch).await
                             }
                             None => None,
                         };
                         came |= self.take_frame(id, connection, frame, (cost, checked));
+                        drop(held);
                     }
                     Ok(None) => break,
                     Err(error) => {
@@ -323,6 +326,8 @@ impl Gateway {
             if std::mem::take(came) {
                 self.turn.notify_one();
             }
+            // It is this node that does not read on.
+            connection.received_whole();
             connection.wake_reader.notified().await;
         }
     }

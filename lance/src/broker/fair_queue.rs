@@ -68,6 +68,12 @@ impl<K: Ord + Copy, T> FairQueue<K, T> {
         self.ends.is_empty()
     }
 
+    /// The size of the next item.
+    pub(super) fn next_bytes(&self) -> Option<usize> {
+        let (_, key) = self.ends.first()?;
+        self.flows.get(key)?.items.front().map(|(bytes, _)| *bytes)
+    }
+
     /// Take the next item, if its size is one that `fits`. One that does not keeps its place, and all others theirs.
     pub(super) fn pop_if(&mut self, fits: impl Fn(usize) -> bool) -> Option<T> {
         let &(end, key) = self.ends.first()?;

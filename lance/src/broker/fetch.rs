@@ -172,6 +172,9 @@ impl<D: Disk> Broker<D> {
         }
         // By the time it is woken there is more to read.
         parked.cold.clear();
+        if let Some(replies) = &self.reply_room {
+            replies.keep(parked.caller, 0);
+        }
         self.fetches.parked.insert(id, parked);
     }
 

@@ -820,6 +820,7 @@ impl<D: Disk> Broker<D> {
     }
 
     fn reply(&mut self, caller: Caller, opcode: Opcode, response: Response) {
+        self.outcome_known(caller);
         self.outputs.push(Output::Reply { caller, opcode, reply: Reply { result: Ok(response) } });
     }
 
@@ -831,6 +832,7 @@ impl<D: Disk> Broker<D> {
     }
 
     fn refuse_with(&mut self, caller: Caller, opcode: Opcode, error: ErrorReply) {
+        let error = self.honest_refusal(caller, error);
         self.metrics.errors_total.with_label_values(&[error.code.name()]).inc();
         if error.code == ErrorCode::Overloaded {
             self.metrics.overloaded_total.inc();

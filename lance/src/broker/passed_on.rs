@@ -14,7 +14,7 @@ use lnc_mutation::{Mutation, mutated};
 use lnc_protocol::message::{Acks, ErrorReply, LeaderHint, Opcode, Request};
 use lnc_protocol::{BatchHeader, ErrorCode, Flags};
 use lnc_raft::NodeId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Longest time that a producer may ask to wait, in milliseconds.
 pub(super) const MAX_TIMEOUT_MS: u32 = 300_000;
@@ -34,6 +34,19 @@ const MOVE_US: u64 = 1_000_000;
 
 /// How long entries of a leader that has handed over may take to be committed by the next one, in microseconds.
 const SETTLE_US: u64 = 1_000_000;
+
+/// Whether an error says that a request is not stored, though it is given without a look whether it is.
+fn hides_the_outcome(code: ErrorCode) -> bool {
+    !matches!(
+        code,
+        ErrorCode::None
+            | ErrorCode::Timeout
+            | ErrorCode::LeadershipLost
+            | ErrorCode::OutOfOrderSequence
+            | ErrorCode::UnknownProducer
+            | ErrorCode::FencedProducer
+    )
+}
 
 /// When the request that is being served came, and when its time is up, in microseconds.
 #[derive(Clone, Copy, Debug, Default)]
@@ -144,6 +157,9 @@ pub(super) struct PassedOn {
     patience: Patience,
     /// The request that is being served has waited here: its ticket, and since when it has.
     released: Option<(u64, Option<u64>)>,
+    /// Requests under way here that a leader before this one may have, by connection and correlation id: no refusal says that
+    /// they are not stored.
+    in_doubt: BTreeSet<(u64, u64)>,
 }
 
 impl<D: Disk> Broker<D> {
@@ -193,6 +209,25 @@ impl<D: Disk> Broker<D> {
     fn new_passed(&self, caller: Caller, opcode: Opcode, body: Bytes, held_us: Option<u64>, decides: bool) -> Passed {
         let (patience, place) = (self.patience(), Place::Here { not_before_us: 0 });
         Passed { caller, opcode, body, patience, place, held_us, moved_us: None, received: false, decides }
+    }
+
+    /// A request is answered with this error: what it must be to say no more than is known.
+    pub(super) fn honest_refusal(&mut self, caller: Caller, error: ErrorReply) -> ErrorReply {
+        let in_doubt = self.passed_on.in_doubt.remove(&(caller.connection, caller.correlation));
+        match in_doubt && hides_the_outcome(error.code) {
+            true => ErrorReply {
+                code: ErrorCode::LeadershipLost,
+                message: format!("{}; a leader before this one may have it", error.message),
+                leader: None,
+                ..error
+            },
+            false => error,
+        }
+    }
+
+    /// A request is answered.
+    pub(super) fn outcome_known(&mut self, caller: Caller) {
+        self.passed_on.in_doubt.remove(&(caller.connection, caller.correlation));
     }
 
     fn leader_elsewhere(&self, group: GroupId) -> Option<NodeId> {
@@ -347,12 +382,23 @@ impl<D: Disk> Broker<D> {
         let code = ErrorCode::from(body.first_chunk().map_or(0, |bytes| u16::from_le_bytes(*bytes)));
         let untouched = matches!(code, ErrorCode::NotLeader | ErrorCode::LeaderUnknown | ErrorCode::ShuttingDown);
         let unknown = code == ErrorCode::LeadershipLost;
-        passed.received |= unknown;
+        passed.received |=
+            unknown || self.passed_on.in_doubt.contains(&(passed.caller.connection, passed.caller.correlation));
         // If a leader before this one may have it, a refusal says nothing of that.
         if (untouched && (!passed.received || passed.is_repeatable())) || (unknown && passed.is_repeatable()) {
             return self.repeat(key, passed);
         }
+        if passed.received && hides_the_outcome(code) {
+            // That leader refuses before it looks whether it has the batch already.
+            if code.is_retriable() && passed.is_repeatable() {
+                return self.keep(key, passed, PAUSE_US);
+            }
+            let message =
+                format!("a leader of group {} before this one may have it; the outcome is not known", key.0.0);
+            return self.refuse(passed.caller, passed.opcode, ErrorCode::LeadershipLost, message);
+        }
         let Passed { caller, opcode, .. } = passed;
+        self.passed_on.in_doubt.remove(&(caller.connection, caller.correlation));
         self.outputs.push(Output::Relay { caller, opcode, body });
     }
 
@@ -397,6 +443,9 @@ impl<D: Disk> Broker<D> {
                 true => self.refuse_as_follower(caller, opcode, key.0, leader),
                 false => self.pass_on(key, passed, leader),
             };
+        }
+        if passed.received {
+            self.passed_on.in_doubt.insert((caller.connection, caller.correlation));
         }
         self.set_patience(passed.patience);
         self.passed_on.released = Some((key.2, passed.held_us));

@@ -2,7 +2,7 @@
 
 use super::catalog::META;
 use super::passed_on::Patience;
-use super::proposals::{Kind, Origin};
+use super::proposals::{Kind, Origin, Proposals};
 use super::{Broker, Caller};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
@@ -82,11 +82,11 @@ impl<D: Disk> Broker<D> {
     /// Whether a batch of this size may come in now.
     fn room_for(&mut self, group: lnc_log::journal::GroupId, bytes: usize) -> Result<(), (ErrorCode, String)> {
         let limit = self.config.memory_bytes;
-        let queued = self.proposals(group).bytes();
+        let queued: usize = self.proposals.values().map(Proposals::bytes).sum();
         if (self.in_flight_bytes + bytes > limit || queued > limit) && !mutated(Mutation::TakeTooMuch) {
             let message = format!(
-                "{} bytes of requests are under way and {queued} queued for group {}, the limit is {limit}",
-                self.in_flight_bytes, group.0
+                "{} bytes of requests are under way and {queued} bytes of records wait, the limit is {limit}",
+                self.in_flight_bytes
             );
             return Err((ErrorCode::Overloaded, message));
         }

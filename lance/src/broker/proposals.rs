@@ -186,6 +186,12 @@ impl Proposals {
         }
     }
 
+    /// Whether there is something that nothing but a flush is waited for.
+    fn can_propose(&self) -> bool {
+        let lets_in = || self.waiting.next_bytes().is_some_and(|bytes| self.has_room(bytes));
+        self.full.is_empty() && (self.next.count() > 0 || lets_in())
+    }
+
     fn is_empty(&self) -> bool {
         self.next.count() == 0 && self.full.is_empty() && self.waiting.is_empty()
     }
@@ -276,7 +282,7 @@ impl<D: Disk> Broker<D> {
     /// Whether commands wait that could be proposed now. Complete payloads that wait do so for room or for the end of a
     /// transfer, and so does what comes behind them.
     pub(super) fn can_propose(&self) -> bool {
-        self.shard.can_flush() && self.proposals.values().any(|p| p.next.count() > 0 && p.full.is_empty())
+        self.shard.can_flush() && self.proposals.values().any(Proposals::can_propose)
     }
 
     /// Turn collected commands into entries. While the journal is busy they collect: the disk sets the pace of group

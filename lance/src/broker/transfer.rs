@@ -493,6 +493,9 @@ impl<D: Disk> Broker<D> {
         // What this node's own checkpoint names is on its disk for good, and the same on every node.
         let own = self.transfers.offers.get(&group).map(|(_, state)| segment_files(group, state.clone()));
         let own = as_offered(own.and_then(Result::ok).unwrap_or_default(), &files);
+        // What has made room for another offer is not there any more.
+        let mut own = own;
+        own.retain(|file| !self.storage.segments().is_given_up(file.key, file.base_offset));
         let wanted: Vec<FileInfo> = files.iter().copied().filter(|file| !own.contains(file)).collect();
         let going = self.going_before(group, offer.applied_index, &state);
         let come = self.transfers.leftovers.bytes_of(group, &wanted);

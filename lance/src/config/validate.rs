@@ -61,7 +61,9 @@ fn relations(config: &Config, report: &mut Report<'_>) {
     let why = format!("limits.max_batch_bytes and {} around it", format_size(REQUEST_OVERHEAD));
     report.size_at_least("limits.max_frame_bytes", limits.max_frame_bytes, &why, frame);
     report.size_at_least("limits.memory_bytes", limits.memory_bytes, "limits.max_frame_bytes", limits.max_frame_bytes);
-    report.size_at_least("limits.reply_bytes", limits.reply_bytes, "limits.max_batch_bytes", limits.max_batch_bytes);
+    // A batch must find room in three quarters of it.
+    let batches = limits.max_batch_bytes.saturating_mul(2);
+    report.size_at_least("limits.reply_bytes", limits.reply_bytes, "twice limits.max_batch_bytes", batches);
     // A flush holds at least one whole batch, and lies in one file.
     let file = limits.max_batch_bytes.saturating_mul(2);
     report.size_at_least("journal.file_bytes", journal.file_bytes, "twice limits.max_batch_bytes", file);

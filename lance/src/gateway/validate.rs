@@ -43,11 +43,10 @@ impl Validator {
         (is_long || header.record_count > FEW_RECORDS).then(|| body.slice_ref(batch))
     }
 
-    /// Look through a batch.
-    pub(super) async fn validate(&self, batch: Bytes) -> Result<(), BatchError> {
+    /// Look through a batch. `None` if the thread is gone: then it is not known.
+    pub(super) async fn validate(&self, batch: Bytes) -> Option<Result<(), BatchError>> {
         let (tell, told) = oneshot::channel();
-        // The thread lives as long as this.
-        let _ = self.0.send((batch, tell));
-        told.await.unwrap_or(Ok(()))
+        self.0.send((batch, tell)).ok()?;
+        told.await.ok()
     }
 }
