@@ -42,7 +42,9 @@ pub fn run(data: &[u8]) {
     }
     let mut disk = disk.crash(CrashChoice::Everything);
     let Ok(state) = PartitionState::decode(&state) else { return };
-    let Ok(mut store) = SegmentStore::recover(config(), &mut disk, &[(KEY, state, None)], &Default::default()) else { return };
+    let Ok(mut store) = SegmentStore::recover(config(), &mut disk, &[(KEY, state, None)], &Default::default()) else {
+        return;
+    };
     read_all(&mut store, &mut disk);
     for timestamp in [i64::MIN, 0, input.word() as i64] {
         if store.read_from_timestamp(&mut disk, KEY, timestamp, 1, 1).is_ok() {
