@@ -75,8 +75,7 @@ fn profile(mutation: Mutation) -> Profile {
         | Mutation::AcceptOtherMark
         | Mutation::AcceptOtherCheckpoint
         | Mutation::AcceptOtherJournal
-        | Mutation::IgnoreDigests
-        | Mutation::RepairAtOnce => Profile::LostFiles,
+        | Mutation::IgnoreDigests => Profile::LostFiles,
         Mutation::RemoveLate => Profile::Filled,
         Mutation::KeepWhatGoes => Profile::Tight,
         Mutation::WipedVotes => Profile::Wipes,
