@@ -280,10 +280,7 @@ impl Gateway {
                         chunk.release();
                         let is_fetch = frame.header.opcode == u8::from(Opcode::Fetch);
                         self.wait_for_room(connection, if is_fetch { cost.reply } else { 0 }, &mut came).await;
-                        let batch = (frame.header.opcode == u8::from(Opcode::Produce))
-                            .then(|| self.costly_batch(&frame))
-                            .flatten();
-                        let checked = match batch {
+                        let checked = match self.costly_batch(&frame) {
                             Some(batch) => {
                                 if std::mem::take(&mut came) {
                                     self.turn.notify_one();
@@ -363,7 +360,7 @@ impl Gateway {
         let len = frame.body.len();
         let (held, reply) = match Opcode::try_from(frame.header.opcode) {
             Ok(Opcode::Fetch) => {
-                let context = if frame.header.flags.contains(Flags::TRACED) { trace::LEN } else { 0 };
+                let context = context_len(frame);
                 // One that is too short to be a fetch is refused with a few bytes.
                 let wanted = frame
                     .body
@@ -452,8 +449,9 @@ impl Gateway {
 
     /// The batch of a produce request, if it takes long to look through.
     fn costly_batch(&self, frame: &Frame) -> Option<Bytes> {
-        let context = if frame.header.flags.contains(Flags::TRACED) { trace::LEN } else { 0 };
-        (frame.body.len() >= context).then(|| Validator::costly(&frame.body.slice(context..))).flatten()
+        let is_produce = frame.header.opcode == u8::from(Opcode::Produce);
+        let context = context_len(frame);
+        (is_produce && frame.body.len() >= context).then(|| Validator::costly(&frame.body.slice(context..))).flatten()
     }
 
     /// The end of a request, for its trace if it has one.
@@ -618,4 +616,9 @@ impl ReplyRoom for Rc<Gateway> {
             connection.keep(caller.correlation, bytes);
         }
     }
+}
+
+/// Bytes of the trace context before a request's body.
+fn context_len(frame: &Frame) -> usize {
+    if frame.header.flags.contains(Flags::TRACED) { trace::LEN } else { 0 }
 }

@@ -313,6 +313,7 @@ pub fn open<D: Disk>(
         },
         next_ticket: 0,
         in_flight_bytes: 0,
+        queued_bytes: 0,
         reconcile: false,
         retry_full: false,
         draining: false,

@@ -29,8 +29,13 @@ impl<D: Disk> Broker<D> {
         entries <= MAX_ENTRIES
     }
 
-    /// About how long a reply about all topics is.
+    /// About how long a reply about all topics is, as of a moment ago.
     pub fn metadata_bytes(&self) -> usize {
+        self.figures.metadata_bytes
+    }
+
+    /// The same, found out now: it takes a look at every topic.
+    pub(super) fn count_metadata_bytes(&self) -> usize {
         reply_bytes(self.catalog.topics().map(|topic| (topic.name.len(), topic.partitions)))
     }
 

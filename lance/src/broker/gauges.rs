@@ -32,11 +32,13 @@ pub(super) struct Figures {
     /// By connection and partition.
     positions: BTreeMap<(u64, PartitionKey), Position>,
     next_look_us: u64,
+    /// About how long a reply about all topics is.
+    pub(super) metadata_bytes: usize,
 }
 
 impl Figures {
     pub(super) fn new(metrics: &Metrics) -> Self {
-        Self { topics: metrics.topics(), positions: BTreeMap::new(), next_look_us: 0 }
+        Self { metadata_bytes: 0, topics: metrics.topics(), positions: BTreeMap::new(), next_look_us: 0 }
     }
 
     /// A client was given everything up to `offset` of a partition.
@@ -135,6 +137,7 @@ impl<D: Disk> Broker<D> {
     /// Show what each topic has here, and where it is read.
     fn look_at_topics(&mut self) {
         let now = self.now_us();
+        self.figures.metadata_bytes = self.count_metadata_bytes();
         let (segments, figures) = (self.storage.segments(), &mut self.figures);
         figures.positions.retain(|_, position| position.at_us + KEEP_US > now);
         let positions = figures.furthest_behind();

@@ -270,6 +270,8 @@ pub struct Broker<D: Disk> {
     next_ticket: u64,
     /// Bytes of requests that were accepted and not answered.
     in_flight_bytes: usize,
+    /// Bytes of records that are not proposed, of all groups: counted in each turn, and what has come since.
+    queued_bytes: usize,
     /// Data groups whose partitions may differ from the catalog.
     reconcile: bool,
     /// The disk was full, and it is time to try again.

@@ -522,6 +522,7 @@ impl<D: Disk> Broker<D> {
         for key in gone {
             self.take_passed(key);
         }
+        self.passed_on.in_doubt.retain(|(of, _)| *of != connection);
     }
 
     /// Whether a group that is led here is being handed to another node.
@@ -545,7 +546,7 @@ impl<D: Disk> Broker<D> {
         let now = self.now_us();
         for (group, under_way) in self.passed_on.moves.clone() {
             if !self.shard.is_leader(group) {
-                self.passed_on.moves.remove(&group);
+                // The loss of the office is about to be noticed, and asks for this.
                 continue;
             }
             let (idle, late) = (self.is_all_proposed(group), now >= under_way.since_us + MOVE_US);

@@ -2,7 +2,7 @@
 
 use super::catalog::META;
 use super::passed_on::Patience;
-use super::proposals::{Kind, Origin, Proposals};
+use super::proposals::{Kind, Origin};
 use super::{Broker, Caller};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
@@ -82,7 +82,7 @@ impl<D: Disk> Broker<D> {
     /// Whether a batch of this size may come in now.
     fn room_for(&mut self, group: lnc_log::journal::GroupId, bytes: usize) -> Result<(), (ErrorCode, String)> {
         let limit = self.config.memory_bytes;
-        let queued: usize = self.proposals.values().map(Proposals::bytes).sum();
+        let queued = self.queued_bytes;
         if (self.in_flight_bytes + bytes > limit || queued > limit) && !mutated(Mutation::TakeTooMuch) {
             let message = format!(
                 "{} bytes of requests are under way and {queued} bytes of records wait, the limit is {limit}",

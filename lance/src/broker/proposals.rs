@@ -250,6 +250,17 @@ impl Proposals {
         Committed { lost, ..Committed::default() }
     }
 
+    /// Add an entry. Gives the origins of earlier ones in its place or behind it, which are not in the log any more.
+    fn push_proposed(&mut self, proposed: Proposed) -> Vec<Origin> {
+        let mut lost = Vec::new();
+        while let Some(last) = self.proposed.pop_back_if(|last| last.index >= proposed.index) {
+            self.under_way -= last.bytes;
+            lost.extend(last.origins.into_iter().filter_map(|(_, origin)| origin));
+        }
+        self.proposed.push_back(proposed);
+        lost
+    }
+
     fn take_proposed(&mut self) -> Vec<Origin> {
         self.under_way -= self.proposed.iter().map(|proposed| proposed.bytes).sum::<usize>();
         self.proposed.drain(..).flat_map(|p| p.origins).filter_map(|(_, origin)| origin).collect()
@@ -301,6 +312,7 @@ impl<D: Disk> Broker<D> {
                 self.propose_group(group, clock);
             }
         }
+        self.queued_bytes = self.proposals.values().map(Proposals::bytes).sum();
     }
 
     fn propose_group(&mut self, group: GroupId, clock: Stamp) {
@@ -321,9 +333,11 @@ impl<D: Disk> Broker<D> {
                 Err(ProposeError::TooMuchInFlight | ProposeError::Transferring) => {
                     return self.proposals(group).full.push_front(payload);
                 }
+                // Of what was proposed the loss of the office decides, which is about to be noticed.
                 Err(_) => {
                     self.proposals(group).full.push_front(payload);
-                    return self.abandon_proposals(group);
+                    let waiting = self.proposals(group).take_waiting();
+                    return self.deny_waiting(group, waiting);
                 }
             }
         }
@@ -343,7 +357,10 @@ impl<D: Disk> Broker<D> {
         }
         let bytes = bytes.len();
         let proposed = Proposed { term, index, origins, bytes, begun, since_us, durable: false };
-        self.proposals(group).proposed.push_back(proposed);
+        for origin in self.proposals(group).push_proposed(proposed) {
+            let message = "this node lost its office and has it again: an entry of its own took the place".to_owned();
+            self.fail(origin, ErrorCode::LeadershipLost, message);
+        }
         taken.into_iter().for_each(|origin| self.answer_unplaced(origin));
     }
 
@@ -360,6 +377,7 @@ impl<D: Disk> Broker<D> {
         if let Some(tracer) = self.tracer.as_mut().filter(|_| is_watched) {
             tracer.queued(origin.caller);
         }
+        self.queued_bytes += batch.len();
         let clock = self.stamp();
         self.proposals(group).append(caller.into(), key, batch, origin, clock);
     }

@@ -137,7 +137,7 @@ wire_struct! {
 /// When a produce request is answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Acks {
-    /// At once; the broker may lose the batch.
+    /// When the leader has put the batch into its log, in memory; it may lose it.
     None = 0,
     /// When the leader has the batch on stable storage; a lost leader may lose it.
     Leader = 1,
