@@ -136,40 +136,48 @@ impl Summary {
 
 /// The summaries of the latest flushes.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Recent(VecDeque<Summary>);
+pub(super) struct Recent {
+    summaries: VecDeque<Summary>,
+    /// The sum of their encoded lengths: it is asked for with every entry that is staged.
+    bytes: usize,
+}
 
 impl Recent {
     pub(super) fn push(&mut self, summary: Summary) {
-        self.0.push_back(summary);
-        while self.0.len() > COPIES {
-            self.0.pop_front();
+        self.bytes += summary.len_encoded();
+        self.summaries.push_back(summary);
+        while self.summaries.len() > COPIES {
+            let oldest = self.summaries.pop_front();
+            self.bytes -= oldest.map_or(0, |oldest| oldest.len_encoded());
         }
     }
 
     /// Bytes of [`Recent::encode`].
     pub(super) fn len_encoded(&self) -> usize {
-        1 + self.0.iter().map(Summary::len_encoded).sum::<usize>()
+        1 + self.bytes
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.len_encoded());
-        out.push(self.0.len() as u8);
-        self.0.iter().for_each(|summary| summary.encode(&mut out));
+        out.push(self.summaries.len() as u8);
+        self.summaries.iter().for_each(|summary| summary.encode(&mut out));
+        debug_assert_eq!(out.len(), self.len_encoded());
         out
     }
 
     pub(super) fn decode(mut bytes: Bytes) -> Option<Self> {
         let count = bytes.try_get_u8().ok()?;
-        let summaries = (0..count).map(|_| Summary::decode(&mut bytes)).collect::<Option<_>>()?;
-        (!bytes.has_remaining()).then_some(Self(summaries))
+        let summaries = (0..count).map(|_| Summary::decode(&mut bytes)).collect::<Option<VecDeque<_>>>()?;
+        let sum = summaries.iter().map(Summary::len_encoded).sum();
+        (!bytes.has_remaining()).then_some(Self { summaries, bytes: sum })
     }
 
     /// The summaries of all flushes from `first` (or, if that is not known, from the one at the start of `file`) up to
     /// the one before `end`; `None` if one of them is not here.
     pub(super) fn between(&self, first: Option<u64>, file: u64, end: u64) -> Option<Vec<Summary>> {
-        let at_start = || self.0.iter().find(|summary| summary.file == file && summary.position == 0);
+        let at_start = || self.summaries.iter().find(|summary| summary.file == file && summary.position == 0);
         let first = first.or_else(|| at_start().map(|summary| summary.number))?;
-        (first..end).map(|number| self.0.iter().find(|summary| summary.number == number).cloned()).collect()
+        (first..end).map(|number| self.summaries.iter().find(|summary| summary.number == number).cloned()).collect()
     }
 }
 
@@ -198,6 +206,12 @@ mod tests {
         recent.push(Summary { number: 8, ..Summary::default() });
         let bytes = Bytes::from(recent.encode());
         assert_eq!(bytes.len(), recent.len_encoded());
+        let mut many = recent.clone();
+        for number in 9..30 {
+            many.push(Summary { number, ..summary.clone() });
+            assert_eq!(many.encode().len(), many.len_encoded());
+            assert!(many.summaries.len() <= COPIES);
+        }
         let back = Recent::decode(bytes.clone()).expect("whole");
         assert_eq!(back.between(Some(7), 0, 9).map(|found| found.len()), Some(2));
         assert_eq!(back.between(None, 2, 8), None, "it does not lie at the start of the file");
