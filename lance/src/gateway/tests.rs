@@ -2,7 +2,7 @@
 
 use super::*;
 use bytes::BytesMut;
-use lnc_protocol::message::{FetchRequest, FetchedPartition, HelloRequest, HelloResponse};
+use lnc_protocol::message::{FetchPartition, FetchRequest, FetchedPartition, HelloRequest, HelloResponse};
 use lnc_protocol::{BatchBuilder, Codec, Reply};
 use lnc_protocol::{PROTOCOL_VERSION, Request, Response, decode_reply, encode_reply, encode_request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -595,5 +595,31 @@ fn a_request_beside_another_goes_on_while_others_have_all() {
         while bench.served().await != [1] {}
         bench.send(&[Request::InitProducer, Request::Ping]);
         assert_eq!(bench.served().await, [2, 3], "the first is not answered yet");
+    });
+}
+
+#[test]
+fn a_long_frame_counts_while_it_waits_for_its_turn() {
+    run(async {
+        let mut bench = Bench::new(8 << 20, "").await;
+        let partition = FetchPartition { topic: "t".repeat(200), max_bytes: 1, ..FetchPartition::default() };
+        let partitions = vec![partition; 1000];
+        let long = Request::Fetch(FetchRequest { max_wait_ms: 60_000, min_bytes: 1, max_bytes: 8 << 20, partitions });
+        let mut body = BytesMut::new();
+        long.encode_body(&mut body);
+        assert!(body.len() > receive::READ_CHUNK);
+        let fetches = vec![fetch(8 * MIB); 4];
+        bench.send(&fetches);
+        assert_eq!(bench.served().await, [1, 2, 3, 4]);
+        let before = memory(&bench.gateway);
+        bench.send(&[long]);
+        let counted = async {
+            while memory(&bench.gateway) < before + ENTRIES_FACTOR * body.len() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, counted).await.expect("it is held, though it is not taken");
+        bench.answer_fetch(1, 0);
+        assert_eq!(bench.served().await, [5]);
     });
 }

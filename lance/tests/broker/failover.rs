@@ -7,6 +7,7 @@ use lnc_log::journal::GroupId;
 use lnc_protocol::message::ProduceRequest;
 use lnc_protocol::{ErrorCode, Request, Response};
 use lnc_replication::formation::Channel;
+use std::collections::BTreeSet;
 
 const DATA: GroupId = GroupId(1);
 
@@ -275,6 +276,43 @@ fn what_waits_at_a_leader_that_hangs_follows_the_next_one_if_it_may_be_repeated(
     assert!(now - led <= 600, "a leader since {} ms, answered after {} ms", led - since, now - since);
     let leader = cluster.leader_of(DATA);
     assert_eq!(pairs(&cluster.read_all(leader, "t", 0)), [(0, "a"), (1, "c")]);
+}
+
+/// It would believe that the batch is not stored, and send those behind it under another id.
+#[test]
+fn who_may_have_been_heard_by_a_dead_leader_is_not_told_that_there_is_no_space() {
+    let mut leaders = BTreeSet::new();
+    for seed in 1..=6 {
+        let mut cluster = Cluster::ready(Settings { seed, reserve_bytes: 600 << 10, ..Settings::default() });
+        cluster.create_topic("t", 1);
+        cluster.await_balance();
+        let mut producer = Producer::new(&mut cluster);
+        cluster.produce(&producer.request("t", 0, &["a"]));
+        cluster.await_same();
+        let dead = cluster.leader_of(DATA);
+        let others = cluster.followers_of(DATA);
+        others.iter().for_each(|follower| cluster.network.cut(Cut::to(*follower)));
+        let request = ProduceRequest { timeout_ms: 6_000, ..producer.request("t", 0, &["b"]) };
+        let call = cluster.send(others[0], &Request::Produce(request));
+        cluster.settle();
+        assert!(!cluster.is_answered(call));
+        for node in &others {
+            let disk = cluster.node(*node).disk();
+            disk.set_capacity(Some(disk.used() + (200 << 10)));
+        }
+        // Until both have noticed.
+        cluster.ticks(3 * SECOND / 2);
+        cluster.kill(dead);
+        cluster.network.heal();
+        cluster.until("another node leads", |cluster| cluster.leader(DATA).is_some_and(|leader| leader != dead));
+        leaders.insert(cluster.leader_of(DATA) == others[0]);
+        let answer = cluster.wait(call);
+        assert!(matches!(&answer, Outcome::Refused(error) if error.code == ErrorCode::LeadershipLost), "{answer:?}");
+        let leader = cluster.leader_of(DATA);
+        let fresh = cluster.ask(leader, &Request::Produce(produce_request("t", 0, &["c"])));
+        assert!(matches!(&fresh, Err(error) if error.code == ErrorCode::StorageFull), "{fresh:?}");
+    }
+    assert_eq!(leaders.len(), 2, "sometimes the node that was asked leads, and sometimes the other");
 }
 
 #[test]
