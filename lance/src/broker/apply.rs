@@ -12,7 +12,7 @@ use lnc_log::journal::GroupId;
 use lnc_log::segment::{PartitionKey, StoredBatch};
 use lnc_protocol::ErrorCode;
 use lnc_protocol::batch::{BatchHeader, PREFIX_LEN, stamped_prefix};
-use lnc_protocol::message::{InitProducerResponse, ProduceResponse, Response};
+use lnc_protocol::message::{Acks, InitProducerResponse, ProduceResponse, Response};
 use lnc_raft::{Entry, EntryKind};
 use std::ops::Range;
 
@@ -366,8 +366,10 @@ impl<D: Disk> Broker<D> {
         result: Result<Appended, Refusal>,
         append_ms: u64,
     ) {
-        let Kind::Produce { topic_id, partition, .. } = origin.kind else { return };
+        let Kind::Produce { acks, topic_id, partition } = origin.kind else { return };
         let (offset, duplicate) = match result {
+            // A leader hears of its own disk first; one that handed over may hear first that a quorum has it.
+            Ok(_) if acks != Acks::Quorum => return self.answer_unplaced(origin),
             Ok(Appended::At(offset)) => (offset, false),
             Ok(Appended::Duplicate(offset)) => (offset, true),
             Err(refusal) => {

@@ -595,7 +595,8 @@ impl<D: Disk> Broker<D> {
             tracing::warn!(
                 group = group.0,
                 index,
-                "this node no longer leads the group: for long a majority has not acknowledged what it was sent, though it answers                  heartbeats. Look at the network between the nodes: does what is long get through (MTU)?"
+                "this node no longer leads the group: for long a majority has not acknowledged what it was sent, though it answers \
+                 heartbeats. Look at the network between the nodes: does what is long get through (MTU)?"
             );
         }
         let led_by_others = !out.roles.is_empty();

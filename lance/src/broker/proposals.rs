@@ -455,7 +455,7 @@ impl<D: Disk> Broker<D> {
     }
 
     /// Answer a produce whose place in the log is not known at its acks level.
-    fn answer_unplaced(&mut self, origin: Origin) {
+    pub(super) fn answer_unplaced(&mut self, origin: Origin) {
         if let Kind::Produce { topic_id, partition, .. } = origin.kind {
             self.answer(origin, unplaced(topic_id, partition));
         }

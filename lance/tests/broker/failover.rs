@@ -4,7 +4,7 @@ use crate::harness::records::pairs;
 use crate::harness::{Call, Cluster, Cut, META, Outcome, Producer, SECOND, Settings, fetch_request, produce_request};
 use lnc_log::disk::memory::{CrashChoice, Order};
 use lnc_log::journal::GroupId;
-use lnc_protocol::message::ProduceRequest;
+use lnc_protocol::message::{Acks, ProduceRequest};
 use lnc_protocol::{ErrorCode, Request, Response};
 use lnc_replication::formation::Channel;
 use std::collections::BTreeSet;
@@ -374,6 +374,37 @@ fn clusters_of_one_and_of_five_keep_what_they_acknowledged() {
             assert_eq!(pairs(&cluster.read_all(node, "t", 0)), expected, "node {node} of {nodes}");
         }
     }
+}
+
+/// The one that asked for the leader's disk alone hears no offset, though a quorum settled it before that disk was done.
+#[test]
+fn what_a_leader_with_a_slow_disk_took_is_answered_at_the_level_that_was_asked_for() {
+    let mut cluster = Cluster::ready(Settings::default());
+    cluster.create_topic("t", 1);
+    cluster.await_balance();
+    let slow = cluster.leader_of(DATA);
+    cluster.node_mut(slow).set_order(Order::Held);
+    // Once as many flushes are under way as may be, the rest waits for the next one, and so does what the next leader says.
+    let before = [0; 8].map(|_| {
+        cluster.tick();
+        cluster.send(slow, &Request::Produce(produce_request("t", 0, &["a"])))
+    });
+    cluster.tick();
+    let [alone, all] = [Acks::Leader, Acks::Quorum].map(|acks| {
+        let request = ProduceRequest { acks, ..produce_request("t", 0, &["a"]) };
+        cluster.send(slow, &Request::Produce(request))
+    });
+    cluster.until("a node with a fast disk leads", |cluster| cluster.leader(DATA).is_some_and(|node| node != slow));
+    assert!(!cluster.is_answered(alone), "its own disk has not got it");
+    cluster.ticks(10);
+    cluster.node_mut(slow).set_order(Order::Immediate);
+    cluster.node(slow).disk().release_all();
+    let mut offset_of = |call| match cluster.wait(call) {
+        Outcome::Done(Response::Produce(done)) => done.base_offset,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!([alone, all].map(&mut offset_of), [None, Some(9)]);
+    assert_eq!(before.map(offset_of), [0, 1, 2, 3, 4, 5, 6, 7].map(Some));
 }
 
 #[test]
