@@ -256,7 +256,7 @@ impl Server {
             peer_listener,
             (identity.clone(), run),
             Formats::BUILD.in_cluster(data_dir.format()),
-            others.map(|node| (node.id, node.peer.to_string())).collect(),
+            (others.map(|node| (node.id, node.peer.to_string())).collect(), config.limits.peer_bytes as usize),
             metrics.clone(),
             Box::new(move |event| {
                 events.events.borrow_mut().push(event);
@@ -694,19 +694,29 @@ fn data_groups(config: &Config, identity: &Identity) -> u32 {
     identity.cluster.as_ref().map_or(config.cluster.data_groups, |cluster| cluster.data_groups)
 }
 
+/// What a leader may have under way of one group to one follower, in bytes. All groups together fill half of what may wait for
+/// that node, so that nothing else which goes there meets a full queue.
+fn window_bytes(config: &Config, groups: usize) -> usize {
+    /// Beyond this a longer window makes nothing faster.
+    const MOST: usize = 16 << 20;
+    MOST.min(config.limits.peer_bytes as usize / 2 / groups)
+}
+
 fn shard_config(config: &Config, identity: &Identity, format: u32, seed: u64) -> ShardConfig {
     let ticks = |ms: u64| (ms / config.raft.tick_ms).max(1) as u32;
     let budgets = Budgets::of_heartbeat(config.raft.heartbeat_ms);
     let founders = identity.cluster.as_ref().map(|cluster| cluster.founders.clone()).unwrap_or_default();
+    let groups: Vec<GroupId> = (0..=data_groups(config, identity)).map(GroupId).collect();
+    let max_in_flight_bytes = window_bytes(config, groups.len());
     ShardConfig {
         node: identity.node,
         founders: founders.into_keys().collect(),
-        groups: (0..=data_groups(config, identity)).map(GroupId).collect(),
+        groups,
         election_ticks: ticks(config.raft.election_timeout_ms),
         heartbeat_ticks: ticks(config.raft.heartbeat_ms),
         election_rpc_ticks: ticks(budgets.election_rpc_ms),
         election_round_ticks: ticks(budgets.election_round_ms),
-        max_in_flight_bytes: 16 << 20,
+        max_in_flight_bytes,
         max_append_bytes: 2 << 20,
         entry_cache_bytes: ENTRY_CACHE_BYTES,
         journal_retain_bytes: config.journal.retain_bytes,

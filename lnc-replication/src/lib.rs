@@ -10,6 +10,7 @@ pub mod notice;
 pub mod peers;
 mod repair;
 mod shard;
+mod strangers;
 pub mod trace;
 pub mod transfer;
 mod twins;

@@ -7,6 +7,7 @@
 //! Everything here runs on the shard's own thread.
 
 use crate::formation::{Channel, Formats, Greeting, Identity, admit};
+use crate::strangers::Strangers;
 use crate::twins::{Arrival, Twins};
 use crate::wire::{MAX_FRAME_BODY, PeerMessage, WireError, fits_a_frame, put_frame, put_messages, take_frame};
 use bytes::{Buf, Bytes, BytesMut};
@@ -34,8 +35,6 @@ const MAX_GREETING: usize = 16 << 10;
 const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 /// Bytes that may wait on a control connection before it is given up.
 const CONTROL_QUEUE: usize = 4 << 20;
-/// Bytes that may wait on a replication connection before it is given up. The Raft windows keep it far below.
-const REPLICATION_QUEUE: usize = 256 << 20;
 /// How long bytes may wait to be acknowledged, or the peer's window stay shut, before the kernel breaks a connection: a
 /// few election timeouts, so that a pause of the peer's host or a few lost segments cost no connection. Without it a host
 /// that vanished, or a network that drops, would look connected for a quarter of an hour, and once healed the
@@ -137,6 +136,9 @@ pub struct Peers {
     outgoing: RefCell<BTreeMap<(u64, Channel), Rc<Outgoing>>>,
     metrics: Arc<Metrics>,
     events: Box<dyn Fn(PeerEvent)>,
+    /// Bytes that may wait on a replication connection before it is given up. The windows of Raft keep it below.
+    queue_bytes: usize,
+    strangers: Strangers,
     /// Spreads the retries of different nodes.
     jitter: Cell<u64>,
     /// Which process this is.
@@ -173,12 +175,12 @@ impl Drop for Counted<'_> {
 
 impl Peers {
     /// Start dialling `addresses` (of every other node, by number) and accepting on `listener`. `run` is drawn for each
-    /// start of a process. Must run inside a `LocalSet`.
+    /// start of a process; `queue_bytes` is how much may wait to be sent to one node. Must run inside a `LocalSet`.
     pub fn start(
         listener: TcpListener,
         (identity, run): (Identity, u64),
         formats: Formats,
-        addresses: BTreeMap<u64, String>,
+        (addresses, queue_bytes): (BTreeMap<u64, String>, usize),
         metrics: Arc<Metrics>,
         events: Box<dyn Fn(PeerEvent)>,
     ) -> Rc<Self> {
@@ -190,6 +192,8 @@ impl Peers {
             outgoing: RefCell::default(),
             metrics,
             events,
+            queue_bytes,
+            strangers: Strangers::default(),
             jitter,
             run,
             started: Instant::now(),
@@ -271,7 +275,7 @@ impl Peers {
             if !outgoing.connected.get() || outgoing.member.get().map(|(member, _)| member) != Some(to) {
                 continue;
             }
-            let limit = if channel == Channel::Control { CONTROL_QUEUE } else { REPLICATION_QUEUE };
+            let limit = if channel == Channel::Control { CONTROL_QUEUE } else { self.queue_bytes };
             let mut queue = outgoing.queue.borrow_mut();
             if queue.len() > limit {
                 tracing::warn!(
@@ -451,7 +455,11 @@ impl Peers {
         configure(&stream)?;
         let accepted_us = self.started.elapsed().as_micros() as u64;
         let mut buf = BytesMut::new();
-        let hello = timeout(GREETING_TIMEOUT, read_greeting(&mut stream, &mut buf)).await??;
+        let place = self.strangers.enter();
+        let hello = tokio::select! {
+            hello = timeout(GREETING_TIMEOUT, read_greeting(&mut stream, &mut buf)) => hello??,
+            () = place.taken() => return Err(io::Error::other("too many have connected and not greeted; it had the longest time")),
+        };
         let own = self.identity.borrow().clone();
         let agreed = admit(&own, &hello.identity)
             .and_then(|()| self.formats.get().agree(hello.formats))
@@ -471,6 +479,7 @@ impl Peers {
             self.send_greeting(&mut stream, hello.channel, &own, Some((reason.clone(), twin))).await?;
             return Err(io::Error::other(reason));
         }
+        drop(place);
         // Only what an admitted peer says counts.
         self.learn(&hello.identity);
         let _counted = Counted::new(&self.twins, from, run);

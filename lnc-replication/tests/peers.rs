@@ -22,6 +22,9 @@ const PEER: NodeId = NodeId(2);
 /// Longest time that a test may take: what hangs fails.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Bytes that may wait to be sent to one node.
+const QUEUE: usize = 256 << 20;
+
 fn identity(node: NodeId) -> Identity {
     let members = BTreeMap::from([(OWN, 11), (PEER, 22)]);
     let incarnation = members[&node];
@@ -98,7 +101,17 @@ async fn start(peer: &QuietPeer) -> (Rc<Peers>, Rc<Cell<u32>>) {
             count.set(count.get() + 1);
         }
     };
-    (Peers::start(listener, (identity(OWN), 1), Formats::BUILD, addresses, Metrics::new(), Box::new(events)), lost)
+    (
+        Peers::start(
+            listener,
+            (identity(OWN), 1),
+            Formats::BUILD,
+            (addresses, QUEUE),
+            Metrics::new(),
+            Box::new(events),
+        ),
+        lost,
+    )
 }
 
 fn heartbeat(round: u64) -> PeerMessage {
@@ -201,7 +214,8 @@ async fn listening() -> (Rc<Peers>, String, Rc<RefCell<Vec<PeerEvent>>>) {
     let events = Rc::new(RefCell::new(Vec::new()));
     let noted = events.clone();
     let note = Box::new(move |event| noted.borrow_mut().push(event));
-    let peers = Peers::start(listener, (identity(OWN), 1), Formats::BUILD, BTreeMap::new(), Metrics::new(), note);
+    let peers =
+        Peers::start(listener, (identity(OWN), 1), Formats::BUILD, (BTreeMap::new(), QUEUE), Metrics::new(), note);
     (peers, address, events)
 }
 
@@ -237,7 +251,7 @@ async fn what_is_said_at_the_address_of_a_dead_member_changes_nothing_either() {
         let noted = events.clone();
         let note = Box::new(move |event| noted.borrow_mut().push(event));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let peers = Peers::start(listener, (identity(OWN), 1), Formats::BUILD, known, Metrics::new(), note);
+        let peers = Peers::start(listener, (identity(OWN), 1), Formats::BUILD, (known, QUEUE), Metrics::new(), note);
         let before = peers.identity();
         let mut forged = Identity { node: NodeId(3), incarnation: 31337, ..identity(PEER) };
         let cluster = forged.cluster.as_mut().unwrap();
@@ -277,7 +291,7 @@ async fn who_is_alone_for_a_while_believes_whom_it_dials() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (own, nothing) = ((identity(OWN), 1), Box::new(|_| ()));
         let began = std::time::Instant::now();
-        let peers = Peers::start(listener, own, Formats::BUILD, known, Metrics::new(), nothing);
+        let peers = Peers::start(listener, own, Formats::BUILD, (known, QUEUE), Metrics::new(), nothing);
         let before = peers.identity();
         // The same node in a later life, which only a later list of members has.
         let mut later = Identity { incarnation: 222, ..identity(PEER) };
@@ -310,7 +324,7 @@ async fn a_newcomer_is_admitted_once_a_member_vouches_for_it() {
         let address = listener.local_addr().unwrap().to_string();
         let known = BTreeMap::from([(PEER.node(), peer.listener.local_addr().unwrap().to_string())]);
         let (own, nothing) = ((identity(OWN), 1), Box::new(|_| ()));
-        let peers = Peers::start(listener, own, Formats::BUILD, known, Metrics::new(), nothing);
+        let peers = Peers::start(listener, own, Formats::BUILD, (known, QUEUE), Metrics::new(), nothing);
         let newcomer = NodeId(4);
         let with_newcomer = |node: NodeId, incarnation| {
             let mut identity = Identity { node, incarnation, ..identity(PEER) };
@@ -397,8 +411,14 @@ async fn an_older_version_takes_part_until_the_format_is_raised() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let nobody = BTreeMap::new();
-        let peers =
-            Peers::start(listener, (identity(OWN), 1), Formats::BUILD, nobody, Metrics::new(), Box::new(|_| ()));
+        let peers = Peers::start(
+            listener,
+            (identity(OWN), 1),
+            Formats::BUILD,
+            (nobody, QUEUE),
+            Metrics::new(),
+            Box::new(|_| ()),
+        );
         let answer = greet_as_the_first_version(&address).await;
         assert_eq!((answer.refusal, answer.formats), (None, Formats::BUILD));
         let raised = Formats::BUILD.in_cluster(2);
@@ -406,6 +426,25 @@ async fn an_older_version_takes_part_until_the_format_is_raised() {
         let answer = greet_as_the_first_version(&address).await;
         assert_eq!(answer.formats, raised);
         assert!(answer.refusal.is_some_and(|words| words.starts_with("no common format")));
+    })
+    .await;
+}
+
+/// Those who only connect are many; a member is admitted all the same, and the first of them are gone before their time.
+#[tokio::test]
+async fn strangers_who_say_nothing_keep_nobody_out() {
+    run(async {
+        let (_peers, address, _) = listening().await;
+        let mut silent = Vec::new();
+        for _ in 0..200 {
+            silent.push(TcpStream::connect(&address).await.unwrap());
+        }
+        let start = Instant::now();
+        let (_, answer) = greet(&address, &greeting(Channel::Control, identity(PEER)), 0).await;
+        assert!(answer.refusal.is_none(), "{answer:?}");
+        let mut first = silent.swap_remove(0);
+        assert_eq!(first.read(&mut [0; 1]).await.unwrap(), 0);
+        assert!(start.elapsed() < Duration::from_secs(1), "it had its time, and not its place");
     })
     .await;
 }

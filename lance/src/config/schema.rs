@@ -223,6 +223,9 @@ settings! {
         /// Memory for replies that clients have not taken yet, and for records that are read for them. At the limit, clients get
         /// fewer records at a time, and those that take none for ten seconds are cut off.
         reply_bytes: u64 [Size] = "64MiB" in "1MiB" ..= "1TiB";
+        /// Memory for what is on its way to one other node. With more the connection to it is made anew. Half of it is divided
+        /// among the groups: so much may a leader have sent that a follower has not acknowledged.
+        peer_bytes: u64 [Size] = "128MiB" in "1MiB" ..= "1TiB";
         /// Memory for the newest records of each partition, from which most readers are served; auto is the same quarter.
         tail_cache_bytes: u64 [Budget] = "128MiB" in "0" ..= "1TiB";
         /// Topics in the cluster.

@@ -64,6 +64,7 @@ fn relations(config: &Config, report: &mut Report<'_>) {
     // A batch must find room in three quarters of it.
     let batches = limits.max_batch_bytes.saturating_mul(2);
     report.size_at_least("limits.reply_bytes", limits.reply_bytes, "twice limits.max_batch_bytes", batches);
+    report.size_at_least("limits.peer_bytes", limits.peer_bytes, "twice limits.max_batch_bytes", batches);
     // A flush holds at least one whole batch, and lies in one file.
     let file = limits.max_batch_bytes.saturating_mul(2);
     report.size_at_least("journal.file_bytes", journal.file_bytes, "twice limits.max_batch_bytes", file);

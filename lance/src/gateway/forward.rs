@@ -1,8 +1,9 @@
 //! Requests passed on: one connection to each other node's client port, on which the requests of all clients travel.
 //!
 //! A request is marked as forwarded, so that the other node passes it no further. What becomes of it is the broker's to judge: the
-//! answer, that the connection broke, or that the other node was not reached. Where one does not answer for long, the connection is
-//! given up: the next request tries a new one.
+//! answer, that the connection broke, or that the other node was not reached. Requests may wait there for as long as their clients
+//! say. A node that has sent nothing for a while is asked whether it is there; where it does not say so, the connection is given up:
+//! the next request tries a new one.
 
 use super::Gateway;
 use super::receive::{LEAST_READ, READ_CHUNK};
@@ -25,13 +26,15 @@ use tokio::sync::Notify;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
-/// Correlation id of the greeting; requests start above it.
+/// Correlation ids of the greeting and of the question whether the other node is there; requests start above them.
 const HELLO: u64 = 0;
+const PING: u64 = 1;
 /// How long the other node may take to accept.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long the other node may leave a request without an answer before the connection is given up. One that works is far
-/// quicker, even through an election. Whoever waits does so for as long as the client has said, which is the broker's concern.
-pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the other node may say nothing while requests wait before it is asked whether it is there.
+pub(super) const SILENCE: Duration = Duration::from_secs(10);
+/// How long it may say nothing then, before the connection is given up.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Requests that may wait for the other node.
 const MAX_PENDING: usize = 16 << 10;
 /// Bytes that may wait to be sent to it.
@@ -46,6 +49,10 @@ pub(super) struct Link {
     /// By number, of which those of a client ascend with the time.
     pending: RefCell<BTreeMap<u64, Pending>>,
     next: Cell<u64>,
+    /// When the other node last sent anything.
+    heard: Cell<Instant>,
+    /// When it was asked whether it is there, if it has sent nothing since.
+    pub(super) asked: Cell<Option<Instant>>,
     /// The other node has accepted the connection, and so may have got what was sent.
     reached: Cell<bool>,
     /// Longest body with which a trace context may travel, in bytes. The other node may not know of them, or not have said
@@ -67,7 +74,9 @@ impl Link {
             wake: Notify::new(),
             abort: Notify::new(),
             pending: RefCell::default(),
-            next: Cell::new(HELLO + 1),
+            next: Cell::new(PING + 1),
+            heard: Cell::new(Instant::now()),
+            asked: Cell::new(None),
             reached: Cell::new(false),
             context_room: Cell::new(0),
         });
@@ -128,12 +137,27 @@ impl Link {
         self.abort.notify_one();
     }
 
-    /// Give up a connection on which a request has waited for too long.
+    /// Ask for a sign of life where requests have waited for long without one, and give up a connection that gives none.
     pub(super) fn expire(&self, now: Instant) {
-        let is_over = |pending: &Pending| now.saturating_duration_since(pending.since) > ANSWER_TIMEOUT;
-        if self.pending.borrow().values().any(is_over) {
-            self.abort.notify_one();
+        let since = |at: Instant| now.saturating_duration_since(at);
+        match self.asked.get() {
+            Some(asked) if since(asked) > ANSWER_TIMEOUT => self.abort.notify_one(),
+            Some(_) => {}
+            None => {
+                let waits = self.pending.borrow().values().any(|pending| since(pending.since) > SILENCE);
+                if waits && since(self.heard.get()) > SILENCE {
+                    self.asked.set(Some(now));
+                    encode_request(&mut self.queue.borrow_mut(), Flags::NONE, PING, &Request::Ping);
+                    self.wake.notify_one();
+                }
+            }
         }
+    }
+
+    /// Bytes have come.
+    fn hear(&self) {
+        self.heard.set(Instant::now());
+        self.asked.set(None);
     }
 
     /// The other node has answered the greeting.
@@ -179,6 +203,7 @@ impl Link {
                 if reader.read_buf(&mut buf).await? == 0 {
                     return Ok(());
                 }
+                self.hear();
             }
         };
         tokio::select! {

@@ -245,7 +245,9 @@ fn a_connection_to_a_node_that_does_not_answer_is_given_up() {
         let (mut first, _) = silent.accept().await.unwrap();
         bench.gateway.expire(Instant::now());
         assert!(bench.gateway.take_passages().is_empty(), "there is time left");
-        bench.gateway.expire(Instant::now() + forward::ANSWER_TIMEOUT + PATIENCE);
+        let asked = Instant::now() + forward::SILENCE + PATIENCE;
+        bench.gateway.expire(asked);
+        bench.gateway.expire(asked + forward::ANSWER_TIMEOUT + PATIENCE);
         timeout(PATIENCE, bench.gateway.turn.notified()).await.expect("a turn is asked for");
         let passages = bench.gateway.take_passages();
         assert!(matches!(passages[..], [(1, Passage::Broken)]), "it may have got the request: {passages:?}");
@@ -253,6 +255,46 @@ fn a_connection_to_a_node_that_does_not_answer_is_given_up() {
         timeout(PATIENCE, first.read_to_end(&mut heard)).await.expect("the connection is given up").unwrap();
         bench.forward(2);
         timeout(PATIENCE, silent.accept()).await.expect("the next request tries a new one").unwrap();
+    });
+}
+
+/// One client says how long its request may wait; those of others travel on the same connection.
+#[test]
+fn a_request_may_wait_at_another_node_for_long_if_that_is_there() {
+    run(async {
+        let busy = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut bench = Bench::new(8 << 20, &busy.local_addr().unwrap().to_string()).await;
+        bench.send(&[Request::InitProducer]);
+        assert_eq!(bench.served().await, [1]);
+        bench.forward(1);
+        let (mut stream, _) = busy.accept().await.unwrap();
+        let (mut heard, mut now) = (BytesMut::new(), Instant::now());
+        for _ in 0..3 {
+            now += forward::SILENCE + forward::ANSWER_TIMEOUT + PATIENCE;
+            bench.gateway.expire(now);
+            let ping = loop {
+                match frame::decode(&mut heard, 1 << 20).unwrap() {
+                    Some(frame) if frame.header.opcode == u8::from(Opcode::Ping) => break frame,
+                    Some(_) => {}
+                    None => {
+                        let read = timeout(PATIENCE, stream.read_buf(&mut heard)).await.expect("it is asked").unwrap();
+                        assert!(read > 0, "the connection is given up");
+                    }
+                }
+            };
+            let mut out = BytesMut::new();
+            encode_reply(&mut out, Opcode::Ping, ping.header.correlation, &Response::Pong.into());
+            stream.write_all(&out).await.unwrap();
+            let link = bench.gateway.forwards.borrow().values().next().unwrap().clone();
+            timeout(PATIENCE, async {
+                while link.asked.get().is_some() {
+                    sleep(Duration::from_millis(1)).await;
+                }
+            })
+            .await
+            .expect("its answer arrives");
+        }
+        assert!(bench.gateway.take_passages().is_empty(), "it still waits");
     });
 }
 

@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 const MIB: u64 = 1 << 20;
 
 /// What the configuration of this node names.
-const SETTINGS: [&str; 4] = [
+const SETTINGS: [&str; 5] = [
     "limits.memory_bytes=16MiB",
     "limits.reply_bytes=16MiB",
     "limits.tail_cache_bytes=16MiB",
+    "limits.peer_bytes=16MiB",
     "limits.max_frame_bytes=8MiB",
 ];
 const CONFIGURED: u64 = 48 * MIB;
