@@ -17,6 +17,7 @@ Examples:
   lnc-bench both --rate 2000                                    from the due time of a record to its delivery
   lnc-bench consume --from start                                as fast as one consumer reads
   lnc-bench limits --json >limits.json                          what the machine can do, for --limits limits.json
+  lnc-bench abuse --duration 30s                                requests that cost much, for those who measure beside them
   lnc-bench suite --html report.html                            the standard workloads, one after the other
 
 Exit codes: 0 all went well; 1 there were errors, or a bound (--max-p50, --max-p99, --max-p999, --min-rate) was missed; 2
@@ -39,6 +40,8 @@ pub(crate) enum Command {
     Both(BothArgs),
     /// Run the standard workloads one after the other.
     Suite(SuiteArgs),
+    /// Ask for as much as one may and more, of every kind, while others are measured beside it.
+    Abuse(AbuseArgs),
     /// Measure what this machine can do: the disk, loopback, memory, checksums.
     Limits(LimitsArgs),
     /// Make the index of the evidence that a run of ./test.sh has left.
@@ -250,6 +253,25 @@ pub(crate) struct SuiteArgs {
     pub(crate) warmup: Duration,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct AbuseArgs {
+    /// Address of a broker; repeat it or separate several with commas.
+    #[arg(long = "endpoint", env = "LANCE_ENDPOINT", value_delimiter = ',', default_value = "127.0.0.1:1992")]
+    pub(crate) endpoints: Vec<String>,
+    /// The topic; created with 64 partitions if need be.
+    #[arg(long, default_value = "abuse")]
+    pub(crate) topic: String,
+    /// Connections, each with one of eight kinds of requests.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) connections: u32,
+    /// How long, such as 15s, 500ms or 2m.
+    #[arg(long, default_value = "10s", value_parser = parse_duration)]
+    pub(crate) duration: Duration,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -311,7 +311,7 @@ pub(crate) fn run(args: &ConsumeArgs) -> Result<Report, BenchError> {
     let cluster: &ClusterArgs = &args.cluster;
     let tasks = LocalSet::new();
     let (reading, offsets, watched) = tasks.block_on(&runtime, async {
-        let client = client(cluster).await?;
+        let client = client(&cluster.endpoints).await?;
         let topology = topics::look_up(&client, &topics::names(&cluster.topic, cluster.topics)).await?;
         let offsets = Offsets::at(&client, &topology, args.from).await?;
         let watched = Watch::new(&client, cluster).await;

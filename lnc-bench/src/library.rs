@@ -47,7 +47,7 @@ pub(crate) fn run(args: &ProduceArgs) -> Result<Report, BenchError> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let tasks = LocalSet::new();
     let (topology, watched) = tasks.block_on(&runtime, async {
-        let client = client(&args.cluster).await?;
+        let client = client(&args.cluster.endpoints).await?;
         let names = topics::names(&args.cluster.topic, args.cluster.topics);
         topics::create(&client, &names, args.load.partitions).await?;
         let topology = topics::look_up(&client, &names).await?;
@@ -155,7 +155,7 @@ async fn producers(args: &ProduceArgs, topology: &Topology) -> Result<Vec<(Produ
     let memory = args.load.in_flight as usize * (args.load.payload.largest() + OVERHEAD);
     for number in 0..args.load.connections as usize {
         let target = &topology.targets[number % topology.targets.len()];
-        let producer = client(&args.cluster)
+        let producer = client(&args.cluster.endpoints)
             .await?
             .producer(&target.topic)
             .linger(args.linger)

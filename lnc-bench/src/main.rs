@@ -1,8 +1,8 @@
 //! Load generator and latency report for LANCE.
 //!
 //! `produce` sends records in a closed or an open loop, `consume` reads topics, `both` does the two at once and measures
-//! from end to end, `suite` runs the standard workloads, `limits` measures the machine, `evidence` sums up a run of
-//! `./test.sh`. `docs/BENCHMARKING.md` shows how to use it.
+//! from end to end, `suite` runs the standard workloads, `abuse` asks for as much as one may, `limits` measures the machine,
+//! `evidence` sums up a run of `./test.sh`. `docs/BENCHMARKING.md` shows how to use it.
 //!
 //! A run goes like this: [`topics`] makes the topics and finds the leaders; [`produce`] starts threads with [`mod@line`]s,
 //! each a connection that sends what [`batches`] has prepared when [`schedule`] says so; [`consume`] reads;
@@ -11,6 +11,7 @@
 //! kept low, and told.
 #![forbid(unsafe_code)]
 
+mod abuse;
 mod args;
 mod batches;
 mod consume;
@@ -46,7 +47,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Parser;
 use lnc_client::Client;
 
-use crate::args::{BoundArgs, Cli, ClusterArgs, Command, SuiteArgs};
+use crate::args::{BoundArgs, Cli, Command, SuiteArgs};
 use crate::report::Report;
 
 /// The exit code of a run with errors or a missed bound; wrong usage has 2, like clap's own errors.
@@ -102,6 +103,10 @@ fn main() -> ExitCode {
         }),
         Command::Evidence(args) => evidence::run(&args).map(|()| Vec::new()),
         Command::Suite(args) => run_suite(&args),
+        Command::Abuse(args) => abuse::run(&args).map(|abuse| {
+            output::print_abuse(&abuse, args.json);
+            abuse.failures()
+        }),
         command => run_one(&command),
     };
     match result {
@@ -127,7 +132,9 @@ fn run_one(command: &Command) -> Result<Vec<String>, BenchError> {
         Command::Produce(args) => (&args.output, args.bounds.clone()),
         Command::Both(args) => (&args.output, args.bounds.clone()),
         Command::Consume(args) => (&args.output, BoundArgs { min_rate: args.min_rate, ..BoundArgs::default() }),
-        Command::Suite(_) | Command::Limits(_) | Command::Evidence(_) => return Err(BenchError::Thread),
+        Command::Suite(_) | Command::Abuse(_) | Command::Limits(_) | Command::Evidence(_) => {
+            return Err(BenchError::Thread);
+        }
     };
     let limits = output::limits(output)?;
     let mut report = execute(command)?;
@@ -161,7 +168,9 @@ fn execute(command: &Command) -> Result<Report, BenchError> {
         Command::Produce(args) => ("produce", produce::run(&args.cluster, &args.load, None)),
         Command::Both(args) => ("both", produce::run(&args.cluster, &args.load, Some(&args.reading))),
         Command::Consume(args) => ("consume", consume::run(args)),
-        Command::Suite(_) | Command::Limits(_) | Command::Evidence(_) => return Err(BenchError::Thread),
+        Command::Suite(_) | Command::Abuse(_) | Command::Limits(_) | Command::Evidence(_) => {
+            return Err(BenchError::Thread);
+        }
     };
     let mut report = report?;
     report.name = name.into();
@@ -169,8 +178,8 @@ fn execute(command: &Command) -> Result<Report, BenchError> {
 }
 
 /// The client that topics are made with and leaders are asked for.
-async fn client(cluster: &ClusterArgs) -> Result<Client, BenchError> {
-    Ok(Client::builder().endpoints(cluster.endpoints.clone()).client_name("lnc-bench").build().await?)
+async fn client(endpoints: &[String]) -> Result<Client, BenchError> {
+    Ok(Client::builder().endpoints(endpoints.to_vec()).client_name("lnc-bench").build().await?)
 }
 
 /// Milliseconds since 1970.

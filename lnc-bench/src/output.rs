@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use crate::abuse::Abuse;
 use crate::args::OutputArgs;
 use crate::limits::{self, Limits};
 use crate::report::{CSV_HEADER, Report, csv};
@@ -53,6 +54,15 @@ pub(crate) fn print_rest(reports: &[Report], args: &OutputArgs) -> Result<(), Be
 fn write(path: &Path, text: &str) -> Result<(), BenchError> {
     fs::write(path, text)
         .map_err(|error| BenchError::File { path: path.display().to_string(), problem: error.to_string() })
+}
+
+/// Prints what became of requests that ask for much to standard output.
+pub(crate) fn print_abuse(abuse: &Abuse, as_json: bool) {
+    if as_json {
+        println!("{}", json(abuse));
+    } else {
+        print!("{abuse}");
+    }
 }
 
 /// Prints limits to standard output.

@@ -71,7 +71,7 @@ struct Counted {
 pub(crate) fn run(cluster: &ClusterArgs, args: &LoadArgs, reading: Option<&ReadingArgs>) -> Result<Report, BenchError> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let (plan, watched) = runtime.block_on(async {
-        let client = client(cluster).await?;
+        let client = client(&cluster.endpoints).await?;
         let plan = Plan::new(&client, cluster, args, reading).await?;
         let watched = Watch::new(&client, cluster).await;
         Ok::<_, BenchError>((Arc::new(plan), watched))
@@ -218,7 +218,7 @@ fn load(plan: &Arc<Plan>, thread: u32, threads: u32) -> Result<Counted, BenchErr
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let tasks = LocalSet::new();
     let counted = tasks.block_on(&runtime, async {
-        let client = client(&plan.cluster).await?;
+        let client = client(&plan.cluster.endpoints).await?;
         let deliveries = plan.reading.is_some().then(|| Rc::new(RefCell::new(Deliveries::new(plan.window))));
         let mut readers = Vec::new();
         if let (Some(reading), Some(deliveries)) = (&plan.reading, &deliveries) {
