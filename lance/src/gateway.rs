@@ -19,7 +19,7 @@ mod tests;
 pub mod traces;
 mod validate;
 
-use crate::broker::{Caller, Output, Passage, ReplyRoom, batch_limits};
+use crate::broker::{Caller, Hit, Opener, Output, Passage, ReplyRoom, batch_limits};
 use budget::{Budget, Charge};
 use bytes::{Buf, Bytes};
 use connection::{Connection, Cost};
@@ -108,6 +108,10 @@ pub struct Gateway {
     forwards: RefCell<BTreeMap<NodeId, Rc<forward::Link>>>,
     /// What became of requests that were passed on, by ticket.
     passages: RefCell<Vec<(u64, Passage)>>,
+    /// What was found in batches, by the broker's ticket.
+    opened: RefCell<Vec<(u64, Hit)>>,
+    /// Of which broker the tickets are: whoever takes its place begins anew.
+    broker: Cell<u64>,
     /// Connections that have ended since somebody asked.
     ended: RefCell<Vec<u64>>,
     next_connection: Cell<u64>,
@@ -148,6 +152,8 @@ impl Gateway {
             connections: RefCell::default(),
             forwards: RefCell::default(),
             passages: RefCell::default(),
+            opened: RefCell::default(),
+            broker: Cell::new(0),
             ended: RefCell::default(),
             next_connection: Cell::new(0),
             serving: Cell::new(false),
@@ -177,6 +183,8 @@ impl Gateway {
         // Whoever takes the broker's place gives its requests numbers anew.
         self.forwards.borrow().values().for_each(|link| link.forget());
         self.passages.borrow_mut().clear();
+        self.broker.set(self.broker.get() + 1);
+        self.opened.borrow_mut().clear();
     }
 
     /// Accept clients for ever.
@@ -466,6 +474,11 @@ impl Gateway {
         self.passages.take()
     }
 
+    /// Take what was found in batches that the broker had opened here.
+    pub fn take_opened(&self) -> Vec<(u64, Hit)> {
+        self.opened.take()
+    }
+
     fn passed(&self, ticket: u64, passage: Passage) {
         self.passages.borrow_mut().push((ticket, passage));
         self.turn.notify_one();
@@ -615,6 +628,20 @@ impl ReplyRoom for Rc<Gateway> {
         if let Some(connection) = self.connections.borrow().get(&caller.connection) {
             connection.keep(caller.correlation, bytes);
         }
+    }
+}
+
+impl Opener for Rc<Gateway> {
+    fn open(&self, ticket: u64, batch: Bytes, timestamp_ms: i64) {
+        let (gateway, broker) = (self.clone(), self.broker.get());
+        spawn_local(async move {
+            // Without the thread the search waits until its time is up.
+            let Some(hit) = gateway.validator.search(batch, timestamp_ms).await else { return };
+            if gateway.broker.get() == broker {
+                gateway.opened.borrow_mut().push((ticket, hit));
+                gateway.turn.notify_one();
+            }
+        });
     }
 }
 

@@ -375,6 +375,7 @@ impl Server {
     fn equip(&mut self) {
         self.broker.set_stopwatch(self.clocks.stopwatch());
         self.broker.set_reply_room(Box::new(self.gateway.clone()));
+        self.broker.set_opener(Box::new(self.gateway.clone()));
         if self.spans.is_some() {
             self.broker.record_traces(self.clocks.stopwatch());
         }
@@ -476,6 +477,9 @@ impl Server {
         for (ticket, passage) in self.gateway.take_passages() {
             self.broker.passed(clock, ticket, passage);
         }
+        for (ticket, hit) in self.gateway.take_opened() {
+            self.broker.opened(ticket, hit);
+        }
         self.serve_requests(clock);
         let mut outputs = Vec::new();
         let mut messages = self.broker.turn(clock, &mut outputs)?;
@@ -500,26 +504,21 @@ impl Server {
     fn serve_requests(&mut self, clock: Clock) {
         /// Request bytes served in one turn.
         const MAX_BYTES: usize = 8 << 20;
-        /// Time for it, in microseconds; compressed batches take more than their bytes tell.
-        const MAX_US: u64 = 10_000;
-        /// Requests between two looks at the clock.
-        const LOOK: usize = 64;
+        /// Time for it: what a request takes is not told by its bytes alone.
+        const MAX_TIME: Duration = Duration::from_millis(2);
         self.gateway.take_inbox(&mut self.requests);
-        let mut bytes = 0;
-        let mut served = 0;
-        while let Some(Incoming { caller, opcode, body }) = self.requests.pop_front() {
+        let (start, mut bytes) = (Instant::now(), 0);
+        while bytes < MAX_BYTES
+            && start.elapsed() < MAX_TIME
+            && let Some(Incoming { caller, opcode, body }) = self.requests.pop_front()
+        {
             bytes += body.len();
-            served += 1;
             if caller.flags.contains(Flags::TRACED)
                 && let Some(context) = self.gateway.trace_context(caller)
             {
                 self.broker.trace(caller, context);
             }
             self.broker.request(clock, caller, opcode, body);
-            let late = served % LOOK == 0 && self.clocks.now().mono_us > clock.mono_us + MAX_US;
-            if bytes > MAX_BYTES || late {
-                return;
-            }
         }
     }
 

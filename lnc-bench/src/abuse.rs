@@ -36,8 +36,8 @@ const PARKED_MS: u32 = 5_000;
 /// Records without a value, as many as one batch may have; about a megabyte.
 const TINY: u32 = 120_000;
 
-/// Bytes of zeros that a compressed batch holds: just below the limit of what one may decompress to.
-const INFLATED: usize = 15 << 20;
+/// Records of a megabyte of zeros in a compressed batch: just below the limit of what one may decompress to.
+const INFLATED: u32 = 15;
 
 /// What a connection does, over and over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -103,7 +103,7 @@ impl Kind {
             }
             Self::Names => Request::Metadata(MetadataRequest { topics: Some(vec![topic; entries]) }),
             Self::TinyRecords => produce(target, &batch(Codec::None, TINY, b"", limit)),
-            Self::Inflating => produce(target, &batch(Codec::Zstd, 1, &vec![0; INFLATED], limit)),
+            Self::Inflating => produce(target, &batch(Codec::Zstd, INFLATED, &vec![0; 1 << 20], limit)),
             Self::Parked | Self::Unread => {
                 let offset = if self == Self::Parked { u64::from(u32::MAX) } else { 0 };
                 let fetch = FetchPartition { topic, topic_id, partition, offset, max_bytes: u32::MAX };
@@ -130,12 +130,13 @@ fn produce(target: &Target, batch: &Bytes) -> Request {
     })
 }
 
-/// A batch of records of this value, no more of them than fit into `limit` bytes without a codec.
+/// A batch of records of this value, a millisecond apart; no more of them than fit into `limit` bytes without a codec.
 fn batch(codec: Codec, records: u32, value: &[u8], limit: usize) -> Bytes {
     let mut builder = BatchBuilder::new(codec);
     let now = now_ms();
     while builder.count() < records && (codec != Codec::None || builder.encoded_len() + 64 < limit) {
-        builder.append(now, None, Some(value), &[]).expect("a record of 15 MiB fits into a batch");
+        let timestamp_ms = now + i64::from(builder.count());
+        builder.append(timestamp_ms, None, Some(value), &[]).expect("15 MiB are far below what a batch may hold");
     }
     builder.build()
 }

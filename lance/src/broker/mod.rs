@@ -50,6 +50,7 @@ mod window;
 use self::catalog::{Catalog, META};
 pub use self::fetch::ReplyRoom;
 use self::members::Addresses;
+pub use self::offsets::{Hit, Opener, first_since};
 use self::partitions::PartitionGroup;
 pub use self::partitions::{ProducerLimits, Sequences};
 pub use self::passed_on::Passage;

@@ -1,16 +1,18 @@
 //! ListOffsets: earliest, latest, and the first offset at or after a time.
 //!
 //! A search by time starts where the segments' sparse index says and goes through batches from there, in memory or from
-//! segment files. Searches take turns: each goes on until it has looked through about as much as a turn has time for, or has
-//! opened a batch; then it is the others' turn, and that of all other work. One ends when its client is gone.
+//! segment files. Searches take turns: each goes on until it has looked through about as much as a turn has time for; then it is
+//! the others' turn, and that of all other work. Batches that may be long are opened elsewhere, where there is such a place. A
+//! search ends when its client is gone.
 
 use super::{Broker, Caller};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
 use lnc_log::segment::{PartitionKey, ReadDone, SegmentError};
+use lnc_protocol::batch::HEADER_LEN;
 use lnc_protocol::message::{ListOffsetsPartition, ListOffsetsRequest, OffsetSpec, Opcode, PartitionOffset, Response};
-use lnc_protocol::{BatchHeader, ErrorCode, Limits};
+use lnc_protocol::{BatchHeader, ErrorCode, Limits, codec};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Bytes looked through per read.
@@ -25,6 +27,9 @@ const LOOK_UP: usize = 512;
 /// Most bytes that a batch has when it is opened, as many as a producer may send. Of one with more only the start is told.
 const MAX_OPENED_BYTES: usize = 16 << 20;
 
+/// A batch whose records take no more bytes than this is opened at once.
+const SHORT: usize = 64 << 10;
+
 /// How long a search may take, in microseconds.
 const MAX_SEARCH_US: u64 = 30_000_000;
 
@@ -35,15 +40,25 @@ struct Scan {
     results: Vec<PartitionOffset>,
     /// Where the search by time in the current partition goes on.
     cursor: Option<u64>,
+    /// A batch that was read for it, and has what it looks for.
+    batch: Option<Bytes>,
     /// What was found by time, so that what is asked for twice is looked for once.
     found: BTreeMap<(String, u64, u32, i64), usize>,
     deadline_us: u64,
 }
 
+/// Where batches are opened so that nobody waits for it.
+pub trait Opener {
+    /// Find the first record at or after a time in a batch, with [`first_since`]; to be told with [`Broker::opened`].
+    fn open(&self, ticket: u64, batch: Bytes, timestamp_ms: i64);
+}
+
 /// Searches under way.
 #[derive(Default)]
 pub(super) struct Scans {
-    /// They wait for the disk, by ticket.
+    /// Where long batches are opened; in the turn itself without.
+    pub(super) opener: Option<Box<dyn Opener>>,
+    /// They wait for the disk, or for a batch that is opened elsewhere, by ticket.
     waiting: BTreeMap<u64, Scan>,
     /// They wait for their turn.
     ready: VecDeque<Scan>,
@@ -64,15 +79,24 @@ impl Scans {
 
 /// How far a search by time has come.
 enum Step {
-    /// Whether a batch had to be opened for it.
-    Found(PartitionOffset, bool),
+    Found(PartitionOffset),
+    /// It is in this batch.
+    In(Bytes),
     /// So many bytes were looked through, and it goes on behind them.
     On(usize),
     Cold(PartitionKey, u64),
 }
 
 /// A record that was looked for: its offset and timestamp.
-type Hit = (u64, i64);
+pub type Hit = (u64, i64);
+
+/// Where a search has come to in what it looked through.
+enum Place {
+    /// Everything there is older; what follows begins at this offset, if anything was there.
+    Behind(Option<u64>),
+    /// The record is in this batch.
+    In(Bytes),
+}
 
 impl<D: Disk> Broker<D> {
     /// The groups that must confirm where their logs end before a request can be answered.
@@ -89,7 +113,7 @@ impl<D: Disk> Broker<D> {
     pub(super) fn list_offsets(&mut self, caller: Caller, request: ListOffsetsRequest) {
         let deadline_us = self.now_us() + MAX_SEARCH_US;
         let (results, found) = (Vec::new(), BTreeMap::new());
-        self.scans.ready.push_back(Scan { caller, request, results, cursor: None, found, deadline_us });
+        self.scans.ready.push_back(Scan { caller, request, results, cursor: None, batch: None, found, deadline_us });
     }
 
     /// Go on with searches, as far as a turn has time for them.
@@ -105,7 +129,7 @@ impl<D: Disk> Broker<D> {
     /// Tell those whose searches have taken too long.
     pub(super) fn expire_searches(&mut self) {
         let now = self.now_us();
-        let Scans { waiting, ready } = &mut self.scans;
+        let Scans { waiting, ready, .. } = &mut self.scans;
         let late = waiting.extract_if(.., |_, scan| scan.deadline_us <= now).map(|(_, scan)| scan);
         let mut late: Vec<Scan> = late.collect();
         let (over, on): (Vec<Scan>, Vec<Scan>) = ready.drain(..).partition(|scan| scan.deadline_us <= now);
@@ -133,11 +157,16 @@ impl<D: Disk> Broker<D> {
                 scan.results.push(scan.results[again].clone());
                 continue;
             }
-            match self.offset_step(wanted, &mut scan.cursor) {
-                Step::Found(found, opened) => {
-                    *left = if opened { 0 } else { *left };
-                    scan.conclude(found);
-                }
+            let step = match scan.batch.take() {
+                Some(batch) => Step::In(batch),
+                None => self.offset_step(wanted, &mut scan.cursor),
+            };
+            match step {
+                Step::Found(found) => scan.conclude(found),
+                Step::In(batch) => match self.open_batch(scan, batch, left) {
+                    Some(on) => scan = on,
+                    None => return,
+                },
                 Step::On(bytes) => *left = left.saturating_sub(bytes),
                 Step::Cold(key, offset) => {
                     let ticket = self.ticket();
@@ -163,15 +192,40 @@ impl<D: Disk> Broker<D> {
         let Some(wanted) = scan.request.partitions.get(scan.results.len()) else { return };
         let searched = match read.result {
             Err(error) => Err(damaged(wanted, &error)),
-            Ok(batches) => match search(&[batches.bytes], wanted) {
-                (_, Some(hit)) => Err(at(wanted, hit)),
-                (end, None) => Ok(end.or(scan.cursor).unwrap_or_default()),
-            },
+            Ok(batches) => Ok(search(&[batches.bytes], wanted)),
         };
         match searched {
-            Ok(next) => scan.cursor = Some(next),
+            Ok(Place::Behind(end)) => scan.cursor = Some(end.or(scan.cursor).unwrap_or_default()),
+            Ok(Place::In(batch)) => scan.batch = Some(batch),
             Err(result) => scan.conclude(result),
         }
+        self.scans.ready.push_back(scan);
+    }
+
+    /// Find the record that a search looks for in this batch: now if it is short, else elsewhere, from where it comes back. Gives
+    /// back the search if it can go on.
+    fn open_batch(&mut self, mut scan: Scan, batch: Bytes, left: &mut usize) -> Option<Scan> {
+        let Some(OffsetSpec::Timestamp(timestamp)) = scan.wanted().map(|wanted| wanted.spec) else { return Some(scan) };
+        if let Some(opener) = self.scans.opener.as_ref().filter(|_| !is_short(&batch)) {
+            self.next_ticket += 1;
+            opener.open(self.next_ticket, batch, timestamp);
+            self.scans.waiting.insert(self.next_ticket, scan);
+            return None;
+        }
+        *left = left.saturating_sub(if is_short(&batch) { SHORT } else { BYTES_PER_TURN });
+        scan.hit(first_since(&batch, timestamp));
+        Some(scan)
+    }
+
+    /// From now on long batches are opened there.
+    pub fn set_opener(&mut self, opener: Box<dyn Opener>) {
+        self.scans.opener = Some(opener);
+    }
+
+    /// What was found in a batch that was opened elsewhere.
+    pub fn opened(&mut self, ticket: u64, hit: Hit) {
+        let Some(mut scan) = self.scans.waiting.remove(&ticket) else { return };
+        scan.hit(hit);
         self.scans.ready.push_back(scan);
     }
 
@@ -189,34 +243,46 @@ impl<D: Disk> Broker<D> {
         let (key, group) = match self.catalog.resolve(&wanted.topic, wanted.topic_id, wanted.partition) {
             Ok(found) => found,
             Err((error, message)) => {
-                return Step::Found(PartitionOffset { error, message, ..at(wanted, (0, -1)) }, false);
+                return Step::Found(PartitionOffset { error, message, ..at(wanted, (0, -1)) });
             }
         };
         let state = self.groups.get(&group).and_then(|data| data.state.get(key));
         let (start, end) = state.map_or((0, 0), |state| (state.log_start_offset, state.log_end_offset));
         let timestamp = match wanted.spec {
-            OffsetSpec::Earliest => return Step::Found(at(wanted, (start, -1)), false),
-            OffsetSpec::Latest => return Step::Found(at(wanted, (end, -1)), false),
+            OffsetSpec::Earliest => return Step::Found(at(wanted, (start, -1))),
+            OffsetSpec::Latest => return Step::Found(at(wanted, (end, -1))),
             OffsetSpec::Timestamp(timestamp) => timestamp,
         };
         let from = cursor.unwrap_or_else(|| self.time_bound(key, timestamp)).max(start);
         if from >= end {
-            return Step::Found(at(wanted, (end, -1)), false);
+            return Step::Found(at(wanted, (end, -1)));
         }
         *cursor = Some(from);
         let Some(cached) = self.storage.cache().read(key, from, SCAN_BYTES) else { return Step::Cold(key, from) };
         match search(&cached.pieces, wanted) {
-            (_, Some(hit)) => Step::Found(at(wanted, hit), true),
-            (Some(next), None) if next > from => {
+            Place::In(batch) => Step::In(batch),
+            Place::Behind(Some(next)) if next > from => {
                 *cursor = Some(next);
                 Step::On(cached.pieces.iter().map(Bytes::len).sum())
             }
-            _ => Step::Found(at(wanted, (end, -1)), false),
+            Place::Behind(_) => Step::Found(at(wanted, (end, -1))),
         }
     }
 }
 
 impl Scan {
+    /// What it looks for now.
+    fn wanted(&self) -> Option<&ListOffsetsPartition> {
+        self.request.partitions.get(self.results.len())
+    }
+
+    /// It was found here.
+    fn hit(&mut self, hit: Hit) {
+        if let Some(found) = self.wanted().map(|wanted| at(wanted, hit)) {
+            self.conclude(found);
+        }
+    }
+
     /// One partition is answered.
     fn conclude(&mut self, result: PartitionOffset) {
         if let Some(search) = self.request.partitions.get(self.results.len()).and_then(same_search) {
@@ -235,28 +301,43 @@ fn same_search(wanted: &ListOffsetsPartition) -> Option<(String, u64, u32, i64)>
     }
 }
 
-/// Look for the first record at or after the wanted time: the offset after the last batch looked at, and what was found.
-fn search(pieces: &[Bytes], wanted: &ListOffsetsPartition) -> (Option<u64>, Option<Hit>) {
-    let OffsetSpec::Timestamp(timestamp) = wanted.spec else { return (None, None) };
+/// Look for the batch with the first record at or after the wanted time.
+fn search(pieces: &[Bytes], wanted: &ListOffsetsPartition) -> Place {
+    let OffsetSpec::Timestamp(timestamp) = wanted.spec else { return Place::Behind(None) };
     let mut next = None;
     for piece in pieces {
         let mut position = 0;
         while let Some(Ok(header)) = piece.get(position..).filter(|rest| !rest.is_empty()).map(BatchHeader::parse) {
             let end = (position + header.total_len()).min(piece.len());
             if header.max_timestamp >= timestamp {
-                let limits = Limits { max_batch_bytes: usize::MAX, max_decompressed_bytes: MAX_OPENED_BYTES };
-                let records = lnc_protocol::batch::records(&piece.slice(position..end), &limits);
-                let hit = records.ok().and_then(|mut records| {
-                    records.find_map(|record| record.ok().filter(|record| record.timestamp_ms >= timestamp))
-                });
-                let start = (header.base_offset, header.max_timestamp);
-                return (next, Some(hit.map_or(start, |record| (record.offset, record.timestamp_ms))));
+                return Place::In(piece.slice(position..end));
             }
             next = Some(header.last_offset() + 1);
             position = end;
         }
     }
-    (next, None)
+    Place::Behind(next)
+}
+
+/// Whether a batch is opened in no time.
+fn is_short(batch: &Bytes) -> bool {
+    let Ok(header) = BatchHeader::parse(batch) else { return true };
+    let records = batch.get(HEADER_LEN..).unwrap_or_default();
+    header.record_count == 1 || codec::is_short(header.codec, records, SHORT)
+}
+
+/// The first record at or after a time in a batch that has one; the batch's start where it cannot be read.
+pub fn first_since(batch: &Bytes, timestamp_ms: i64) -> Hit {
+    let Ok(header) = BatchHeader::parse(batch) else { return (0, -1) };
+    let start = (header.base_offset, header.max_timestamp);
+    // Of one record the header says all.
+    if header.record_count == 1 {
+        return start;
+    }
+    let limits = Limits { max_batch_bytes: usize::MAX, max_decompressed_bytes: MAX_OPENED_BYTES };
+    let Ok(mut records) = lnc_protocol::batch::records(batch, &limits) else { return start };
+    let hit = records.find_map(|record| record.ok().filter(|record| record.timestamp_ms >= timestamp_ms));
+    hit.map_or(start, |record| (record.offset, record.timestamp_ms))
 }
 
 fn at(wanted: &ListOffsetsPartition, (offset, timestamp_ms): (u64, i64)) -> PartitionOffset {

@@ -2,12 +2,16 @@
 
 use crate::harness::records::batch;
 use crate::harness::{Cluster, Outcome, SECOND, Settings, fetch_request, offsets_request, produce_request};
+use bytes::Bytes;
+use lance::broker::{Opener, first_since};
 use lnc_log::disk::memory::Order;
 use lnc_log::journal::GroupId;
 use lnc_protocol::message::{
     FetchPartition, FetchRequest, ListOffsetsRequest, MetadataRequest, OffsetSpec, ProduceRequest,
 };
-use lnc_protocol::{ErrorCode, MAX_ENTRIES, Request, Response};
+use lnc_protocol::{BatchBuilder, Codec, ErrorCode, MAX_ENTRIES, Request, Response};
+use std::cell::RefCell;
+use std::rc::Rc;
 
 fn with_topic(partitions: u32) -> Cluster {
     let mut cluster = Cluster::ready(Settings::default());
@@ -61,9 +65,10 @@ fn a_topic_that_is_named_again_and_again_is_told_of_once() {
 #[test]
 fn searches_by_time_take_turns() {
     let mut cluster = with_topic(8);
+    let value = "x".repeat(64 << 10);
     for partition in 0..8 {
         let produce = produce_request("t", partition, &[]);
-        cluster.produce(&ProduceRequest { batch: batch(None, 1000, &["x"]), ..produce });
+        cluster.produce(&ProduceRequest { batch: batch(None, 1000, &[&value, &value]), ..produce });
     }
     cluster.await_same();
     let long = cluster.send(1, &by_time((0..8).cycle().take(16)));
@@ -83,6 +88,60 @@ fn searches_by_time_take_turns() {
             assert_eq!(found, expected, "also what is asked for twice");
         }
         other => panic!("{other:?}"),
+    }
+}
+
+/// Batches that were to be opened, as the broker said.
+#[derive(Clone, Default)]
+struct ToOpen(Rc<RefCell<Vec<(u64, Bytes, i64)>>>);
+
+impl Opener for ToOpen {
+    fn open(&self, ticket: u64, batch: Bytes, timestamp_ms: i64) {
+        self.0.borrow_mut().push((ticket, batch, timestamp_ms));
+    }
+}
+
+/// What is read from memory and what is read from a file; what becomes short when it is looked at, and what does not.
+#[test]
+fn a_long_batch_is_opened_elsewhere_and_a_short_one_at_once() {
+    for cache in [64 << 20, 0] {
+        let settings = Settings { tail_cache_bytes: cache, checkpoint_bytes: 1, ..Settings::default() };
+        let mut cluster = Cluster::ready(settings);
+        cluster.create_topic("t", 3);
+        let value = "x".repeat(64 << 10);
+        let produce = |partition, batch| ProduceRequest { batch, ..produce_request("t", partition, &[]) };
+        cluster.produce(&produce(0, batch(None, 900, &[&value, &value])));
+        cluster.produce(&produce(0, batch(None, 1000, &["a", "b"])));
+        cluster.produce(&produce(1, batch(None, 1000, &[&value, &value])));
+        let mut zeros = BatchBuilder::new(Codec::Zstd);
+        (0..2).for_each(|_| zeros.append(1000, None, Some(&[0; 1 << 20]), &[]).unwrap());
+        let zeros = zeros.build();
+        assert!(zeros.len() < 4096, "{} bytes", zeros.len());
+        cluster.produce(&produce(2, zeros));
+        cluster.await_same();
+        cluster.ticks(SECOND);
+        let to_open = ToOpen::default();
+        let broker = cluster.node_mut(1).broker_mut().expect("it runs");
+        broker.set_opener(Box::new(to_open.clone()));
+        let search = cluster.send(1, &by_time(0..3));
+        cluster.settle();
+        for partition in 1..3 {
+            let asked = to_open.0.take();
+            let [(ticket, batch, timestamp_ms)] = &asked[..] else { panic!("{} batches", asked.len()) };
+            assert!(!cluster.is_answered(search));
+            let broker = cluster.node_mut(1).broker_mut().expect("it runs");
+            broker.opened(*ticket + 1000, (7, 7));
+            broker.opened(*ticket, first_since(batch, *timestamp_ms));
+            cluster.settle();
+            assert_eq!(cluster.is_answered(search), partition == 2);
+        }
+        match cluster.outcome(search) {
+            Some(Outcome::Done(Response::ListOffsets(found))) => {
+                let found: Vec<(u64, i64)> = found.iter().map(|at| (at.offset, at.timestamp_ms)).collect();
+                assert_eq!(found, [(2, 1000), (0, 1000), (0, 1000)]);
+            }
+            other => panic!("{other:?}"),
+        }
     }
 }
 

@@ -8,7 +8,8 @@ use lance::broker::control::Budgets;
 use lance::broker::inspect::{GroupInspection, MemoryInspection, Observed};
 use lance::broker::members::Addresses;
 use lance::broker::{
-    self, Broker, BrokerConfig, BrokerError, Caller, Clock, Membership, Output, Passage, Sequences, Standing,
+    self, Broker, BrokerConfig, BrokerError, Caller, Clock, Membership, Opener, Output, Passage, Sequences, Standing,
+    first_since,
 };
 use lnc_log::FileOwner;
 use lnc_log::disk::MemoryDisk;
@@ -20,13 +21,26 @@ use lnc_replication::ShardConfig;
 use lnc_replication::formation::{Formats, Identity};
 use lnc_replication::transfer::TransferBody;
 use lnc_replication::wire::{MAX_FRAME_BODY, PeerMessage, WireError, put_messages, take_frame, take_message};
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::rc::Rc;
 
 /// A broker, as a process would hold it.
 pub(super) struct Process {
     broker: Broker<MemoryDisk>,
     member: NodeId,
+    openings: Openings,
+}
+
+/// Batches that the broker has opened elsewhere: what is found there comes in its next turn.
+#[derive(Clone, Default)]
+struct Openings(Rc<RefCell<Vec<(u64, Bytes, i64)>>>);
+
+impl Opener for Openings {
+    fn open(&self, ticket: u64, batch: Bytes, timestamp_ms: i64) {
+        self.0.borrow_mut().push((ticket, batch, timestamp_ms));
+    }
 }
 
 /// What came of a turn.
@@ -63,7 +77,9 @@ impl Process {
             Metrics::new(),
         )?;
         broker.observe(settings.state_every);
-        Ok(Self { broker, member: identity.node })
+        let openings = Openings::default();
+        broker.set_opener(Box::new(openings.clone()));
+        Ok(Self { broker, member: identity.node, openings })
     }
 
     pub(super) fn request(&mut self, clock: Clock, caller: Caller, opcode: Opcode, body: Bytes) {
@@ -131,6 +147,9 @@ impl Process {
 
     pub(super) fn turn(&mut self, clock: Clock) -> Result<Turned, BrokerError> {
         let mut outputs = Vec::new();
+        for (ticket, batch, timestamp_ms) in self.openings.0.take() {
+            self.broker.opened(ticket, first_since(&batch, timestamp_ms));
+        }
         let mut messages = self.broker.turn(clock, &mut outputs)?;
         self.broker.kick();
         let key = |message: &PeerMessage| (message.to(), message.channel());
@@ -142,7 +161,8 @@ impl Process {
             put_messages(&mut bytes, batch);
             mail.push(Mail { wire: Wire { from: self.member.node(), to: to.node(), channel }, to, bytes });
         }
-        let (observed, again) = (self.broker.take_observed(), self.broker.wants_turn());
+        let (observed, again) =
+            (self.broker.take_observed(), self.broker.wants_turn() || !self.openings.0.borrow().is_empty());
         Ok(Turned { outputs, mail, observed, again, reopen: self.broker.wants_reopen() })
     }
 

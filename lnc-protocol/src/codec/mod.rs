@@ -98,6 +98,21 @@ const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 /// The Zstandard level for batches; the library's own default, near the knee of ratio against time.
 const ZSTD_LEVEL: i32 = 3;
 
+/// Whether it is certain, without decompressing it, that the content has at most `limit` bytes.
+pub fn is_short(codec: Codec, input: &[u8], limit: usize) -> bool {
+    /// A byte of an LZ4 block stands for no more.
+    const LZ4_RATIO: usize = 255;
+    match codec {
+        Codec::None => input.len() <= limit,
+        Codec::Lz4 => input.len().saturating_mul(LZ4_RATIO) <= limit,
+        // Whose content is longer than its frame says is corrupt, which decompressing it finds out no later than there.
+        Codec::Zstd => {
+            let content = zstd::zstd_safe::get_frame_content_size(input).ok().flatten();
+            content.is_some_and(|content| content <= limit as u64)
+        }
+    }
+}
+
 /// Decompresses one frame of at most `limit` bytes of content. For [`Codec::None`] that is a copy.
 pub fn decompress(codec: Codec, input: &[u8], limit: usize) -> Result<Vec<u8>, CodecError> {
     match codec {

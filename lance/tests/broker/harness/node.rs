@@ -134,7 +134,7 @@ impl Node {
     }
 
     /// Its broker, to give it something to do.
-    pub(super) fn broker_mut(&mut self) -> Option<&mut Broker<MemoryDisk>> {
+    pub(crate) fn broker_mut(&mut self) -> Option<&mut Broker<MemoryDisk>> {
         self.woken = true;
         self.broker.as_mut()
     }
