@@ -213,6 +213,7 @@ struct Server {
     clocks: Clocks,
     drift: Worst,
     longest_turn: Worst,
+    longest_work: Worst,
     requests: VecDeque<Incoming>,
     /// Those who want to see how the node is.
     questions: mpsc::Receiver<Question>,
@@ -294,6 +295,7 @@ impl Server {
             clocks,
             drift: Worst::new(Instant::now()),
             longest_turn: Worst::new(Instant::now()),
+            longest_work: Worst::new(Instant::now()),
             requests: VecDeque::new(),
             questions,
             spans,
@@ -451,7 +453,7 @@ impl Server {
     }
 
     fn turn(&mut self) -> Result<(), ServerError> {
-        let clock = self.clocks.now();
+        let (clock, worked) = (self.clocks.now(), thread_time());
         for event in self.inbox.events.take() {
             match event {
                 PeerEvent::Frame { from, mut body } => self.peer_frame(clock, from, &mut body),
@@ -490,14 +492,24 @@ impl Server {
             self.broker.take_spans().into_iter().for_each(|span| sink(span));
         }
         self.gateway.set_load(self.broker.request_bytes());
-        let took_us = self.clocks.now().mono_us.saturating_sub(clock.mono_us);
-        self.metrics.turn_seconds.observe(took_us as f64 / 1e6);
-        let longest = self.longest_turn.note(Duration::from_micros(took_us), Instant::now());
-        self.metrics.turn_longest_us.set(longest.as_micros() as u64);
+        self.time_turn(clock.mono_us, worked);
         if self.broker.wants_turn() || !self.requests.is_empty() {
             self.inbox.wake.notify_one();
         }
         Ok(())
+    }
+
+    /// Note how long a turn took that began at `since_us`, and of the processor since `worked`.
+    fn time_turn(&mut self, since_us: u64, worked: Duration) {
+        /// A turn that took no longer took no more of the processor either.
+        const SHORT_US: u64 = 1000;
+        let now = Instant::now();
+        let took_us = self.clocks.now().mono_us.saturating_sub(since_us);
+        self.metrics.turn_seconds.observe(took_us as f64 / 1e6);
+        let took = Duration::from_micros(took_us);
+        self.metrics.turn_longest_us.set(self.longest_turn.note(took, now).as_micros() as u64);
+        let work = if took_us > SHORT_US { thread_time().saturating_sub(worked) } else { took };
+        self.metrics.turn_work_longest_us.set(self.longest_work.note(work, now).as_micros() as u64);
     }
 
     /// Serve what clients have sent, up to a bound: ticks and peers must not wait for it. The rest is for the next turn.
@@ -544,6 +556,12 @@ impl Server {
             }
         }
     }
+}
+
+/// Processor time that this thread has spent.
+fn thread_time() -> Duration {
+    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(spent.tv_sec.unsigned_abs(), spent.tv_nsec.unsigned_abs() as u32)
 }
 
 /// Recover from the data directory; also gives what tells that the disk has finished something.

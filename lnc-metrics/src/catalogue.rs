@@ -110,6 +110,7 @@ catalogue! {
         reading_paused: Gauge, [], [], "Whether the memory for requests is so short that clients which have much of it are not read: 1 if so.";
         reading_pauses_total: Counter, [], [], "Times that the memory for requests got short.";
         turn_longest_us: Gauge, [], [], "The longest turn of the node's thread in the last half minute or minute, in microseconds.";
+        turn_work_longest_us: Gauge, [], [], "Most processor time of a turn in the last half minute or minute, in microseconds: what is missing to the longest turn, others had.";
         turn_seconds: Histogram, [], [STAGE], "Time of one turn of the node's thread; nothing else happens on the node meanwhile.";
     }
     "Latency of requests, by stage" {
