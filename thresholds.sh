@@ -45,6 +45,13 @@ wanted_rate() {
     printf '%s' "$rate"
 }
 
+# larger A B: the larger of two products, as in "3 * 1.5", as a whole number.
+larger() {
+    awk -v one="$1" -v other="$2" '
+        function product(text, factor) { split(text, factor, / *[*] */); return factor[1] * factor[2] }
+        BEGIN { one = product(one); other = product(other); printf "%d", (one > other ? one : other) }'
+}
+
 # slower MILLISECONDS RATE: as much longer as the wanted rate is lower than that of a good disk.
 slower() { awk -v ms="$1" -v full="$bench_rate" -v rate="$2" 'BEGIN { printf "%d", ms * full / rate }'; }
 
