@@ -104,7 +104,7 @@ impl Segment {
         }
         // The last batch ends where the segment does, or more follow.
         let ends = known.position == end.position;
-        let other = ends && self.is_followed(place) && self.state.digest.is_some_and(|digest| digest != known.digest);
+        let other = ends && self.is_followed(place) && self.state.digest.is_some() && end.digest != known.digest;
         if ends != (known.offset == end.offset) || other {
             return Err(Mending::Refused);
         }

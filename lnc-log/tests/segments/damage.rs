@@ -144,6 +144,25 @@ fn every_byte_of_a_segment_is_repaired_from_a_replica() {
     }
 }
 
+/// What was appended since, and is in memory only, is not in the file, so the file's end is known by its own digest.
+#[test]
+fn the_open_segment_is_repaired_while_more_of_it_waits_in_memory() {
+    let (_, states, batches) = filled();
+    let open = states[0].1.segments.last().unwrap().clone();
+    let path = format!("segments/7-1/{:020}.log", open.base_offset);
+    for position in (0..open.len).step_by(7) {
+        for unwritten in [&[60][..], &[20, 30]] {
+            let (replica, ..) = filled();
+            assert!(replica.disk.corrupt(&path, position, 0x10));
+            let mut replica = Harness::recover(config(), replica.disk, &states).unwrap();
+            let more = replica.append(unwritten, 2);
+            assert_eq!(mend(&mut replica, &batches), 1, "position {position}");
+            replica.checkpoint();
+            assert!(replica.read_all(KEY, 1 << 20) == concat(&[&batches[..], &more].concat()));
+        }
+    }
+}
+
 /// A bad sector, which can be read again once it is written: what lies around it is served, and it is repaired.
 #[test]
 fn a_place_that_cannot_be_read_is_repaired_from_a_replica() {
