@@ -6,7 +6,8 @@
 //!
 //! What it says of flushes is a lower bound: it is written when a file is begun, when nothing is about to be appended, at a
 //! stop, with each checkpoint and a few times a second. What it says of terms, votes and files is exact: a flush that has a
-//! new term or vote, or is the first of its file, counts as durable once the mark says so too.
+//! new term or vote, or is the first of its file, counts as durable once the mark says so too. So a journal that calls such a flush
+//! durable, beside a mark that does not know of it, has a mark from an older time.
 //!
 //! ```text
 //! file     slot, to 64 KiB | slot, to 128 KiB: written in turn, so that one is always whole
@@ -191,6 +192,10 @@ pub(super) struct Marks {
     newest_file: u64,
     /// A slot cannot be read.
     bad: bool,
+    /// Both slots were whole, so that the newer one is the last that was written.
+    whole: bool,
+    /// The file was there at the start.
+    found: bool,
 }
 
 impl Marks {
@@ -214,6 +219,7 @@ impl Marks {
         let bad = slots.iter().any(|slot| matches!(slot, Err(NoMark::Unreadable(_))));
         let mut whole: Vec<&Mark> = slots.iter().filter_map(|slot| slot.as_ref().ok()).collect();
         whole.sort_by_key(|mark| mark.sequence);
+        let both = whole.len() == 2;
         let Some(mark) = whole.pop().cloned() else {
             let told: Vec<String> = slots.into_iter().filter_map(Result::err).map(NoMark::into_text).collect();
             if must_be {
@@ -221,7 +227,7 @@ impl Marks {
             }
             // A start that was cut short before the first one.
             disk.run(Op::Close { file }).map_err(failed("close"))?;
-            return Ok((Self::default(), None));
+            return Ok((Self { found: true, ..Self::default() }, None));
         };
         if mark.owner != config.owner && !mutated(Mutation::AcceptOtherMark) {
             return Err(JournalError::OtherOwner { path: PATH.to_owned(), expected: config.owner, found: mark.owner });
@@ -233,6 +239,8 @@ impl Marks {
             durable: mark.durable,
             newest_file: mark.files.last_key_value().map_or(0, |(number, _)| *number),
             bad,
+            whole: both,
+            found: true,
             ..Self::default()
         };
         Ok((marks, Some(mark)))
@@ -258,6 +266,23 @@ impl Marks {
         disk.run(Op::SyncDir { path: String::new() }).map_err(failed("sync the directory of"))?;
         disk.run(Op::Close { file: old }).map_err(failed("close"))?;
         Ok(())
+    }
+
+    /// That there was no file, though this one of the journal was written beside it: `FORMAT`, which says whether there must be
+    /// one, is not what it was either.
+    pub(super) fn refuse_missing(&self, written_beside: Option<u64>) -> Result<(), JournalError> {
+        match written_beside {
+            Some(beside) if !self.found => {
+                let found = format!("no such file, but {} was written beside one", super::file_path(beside));
+                Err(JournalError::NoMark { path: PATH, found })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether what was read is the last mark that was written.
+    pub(super) fn is_whole(&self) -> bool {
+        self.whole
     }
 
     /// Whether the mark is kept.

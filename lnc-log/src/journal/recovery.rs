@@ -118,6 +118,12 @@ struct Chain {
     attested: u64,
     last_with_records: u64,
     recent: Recent,
+    /// What counts as durable only once the mark says it, with the number of the flush that brought it: the files, and the
+    /// newest term and vote of each group.
+    begun: BTreeMap<u64, u64>,
+    voted: BTreeMap<GroupId, (u64, Option<u64>, u64)>,
+    /// The newest file that was begun while a mark was kept.
+    marked: Option<u64>,
 }
 
 impl Chain {
@@ -130,6 +136,17 @@ impl Chain {
             attested: 0,
             last_with_records: 0,
             recent: Recent::default(),
+            begun: BTreeMap::new(),
+            voted: BTreeMap::new(),
+            marked: None,
+        }
+    }
+
+    /// A flush has this term and vote of a group.
+    fn vote(&mut self, group: GroupId, (term, vote): (u64, Option<u64>), number: u64) {
+        let known = self.voted.get(&group).is_some_and(|known| (known.0, known.1) == (term, vote));
+        if !known {
+            self.voted.insert(group, (term, vote, number));
         }
     }
 
@@ -182,12 +199,15 @@ fn recover_from<D: Disk>(
         false => read_all(disk, config, &mut sources, &mut chain, covered, &mut recovered, mark.as_ref())?,
     };
     refuse_foreign(disk, config, &mut sources, end.at, mark.as_ref())?;
+    marks.refuse_missing(chain.marked)?;
     let End { at, position, found, survey, .. } = &end;
     let (at, position) = (*at, *position);
     if let Some(mark) = mark.as_ref() {
         marks.renew(disk, files.new_id(), mark)?;
         let begins = start.0.max(1);
-        let lost = lost_tail(mark, &sources, begins, &chain, &end).filter(|_| !mutated(Mutation::IgnoreMark));
+        let lost = lost_tail(mark, &sources, begins, &chain, &end)
+            .or_else(|| outdated(mark, &chain, &end, sources.get(at)).filter(|_| marks.is_whole()));
+        let lost = lost.filter(|_| !mutated(Mutation::IgnoreMark));
         take_mark(mark, config, lost.is_some(), covered, &mut recovered);
         if chain.number.is_none() {
             chain.number = Some(mark.durable);
@@ -320,6 +340,25 @@ fn lost_tail(mark: &Mark, sources: &[Source], begins: u64, chain: &Chain, end: &
     let found = || end.damaged.clone().unwrap_or_else(|| "nothing behind it".to_owned());
     let is_short = durable < mark.durable || end.damaged.is_some();
     is_short.then(|| lost(format!("flushes up to {}", mark.durable), format!("flush {durable}, {}", found())))?
+}
+
+/// Whether the journal has what was durable only once a newer mark than this one said so: then this one is from an older time, and
+/// what the newer one named may be missing behind what is there.
+fn outdated(mark: &Mark, chain: &Chain, end: &End, here: Option<&Source>) -> Option<LostTail> {
+    let newest = mark.files.last_key_value().map_or(0, |(number, _)| *number);
+    let file = chain.begun.range(newest + 1..).find(|(_, number)| **number <= chain.attested);
+    let vote = chain.voted.iter().find(|(group, (term, vote, number))| {
+        let known = mark.groups.get(group).copied().unwrap_or_default();
+        let is_newer = *term > known.term || (*term == known.term && known.vote.is_none() && vote.is_some());
+        is_newer && *number <= chain.attested
+    });
+    let expected = match (file, vote) {
+        (Some((file, _)), _) => format!("a mark that names {}, which is in use", file_path(*file)),
+        (None, Some((group, (term, ..)))) => format!("a mark that knows of term {term} of group {}", group.0),
+        (None, None) => return None,
+    };
+    let found = format!("one of an older time, whose newest file is {}", file_path(newest));
+    Some(LostTail { file: here.map_or(newest, |here| here.number), position: end.position, expected, found })
 }
 
 /// Take over what the mark knows of the groups. After a loss it is not known what they had: none of them may vote before it
@@ -502,8 +541,14 @@ fn scan<D: Disk>(
             ..Summary::default()
         };
         let mut content = false;
+        chain.begun.entry(header.file).or_insert(header.number);
         for (offset, record) in records {
             summary.record(&record);
+            match record.body {
+                Body::HardState { term, vote } => chain.vote(record.group, (term, vote), header.number),
+                Body::Owner(_) => chain.marked = Some(header.file),
+                _ => {}
+            }
             content |= !matches!(record.body, Body::Identities { .. } | Body::Owner(_));
             chain.sequence = Some(record.sequence);
             let location = Location {
@@ -588,7 +633,14 @@ fn resume<D: Disk>(
     let file = sources[from].number;
     for (place_file, position, number) in survey.later.iter().copied() {
         let Some(at) = sources.iter().position(|source| source.number == place_file) else { continue };
-        let before = Chain { number: Some(number - 1), sequence: None, recent: Recent::default(), ..*chain };
+        let before = Chain {
+            number: Some(number - 1),
+            sequence: None,
+            recent: Recent::default(),
+            begun: BTreeMap::new(),
+            voted: BTreeMap::new(),
+            ..*chain
+        };
         let Found::Flush { records, body, .. } = flush_at(disk, config, &mut sources[at], position, &before)? else {
             continue;
         };

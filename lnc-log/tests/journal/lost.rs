@@ -25,11 +25,18 @@ fn config_of(node: u64, format: u32) -> JournalConfig {
 
 /// A marked journal of three files, at rest; its directory as the next start finds it.
 fn marked(node: u64) -> (MemoryDisk, History) {
+    written(node, true)
+}
+
+/// The same, with a mark or without.
+fn written(node: u64, is_marked: bool) -> (MemoryDisk, History) {
     let mut disk = MemoryDisk::new();
     let (mut journal, _) = open(&mut disk, config_of(node, 1), 0);
-    journal.keep_mark(&mut disk);
-    settle(&mut journal, &mut disk).expect("healthy");
-    assert!(journal.has_mark());
+    if is_marked {
+        journal.keep_mark(&mut disk);
+        settle(&mut journal, &mut disk).expect("healthy");
+        assert!(journal.has_mark());
+    }
     let mut history = History::default();
     history.hard_state(&mut journal, 1, 4, Some(2));
     for index in 1..=ENTRIES {
@@ -131,6 +138,75 @@ fn an_older_state_of_the_newest_file_is_a_loss() {
     disk.replace(&file, &older);
     disk.lose(&path(newest(&disk)));
     assert_lost(&mut disk, "an older state");
+}
+
+/// A mark of an older time knows nothing of what is missing; what is there knows of newer ones.
+#[test]
+fn a_mark_of_an_older_time_is_a_loss() {
+    let (mut disk, _) = marked(1);
+    let (mut journal, _) = reopen(&mut disk).expect("whole");
+    let (older, begun) = (disk.file("DURABLE").expect("it is there"), newest(&disk));
+    let mut index = ENTRIES;
+    while newest(&disk) < begun + 3 {
+        index += 1;
+        journal.append_entry(DATA, 4, index, 0, &[7; 3000]);
+        journal.flush(&mut disk);
+        settle(&mut journal, &mut disk).expect("healthy");
+    }
+    let mut disk = disk.crash(CrashChoice::Nothing);
+    for lost in 0..3 {
+        let mut disk = disk.crash(CrashChoice::Nothing);
+        disk.replace("DURABLE", &older);
+        let last = newest(&disk);
+        (last + 1 - lost..=last).for_each(|file| assert!(disk.lose(&path(file))));
+        assert_lost(&mut disk, &format!("an older mark, {lost} files less"));
+    }
+    // With one place of it lost, it is not known whether it is the newest: what is there may be all that there was.
+    for place in [0, 64 << 10] {
+        let mut disk = disk.crash(CrashChoice::Nothing);
+        assert!(disk.corrupt("DURABLE", place, 1));
+        let (_, recovered) = reopen(&mut disk).expect("the other place is whole");
+        assert_eq!((recovered.lost_tail, recovered.in_doubt.len()), (None, 0));
+    }
+    let (_, recovered) = reopen(&mut disk).expect("whole");
+    assert_eq!((recovered.lost_tail, recovered.in_doubt.len()), (None, 0));
+}
+
+#[test]
+fn a_mark_from_before_a_vote_is_a_loss() {
+    let (mut disk, mut history) = marked(1);
+    let (mut journal, _) = reopen(&mut disk).expect("whole");
+    let older = disk.file("DURABLE").expect("it is there");
+    history.hard_state(&mut journal, 1, 9, Some(3));
+    for index in ENTRIES + 1..=ENTRIES + 3 {
+        journal.append_entry(DATA, 9, index, 0, b"in the new term");
+        journal.flush(&mut disk);
+        settle(&mut journal, &mut disk).expect("healthy");
+    }
+    let mut disk = disk.crash(CrashChoice::Nothing);
+    let (_, recovered) = reopen(&mut disk).expect("whole");
+    assert_eq!(recovered.lost_tail, None);
+    disk.replace("DURABLE", &older);
+    let (_, recovered) = reopen(&mut disk).expect("it starts");
+    assert_eq!(recovered.in_doubt[&DATA], 10);
+    let lost = recovered.lost_tail.expect("it is noticed").to_string();
+    assert!(lost.contains("term 9 of group 1"), "{lost}");
+}
+
+/// `FORMAT` says that there need not be a mark, as it does when a bit of it flips; the files know better.
+#[test]
+fn a_mark_that_is_gone_is_missed_whatever_the_format_says() {
+    let (mut disk, _) = marked(1);
+    for format in [1, 2, MARK_FORMAT] {
+        let mut disk = disk.crash(CrashChoice::Nothing);
+        assert!(disk.lose("DURABLE") && disk.lose(&path(newest(&disk))));
+        let error = Journal::open(&mut disk, config_of(1, format), JournalStart(0)).map(drop).expect_err("it is missed");
+        assert!(matches!(error, JournalError::NoMark { .. }), "{error}");
+    }
+    // It was just made when the power went, with the FORMAT to be raised.
+    let mut disk = disk.crash(CrashChoice::Nothing);
+    assert!(disk.corrupt("DURABLE", 0, 1) && disk.corrupt("DURABLE", 64 << 10, 1));
+    Journal::open(&mut disk, config_of(1, 2), JournalStart(0)).map(drop).expect("there need not be anything in it yet");
 }
 
 /// Once a loss is known, no place of the mark says any more what was before it: that may be true again of other flushes.
@@ -245,10 +321,7 @@ fn damage_in_files_that_a_checkpoint_covers_does_not_stop_the_start() {
     ];
     for (n, damage) in ways.into_iter().enumerate() {
         for format in [2, MARK_FORMAT] {
-            let (mut disk, _) = marked(1);
-            if format == 2 {
-                disk.lose("DURABLE");
-            }
+            let (mut disk, _) = written(1, format >= MARK_FORMAT);
             let covered = [(DATA, ENTRIES - 1)].into();
             let (start, needed) = (JournalStart(2), JournalStart(newest(&disk)));
             damage(&disk);
