@@ -656,11 +656,16 @@ async fn form(
             match event {
                 // Only those count that are where this node's configuration says.
                 PeerEvent::Heard(identity) => drop(heard.note(now_us, identity)),
-                PeerEvent::Knocked(identity) if heard.is_news(&identity) => peers.hurry(identity.node.node()),
+                PeerEvent::Knocked(identity) => {
+                    heard.call(now_us, &identity);
+                    if heard.is_news(&identity) {
+                        peers.hurry(identity.node.node());
+                    }
+                }
                 _ => {}
             }
         }
-        let state = match decide(&own, &configured, config.cluster.data_groups, &heard.now(now_us)) {
+        let mut state = match decide(&own, &configured, config.cluster.data_groups, &heard.now(now_us)) {
             Decision::Join(cluster) => {
                 let named =
                     |nodes: BTreeMap<NodeId, u64>| nodes.iter().map(|(node, number)| (node.0, *number)).collect();
@@ -691,6 +696,14 @@ async fn form(
                 return Err(ServerError::Conflict(list.join(", ")));
             }
         };
+        let elsewhere = heard.elsewhere(now_us);
+        if !elsewhere.is_empty() {
+            state += &format!(
+                "; nodes {} of a cluster call this one, and `cluster.nodes` does not lead to them: list those that `lance \
+                 cluster status` shows, and start again",
+                Nodes(&elsewhere)
+            );
+        }
         if state != told {
             tracing::info!("{state}");
             told.clone_from(&state);

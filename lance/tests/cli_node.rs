@@ -1,8 +1,12 @@
 //! The command line against a node: one process, a cluster of one.
 
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -282,4 +286,42 @@ fn the_state_of_a_healthy_cluster_is_a_success() {
         std::thread::sleep(POLL);
     };
     assert_eq!(status.code(), Some(0));
+}
+
+/// A directory that its user may not write to is found before the node promises anything, not when it first has to write.
+#[test]
+fn a_data_directory_that_is_closed_to_the_node_is_refused() {
+    /// Who may do nothing; for a test that runs as root, whom no mode keeps out.
+    const NOBODY: u32 = 65_534;
+    let home = tempfile::tempdir().unwrap();
+    let (data, program) = (home.path().join("data"), home.path().join("lance"));
+    // Where the tests are built may be closed to others.
+    std::fs::copy(env!("CARGO_BIN_EXE_lance"), &program).unwrap();
+    let set_mode = |path: &Path, mode: u32| std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    set_mode(home.path(), 0o755);
+    std::fs::create_dir_all(data.join("journal")).unwrap();
+    let is_root = rustix::process::geteuid().is_root();
+    for path in [data.clone(), data.join("journal")].iter().filter(|_| is_root) {
+        std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    for closed in [data.clone(), data.join("journal")] {
+        set_mode(&closed, 0o555);
+        let mut command = Command::new(&program);
+        command
+            .args(["server", "--listen", "127.0.0.1:0", "--data-dir", data.to_str().unwrap()])
+            .args(["--set", "listen.peer=127.0.0.1:0", "--set", "listen.http=127.0.0.1:0"])
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        if is_root {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        let mut process = command.spawn().unwrap();
+        let mut told = BufReader::new(process.stderr.take().unwrap()).lines();
+        let why = told.find_map(|line| line.ok().filter(|line| line.contains("Permission denied"))).unwrap_or_default();
+        assert!(!process.wait().unwrap().success());
+        assert!(why.contains(closed.to_str().unwrap()) && why.contains("access"), "{why}");
+        set_mode(&closed, 0o755);
+    }
 }

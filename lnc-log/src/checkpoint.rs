@@ -133,13 +133,16 @@ pub enum CheckpointError {
     /// Neither copy of the newest checkpoint is what was written.
     #[error(
         "both copies of the newest checkpoint are damaged, and with it the node's votes may be lost: empty the data \
-         directory, and the cluster admits the node as a new member ({first}; {second})"
+         directory, and the cluster admits the node as a new member ({first}; {second}{})",
+        match .unreadable { None => String::new(), Some(error) => format!("; the first place that cannot be read: {}", Advised(error)) }
     )]
     Lost {
         /// What is wrong with the first copy.
         first: Box<CheckpointError>,
         /// What is wrong with the second one.
         second: Box<CheckpointError>,
+        /// The disk's answer, where it does not give what it holds.
+        unreadable: Option<io::Error>,
     },
     /// The newest checkpoint is not there any more.
     #[error(
@@ -393,7 +396,9 @@ fn decode(number: u64, file: Bytes) -> Result<Loaded, CheckpointError> {
         (Ok(checkpoint), second) => Ok(Loaded { checkpoint, damage: second.err().or_else(|| behind(end)) }),
         (Err(first @ CheckpointError::UnsupportedVersion { .. }), Err(_)) => Err(first),
         (Err(first), Ok(checkpoint)) => Ok(Loaded { checkpoint, damage: Some(first) }),
-        (Err(first), Err(second)) => Err(CheckpointError::Lost { first: first.into(), second: second.into() }),
+        (Err(first), Err(second)) => {
+            Err(CheckpointError::Lost { first: first.into(), second: second.into(), unreadable: None })
+        }
     }
 }
 
@@ -537,16 +542,22 @@ pub fn load_latest<D: Disk>(disk: &mut D) -> Result<Option<Loaded>, CheckpointEr
     let op = Op::Open { file, path: op_path, create: false, direct: false };
     let opened = disk.run(op).map_err(failed("open", &path))?;
     let Outcome::Opened { len } = opened else { return Ok(None) };
-    let content = read_file(disk, file, len as usize, &path);
+    let (content, error) = read_file(disk, file, len as usize, &path);
     disk.run(Op::Close { file }).map_err(failed("close", &path))?;
-    decode(number, content.into()).map(Some)
+    match decode(number, content.into()) {
+        Err(CheckpointError::Lost { first, second, .. }) => {
+            Err(CheckpointError::Lost { first, second, unreadable: error })
+        }
+        decoded => decoded.map(Some),
+    }
 }
 
 /// The bytes of a file of this length, with zeros for the blocks that cannot be read: those are damaged, like what reads
-/// wrong.
-fn read_file<D: Disk>(disk: &mut D, file: FileId, len: usize, path: &str) -> Vec<u8> {
+/// wrong. With the first error, if there was one.
+fn read_file<D: Disk>(disk: &mut D, file: FileId, len: usize, path: &str) -> (Vec<u8>, Option<io::Error>) {
     let mut content = Vec::with_capacity(len);
     let mut unreadable = None;
+    let mut first = None;
     while content.len() < len {
         let at = content.len();
         // A piece that cannot be read is read block by block.
@@ -556,9 +567,14 @@ fn read_file<D: Disk>(disk: &mut D, file: FileId, len: usize, path: &str) -> Vec
             Err(error) if want > BLOCK => {
                 tracing::error!(path, position = at, %error, "a place of a checkpoint cannot be read; look at the disk");
                 unreadable = Some(at + want);
+                first.get_or_insert(error);
             }
-            _ => content.resize(at + want, 0),
+            Err(error) => {
+                content.resize(at + want, 0);
+                first.get_or_insert(error);
+            }
+            Ok(_) => content.resize(at + want, 0),
         }
     }
-    content
+    (content, first)
 }

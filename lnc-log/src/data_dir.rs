@@ -11,7 +11,7 @@
 
 use crate::advice::Advised;
 use crate::disk::{EIO, refuse_others};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{Access, AtFlags, CWD, FlockOperation, accessat, flock};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::ops::RangeInclusive;
@@ -175,6 +175,7 @@ impl DataDir {
         if identity.is_none() {
             refuse_data(&root, IDENTITY)?;
         }
+        refuse_closed(&root)?;
         Ok(Self { root, identity, format, _lock: lock })
     }
 
@@ -320,6 +321,22 @@ fn refuse_data(root: &Path, missing: &'static str) -> Result<(), DataDirError> {
         if fs::read_dir(&path).map_err(at("list", &path))?.next().is_some() {
             let found = name.to_string_lossy().into_owned();
             return Err(DataDirError::NoIdentity { path: root.to_path_buf(), found, missing });
+        }
+    }
+    Ok(())
+}
+
+/// The directories must be open to this process before it promises anything: what it writes first, it may write much later.
+fn refuse_closed(root: &Path) -> Result<(), DataDirError> {
+    let has_all = |path: &Path| {
+        let all = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
+        accessat(CWD, path, all, AtFlags::EACCESS).map_err(|error| at("read, write and search", path)(error.into()))
+    };
+    has_all(root)?;
+    for entry in fs::read_dir(root).map_err(at("list", root))? {
+        let entry = entry.map_err(at("list", root))?;
+        if entry.file_name() != "lost+found" && entry.path().is_dir() {
+            has_all(&entry.path())?;
         }
     }
     Ok(())

@@ -435,6 +435,8 @@ pub fn decide(
 #[derive(Debug, Default)]
 pub struct Heard {
     said: BTreeMap<NodeId, (Identity, u64)>,
+    /// Nodes of a cluster that have dialled this one, and when. At most [`MAX_MEMBERS`]: anybody may say so.
+    called: BTreeMap<NodeId, u64>,
 }
 
 impl Heard {
@@ -447,6 +449,21 @@ impl Heard {
         let news = self.is_news(&identity);
         self.said.insert(node, (identity, now_us));
         news
+    }
+
+    /// A peer has dialled this node. That it belongs to a cluster is noted for people, and decides nothing.
+    pub fn call(&mut self, now_us: u64, identity: &Identity) {
+        let node = NodeId(identity.node.node());
+        let has_room = self.called.len() < MAX_MEMBERS || self.called.contains_key(&node);
+        if identity.cluster.is_some() && has_room {
+            self.called.insert(node, now_us);
+        }
+    }
+
+    /// Nodes of a cluster that dial this one, and are not where its configuration leads.
+    pub fn elsewhere(&mut self, now_us: u64) -> BTreeSet<NodeId> {
+        self.called.retain(|_, at_us| now_us <= *at_us + Self::MEMORY_US);
+        self.called.keys().filter(|node| !self.said.contains_key(node)).copied().collect()
     }
 
     /// Whether a peer was something else when it was last heard.
@@ -491,6 +508,22 @@ impl fmt::Display for Nodes<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn members_that_call_from_elsewhere_are_told_while_they_do() {
+        let mut heard = Heard::default();
+        let member =
+            |node| Identity { cluster: Some(Cluster::found(BTreeMap::from([(NodeId(4), 44)]), 3)), ..fresh(node, 9) };
+        heard.call(0, &member(4));
+        heard.call(1, &member(5));
+        heard.call(2, &fresh(6, 66));
+        assert_eq!(heard.elsewhere(3), BTreeSet::from([NodeId(4), NodeId(5)]));
+        heard.note(4, member(5));
+        assert_eq!(heard.elsewhere(5), BTreeSet::from([NodeId(4)]), "the other one is where it was dialled");
+        (100..1000).for_each(|node| heard.call(6, &member(node)));
+        assert!(heard.elsewhere(6).len() <= MAX_MEMBERS);
+        assert_eq!(heard.elsewhere(7 + Heard::MEMORY_US), BTreeSet::new());
+    }
 
     fn fresh(node: u64, incarnation: u64) -> Identity {
         Identity { node: NodeId(node), incarnation, cluster: None }

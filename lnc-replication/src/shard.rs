@@ -256,6 +256,10 @@ impl Shard {
     /// dropping is what a network may do at any time.
     pub fn step(&mut self, group: GroupId, message: Message) {
         let Some(target) = self.groups.get_mut(&group) else {
+            if self.repairs.contains_key(&group) {
+                // Like a node that is down: it waits for what it lost, and was told so once.
+                return;
+            }
             tracing::warn!(
                 group = group.0,
                 from = message.from.0,

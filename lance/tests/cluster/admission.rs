@@ -1,6 +1,7 @@
 //! Who takes part: a cluster forms with all its nodes only, and a wiped node is not its former self.
 
 use super::support::cluster::Cluster;
+use super::support::node::Node;
 use super::support::wire;
 use super::support::{eventually, lines_of_every_kind};
 use lnc_protocol::Flags;
@@ -77,4 +78,23 @@ fn a_wiped_node_is_no_majority_with_one_of_its_former_peers_and_is_replaced_by_t
     cluster.wait_ready();
     let end = cluster.partitions("t")[0].high_watermark;
     cluster.assert_replicas_equal("t", 0, end);
+}
+
+/// What its configuration says of the others is from a time before they moved: those who admit it are not heard.
+#[test]
+fn a_fresh_node_with_an_old_list_says_who_calls_it_from_elsewhere() {
+    let mut cluster = Cluster::start();
+    cluster.node(3).kill();
+    let mut lost = cluster.moved(3);
+    lost.start();
+    let told = |node: &Node| {
+        let why = "nodes 1, 2 of a cluster call this one, and `cluster.nodes` does not lead to them";
+        node.readyz().is_some_and(|(status, reason)| status == 503 && reason.contains(why))
+    };
+    eventually("the node says what is wrong", || told(&lost).then_some(()));
+    lost.kill();
+    // With the right list it is what any node with an empty disk is.
+    std::fs::remove_dir_all(&cluster.node(3).data).unwrap();
+    cluster.node(3).start();
+    cluster.wait_ready();
 }

@@ -129,6 +129,10 @@ fn appended_bytes_and_an_unreadable_copy_leave_the_other_copy_of_use() {
         assert_eq!(loaded.checkpoint, checkpoint(1));
         assert!(loaded.damage.is_some(), "copy at {copy}");
     }
+    let mut disk = disk.crash(CrashChoice::Nothing);
+    assert!(disk.make_unreadable(&path(1), 0, bytes.len() as u64));
+    let error = load_latest(&mut disk).expect_err("neither copy can be read").to_string();
+    assert!(error.contains("both copies") && error.contains("the disk fails"), "{error}");
 }
 
 #[test]

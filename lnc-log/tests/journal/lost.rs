@@ -200,7 +200,8 @@ fn a_mark_that_is_gone_is_missed_whatever_the_format_says() {
     for format in [1, 2, MARK_FORMAT] {
         let mut disk = disk.crash(CrashChoice::Nothing);
         assert!(disk.lose("DURABLE") && disk.lose(&path(newest(&disk))));
-        let error = Journal::open(&mut disk, config_of(1, format), JournalStart(0)).map(drop).expect_err("it is missed");
+        let error =
+            Journal::open(&mut disk, config_of(1, format), JournalStart(0)).map(drop).expect_err("it is missed");
         assert!(matches!(error, JournalError::NoMark { .. }), "{error}");
     }
     // It was just made when the power went, with the FORMAT to be raised.

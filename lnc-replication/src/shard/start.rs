@@ -31,7 +31,7 @@ impl Shard {
         for damage in damage {
             tracing::error!(%damage, "the journal is damaged; what was lost there is fetched from the other nodes");
         }
-        if let Some(cut) = torn_tail {
+        if let Some(cut) = torn_tail.filter(|_| lost_tail.is_none()) {
             tracing::warn!(
                 ?cut,
                 "the journal ended in an unfinished flush, as a crash leaves it; it was cut, and nothing is to be done"

@@ -92,6 +92,15 @@ impl Cluster {
         copy
     }
 
+    /// A process on the ports of this node, with an empty disk, whose configuration has the others where they are not. Not
+    /// started yet.
+    pub(crate) fn moved(&self, id: u64) -> Node {
+        let is_own = |at: usize| at == id as usize - 1;
+        let place = |(at, node): (usize, &Node)| if is_own(at) { node.ports.clone() } else { Ports::free() };
+        let ports: Vec<Ports> = self.nodes.iter().enumerate().map(place).collect();
+        Node::new(&self.directory.path().join("moved"), id, &ports, self.nodes[0].settings())
+    }
+
     /// A place for files of the test.
     pub(crate) fn directory(&self) -> &std::path::Path {
         self.directory.path()
