@@ -207,8 +207,8 @@ pub struct Incoming {
     /// The file that is being fetched.
     at: usize,
     have: Have,
-    /// What of it is known to be written.
-    written: Have,
+    /// What of it is known to be written; `None` as long as it is not the turn of this file.
+    written: Option<Have>,
     /// Of earlier transfers, and of this one what is complete.
     leftovers: BTreeMap<(PartitionKey, u64), Have>,
     file: FileId,
@@ -238,7 +238,7 @@ impl Incoming {
             files,
             at: 0,
             have: Have::default(),
-            written: Have::default(),
+            written: None,
             leftovers: leftovers.0.get(&group).cloned().unwrap_or_default(),
             file: FileId(0),
             step: Step::MakeDir,
@@ -269,8 +269,8 @@ impl Incoming {
     /// What it has so far, for a transfer that replaces this one in the same run.
     pub fn leave(self, leftovers: &mut Leftovers) {
         let mut have = self.leftovers;
-        if let Some(file) = self.files.get(self.at) {
-            have.insert((file.key, file.base_offset), self.written);
+        if let (Some(file), Some(written)) = (self.files.get(self.at), self.written) {
+            have.insert((file.key, file.base_offset), written);
         }
         leftovers.0.insert(self.group, have);
     }
@@ -317,13 +317,14 @@ impl Incoming {
         }
         let over = have.end_offset > file.end_offset || have.len > file.len;
         if over || (have.end_offset == file.end_offset && have.len != file.len) {
+            // Nobody knows which of them are wrong: all of them come again.
+            (self.have, self.written) = (file.nothing(), Some(file.nothing()));
             let expected = format!("{} bytes up to offset {}", file.len, file.end_offset);
             return Err(unfit(offset, expected, format!("{} bytes up to {}", have.len, have.end_offset)));
         }
         if let Some(digest) = file.digest.filter(|digest| have.end_offset == file.end_offset && *digest != have.digest)
         {
-            // Nobody knows which of them are wrong.
-            (self.have, self.written) = (file.nothing(), file.nothing());
+            (self.have, self.written) = (file.nothing(), Some(file.nothing()));
             let expected = format!("a segment of digest {digest} up to offset {}", file.end_offset);
             return Err(unfit(file.base_offset, expected, format!("others, of digest {}", have.digest)));
         }
@@ -353,14 +354,14 @@ impl Incoming {
             (Step::Open, Outcome::Opened { len }) if len < self.have.len => {
                 // Less is there than was thought: it comes again.
                 self.have = self.files[self.at].nothing();
-                self.written = self.have;
+                self.written = Some(self.have);
                 (Step::Cut, Op::SetLen { file: self.file, len: 0 })
             }
             (Step::Open, Outcome::Opened { len }) if len != self.have.len => {
                 (Step::Cut, Op::SetLen { file: self.file, len: self.have.len })
             }
             (Step::Open | Step::Cut | Step::Write, _) => {
-                self.written = self.have;
+                self.written = Some(self.have);
                 if self.have.len < self.files[self.at].len {
                     return Ok(Came::Some);
                 }
@@ -372,7 +373,7 @@ impl Incoming {
                 self.bytes_done += file.len;
                 self.at += 1;
                 self.leftovers.insert((file.key, file.base_offset), self.have);
-                self.have = Have::default();
+                (self.have, self.written) = (Have::default(), None);
                 self.next_file(disk);
                 return Ok(Came::Some);
             }
@@ -421,7 +422,7 @@ impl Incoming {
                 Some(have) if have.len < file.len && have.end_offset < file.end_offset => have,
                 _ => file.nothing(),
             };
-            self.written = self.have;
+            self.written = Some(self.have);
             let path = format!("{}/{}", dir(self.group), file.name());
             self.file = Owner::Incoming.file(self.next + 1);
             self.step = Step::Open;
@@ -726,4 +727,52 @@ pub fn discard<D: Disk>(disk: &mut D, group: GroupId) -> Result<(), IncomingErro
     }
     disk.run(Op::RemoveDir { path: path.clone() }).map_err(failed("remove", &path))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::MemoryDisk;
+
+    const GROUP: GroupId = GroupId(1);
+
+    fn begin(disk: &mut MemoryDisk, leftovers: &Leftovers, first: u64) -> Incoming {
+        let key = PartitionKey { topic_id: 1, partition: 0 };
+        let file = FileInfo { key, base_offset: 563, end_offset: 1327, len: 91_538, digest: None };
+        Incoming::begin(disk, GROUP, (b"header", b"state"), vec![file], &BTreeMap::new(), leftovers, first)
+    }
+
+    /// Takes up to so many completions. Whether it wants records by then.
+    fn run(disk: &mut MemoryDisk, incoming: &mut Incoming, most: usize) -> bool {
+        let mut completions = Vec::new();
+        for _ in 0..most {
+            if incoming.wants().is_some() {
+                return true;
+            }
+            disk.wait(&mut completions);
+            for completion in completions.drain(..) {
+                incoming.on_completion(disk, completion).expect("healthy");
+            }
+        }
+        incoming.wants().is_some()
+    }
+
+    /// A transfer that gives way to another one before its first file is open has nothing of that, and does not say that
+    /// it has something from before the file's first record.
+    #[test]
+    fn a_transfer_that_is_replaced_early_leaves_nothing_that_misleads_the_next() {
+        let mut has_wanted = false;
+        for taken in 0..8 {
+            let mut disk = MemoryDisk::new();
+            let mut leftovers = Leftovers::default();
+            let mut first = begin(&mut disk, &leftovers, 0);
+            has_wanted |= run(&mut disk, &mut first, taken);
+            let number = first.next_number();
+            first.leave(&mut leftovers);
+            let mut second = begin(&mut disk, &leftovers, number);
+            assert!(run(&mut disk, &mut second, 20), "after {taken} operations");
+            assert_eq!(second.wants().map(|(_, offset)| offset), Some(563), "after {taken} operations");
+        }
+        assert!(has_wanted);
+    }
 }
