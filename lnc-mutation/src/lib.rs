@@ -93,6 +93,7 @@ mutations! {
     IgnoreDigests = "ignore-digests", "a read does not ask whether batches are those of this segment";
     NeverWrap = "never-wrap", "the sequence numbers of a producer do not begin at 0 again";
     GiveTooMuch = "give-too-much", "a fetch is given twice the bytes that it asks for";
+    RepairAtOnce = "repair-at-once", "a place that stays bad is repaired again and again without a pause";
     KeepOffice = "keep-office", "a leader whose entries do not arrive goes on";
     WaitForNobody = "wait-for-nobody", "clients are not slowed down for a follower that lives and falls behind";
     FormAlone = "form-alone", "a fresh node does not wait for the others to form a cluster";

@@ -4,6 +4,7 @@
 //! copies that.
 
 use lnc_log::segment::{DamagedBatch, PartitionKey};
+use lnc_mutation::{Mutation, mutated};
 use std::collections::BTreeMap;
 
 /// The pause after the first attempt.
@@ -44,6 +45,9 @@ fn spot(place: &DamagedBatch) -> Spot {
 }
 
 fn pause_us(tries: u32, stuck: bool) -> u64 {
+    if mutated(Mutation::RepairAtOnce) {
+        return 0;
+    }
     (FIRST_US << tries.saturating_sub(1).min(16)).min(if stuck { MOST_US } else { MOST_AGAIN_US })
 }
 

@@ -75,7 +75,8 @@ fn profile(mutation: Mutation) -> Profile {
         | Mutation::AcceptOtherMark
         | Mutation::AcceptOtherCheckpoint
         | Mutation::AcceptOtherJournal
-        | Mutation::IgnoreDigests => Profile::LostFiles,
+        | Mutation::IgnoreDigests
+        | Mutation::RepairAtOnce => Profile::LostFiles,
         Mutation::RemoveLate => Profile::Filled,
         Mutation::KeepWhatGoes => Profile::Tight,
         Mutation::WipedVotes => Profile::Wipes,

@@ -2,37 +2,37 @@
 
 use super::Violation;
 use lnc_log::segment::{DamagedBatch, PartitionKey};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
-/// The time in which attempts are counted.
-const WITHIN_US: u64 = 60_000_000;
-/// How many there may be: pauses of 1, 2, 4 … seconds, up to ten where repairs help for a while, leave room for nine.
-const MOST: usize = 12;
+/// Less than the first pause of a node, on a clock that drifts.
+const HASTE_US: u64 = 500_000;
+/// How often there may be less: an attempt that the end of a segment or of a part of the node cuts off is followed by no pause.
+const MOST: u32 = 3;
 
 /// A place of a node that has been open since some start.
 type Spot = ((u64, u32), PartitionKey, u64, u64);
 
-/// The latest attempts.
+/// When the latest attempt began, and how many were begun in haste.
 #[derive(Default)]
-pub(crate) struct Repairs(BTreeMap<Spot, VecDeque<u64>>);
+pub(crate) struct Repairs(BTreeMap<Spot, (u64, u32)>);
 
 impl Repairs {
     /// A node, in one of its lives, writes over a place.
     pub(crate) fn begun(&mut self, now_us: u64, node: (u64, u32), place: DamagedBatch) -> Result<(), Violation> {
         let DamagedBatch { key, base, position, .. } = place;
-        let times = self.0.entry((node, key, base, position)).or_default();
-        times.push_back(now_us);
-        while times.front().is_some_and(|first| first + WITHIN_US < now_us) {
-            times.pop_front();
-        }
-        if times.len() <= MOST {
+        let Some((last_us, hasty)) = self.0.get_mut(&(node, key, base, position)) else {
+            self.0.insert((node, key, base, position), (now_us, 0));
+            return Ok(());
+        };
+        let paused = now_us - std::mem::replace(last_us, now_us);
+        *hasty += u32::from(paused < HASTE_US);
+        if *hasty <= MOST {
             return Ok(());
         }
         let what = format!(
-            "node {} has written {} times within {} s over byte {position} of segment {base} of {key}",
-            node.0,
-            times.len(),
-            WITHIN_US / 1_000_000
+            "node {} has written over byte {position} of segment {base} of {key} again {paused} us after the last time, as it has done \
+             {MOST} times before",
+            node.0
         );
         Err(Violation::new("repair-pace", what))
     }
