@@ -606,11 +606,11 @@ turns() {
         tr -d '\r' <&3
         exec 3<&- 3>&-
     done | awk '
-        $1 == "lance_turn_work_longest_us" && $2 > work { work = $2 }
-        $1 == "lance_turn_longest_us" && $2 > longest { longest = $2 }
+        $1 == "lance_turn_work_longest_seconds" && $2 > work { work = $2 }
+        $1 == "lance_turn_longest_seconds" && $2 > longest { longest = $2 }
         END {
             if (!work || !longest) exit 1
-            printf "%d %d", work, longest
+            printf "%d %d", work * 1e6, longest * 1e6
         }'
 }
 

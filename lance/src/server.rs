@@ -507,9 +507,9 @@ impl Server {
         let took_us = self.clocks.now().mono_us.saturating_sub(since_us);
         self.metrics.turn_seconds.observe(took_us as f64 / 1e6);
         let took = Duration::from_micros(took_us);
-        self.metrics.turn_longest_us.set(self.longest_turn.note(took, now).as_micros() as u64);
+        self.metrics.turn_longest_seconds.set(self.longest_turn.note(took, now).as_secs_f64());
         let work = if took_us > SHORT_US { thread_time().saturating_sub(worked) } else { took };
-        self.metrics.turn_work_longest_us.set(self.longest_work.note(work, now).as_micros() as u64);
+        self.metrics.turn_work_longest_seconds.set(self.longest_work.note(work, now).as_secs_f64());
     }
 
     /// Serve what clients have sent, up to a bound: ticks and peers must not wait for it. The rest is for the next turn.

@@ -6,7 +6,9 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::{Registry, TextEncoder};
 
 use crate::group::GroupMetrics;
-use crate::instrument::{Counter, CounterVec, Definition, Gauge, GaugeVec, Histogram, Instrument, SignedGaugeVec};
+use crate::instrument::{
+    Counter, CounterVec, Definition, Gauge, GaugeVec, Histogram, Instrument, SecondsGauge, SignedGaugeVec,
+};
 use crate::topics::TopicMetrics;
 
 /// Bucket bounds for what a client waits for, in seconds: from a warm loopback round trip to a client's time-out.
@@ -109,8 +111,8 @@ catalogue! {
         rejected_bytes_total: CounterVec, ["code"], [], "Bytes of record batches refused for want of memory or of space on disk.";
         reading_paused: Gauge, [], [], "Whether the memory for requests is so short that clients which have much of it are not read: 1 if so.";
         reading_pauses_total: Counter, [], [], "Times that the memory for requests got short.";
-        turn_longest_us: Gauge, [], [], "The longest turn of the node's thread in the last half minute or minute, in microseconds.";
-        turn_work_longest_us: Gauge, [], [], "Most processor time of a turn in the last half minute or minute, in microseconds: what is missing to the longest turn, others had.";
+        turn_longest_seconds: SecondsGauge, [], [], "The longest turn of the node's thread in the last half minute or minute.";
+        turn_work_longest_seconds: SecondsGauge, [], [], "Most processor time of a turn in the last half minute or minute: what is missing to the longest turn, others had.";
         turn_seconds: Histogram, [], [STAGE], "Time of one turn of the node's thread; nothing else happens on the node meanwhile.";
     }
     "Latency of requests, by stage" {

@@ -14,6 +14,8 @@ pub type CounterVec = IntCounterVec;
 pub type Gauge = GenericGauge<AtomicU64>;
 /// A family of gauges, told apart by labels.
 pub type GaugeVec = GenericGaugeVec<AtomicU64>;
+/// A value with fractions that goes up and down.
+pub type SecondsGauge = prometheus::Gauge;
 /// A family of gauges with fractions, which may be negative.
 pub type SignedGaugeVec = prometheus::GaugeVec;
 /// A distribution, counted in fixed buckets.
@@ -130,6 +132,21 @@ impl Instrument for GaugeVec {
     #[cfg(test)]
     fn touch(&self, definition: &Definition) {
         self.with_label_values(&vec!["x"; definition.labels.len()]).set(1);
+    }
+}
+
+impl Instrument for SecondsGauge {
+    const KIND: Kind = Kind::Gauge;
+
+    fn create(definition: &Definition, registry: &Registry) -> prometheus::Result<Self> {
+        let gauge = SecondsGauge::with_opts(opts(definition))?;
+        registry.register(Box::new(gauge.clone()))?;
+        Ok(gauge)
+    }
+
+    #[cfg(test)]
+    fn touch(&self, _: &Definition) {
+        self.set(1.0);
     }
 }
 

@@ -15,5 +15,7 @@ mod topics;
 pub use catalogue::{CATALOGUE, Metrics};
 pub use document::document;
 pub use group::{GroupMetrics, PeerFigures, Role};
-pub use instrument::{Counter, CounterVec, Definition, Gauge, GaugeVec, Histogram, Kind, PREFIX, SignedGaugeVec};
+pub use instrument::{
+    Counter, CounterVec, Definition, Gauge, GaugeVec, Histogram, Kind, PREFIX, SecondsGauge, SignedGaugeVec,
+};
 pub use topics::{TOPIC_LABELS, TopicFigures, TopicMetrics};

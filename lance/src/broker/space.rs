@@ -128,11 +128,14 @@ impl<D: Disk> Broker<D> {
 
     /// What is left, in the words of whoever has to make room.
     pub(super) fn space_left(&self) -> String {
-        let (Space { bytes, inodes, .. }, reserve) = (&self.space, self.config.reserve_bytes);
-        if *inodes < RESERVE_INODES {
+        // The disk may have taken no more since it was looked at: what it lacks now is what is told.
+        let mut now = Space::of(&self.disk);
+        now.bytes = now.bytes.min(self.space.bytes);
+        let (Space { bytes, inodes, .. }, reserve) = (now, self.config.reserve_bytes);
+        if inodes < RESERVE_INODES {
             return format!("{inodes} inodes are free, of which {RESERVE_INODES} are kept in reserve (see df -i)");
         }
-        if *bytes < reserve {
+        if bytes < reserve {
             return format!("{bytes} bytes are free, of which {reserve} are kept in reserve");
         }
         format!("{bytes} bytes are free; if the disk takes no more than that, look for a quota")

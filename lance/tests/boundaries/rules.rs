@@ -136,11 +136,12 @@ const DETERMINISTIC: &[&str] = &[
     "lnc-chaos/src/sim/",
 ];
 
-/// The driver of the peer channels, the one part of its crate that owns sockets and timers.
-const PEERS: &[&str] = &["lnc-replication/src/peers.rs"];
+/// The driver of the peer channels, the one part of its crate that owns sockets and timers, and who waits in it.
+const PEERS: &[&str] = &["lnc-replication/src/peers.rs", "lnc-replication/src/strangers.rs"];
 
 /// As [`PEERS`], and the simulated disk, which its node shares with whoever simulates.
-const PEERS_AND_MEMORY_DISK: &[&str] = &["lnc-log/src/disk/memory.rs", "lnc-replication/src/peers.rs"];
+const PEERS_AND_MEMORY_DISK: &[&str] =
+    &["lnc-log/src/disk/memory.rs", "lnc-replication/src/peers.rs", "lnc-replication/src/strangers.rs"];
 
 /// All rules on words.
 pub(crate) const WORDS: &[Words] = &[
