@@ -7,6 +7,7 @@ use std::time::Duration;
 use lnc_protocol::ErrorCode;
 use lnc_protocol::frame::Flags;
 use lnc_protocol::message::{ErrorReply, MetadataRequest, Reply, Request, Response};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::backoff::Backoff;
@@ -27,6 +28,9 @@ pub(crate) const SILENCE: Duration = Duration::from_secs(1);
 /// The longest attempt of a request that is not a fetch or a produce request. A broker that forwards it to a leader
 /// that has just stopped learns nothing from waiting longer.
 const LONGEST_CALL: Duration = Duration::from_secs(3);
+
+/// How long an attempt to connect may take before another broker is tried as well: the delay that RFC 8305 recommends.
+const NEXT_ATTEMPT: Duration = Duration::from_millis(250);
 
 /// An attempt gets this fraction of the request timeout, so that a broker that hangs leaves time for another.
 const ATTEMPTS_PER_TIMEOUT: u32 = 3;
@@ -51,6 +55,7 @@ struct Inner {
 pub struct ClientBuilder {
     endpoints: Vec<String>,
     request_timeout: Duration,
+    cluster_id: Option<u128>,
     connect: ConnectOptions,
 }
 
@@ -77,6 +82,13 @@ impl ClientBuilder {
     /// [`delivery_timeout`](crate::ProducerBuilder::delivery_timeout).
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;
+        self
+    }
+
+    /// The cluster that the endpoints must belong to, as [`Client::cluster_id`] told before. Default: that of the first broker
+    /// that answers. A broker of another one is refused with [`Error::OtherCluster`].
+    pub fn cluster_id(mut self, cluster_id: u128) -> Self {
+        self.cluster_id = Some(cluster_id);
         self
     }
 
@@ -109,7 +121,7 @@ impl ClientBuilder {
         let inner = Inner {
             bootstrap: self.endpoints.into_iter().map(Arc::from).collect(),
             request_timeout: self.request_timeout,
-            pool: Pool::new(self.connect),
+            pool: Pool::new(self.connect, self.cluster_id),
             metadata: Metadata::default(),
             preferred: AtomicUsize::new(0),
         };
@@ -184,6 +196,7 @@ impl Client {
         ClientBuilder {
             endpoints: Vec::new(),
             request_timeout: Duration::from_secs(30),
+            cluster_id: None,
             connect: ConnectOptions::default(),
         }
     }
@@ -201,6 +214,12 @@ impl Client {
     /// How long an operation may take in all.
     pub fn request_timeout(&self) -> Duration {
         self.inner.request_timeout
+    }
+
+    /// The id of the cluster. A cluster that is made anew has another one, also at the same addresses.
+    pub fn cluster_id(&self) -> u128 {
+        // There has been a connection, or there would be no client.
+        self.inner.pool.cluster().unwrap_or_default()
     }
 
     /// How many connections this client and its clones have made in the place of others that had ended.
@@ -345,20 +364,38 @@ impl Client {
     }
 
     /// A connection to the broker at the start of the list that can be reached; the list starts at the one that
-    /// worked last. One broker may be left out.
+    /// worked last. One broker may be left out. A broker, or a name server, that does not answer is not waited for: the next
+    /// one is tried beside it (RFC 8305, section 5).
     async fn any(&self, purpose: Purpose, except: Option<&Arc<str>>) -> Result<Connection> {
         let mut candidates = self.addresses();
         candidates.retain(|candidate| Some(candidate) != except);
         let start = self.inner.preferred.load(Ordering::Relaxed);
-        let mut failure = None;
-        for step in 0..candidates.len() {
-            let at = start.wrapping_add(step) % candidates.len();
-            match self.inner.pool.get(&candidates[at], purpose).await {
-                Ok(connection) => {
+        let order = (0..candidates.len()).map(|step| start.wrapping_add(step) % candidates.len());
+        let mut attempts = JoinSet::new();
+        let mut failure: Option<Error> = None;
+        let mut order = order.peekable();
+        while order.peek().is_some() || !attempts.is_empty() {
+            if let Some(at) = order.next() {
+                let address = candidates[at].clone();
+                if let Some(connection) = self.inner.pool.open(&address, purpose) {
                     self.inner.preferred.store(at, Ordering::Relaxed);
                     return Ok(connection);
                 }
-                Err(error) => failure = Some(error),
+                let client = self.clone();
+                attempts.spawn(async move { (at, client.inner.pool.get(&address, purpose).await) });
+            }
+            let patience = if order.peek().is_some() { NEXT_ATTEMPT } else { Duration::MAX };
+            let Ok(Some(ended)) = timeout(patience, attempts.join_next()).await else { continue };
+            match ended {
+                Ok((at, Ok(connection))) => {
+                    self.inner.preferred.store(at, Ordering::Relaxed);
+                    // That one cannot be reached is worth knowing.
+                    attempts.detach_all();
+                    return Ok(connection);
+                }
+                // A broker of the right cluster that is down may come back.
+                Ok((_, Err(error))) if error.is_retriable() || failure.is_none() => failure = Some(error),
+                _ => {}
             }
         }
         Err(failure.unwrap_or(Error::Closed))
@@ -397,26 +434,22 @@ impl Client {
         Lesson::Nothing
     }
 
-    /// Asks a broker who leads what. Concurrent calls share one request, and requests keep a distance.
+    /// Asks a broker who leads what. Concurrent calls share one request and its outcome, and requests keep a distance.
     pub(crate) async fn refresh(&self, topic: &str) -> Result<()> {
         let metadata = &self.inner.metadata;
-        let (seen, _) = metadata.age();
+        let wish = metadata.wish(topic);
         let mut pace = metadata.refreshing.lock().await;
-        let (generation, refreshed_at) = metadata.age();
-        if generation != seen && metadata.topic(topic).is_some() {
-            return Ok(());
+        if let Some(answer) = wish.answer() {
+            return answer;
         }
-        if let Some(refreshed_at) = refreshed_at {
+        if let (_, Some(refreshed_at)) = metadata.age() {
             sleep_until(refreshed_at + pace.distance(refreshed_at.elapsed())).await;
         }
-        let mut topics = metadata.topics();
-        if !topics.iter().any(|known| known == topic) {
-            topics.push(topic.to_owned());
-        }
+        let (wishes, topics) = metadata.ask(wish);
         let request = Request::Metadata(MetadataRequest { topics: Some(topics) });
         let call = Call::new(Operation::on_topic("metadata", topic), request);
         let deadline = Instant::now() + self.call_timeout();
-        match self.attempt(&call, deadline).await {
+        let result = match self.attempt(&call, deadline).await {
             Ok((Response::Metadata(reply), _)) => {
                 metadata.update(&reply);
                 Ok(())
@@ -426,7 +459,9 @@ impl Client {
                 self.learn(&Target::Any, &error);
                 Err(error)
             }
-        }
+        };
+        wishes.iter().for_each(|wish| wish.fulfil(&result));
+        result
     }
 
     /// Whether another broker than `address`, which has been silent for a while, leads the partition by now. Asks one

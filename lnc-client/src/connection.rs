@@ -28,7 +28,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Operation, Result};
 
 /// How much room is made for reads at a time, in bytes: enough for some hundred replies to small requests.
 const READ_CHUNK: usize = 64 * 1024;
@@ -329,6 +329,17 @@ impl Shared {
         Err(error)
     }
 
+    /// What the broker says about the connection as a whole, before it closes it: a reply without an opcode.
+    fn about_connection(&self, frame: &Frame) -> Option<Error> {
+        if frame.header.opcode != 0 {
+            return None;
+        }
+        // A refusal is the same for every request.
+        let reply = decode_reply(Opcode::Ping, frame.body.clone()).ok()?.result.err()?;
+        let operation = Operation::new("connect");
+        Some(Error::Broker { operation, address: self.address.clone(), reply: Box::new(reply) })
+    }
+
     fn abandon(&self, key: Option<SlotKey>) {
         if let Some(key) = key {
             self.lock().slots.vacate(key);
@@ -407,6 +418,9 @@ async fn read_replies(shared: Arc<Shared>, mut socket: OwnedReadHalf, max_body: 
                 Err(error) => break Some(error),
             }
         };
+        if let Some(error) = frames.iter().find_map(|frame| shared.about_connection(frame)) {
+            return shared.end(error);
+        }
         if !shared.deliver(&mut frames, &mut wakers) {
             return shared.end(Error::protocol(&shared.address, "sent an answer to a request that was never made"));
         }

@@ -85,6 +85,33 @@ pub enum Error {
         /// What was found.
         problem: Arc<str>,
     },
+    /// The broker belongs to another cluster than the one this client has used: that was made anew on the same addresses, or
+    /// the address leads elsewhere by now. What this client knows of producers, topics and offsets is of no use there.
+    #[error(
+        "{address} belongs to cluster {found:032x}, this client to {expected:032x}: if the cluster was made anew, begin with a \
+         new client"
+    )]
+    OtherCluster {
+        /// The broker's address.
+        address: Arc<str>,
+        /// The cluster that the client has used.
+        expected: u128,
+        /// The cluster of the broker.
+        found: u128,
+    },
+    /// The topic of this name is not the one that positions are of: it was deleted, and created anew.
+    #[error(
+        "the topic {topic} is not the one that the positions are of: its id is {found}, theirs {expected}; it was deleted and \
+         created anew, and its offsets are those of other records"
+    )]
+    OtherTopic {
+        /// The topic.
+        topic: Arc<str>,
+        /// The id in the positions.
+        expected: u64,
+        /// The id of the topic that there is.
+        found: u64,
+    },
     /// The broker answered with an error.
     #[error("{operation} failed at {address}: {reply}")]
     Broker {

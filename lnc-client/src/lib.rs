@@ -45,7 +45,7 @@ mod record;
 pub use admin::ListedOffset;
 pub use client::{Client, ClientBuilder};
 pub use connection::{ConnectOptions, Connection, PendingReply};
-pub use consumer::{ConsumedBatch, Consumer, ConsumerBuilder, OnOutOfRange, ReadFrom, Start};
+pub use consumer::{ConsumedBatch, Consumer, ConsumerBuilder, OnOutOfRange, Position, ReadFrom, Start};
 pub use error::{Error, Operation, Result};
 pub use producer::{DeliveryFuture, Producer, ProducerBuilder, partition_for_key};
 pub use record::{ConsumedRecord, Delivery, Record};

@@ -3,13 +3,15 @@
 //! All of it is hearsay. It decides where a request goes first, never whether the request is right: a broker that is
 //! asked wrongly says so, and what it says is remembered here.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{LeaderHint, MetadataResponse, TopicMetadata};
+use lnc_protocol::{ErrorCode, MAX_ENTRIES};
 use tokio::time::Instant;
+
+use crate::error::Result;
 
 /// The cache. The lock is held for look-ups and updates only, never while waiting.
 #[derive(Default)]
@@ -47,6 +49,28 @@ struct State {
     refreshed_at: Option<Instant>,
     brokers: BTreeMap<u64, Arc<str>>,
     topics: BTreeMap<Arc<str>, Topic>,
+    /// What the next refresh asks for, whoever makes it.
+    wishes: Vec<Wish>,
+}
+
+/// Somebody wants to know of a topic, and shares the refresh that somebody else makes.
+#[derive(Clone)]
+pub(crate) struct Wish {
+    topic: Arc<str>,
+    answer: Arc<OnceLock<Result<()>>>,
+}
+
+impl Wish {
+    /// How the refresh ended that asked for the topic; `None` if there was none.
+    pub(crate) fn answer(&self) -> Option<Result<()>> {
+        self.answer.get().cloned()
+    }
+
+    /// The refresh that asked for the topic has ended.
+    pub(crate) fn fulfil(&self, result: &Result<()>) {
+        // It may have been so by an earlier one, of which the asker has not heard yet.
+        let _ = self.answer.set(result.clone());
+    }
 }
 
 struct Topic {
@@ -80,9 +104,35 @@ impl Metadata {
         (state.generation, state.refreshed_at)
     }
 
-    /// The topics worth asking about: those known so far.
+    /// The topics worth asking about, as many as one request may name: those known so far.
     pub(crate) fn topics(&self) -> Vec<String> {
-        self.lock().topics.keys().map(|name| name.to_string()).collect()
+        self.lock().topics.keys().take(MAX_ENTRIES).map(|name| name.to_string()).collect()
+    }
+
+    /// Note that somebody wants to know of a topic.
+    pub(crate) fn wish(&self, topic: &str) -> Wish {
+        let wish = Wish { topic: topic.into(), answer: Arc::default() };
+        self.lock().wishes.push(wish.clone());
+        wish
+    }
+
+    /// What a refresh that is begun for `own` asks for: what everybody wants who has come, and then the topics known so far, as
+    /// many as one request may name.
+    pub(crate) fn ask(&self, own: Wish) -> (Vec<Wish>, Vec<String>) {
+        let mut state = self.lock();
+        // Whoever began a refresh before may have taken the wish and gone away.
+        let mut wishes = vec![own];
+        let more = state.wishes.len().min(MAX_ENTRIES - 1);
+        wishes.extend(state.wishes.drain(..more));
+        let mut names: BTreeSet<&str> = wishes.iter().map(|wish| &*wish.topic).collect();
+        for known in state.topics.keys() {
+            if names.len() >= MAX_ENTRIES {
+                break;
+            }
+            names.insert(known);
+        }
+        let names = names.into_iter().map(str::to_owned).collect();
+        (wishes, names)
     }
 
     pub(crate) fn topic(&self, name: &str) -> Option<TopicInfo> {

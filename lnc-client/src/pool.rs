@@ -23,6 +23,8 @@ pub(crate) enum Purpose {
 pub(crate) struct Pool {
     options: ConnectOptions,
     lines: Mutex<Lines>,
+    /// The cluster that all connections are to: given, or that of the first one.
+    cluster: Mutex<Option<u128>>,
     /// Connections made in the place of others that had ended.
     reconnects: AtomicU64,
 }
@@ -46,8 +48,28 @@ struct Refused {
 }
 
 impl Pool {
-    pub(crate) fn new(options: ConnectOptions) -> Self {
-        Pool { options, lines: Mutex::default(), reconnects: AtomicU64::new(0) }
+    pub(crate) fn new(options: ConnectOptions, cluster: Option<u128>) -> Self {
+        Pool { options, lines: Mutex::default(), cluster: Mutex::new(cluster), reconnects: AtomicU64::new(0) }
+    }
+
+    /// The cluster that all connections are to; `None` before the first one.
+    pub(crate) fn cluster(&self) -> Option<u128> {
+        *self.cluster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses a broker of another cluster: what this client remembers, producer ids among it, is that cluster's.
+    fn admit(&self, connection: Connection) -> Result<Connection> {
+        let found = connection.hello().cluster_id;
+        let expected = *self.cluster.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(found);
+        match found == expected {
+            true => Ok(connection),
+            false => Err(Error::OtherCluster { address: connection.address().clone(), expected, found }),
+        }
+    }
+
+    /// The connection to `address`, if one is open.
+    pub(crate) fn open(&self, address: &Arc<str>, purpose: Purpose) -> Option<Connection> {
+        self.line(address, purpose).current()
     }
 
     /// An open connection to `address`. Fails at once while the pause after a failed attempt lasts.
@@ -63,7 +85,7 @@ impl Pool {
         if let Some(error) = line.refusal() {
             return Err(error);
         }
-        let result = Connection::connect(address, &self.options).await;
+        let result = Connection::connect(address, &self.options).await.and_then(|connection| self.admit(connection));
         let refused = match &result {
             Ok(_) => {
                 backoff.reset();

@@ -2,14 +2,19 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use lnc_client::{Client, ConnectOptions, Connection, Error, ErrorCode, OffsetSpec};
+use bytes::BytesMut;
+use lnc_client::{Client, ConnectOptions, Connection, Error, ErrorCode, OffsetSpec, Record, Start};
 use lnc_protocol::ErrorReply;
 use lnc_protocol::frame::Flags;
-use lnc_protocol::message::{DescribeTopicRequest, Request, Response};
+use lnc_protocol::message::{DescribeTopicRequest, Reply, Request, Response, encode_reply};
 use support::{Action, Cluster};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 async fn connect(cluster: &Cluster) -> Connection {
@@ -211,4 +216,117 @@ async fn settings_are_checked() {
     ] {
         assert!(matches!(builder.build().await, Err(Error::InvalidSetting { .. })));
     }
+}
+
+/// What a client knows of producers and topics is of no use in a cluster that was made anew on the same addresses.
+#[tokio::test]
+async fn a_cluster_made_anew_at_the_same_addresses_is_not_taken_for_the_old_one() {
+    let cluster = Cluster::start(3, 1).await;
+    let client = cluster.client().await;
+    let producer = client.producer("t").build().await.unwrap();
+    let mut consumer = client.consumer("t").start(Start::Earliest).build().await.unwrap();
+    assert_eq!(producer.send(Record::new("a")).await.unwrap().offset, Some(0));
+    assert_eq!(consumer.next().await.unwrap().unwrap().offset, 0);
+    assert_eq!(client.cluster_id(), 1);
+    cluster.begin_anew();
+    let refused = |error: &Error| matches!(error, Error::OtherCluster { expected: 1, found: 2, .. });
+    let error = producer.send(Record::new("b")).await.unwrap_err();
+    assert!(refused(&error), "{error}");
+    let error = loop {
+        let error = consumer.next().await.unwrap().unwrap_err();
+        // It may hear of the loss of its connection first.
+        if !error.is_retriable() {
+            break error;
+        }
+    };
+    assert!(refused(&error), "{error}");
+    let error = client.ping().await.unwrap_err();
+    assert!(refused(&error), "{error}");
+    let expecting = cluster.builder().cluster_id(1).build().await.map(drop).unwrap_err();
+    assert!(refused(&expecting), "{expecting}");
+    let new = cluster.client().await;
+    assert_eq!(new.list_offset("t", 0, OffsetSpec::Latest).await.unwrap().offset, 0, "nothing has come into it");
+    assert_eq!(new.cluster_id(), 2);
+}
+
+/// Brokers that take a connection and say nothing, like name servers that do, hold up nobody for long.
+#[tokio::test]
+async fn brokers_that_do_not_answer_are_tried_beside_one_another() {
+    let cluster = Cluster::start(4, 1).await;
+    cluster.hook(|request| if request.node == 4 { Action::Serve } else { Action::Hang });
+    let client = Client::builder()
+        .endpoints((1..=4).map(|node| cluster.address(node)))
+        // Not time enough to try more than three, one after the other.
+        .request_timeout(Duration::from_secs(6))
+        .connect_timeout(Duration::from_secs(60))
+        .build()
+        .await
+        .unwrap();
+    client.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn look_ups_that_fail_at_the_same_time_fail_together() {
+    let cluster = Cluster::start(1, 1).await;
+    let client = cluster.builder().request_timeout(Duration::from_millis(900)).build().await.unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    cluster.hook(move |request| match request.request {
+        Request::Metadata(_) => {
+            count.fetch_add(1, Ordering::Relaxed);
+            Action::Hang
+        }
+        _ => Action::Serve,
+    });
+    let mut questions = JoinSet::new();
+    for number in 0..50 {
+        let client = client.clone();
+        questions.spawn(async move { client.list_offset(&format!("t{number}"), 0, OffsetSpec::Latest).await });
+    }
+    while let Some(answer) = questions.join_next().await {
+        assert!(answer.unwrap().unwrap_err().is_retriable());
+    }
+    assert!(asked.load(Ordering::Relaxed) <= 8, "{asked:?} requests for 50 topics");
+}
+
+#[tokio::test]
+async fn topics_that_do_not_exist_are_looked_up_together() {
+    let cluster = Cluster::start(1, 1).await;
+    let client = cluster.client().await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    cluster.hook(move |request| {
+        count.fetch_add(usize::from(matches!(request.request, Request::Metadata(_))), Ordering::Relaxed);
+        Action::Serve
+    });
+    let mut questions = JoinSet::new();
+    for number in 0..200 {
+        let client = client.clone();
+        questions.spawn(async move { client.list_offset(&format!("t{number}"), 0, OffsetSpec::Latest).await });
+    }
+    while let Some(answer) = questions.join_next().await {
+        assert_eq!(answer.unwrap().unwrap_err().code(), Some(ErrorCode::UnknownTopic));
+    }
+    assert!(asked.load(Ordering::Relaxed) <= 8, "{asked:?} requests for 200 topics");
+}
+
+/// A broker that has too many connections says so without having read a request.
+#[tokio::test]
+async fn a_refusal_of_the_connection_is_told_as_the_broker_put_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let refuse = async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut out = BytesMut::new();
+        let error = ErrorReply::new(ErrorCode::Overloaded, "this node has 9 connections, which is its limit");
+        encode_reply(&mut out, 0, 0, &Reply { result: Err(error) });
+        stream.write_all(&out).await.unwrap();
+        // Until the client has closed it.
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    };
+    let options = ConnectOptions::default();
+    let (connected, ()) = tokio::join!(Connection::connect(&address, &options), refuse);
+    let error = connected.map(drop).unwrap_err();
+    assert_eq!((error.code(), error.is_retriable()), (Some(ErrorCode::Overloaded), true));
+    assert!(error.to_string().contains("which is its limit"), "{error}");
 }

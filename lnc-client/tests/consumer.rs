@@ -332,3 +332,53 @@ async fn a_topic_that_goes_away_ends_the_stream() {
     assert_eq!(error.code(), Some(ErrorCode::UnknownTopic));
     assert!(consumer.next().await.is_none());
 }
+
+/// An error about where a reader was says nothing about where it went.
+#[tokio::test]
+async fn a_seek_drops_what_went_wrong_before_it() {
+    let cluster = Cluster::start(1, 2).await;
+    fill(&cluster, 0, 20, 5);
+    fill(&cluster, 1, 20, 5);
+    let client = cluster.client().await;
+    let mut consumer = from(&client, Start::Offset(1000)).await;
+    // Once one partition has failed and the other too, both errors wait; the first one is taken.
+    let Error::OffsetOutOfRange { partition: first, .. } = next(&mut consumer).await.unwrap_err() else { panic!() };
+    let Error::OffsetOutOfRange { partition: second, .. } = next(&mut consumer).await.unwrap_err() else { panic!() };
+    for partition in [first, second] {
+        consumer.seek(partition, 2000).unwrap();
+    }
+    let seen = next(&mut consumer).await.unwrap_err();
+    assert!(matches!(seen, Error::OffsetOutOfRange { offset: 2000, .. }), "{seen}");
+    let Error::OffsetOutOfRange { partition, .. } = seen else { panic!() };
+    // The other one's error has come with the same answer, or is about to: after the seek it is not given.
+    let other = 1 - partition;
+    consumer.seek(other, 5).unwrap();
+    let record = next(&mut consumer).await.unwrap();
+    assert_eq!((record.partition, record.offset), (other, 5));
+}
+
+/// Offsets that were stored are those of one topic, not of its name.
+#[tokio::test]
+async fn positions_are_those_of_one_topic_and_not_of_its_name() {
+    let cluster = Cluster::start(1, 3).await;
+    for partition in 0..3 {
+        fill(&cluster, partition, 20, 5);
+    }
+    let client = cluster.client().await;
+    let mut consumer = client.consumer("t").partitions([0, 1]).start(Start::Earliest).build().await.unwrap();
+    for _ in 0..15 {
+        next(&mut consumer).await.unwrap();
+    }
+    let positions = consumer.positions();
+    assert_eq!(positions.iter().map(|position| position.offset).sum::<u64>(), 15);
+    let resumed = client.consumer("t").positions(positions.clone()).build().await.unwrap();
+    assert_eq!(resumed.positions(), positions);
+    let more = client.consumer("t").positions(positions.clone()).partitions([1, 2]).start(Start::Earliest);
+    let more = more.build().await.unwrap();
+    assert_eq!((more.position(0), more.position(2)), (None, Some(0)));
+    assert_eq!(more.position(1), Some(positions[1].offset));
+    cluster.make_again("t");
+    let client = cluster.client().await;
+    let error = client.consumer("t").positions(positions).build().await.map(drop).unwrap_err();
+    assert!(matches!(error, Error::OtherTopic { .. }), "{error}");
+}

@@ -313,10 +313,10 @@ impl Fetcher {
                 cause: Box::new(error.clone()),
             };
             let error = if error.is_retriable() { stalled() } else { error.clone() };
-            return state.push(Item::Failed(error));
+            return state.push(Item::Failed(asked.partition, error));
         }
         partition.phase = Phase::Halted;
-        state.push(Item::Failed(error.clone()));
+        state.push(Item::Failed(asked.partition, error.clone()));
     }
 }
 

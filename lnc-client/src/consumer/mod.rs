@@ -41,6 +41,18 @@ pub enum Start {
     Timestamp(i64),
 }
 
+/// Where a reader is in a partition: what it stores to go on from there later, in another process too. It names the topic by its
+/// id, since a topic that is deleted and created anew has other records at the same offsets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Position {
+    /// The topic's id.
+    pub topic_id: u64,
+    /// The partition.
+    pub partition: u32,
+    /// The offset of the record that comes next.
+    pub offset: u64,
+}
+
 /// Which brokers a consumer reads from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReadFrom {
@@ -70,6 +82,7 @@ pub struct ConsumerBuilder {
     client: Client,
     topic: String,
     partitions: Option<Vec<u32>>,
+    positions: Vec<Position>,
     start: Start,
     settings: Settings,
 }
@@ -98,7 +111,8 @@ impl ConsumerBuilder {
             read_from: ReadFrom::Leader,
             on_out_of_range: OnOutOfRange::Fail,
         };
-        ConsumerBuilder { client, topic: topic.to_owned(), partitions: None, start: Start::Latest, settings }
+        let (topic, start) = (topic.to_owned(), Start::Latest);
+        ConsumerBuilder { client, topic, partitions: None, positions: Vec::new(), start, settings }
     }
 
     /// The partitions to read. Default: all.
@@ -162,10 +176,25 @@ impl ConsumerBuilder {
         self
     }
 
+    /// Goes on where another consumer was ([`Consumer::positions`]), in the partitions that these name; where
+    /// [`ConsumerBuilder::partitions`] names others as well, those begin at [`ConsumerBuilder::start`]. If the topic was
+    /// deleted and created anew meanwhile, [`ConsumerBuilder::build`] fails with [`Error::OtherTopic`] instead of reading
+    /// other records at the same offsets.
+    pub fn positions(mut self, positions: impl IntoIterator<Item = Position>) -> Self {
+        self.positions = positions.into_iter().collect();
+        self
+    }
+
     /// Makes the consumer, finds its starting offsets and starts fetching.
     pub async fn build(self) -> Result<Consumer> {
         let topic = self.client.topic(&self.topic).await?;
-        let partitions = self.partitions.unwrap_or_else(|| (0..topic.partitions).collect());
+        if let Some(other) = self.positions.iter().find(|position| position.topic_id != topic.id) {
+            return Err(Error::OtherTopic { topic: topic.name, expected: other.topic_id, found: topic.id });
+        }
+        let stored: BTreeMap<u32, u64> =
+            self.positions.iter().map(|stored| (stored.partition, stored.offset)).collect();
+        let all = || if stored.is_empty() { (0..topic.partitions).collect() } else { stored.keys().copied().collect() };
+        let partitions: Vec<u32> = self.partitions.unwrap_or_else(all);
         if partitions.is_empty() || self.settings.max_bytes == 0 || self.settings.max_partition_bytes == 0 {
             let problem = "a consumer that reads nothing".into();
             return Err(Error::InvalidSetting { setting: "partitions or max_bytes", problem });
@@ -179,10 +208,12 @@ impl ConsumerBuilder {
             Start::Timestamp(timestamp_ms) => OffsetSpec::Timestamp(timestamp_ms),
             Start::Offset(_) => OffsetSpec::Earliest,
         };
-        let positions: BTreeMap<u32, u64> = match self.start {
-            Start::Offset(offset) => partitions.into_iter().map(|partition| (partition, offset)).collect(),
-            _ => offsets(&self.client, &topic, partitions, spec).await?,
+        let new = partitions.iter().copied().filter(|partition| !stored.contains_key(partition));
+        let mut positions: BTreeMap<u32, u64> = match self.start {
+            Start::Offset(offset) => new.map(|partition| (partition, offset)).collect(),
+            _ => offsets(&self.client, &topic, new, spec).await?,
         };
+        positions.extend(stored.into_iter().filter(|(partition, _)| partitions.contains(partition)));
         let shared = Shared::new(positions.iter().map(|(&partition, &offset)| (partition, offset)));
         let settings = self.settings;
         let limits = Limits { max_batch_bytes: usize::MAX, max_decompressed_bytes: settings.max_decompressed_bytes };
@@ -298,6 +329,12 @@ impl Consumer {
         self.positions.get(&partition).copied()
     }
 
+    /// Where this consumer is in all its partitions, to be stored; see [`ConsumerBuilder::positions`].
+    pub fn positions(&self) -> Vec<Position> {
+        let topic_id = self.topic.id;
+        self.positions.iter().map(|(&partition, &offset)| Position { topic_id, partition, offset }).collect()
+    }
+
     /// The offset after the last committed record of `partition`, as of the last fetch; `None` before the first.
     pub fn high_watermark(&self, partition: u32) -> Option<u64> {
         self.shared.lock().partitions.get(&partition).and_then(|partition| partition.high_watermark)
@@ -343,7 +380,7 @@ impl Consumer {
             let Some(reading) = &mut self.reading else {
                 match ready!(self.shared.poll_item(cx)) {
                     Some(Item::Records(chunk)) => self.reading = Some(Reading::new(chunk)),
-                    Some(Item::Failed(error)) => return Poll::Ready(Some(Err(error))),
+                    Some(Item::Failed(_, error)) => return Poll::Ready(Some(Err(error))),
                     None => return Poll::Ready(None),
                 }
                 continue;

@@ -67,7 +67,17 @@ pub(crate) struct Asked {
 /// What the consumer gets to see next.
 pub(crate) enum Item {
     Records(Chunk),
-    Failed(Error),
+    /// A partition could not be read.
+    Failed(u32, Error),
+}
+
+impl Item {
+    fn partition(&self) -> u32 {
+        match self {
+            Item::Records(chunk) => chunk.partition,
+            Item::Failed(partition, _) => *partition,
+        }
+    }
 }
 
 /// The records that one fetch brought for one partition.
@@ -176,9 +186,9 @@ impl State {
         }
     }
 
-    /// Forgets what was fetched, or is being fetched, of a partition.
+    /// Forgets what was fetched, or is being fetched, of a partition, and what went wrong with it.
     fn discard(&mut self, number: u32) {
-        self.queue.retain(|item| !matches!(item, Item::Records(chunk) if chunk.partition == number));
+        self.queue.retain(|item| item.partition() != number);
         if let Some(partition) = self.partitions.get_mut(&number) {
             partition.epoch += 1;
             partition.buffered = 0;

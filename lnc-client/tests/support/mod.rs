@@ -54,6 +54,7 @@ pub(crate) struct Cluster {
 }
 
 struct Model {
+    cluster_id: u128,
     addresses: Vec<String>,
     topics: BTreeMap<String, Topic>,
     next_producer: i64,
@@ -87,6 +88,7 @@ impl Cluster {
         }
         let addresses: Vec<_> = listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
         let mut model = Model {
+            cluster_id: 1,
             addresses: addresses.clone(),
             topics: BTreeMap::new(),
             next_producer: 100,
@@ -102,6 +104,26 @@ impl Cluster {
             tasks.spawn(listen(node, listener, model.clone(), drop_connections.clone()));
         }
         Cluster { model, addresses, tasks, drop_connections }
+    }
+
+    /// Another cluster at the same addresses, whose topic "t" is empty and has the same id.
+    pub(crate) fn begin_anew(&self) {
+        let mut model = self.model.lock().unwrap();
+        model.cluster_id += 1;
+        for partition in model.topics.values_mut().flat_map(|topic| &mut topic.partitions) {
+            *partition = Partition { leader: partition.leader, term: partition.term, ..Partition::default() };
+        }
+        drop(model);
+        self.drop_connections();
+    }
+
+    /// Deletes a topic and makes it again.
+    pub(crate) fn make_again(&self, topic: &str) {
+        let mut model = self.model.lock().unwrap();
+        let (id, partitions) = model.topics.get(topic).map(|topic| (topic.id, topic.partitions.len())).unwrap();
+        model.topics.remove(topic);
+        model.create(topic, partitions as u32);
+        model.topics.get_mut(topic).unwrap().id = id + 1;
     }
 
     pub(crate) fn address(&self, node: u64) -> &str {
@@ -320,7 +342,7 @@ impl Model {
             Request::Hello(_) => Ok(Response::Hello(HelloResponse {
                 version: 1,
                 features: 0,
-                cluster_id: 1,
+                cluster_id: self.cluster_id,
                 node_id: node,
                 server_name: "fake".into(),
                 max_frame_bytes: 1 << 24,
@@ -397,7 +419,7 @@ impl Model {
                     .collect(),
             },
         });
-        MetadataResponse { cluster_id: 1, nodes: nodes.collect(), topics: topics.collect() }
+        MetadataResponse { cluster_id: self.cluster_id, nodes: nodes.collect(), topics: topics.collect() }
     }
 
     fn fetch(&mut self, node: u64, flags: Flags, asked: &FetchPartition) -> FetchedPartition {
