@@ -20,6 +20,7 @@ pub mod traces;
 mod validate;
 
 use crate::broker::{Caller, Hit, Opener, Output, Passage, ReplyRoom, batch_limits};
+use crate::foreign;
 use budget::{Budget, Charge};
 use bytes::{Buf, Bytes};
 use connection::{Connection, Cost};
@@ -303,7 +304,14 @@ impl Gateway {
                     Ok(None) => break,
                     Err(error) => {
                         self.count_error(error.code());
-                        connection.refuse(0, 0, ErrorReply::new(error.code(), error.to_string()));
+                        let stranger = foreign::answer(foreign::Port::Client, &chunk.buf);
+                        match stranger.filter(|_| !connection.greeted.get()) {
+                            Some(answer) => {
+                                tracing::warn!(connection = id, "a client was refused: {}", answer.text);
+                                connection.say(answer.bytes);
+                            }
+                            None => connection.refuse(0, 0, ErrorReply::new(error.code(), error.to_string())),
+                        }
                         return Ok(());
                     }
                 }
@@ -414,6 +422,16 @@ impl Gateway {
         if !connection.greeted.replace(true) && opcode != Opcode::Hello {
             connection.closing.set(true);
             let message = format!("the first request of a connection must be Hello, not {}", opcode.name());
+            return refuse(ErrorCode::InvalidRequest, message);
+        }
+        if opcode == Opcode::Hello {
+            let features = Request::decode(opcode, body.clone()).ok().map(|request| match request {
+                Request::Hello(hello) => hello.features,
+                _ => 0,
+            });
+            connection.features.set(features.unwrap_or(0) & trace::FEATURE);
+        } else if header.flags.contains(Flags::TRACED) && connection.features.get() & trace::FEATURE == 0 {
+            let message = "the flag TRACED, but the Hello of this connection did not ask for trace contexts".to_owned();
             return refuse(ErrorCode::InvalidRequest, message);
         }
         let context = match header.flags.contains(Flags::TRACED).then(|| TraceContext::take(&mut body)) {

@@ -34,6 +34,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Sleep;
 
+use crate::foreign::{self, Port};
 use crate::status::{self, Status, document};
 
 /// A node whose shard did not beat for this long is stuck: a turn takes milliseconds, a slow sync of a sick disk may
@@ -292,7 +293,7 @@ impl axum::serve::Listener for Bounded {
         let now = tokio::time::Instant::now();
         let timer = Box::pin(tokio::time::sleep_until(now + self.limits.head));
         let end = now + self.limits.lifetime;
-        (Mortal { stream, timer, end, known, open: self.open.clone() }, address)
+        (Mortal { stream, address, timer, end, known, open: self.open.clone(), has_begun: false }, address)
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
@@ -308,6 +309,9 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// A connection that fails once its time is over or its place is taken, whatever it is waiting for.
 struct Mortal {
     stream: TcpStream,
+    address: std::net::SocketAddr,
+    /// Its first bytes have come.
+    has_begun: bool,
     timer: Pin<Box<Sleep>>,
     /// When the timer fires once the answer has begun.
     end: tokio::time::Instant,
@@ -340,7 +344,17 @@ impl AsyncRead for Mortal {
         if let Poll::Ready(error) = self.poll_end(cx) {
             return Poll::Ready(Err(error));
         }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        if !std::mem::replace(&mut self.has_begun, true)
+            && let Some(answer) = foreign::answer(Port::Http, &buf.filled()[before..])
+        {
+            tracing::warn!(from = %self.address, "an HTTP connection is refused: {}", answer.text);
+            // It fits into the socket's empty buffer.
+            let _ = self.stream.try_write(&answer.bytes);
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, answer.text)));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

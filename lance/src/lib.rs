@@ -9,6 +9,7 @@ pub mod dev;
 #[cfg(test)]
 #[path = "../tests/documents/mod.rs"]
 mod documents;
+mod foreign;
 pub mod gateway;
 pub mod heard;
 pub mod http;

@@ -5,6 +5,7 @@ use crate::broker::control::Budgets;
 use crate::broker::members::Addresses;
 use crate::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Membership, ProducerLimits, Sequences};
 use crate::config::{Address, BackendChoice, Config, NodeAddresses};
+use crate::foreign;
 use crate::gateway::traces::{SpanSink, Traces};
 use crate::gateway::{Gateway, GatewayConfig, Incoming};
 use crate::heard::Heard;
@@ -264,6 +265,8 @@ impl Server {
                 events.wake.notify_one();
             }),
         );
+        peers
+            .set_foreign(|first| foreign::answer(foreign::Port::Peer, first).map(|answer| (answer.text, answer.bytes)));
         let clocks = Clocks { start: Instant::now() };
         #[cfg(feature = "otel")]
         let exporter =

@@ -15,6 +15,17 @@ pub enum ProgressState {
     NeedsSnapshot,
 }
 
+impl ProgressState {
+    /// A word for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Probe => "probe",
+            Self::Replicate => "replicate",
+            Self::NeedsSnapshot => "snapshot",
+        }
+    }
+}
+
 /// A leader's view of one follower, for status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {

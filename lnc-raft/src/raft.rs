@@ -34,6 +34,17 @@ pub enum Role {
     Leader,
 }
 
+impl Role {
+    /// A word for people. Whoever asks whether it would win stands for election, to them.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Follower => "follower",
+            Self::PreCandidate | Self::Candidate => "candidate",
+            Self::Leader => "leader",
+        }
+    }
+}
+
 /// A leadership transfer under way.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Transfer {

@@ -15,7 +15,7 @@ use std::fmt;
 use thiserror::Error;
 
 /// First bytes of a greeting.
-const MAGIC: u32 = 0x5043_4e4c;
+pub const MAGIC: u32 = 0x5043_4e4c;
 
 /// Version of the greeting's layout. It stays: what is new comes behind what there was, where older versions do not look.
 const GREETING_VERSION: u16 = 1;

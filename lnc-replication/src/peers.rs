@@ -139,6 +139,7 @@ pub struct Peers {
     /// Bytes that may wait on a replication connection before it is given up. The windows of Raft keep it below.
     queue_bytes: usize,
     strangers: Strangers,
+    foreign: Cell<Foreign>,
     /// Spreads the retries of different nodes.
     jitter: Cell<u64>,
     /// Which process this is.
@@ -152,6 +153,10 @@ pub struct Peers {
     /// When this node last lost a connection to a member that it had dialled; its start, before that.
     company_at: Cell<Instant>,
 }
+
+/// What to say to who begins a connection with these bytes, in words for the log and as bytes for the other side; `None` if
+/// there is nothing to say.
+pub type Foreign = fn(&[u8]) -> Option<(String, Bytes)>;
 
 /// An accepted connection counts for as long as this lives.
 struct Counted<'a> {
@@ -194,6 +199,7 @@ impl Peers {
             events,
             queue_bytes,
             strangers: Strangers::default(),
+            foreign: Cell::new(|_| None),
             jitter,
             run,
             started: Instant::now(),
@@ -205,6 +211,11 @@ impl Peers {
         peers.set_members(identity, addresses);
         spawn_local(peers.clone().accept(listener));
         peers
+    }
+
+    /// From now on, whoever begins in another protocol is answered so.
+    pub fn set_foreign(&self, foreign: Foreign) {
+        self.foreign.set(foreign);
     }
 
     /// From now on this is who the node is, whom it knows as members, and whom it dials.
@@ -457,7 +468,15 @@ impl Peers {
         let mut buf = BytesMut::new();
         let place = self.strangers.enter();
         let hello = tokio::select! {
-            hello = timeout(GREETING_TIMEOUT, read_greeting(&mut stream, &mut buf)) => hello??,
+            hello = timeout(GREETING_TIMEOUT, read_greeting(&mut stream, &mut buf)) => match hello? {
+                Ok(hello) => hello,
+                Err(error) => {
+                    let Some((text, answer)) = self.foreign.get()(&buf) else { return Err(error) };
+                    tracing::warn!(from = %at, "{text}");
+                    timeout(GREETING_TIMEOUT, stream.write_all(&answer)).await??;
+                    return Err(error);
+                }
+            },
             () = place.taken() => return Err(io::Error::other("too many have connected and not greeted; it had the longest time")),
         };
         let own = self.identity.borrow().clone();

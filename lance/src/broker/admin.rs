@@ -305,7 +305,7 @@ impl<D: Disk> Broker<D> {
             match_index: peer.match_index,
             next_index: peer.next_index,
             state: match peer.known {
-                true => format!("{:?}", peer.state).to_lowercase(),
+                true => peer.state.name().to_owned(),
                 false => UNKNOWN_PROGRESS.to_owned(),
             },
             in_flight: peer.in_flight as u32,
@@ -333,7 +333,7 @@ impl<D: Disk> Broker<D> {
         let votes = status.configuration.is_voter(self.config.node);
         match status.role {
             Role::Follower if !votes => "learner".to_owned(),
-            role => format!("{role:?}").to_lowercase(),
+            role => role.name().to_owned(),
         }
     }
 

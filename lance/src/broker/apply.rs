@@ -12,7 +12,7 @@ use lnc_log::journal::GroupId;
 use lnc_log::segment::{PartitionKey, StoredBatch};
 use lnc_protocol::ErrorCode;
 use lnc_protocol::batch::{BatchHeader, PREFIX_LEN, stamped_prefix};
-use lnc_protocol::message::{Acks, InitProducerResponse, ProduceResponse, Response};
+use lnc_protocol::message::{Acks, InitProducerResponse, ProduceResponse, Response, TopicOptions};
 use lnc_raft::{Entry, EntryKind};
 use std::ops::Range;
 
@@ -339,8 +339,10 @@ impl<D: Disk> Broker<D> {
             Outcome::Created(Ok(topic)) => self.topic_changed(origin, *topic),
             Outcome::Created(Err(CreateError::Exists(topic))) => {
                 let Topic { name, partitions, options, .. } = *topic;
-                let message =
-                    format!("topic {name:?} exists with other settings: {partitions} partitions, {options:?}");
+                let message = format!(
+                    "topic {name:?} exists with other settings: {partitions} partitions, {}",
+                    options_text(&options)
+                );
                 self.fail(origin, ErrorCode::TopicExists, message);
             }
             Outcome::Deleted(Some(topic)) => self.topic_changed(origin, *topic),
@@ -412,4 +414,15 @@ fn explain(refusal: Refusal, partition: u32) -> (ErrorCode, String) {
             format!("partition {partition} has seen epoch {current} of this producer, found {found}"),
         ),
     }
+}
+
+/// The settings of a topic in words.
+fn options_text(options: &TopicOptions) -> String {
+    let setting = |name: &str, value: Option<u64>| match value {
+        Some(value) => format!("{name} {value}"),
+        None => format!("no {name}"),
+    };
+    let TopicOptions { max_age_ms, max_bytes, segment_bytes } = *options;
+    [setting("max_age_ms", max_age_ms), setting("max_bytes", max_bytes), setting("segment_bytes", segment_bytes)]
+        .join(", ")
 }

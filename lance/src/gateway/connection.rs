@@ -3,7 +3,7 @@
 
 use super::budget::{Budget, Charge};
 use super::outgoing::{Outgoing, Pieces};
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 use lnc_metrics::Histogram;
 use lnc_protocol::{ErrorReply, Opcode, Reply};
 use std::cell::{Cell, RefCell};
@@ -50,6 +50,8 @@ pub(super) struct Connection {
     /// Close once what is queued has been written.
     pub(super) closing: Cell<bool>,
     pub(super) greeted: Cell<bool>,
+    /// What its greeting asked for.
+    pub(super) features: Cell<u64>,
     pub(super) last_active: Cell<Instant>,
 }
 
@@ -107,6 +109,7 @@ impl Connection {
             ready_since: Cell::new(None),
             closing: Cell::new(false),
             greeted: Cell::new(false),
+            features: Cell::new(0),
             last_active: Cell::new(Instant::now()),
         }
     }
@@ -211,6 +214,13 @@ impl Connection {
 
     pub(super) fn refuse(&self, opcode: u8, correlation: u64, error: ErrorReply) {
         self.out.borrow_mut().put_reply(opcode, correlation, &Reply { result: Err(error) });
+        self.settle();
+        self.wake_writer.notify_one();
+    }
+
+    /// Say something that is no reply, to who speaks another protocol.
+    pub(super) fn say(&self, words: Bytes) {
+        self.out.borrow_mut().put(words);
         self.settle();
         self.wake_writer.notify_one();
     }

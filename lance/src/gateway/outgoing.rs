@@ -55,7 +55,8 @@ impl Outgoing {
         self.put(body.clone());
     }
 
-    fn put(&mut self, piece: Bytes) {
+    /// Append bytes as they are.
+    pub(super) fn put(&mut self, piece: Bytes) {
         if piece.len() < LEAST_PIECE {
             return self.copied.extend_from_slice(&piece);
         }

@@ -50,6 +50,7 @@ impl Bench {
         bench.send(&[Request::Hello(HelloRequest {
             min_version: PROTOCOL_VERSION,
             max_version: PROTOCOL_VERSION,
+            features: trace::FEATURE,
             ..HelloRequest::default()
         })]);
         assert_eq!(bench.served().await, [0]);
@@ -394,6 +395,44 @@ fn contexts_of_other_requests_are_read_past_and_short_ones_refused() {
         let answer = bench.next_frame().await;
         let error = decode_reply(Opcode::Ping, answer.body).unwrap().result.unwrap_err();
         assert_eq!((answer.header.correlation, error.code), (9, ErrorCode::InvalidRequest), "{error}");
+    });
+}
+
+#[test]
+fn a_context_is_refused_where_nobody_asked_for_contexts() {
+    run(async {
+        let bench = Bench::new(8 << 20, "").await;
+        let mut crowd = Crowd::new(&bench, 1, true).await;
+        let mut traced = BytesMut::new();
+        frame::encode(&mut traced, Opcode::Ping, Flags::TRACED, 9, |out| CONTEXT.encode(out));
+        let client = &mut crowd.clients[0];
+        client.write_all(&traced).await.unwrap();
+        let mut received = BytesMut::new();
+        while heard(client, &mut received).await.header.correlation != 9 {}
+        let mut plain = BytesMut::new();
+        encode_request(&mut plain, Flags::NONE, 10, &Request::Ping);
+        client.write_all(&plain).await.unwrap();
+        while bench.gateway.inbox.borrow().is_empty() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(bench.gateway.inbox.borrow()[0].caller.correlation, 10, "the connection goes on");
+    });
+}
+
+/// What a client hears that speaks something else.
+#[test]
+fn whoever_speaks_something_else_is_told_what_it_looks_like() {
+    run(async {
+        let bench = Bench::new(8 << 20, "").await;
+        let mut crowd = Crowd::new(&bench, 2, false).await;
+        crowd.clients[0].write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut heard = String::new();
+        timeout(PATIENCE, crowd.clients[0].read_to_string(&mut heard)).await.expect("it is closed").unwrap();
+        assert!(heard.starts_with("HTTP/1.1 400 ") && heard.contains("looks like HTTP"), "{heard}");
+        crowd.clients[1].write_all(&[0, 0, 0, 0x23, 0, 18, 0, 3, 0, 0, 0, 1, 0, 0, 0, 0]).await.unwrap();
+        let mut bytes = Vec::new();
+        timeout(PATIENCE, crowd.clients[1].read_to_end(&mut bytes)).await.expect("it is closed").unwrap();
+        assert!(String::from_utf8_lossy(&bytes).contains("a client of Kafka"));
     });
 }
 

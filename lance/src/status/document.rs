@@ -170,7 +170,7 @@ pub struct GroupView {
 pub struct FollowerView {
     /// The member.
     pub member: String,
-    /// `probe`, `replicate` or `needssnapshot`; `unknown` until it has told this leader what it has.
+    /// `probe`, `replicate` or `snapshot`; `unknown` until it has told this leader what it has.
     pub state: String,
     /// Entries of the leader's log that it does not have yet, if the leader can tell.
     pub lag: Option<u64>,

@@ -7,7 +7,7 @@ use super::support::wire::{self, Wire};
 use bytes::{BufMut, Bytes, BytesMut};
 use lnc_protocol::message::TopicOptions;
 use lnc_protocol::{ErrorCode, ErrorReply, Flags, Opcode, Request, Response, decode_reply, encode_reply, frame};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -253,4 +253,39 @@ fn names_cannot_leave_the_data_directory() {
             wire.ask(&wire::create("u", partitions, TopicOptions::default()), Flags::NONE).unwrap().unwrap_err();
         assert_eq!(error.code, ErrorCode::InvalidTopicSettings, "{error}");
     }
+}
+
+/// Whoever comes to the wrong port, or with the wrong protocol, is told what that looks like.
+#[test]
+fn each_port_tells_who_is_wrong_there() {
+    let (node, _directory) = node();
+    let hello = framed(Opcode::Hello.into(), Flags::NONE, 1, b"");
+    let tls = [0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3, 0, 0, 0, 0, 0];
+    let kafka = [0, 0, 0, 0x23, 0, 18, 0, 3, 0, 0, 0, 1, 0, 0, 0, 0];
+    let http: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+    let ports = &node.ports;
+    let cases: [(u16, &[u8], &str); 8] = [
+        (ports.client, http, "looks like HTTP"),
+        (ports.client, &tls, "looks like TLS"),
+        (ports.client, &kafka, "a client of Kafka"),
+        (ports.peer, &hello, "a client of LANCE"),
+        (ports.peer, http, "looks like HTTP"),
+        (ports.peer, &kafka, "a client of Kafka"),
+        (ports.http, &hello, "a client of LANCE"),
+        (ports.http, &tls, "looks like TLS"),
+    ];
+    for (port, words, told) in cases {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream.write_all(words).unwrap();
+        let mut answer = Vec::new();
+        // It may be reset once all was said.
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.contains(told), "{port}: {answer:?}");
+    }
+    for told in ["looks like HTTP", "a client of LANCE"] {
+        assert!(node.log().contains(told), "{}", node.log());
+    }
+    assert!(node.is_ready());
 }

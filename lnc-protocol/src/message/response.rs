@@ -127,7 +127,7 @@ wire_struct! {
         pub match_index: u64,
         /// The index to be sent next.
         pub next_index: u64,
-        /// `probe`, `replicate` or `needssnapshot`; `unknown` until it has told this leader what it has.
+        /// `probe`, `replicate` or `snapshot`; `unknown` until it has told this leader what it has.
         pub state: String,
         /// Messages sent and not answered.
         pub in_flight: u32,
@@ -276,7 +276,7 @@ wire_struct! {
         pub base_offset: Option<u64>,
         /// The first offset still kept.
         pub log_start_offset: u64,
-        /// When the leader appended the batch, in milliseconds since 1970.
+        /// When the leader took this request, in milliseconds since 1970; of a duplicate too.
         pub append_time_ms: u64,
         /// Whether the batch had been appended before, by an earlier attempt; the offsets are those of that time.
         pub duplicate: bool,

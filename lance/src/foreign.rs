@@ -1,0 +1,191 @@
+//! Whoever speaks another protocol on a port is told what it looks like and where to go, in its own words where it has some.
+
+use bytes::{Bytes, BytesMut};
+use lnc_protocol::frame::MAGIC;
+use lnc_protocol::message::{Reply, encode_reply};
+use lnc_protocol::{ErrorCode, ErrorReply};
+use lnc_replication::formation::MAGIC as PEER_MAGIC;
+
+/// A port of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Port {
+    /// `listen.client`.
+    Client,
+    /// `listen.peer`.
+    Peer,
+    /// `listen.http`.
+    Http,
+}
+
+/// A protocol, as it begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spoken {
+    Lwp,
+    Peer,
+    Http,
+    Tls,
+    Kafka,
+}
+
+/// What is said to who came to the wrong port.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    /// What it looks like, and where it should go.
+    pub(crate) text: String,
+    /// The same as bytes that it may understand.
+    pub(crate) bytes: Bytes,
+}
+
+impl Spoken {
+    /// `None`: nothing that is known, or too short to say.
+    fn of(first: &[u8]) -> Option<Self> {
+        const METHODS: [&[u8]; 9] =
+            [b"GET ", b"POST ", b"PUT ", b"HEAD ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"CONNECT ", b"PRI * HTTP/2"];
+        /// Beyond this, no first request of a Kafka client is so long.
+        const LONGEST_KAFKA: u32 = 1 << 16;
+        /// `ApiVersions`, which is what they begin with; older ones ask for `Metadata`, or shake hands for SASL.
+        const FIRST_REQUESTS: [u16; 3] = [18, 3, 17];
+        let word = |at: usize| first.get(at..at + 4).map(|word| [word[0], word[1], word[2], word[3]]);
+        if word(0) == Some(MAGIC.to_le_bytes()) {
+            return Some(Self::Lwp);
+        }
+        // A frame between nodes begins with its length and two checksums.
+        if word(12) == Some(PEER_MAGIC.to_le_bytes()) {
+            return Some(Self::Peer);
+        }
+        if METHODS.iter().any(|method| first.starts_with(method)) {
+            return Some(Self::Http);
+        }
+        // A record of a handshake, of any version of TLS.
+        if first.len() >= 6 && first[0] == 0x16 && first[1] == 3 && first[5] == 1 {
+            return Some(Self::Tls);
+        }
+        let (len, key) = (word(0).map(u32::from_be_bytes)?, first.get(4..6)?);
+        let is_first = FIRST_REQUESTS.contains(&u16::from_be_bytes([key[0], key[1]]));
+        ((8..LONGEST_KAFKA).contains(&len) && is_first).then_some(Self::Kafka)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Lwp => "a client of LANCE",
+            Self::Peer => "a node of LANCE",
+            Self::Http => "HTTP",
+            Self::Tls => "TLS",
+            Self::Kafka => "a client of Kafka",
+        }
+    }
+
+    /// Where it should go.
+    fn advice(self) -> &'static str {
+        match self {
+            Self::Lwp => "clients connect to listen.client, by default 1992",
+            Self::Peer => "nodes connect to listen.peer, by default 1993",
+            Self::Http => "HTTP is served at listen.http, by default 1994",
+            Self::Tls => "this version does not speak TLS: connect without it",
+            Self::Kafka => "this version does not speak the Kafka protocol: use a client for LWP",
+        }
+    }
+}
+
+impl Port {
+    fn own(self) -> Spoken {
+        match self {
+            Self::Client => Spoken::Lwp,
+            Self::Peer => Spoken::Peer,
+            Self::Http => Spoken::Http,
+        }
+    }
+
+    fn key(self) -> &'static str {
+        match self {
+            Self::Client => "listen.client",
+            Self::Peer => "listen.peer",
+            Self::Http => "listen.http",
+        }
+    }
+}
+
+/// What to say to who begins so at a port. `None`: it is that port's own protocol, or none that is known.
+pub(crate) fn answer(port: Port, first: &[u8]) -> Option<Answer> {
+    let spoken = Spoken::of(first).filter(|spoken| *spoken != port.own())?;
+    let text = format!(
+        "this looks like {}, and this port is {} of a LANCE node: {}",
+        spoken.name(),
+        port.key(),
+        spoken.advice()
+    );
+    // A server for HTTP says it in HTTP to all who are no clients of LANCE.
+    let bytes = match spoken {
+        Spoken::Http => in_http(&text),
+        Spoken::Tls | Spoken::Kafka | Spoken::Peer if port == Port::Http => in_http(&text),
+        _ => in_lwp(&text),
+    };
+    Some(Answer { text, bytes })
+}
+
+fn in_http(text: &str) -> Bytes {
+    let len = text.len() + 1;
+    format!(
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n\
+         {text}\n"
+    )
+    .into()
+}
+
+fn in_lwp(text: &str) -> Bytes {
+    let mut out = BytesMut::new();
+    let error = ErrorReply::new(ErrorCode::CorruptFrame, text);
+    encode_reply(&mut out, 0, 0, &Reply { result: Err(error) });
+    out.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lnc_protocol::message::{Request, encode_request};
+    use lnc_protocol::{Flags, frame};
+
+    fn hello() -> Vec<u8> {
+        let mut out = BytesMut::new();
+        encode_request(&mut out, Flags::NONE, 1, &Request::Ping);
+        out.to_vec()
+    }
+
+    #[test]
+    fn each_port_knows_who_is_wrong_there() {
+        let tls = [0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3];
+        let kafka = [0, 0, 0, 0x23, 0, 18, 0, 3, 0, 0, 0, 1];
+        let peer = [&[7; 12][..], &PEER_MAGIC.to_le_bytes()].concat();
+        let hello = hello();
+        let all: [(&[u8], &str); 5] = [
+            (&hello, "a client of LANCE"),
+            (&peer, "a node of LANCE"),
+            (b"GET /metrics HTTP/1.1\r\n", "like HTTP"),
+            (&tls, "like TLS"),
+            (&kafka, "a client of Kafka"),
+        ];
+        for port in [Port::Client, Port::Peer, Port::Http] {
+            let told: Vec<bool> = all
+                .iter()
+                .map(|(first, name)| {
+                    answer(port, first).inspect(|answer| assert!(answer.text.contains(name), "{answer:?}")).is_some()
+                })
+                .collect();
+            let own = [Port::Client, Port::Peer, Port::Http].iter().position(|other| *other == port).unwrap();
+            assert_eq!(told, (0..5).map(|n| n != own).collect::<Vec<_>>(), "{port:?}");
+        }
+        for nothing in [&b""[..], b"GE", &[0; 16], &[0xff; 16], &[0, 0, 0, 9, 0, 99, 0, 0]] {
+            assert_eq!(answer(Port::Client, nothing), None);
+        }
+    }
+
+    #[test]
+    fn who_has_words_hears_them() {
+        let text = "this looks like";
+        let http = answer(Port::Client, b"HEAD / HTTP/1.0").unwrap().bytes;
+        assert!(http.starts_with(b"HTTP/1.1 400 ") && String::from_utf8_lossy(&http).contains(text));
+        let lwp = answer(Port::Http, &hello()).unwrap().bytes;
+        let frame = frame::decode(&mut BytesMut::from(&lwp[..]), 1 << 20).unwrap().unwrap();
+        assert!(frame.header.flags.contains(Flags::RESPONSE) && String::from_utf8_lossy(&frame.body).contains(text));
+    }
+}
