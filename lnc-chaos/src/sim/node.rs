@@ -84,8 +84,6 @@ pub(super) struct Excuses {
     pub(super) unreadable: bool,
     /// Readers may once have been told that something is damaged, with reason.
     pub(super) suspect: bool,
-    /// A file of another node is in a place where it is looked at: it must not start.
-    pub(super) foreign: bool,
 }
 
 impl Excuses {
@@ -119,6 +117,8 @@ pub(super) struct Node {
     pub(super) power_lost_us: Option<u64>,
     /// Files are to be lost before its next start, in a way that follows from this seed.
     pub(super) loss: Option<u64>,
+    /// Places where it looks at the start, and that have a file of another node: it must not start.
+    pub(super) foreign: BTreeSet<String>,
     /// What its files held at an earlier time.
     pub(super) past: BTreeMap<String, Vec<u8>>,
     /// How long it stays down if it ends because the disk stops, and the seed of what that loses.
@@ -162,6 +162,7 @@ impl Node {
             excuses: Excuses::default(),
             power_lost_us: None,
             loss: None,
+            foreign: BTreeSet::new(),
             past: BTreeMap::new(),
             at_stop: (0, 0),
             paused_until_us: 0,
@@ -298,6 +299,7 @@ impl Node {
         self.identity = Identity { node: NodeId(self.id), incarnation, cluster: None };
         self.format = 1;
         (self.joins, self.tight, self.filled, self.loss) = (None, false, false, None);
+        self.foreign.clear();
         self.past.clear();
         self.heard.clear();
         self.excuses = Excuses { wiped: true, ..Excuses::default() };

@@ -95,6 +95,7 @@ impl Cluster {
             return None;
         }
         folders.iter().for_each(|folder| lacks(node, folder));
+        node.foreign.retain(|place| !folders.iter().any(|folder| place.starts_with(folder)));
         self.counts.fault("folder-lost");
         Some(format!("{lost} files in {} are lost", folders.join(" and ")))
     }
@@ -125,7 +126,11 @@ impl Cluster {
         if let Some(after) = after {
             node.disk.replace(&place, &after);
         }
-        node.excuses.foreign |= way == Way::Exchanged && is_read_first(&node.disk, &place, mark);
+        // What was there is not there any more.
+        node.foreign.remove(path);
+        if way == Way::Exchanged && is_read_first(&node.disk, &place, mark) {
+            node.foreign.insert(place.clone());
+        }
         self.counts.fault(way.name());
         Some(format!("{path} is {way:?}, at {place}").to_lowercase())
     }
@@ -181,9 +186,12 @@ impl Cluster {
 
     /// A process has started: never on files of another member.
     pub(super) fn check_files(&mut self, id: u64) -> Checked {
-        match self.node(id).excuses.foreign {
-            true => Err(Violation::new("own-files", format!("node {id} starts with a file of another node"))),
-            false => Ok(()),
+        match self.node(id).foreign.first() {
+            Some(place) => {
+                let what = format!("node {id} starts with a file of another node in the place of {place}");
+                Err(Violation::new("own-files", what))
+            }
+            None => Ok(()),
         }
     }
 

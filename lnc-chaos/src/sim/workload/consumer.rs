@@ -88,7 +88,8 @@ impl Consumer {
             {
                 let (Asked::Latest { life, .. } | Asked::FirstAt { life, .. } | Asked::Records { life, .. }) = asked;
                 let view = env.view(self.node, life);
-                if found[0].error == ErrorCode::StorageDamaged && env.suspects.contains(&self.node) {
+                let lacks = matches!(found[0].error, ErrorCode::StorageDamaged | ErrorCode::NotReady);
+                if lacks && env.suspects.contains(&self.node) {
                     return Ok(());
                 }
                 if found[0].error != ErrorCode::None {
