@@ -134,6 +134,7 @@ pub const ROTATION: &[Profile] = &[
     Profile::Echoes,
     Profile::Tight,
     Profile::Narrow,
+    Profile::Laggards,
     Profile::Everything,
 ];
 
