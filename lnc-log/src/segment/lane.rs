@@ -53,15 +53,17 @@ impl SegmentStore {
                 None => return,
             },
             Step::CreateDir => Op::CreateDir { path: key.dir() },
-            Step::OpenIndex { base, file } => {
+            Step::OpenIndex { base, file, replaces } => {
                 *file = self.files.fresh();
-                Op::Open { file: *file, path: self.written_index(key, *base), create: true, direct: true }
+                let path = key.index_path(*base);
+                let path = if *replaces { PartitionKey::new_path(&path) } else { path };
+                Op::Open { file: *file, path, create: true, direct: true }
             }
             Step::NameIndex { base } => {
-                let (from, to) = (self.written_index(key, *base), key.index_path(*base));
-                Op::Rename { from, to }
+                let to = key.index_path(*base);
+                Op::Rename { from: PartitionKey::new_path(&to), to }
             }
-            Step::WriteIndex { base, file } => {
+            Step::WriteIndex { base, file, .. } => {
                 let Some(segment) = self.partitions.get(&key).and_then(|partition| partition.segment(*base)) else {
                     return;
                 };
@@ -224,14 +226,6 @@ impl SegmentStore {
         }
     }
 
-    /// Where the index of a segment is written: one that was rebuilt takes the place of the other when it is complete, lest it
-    /// be written again and again over a place that cannot be read.
-    fn written_index(&self, key: PartitionKey, base: u64) -> String {
-        let path = key.index_path(base);
-        let is_rebuilt = self.partitions.get(&key).is_some_and(|partition| partition.rebuilt.contains(&base));
-        if is_rebuilt { PartitionKey::new_path(&path) } else { path }
-    }
-
     /// What a finished step changes; a step that must follow at once is returned.
     fn apply(&mut self, key: PartitionKey, step: Step) -> Option<Step> {
         let root_synced = self.root_synced;
@@ -247,13 +241,11 @@ impl SegmentStore {
                 self.pending_bytes -= before - partition.queued_bytes();
             }
             Step::Cut { base } => partition.padding_cut(base),
-            Step::OpenIndex { base, file } => {
+            Step::OpenIndex { base, file, replaces } => {
                 partition.unsynced.files = true;
-                return Some(Step::WriteIndex { base, file });
+                return Some(Step::WriteIndex { base, file, replaces });
             }
-            Step::WriteIndex { base, .. } if partition.rebuilt.contains(&base) => {
-                return Some(Step::NameIndex { base });
-            }
+            Step::WriteIndex { base, replaces: true, .. } => return Some(Step::NameIndex { base }),
             Step::WriteIndex { base, .. } | Step::NameIndex { base } => {
                 partition.rebuilt.retain(|rebuilt| *rebuilt != base);
                 let segment = partition.segment_mut(base)?;

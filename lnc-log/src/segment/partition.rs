@@ -302,10 +302,11 @@ pub(super) enum Step {
     Write { base: u64, bytes: usize, durable: bool },
     /// Cut the padding off.
     Cut { base: u64 },
-    /// Open the index file.
-    OpenIndex { base: u64, file: FileId },
+    /// Open the index file. One that `replaces` another is written beside it first, lest it be written again and again over a
+    /// place that cannot be read. That one was rebuilt is no reason by itself: this may be the first one, under way already.
+    OpenIndex { base: u64, file: FileId, replaces: bool },
     /// Write the index.
-    WriteIndex { base: u64, file: FileId },
+    WriteIndex { base: u64, file: FileId, replaces: bool },
     /// Sync the log; `upto` is what is in the file.
     Sync { base: u64, upto: u64 },
     /// Have a rebuilt index take the place of the one before.
@@ -612,7 +613,7 @@ impl Partition {
     fn plan_write_out(&self, suffix: &[Segment], write_block: usize) -> Option<Step> {
         suffix.iter().find_map(|segment| self.plan_segment(segment, write_block, 0)).or_else(|| {
             // An index rebuilt by a read. The file number is filled in by the lane.
-            self.rebuilt.first().map(|base| Step::OpenIndex { base: *base, file: FileId(0) })
+            self.rebuilt.first().map(|base| Step::OpenIndex { base: *base, file: FileId(0), replaces: true })
         })
     }
 
@@ -656,7 +657,7 @@ impl Partition {
         }
         match sealed {
             true if !segment.cut => Some(Step::Cut { base }),
-            true if !segment.indexed => Some(Step::OpenIndex { base, file: FileId(0) }),
+            true if !segment.indexed => Some(Step::OpenIndex { base, file: FileId(0), replaces: false }),
             _ => None,
         }
     }
