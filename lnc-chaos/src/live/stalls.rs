@@ -58,9 +58,9 @@ pub struct Window {
     pub healed: Option<u64>,
     /// When the next one began; `None` while it is the newest.
     pub end: Option<u64>,
-    /// Gaps that overlap the fault.
+    /// Gaps, as far as they are in the time from the fault to the next one.
     pub struck: Longest,
-    /// Gaps that begin after it was taken back, and before the next one: nodes recover, leadership moves back.
+    /// Of those, the ones that begin after it was taken back: nodes recover, leadership moves back.
     pub after: Longest,
 }
 
@@ -114,15 +114,18 @@ impl Stalls {
 
     fn note(&mut self, gap: Option<(u64, u64)>, of: fn(&mut Longest) -> &mut u64) {
         let Some((from, to)) = gap else { return };
-        let keep = |longest: &mut Longest| *of(longest) = (*of(longest)).max(to - from);
-        keep(&mut self.longest);
+        let longest = of(&mut self.longest);
+        *longest = (*longest).max(to - from);
         for window in self.windows.iter_mut().rev() {
             if window.end.is_some_and(|end| end < from) {
                 break;
             }
-            if window.begin <= to {
-                let is_after = window.healed.is_some_and(|healed| healed <= from);
-                keep(if is_after { &mut window.after } else { &mut window.struck });
+            // What was heard last before a fault was heard in the time of the one before, which has no part in the wait.
+            let (begin, end) = (from.max(window.begin), window.end.map_or(to, |end| end.min(to)));
+            if begin < end {
+                let is_after = window.healed.is_some_and(|healed| healed <= begin);
+                let longest = of(if is_after { &mut window.after } else { &mut window.struck });
+                *longest = (*longest).max(end - begin);
             }
         }
     }
@@ -195,8 +198,27 @@ mod tests {
         stalls.answered(215, 0, 0, true);
         stalls.finish(300);
         let seen: Vec<u64> = stalls.windows.iter().map(|window| window.struck.any_us).collect();
-        assert_eq!(seen, [100, 5], "nothing waited from 120 to 210");
+        assert_eq!(seen, [95, 5], "nothing waited from 120 to 210");
         assert_eq!(stalls.longest.any_us, 100);
+    }
+
+    #[test]
+    fn a_wait_is_not_laid_to_the_fault_before_that_had_been_taken_back() {
+        let mut stalls = Stalls::new(1, 1);
+        let ack = |stalls: &mut Stalls, sent, now| {
+            stalls.sent(sent, 0, 0);
+            stalls.answered(now, 0, 0, true);
+        };
+        stalls.begin(0, Fault::KillLeader);
+        stalls.heal(10);
+        ack(&mut stalls, 20, 25);
+        // It waits from here on, a moment before the next fault.
+        stalls.sent(98, 0, 0);
+        stalls.begin(100, Fault::StopLeader);
+        stalls.answered(600, 0, 0, true);
+        let seen: Vec<(u64, u64)> = stalls.windows.iter().map(|w| (w.struck.any_us, w.after.any_us)).collect();
+        assert_eq!(seen, [(0, 5), (500, 0)]);
+        assert_eq!(stalls.longest.any_us, 502);
     }
 
     #[test]
@@ -207,7 +229,7 @@ mod tests {
         stalls.begin(50, Fault::KillAll);
         stalls.answered(100, 0, 0, true);
         let seen: Vec<u64> = stalls.windows.iter().map(|window| window.struck.partition_us).collect();
-        assert_eq!(seen, [90, 90]);
+        assert_eq!(seen, [40, 50]);
     }
 
     #[test]
