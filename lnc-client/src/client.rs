@@ -52,6 +52,7 @@ pub struct ClientBuilder {
     endpoints: Vec<String>,
     request_timeout: Duration,
     connect: ConnectOptions,
+    refusal_is_final: bool,
 }
 
 impl ClientBuilder {
@@ -94,14 +95,22 @@ impl ClientBuilder {
         self
     }
 
+    /// Whether [`ClientBuilder::build`] fails at once if every endpoint refuses the connection, for somebody who waits at a
+    /// terminal. Default: false, which is right for a service that may start before the brokers.
+    pub fn refusal_is_final(mut self, is_final: bool) -> Self {
+        self.refusal_is_final = is_final;
+        self
+    }
+
     /// Connects to the cluster. Fails if no endpoint answers within the request timeout.
     pub async fn build(self) -> Result<Client> {
+        let deadline = Instant::now() + self.request_timeout;
         let invalid = |setting, problem: &str| Err(Error::InvalidSetting { setting, problem: problem.into() });
         if self.endpoints.is_empty() {
             return invalid("endpoints", "at least one address is needed");
         }
         if let Some(endpoint) = self.endpoints.iter().find(|endpoint| !endpoint.contains(':')) {
-            return invalid("endpoints", &format!("{endpoint:?} is not of the form host:port"));
+            return invalid("endpoints", &format!("`{endpoint}` is not of the form host:port"));
         }
         if self.request_timeout.is_zero() || self.connect.timeout.is_zero() {
             return invalid("timeout", "must be more than zero");
@@ -114,7 +123,14 @@ impl ClientBuilder {
             preferred: AtomicUsize::new(0),
         };
         let client = Client { inner: Arc::new(inner) };
-        client.call(Call::new(Operation::new("connect"), Request::Ping)).await?;
+        if self.refusal_is_final
+            && let Ok(Err(error)) = timeout_at(deadline, client.any(Purpose::Requests, None)).await
+            && error.is_refusal()
+        {
+            return Err(error);
+        }
+        let ping = Call { deadline: Some(deadline), ..Call::new(Operation::new("connect"), Request::Ping) };
+        client.call(ping).await?;
         Ok(client)
     }
 }
@@ -185,6 +201,7 @@ impl Client {
             endpoints: Vec::new(),
             request_timeout: Duration::from_secs(30),
             connect: ConnectOptions::default(),
+            refusal_is_final: false,
         }
     }
 
@@ -358,7 +375,9 @@ impl Client {
                     self.inner.preferred.store(at, Ordering::Relaxed);
                     return Ok(connection);
                 }
-                Err(error) => failure = Some(error),
+                // That nobody listens at one address says less than how another one failed.
+                Err(error) if failure.as_ref().is_none_or(Error::is_refusal) => failure = Some(error),
+                Err(_) => {}
             }
         }
         Err(failure.unwrap_or(Error::Closed))
