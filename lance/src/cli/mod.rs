@@ -6,6 +6,7 @@
 mod cluster;
 mod completions;
 mod config;
+mod confirm;
 mod consume;
 mod dev;
 mod error;
@@ -33,7 +34,7 @@ use output::OutputFormat;
 
 /// LANCE, a streaming broker that keeps what it acknowledges.
 #[derive(Debug, Parser)]
-#[command(name = "lance", version, max_term_width = 100, after_help = AFTER_HELP, disable_help_subcommand = true)]
+#[command(name = "lance", version, max_term_width = 100, after_help = AFTER_HELP)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -62,13 +63,14 @@ Examples:
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of commands that talk to a cluster")]
 struct Global {
-    /// Nodes to connect to, as host:port, separated by commas; one that can be reached is enough
+    /// Nodes to connect to, as host:port or host (port 1992), separated by commas; one that can be reached is enough
     #[arg(
         long,
         global = true,
         env = "LANCE_ENDPOINT",
         value_name = "HOST:PORT,…",
         value_delimiter = ',',
+        value_parser = endpoint,
         default_value = "127.0.0.1:1992,127.0.0.1:2002,127.0.0.1:2012"
     )]
     endpoint: Vec<String>,
@@ -81,14 +83,23 @@ struct Global {
 }
 
 impl Global {
+    /// A client. Where nobody listens, no time is spent on waiting for somebody to come.
     async fn connect(&self) -> Result<Client, CliError> {
         let client = Client::builder()
             .endpoints(self.endpoint.iter().map(String::as_str))
             .client_name(concat!("lance-cli/", env!("CARGO_PKG_VERSION")))
             .request_timeout(self.timeout)
+            .refusal_is_final(true)
             .build()
-            .await?;
-        Ok(client)
+            .await;
+        client.map_err(|error| if error.is_refusal() { self.refused() } else { error.into() })
+    }
+
+    fn refused(&self) -> CliError {
+        let endpoints = self.endpoint.join(", ");
+        CliError::unreachable(format!(
+            "connection refused: no node listens at {endpoints}; is the cluster running, and is --endpoint (LANCE_ENDPOINT) right?"
+        ))
     }
 }
 
@@ -146,6 +157,10 @@ fn wait(command: impl Future<Output = Result<ExitCode, CliError>>) -> Result<Exi
     let result = runtime.block_on(command);
     runtime.shutdown_background();
     result
+}
+
+fn endpoint(text: &str) -> Result<String, String> {
+    lnc_client::with_port(text, lnc_client::DEFAULT_PORT)
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -13,7 +13,7 @@ use crate::config::{Config, Sources};
 /// Run one node, until it is asked to stop (SIGTERM, SIGINT)
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The configuration comes from the file, then environment variables LANCE_SECTION__KEY, then flags; the last one wins.
+The configuration comes from the file, then environment variables LANCE_SECTION__KEY, then flags; the last one wins. \
 `lance config default` shows every key.
 
 Examples:

@@ -13,6 +13,11 @@ fn the_command_line_is_documented() {
     crate::documents::documented("docs/CLI.md", "lance", &crate::documents::command_line(Cli::command()));
 }
 
+#[test]
+fn help_texts_are_wrapped_once() {
+    crate::documents::wrapped_once(Cli::command());
+}
+
 /// Every command with its full name, depth first.
 fn commands() -> Vec<(String, clap::Command)> {
     fn walk(name: &str, command: &clap::Command, all: &mut Vec<(String, clap::Command)>) {

@@ -1,47 +1,70 @@
-//! `lance consume`: records of a topic on standard output.
+//! `lance consume`: records of topics on standard output.
+
+mod readers;
+mod start;
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
-use std::str::FromStr;
+use std::time::Duration;
 
 use clap::Args;
-use lnc_client::{Client, ConsumedBatch, Consumer, OffsetSpec, Start};
+use lnc_client::{Client, ConsumedBatch, Consumer, Start};
+use tokio::time::timeout;
 
 use super::Global;
 use super::error::CliError;
 use super::format::Format;
-use super::time::parse_time;
+use super::output::OutputFormat;
+use readers::{Goal, Readers};
+use start::{Extent, From, Partitions, extents};
 
 /// Output is written in pieces of this size, in bytes, or when no record is waiting.
 const WRITE_BYTES: usize = 256 << 10;
 
+/// So long without a first record, and the user is told that the command waits for one.
+const SILENCE: Duration = Duration::from_secs(1);
+
 /// Print records
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Without --until-end or --max, the command goes on with new records until Ctrl-C. Records of one partition come in
-their order; those of several partitions come mixed.
+Without --until-end or --max, the command goes on with new records until Ctrl-C. Records of one partition come in \
+their order; those of several partitions and topics come mixed.
 
-The raw format ends every value with a newline: a file that was produced line by line comes out with the same lines,
+Where to start (--from), in each partition:
+  start, earliest   at the first record there is
+  end, latest       after the last one
+  17                at this offset; beyond the end it is an error
+  -10               10 records before the end: the last 10 of each partition, not of the topic
+  @TIME             at the first record of this time or later: milliseconds since 1970, RFC 3339,
+                    a date (its midnight in UTC), or -1h, -7d and so on for so long ago
+
+The raw format ends every value with a newline: a file that was produced line by line comes out with the same lines, \
 and with a newline at its end even where the file had none.
 
 Formats:
   raw        the value and a newline
-  json       one object per line; bytes that are not UTF-8 appear in hexadecimal, as value_hex or key_hex
-  template   text with %k key, %v value, %t topic, %p partition, %o offset, %T time in ms, %% percent, \\n, \\t
+  json       one object per line, which lance produce --input json reads;
+             bytes that are not UTF-8 appear in hexadecimal, as value_hex or key_hex
+  template   text with %k key, %v value, %t topic, %p partition, %o offset, %T time in ms,
+             %h all headers as name=value,…, %{name} the value of one header,
+             %% percent, \\n, \\r, \\t, \\0
 
 Examples:
   lance consume orders
-  lance consume orders --until-end > orders.txt
-  lance consume orders --from @2026-05-01T12:00:00Z -n 10 --format json
-  lance consume orders --from end --format '%p/%o %k: %v\\n'")]
+  lance consume orders payments --until-end --format json > all.json
+  lance consume orders --from -10 --until-end
+  lance consume orders --from @-1h --partition 0,2
+  lance consume orders --from @2026-05-01T12:00:00Z -n 10 -o json
+  lance consume orders --from end --format '%p/%o %k: %v (%{source})\\n'")]
 pub(super) struct ConsumeArgs {
-    /// Name of the topic
-    topic: String,
-    /// Where to start: start, end, an offset, or @TIME in RFC 3339 or milliseconds since 1970
-    #[arg(long, value_name = "WHERE", default_value = "start")]
+    /// Names of the topics
+    #[arg(required = true, value_name = "TOPIC")]
+    topics: Vec<String>,
+    /// Where to start: start, end, an offset, -N for the last N records of each partition, or @TIME
+    #[arg(long, value_name = "WHERE", default_value = "start", allow_hyphen_values = true)]
     from: From,
-    /// Stop at what is the end of the topic now
+    /// Stop at what is the end of the topics now
     #[arg(long)]
     until_end: bool,
     /// Stop after this many records
@@ -50,114 +73,95 @@ pub(super) struct ConsumeArgs {
     /// Go on with new records, which is the default
     #[arg(long, conflicts_with_all = ["until_end", "max"])]
     follow: bool,
-    /// Read only this partition
-    #[arg(short, long, value_name = "N")]
-    partition: Option<u32>,
-    /// How a record is printed: raw, json, or a template
-    #[arg(short, long, default_value = "raw")]
-    format: Format,
+    /// Partitions to read: all, or numbers separated by commas
+    #[arg(short, long, value_name = "N,…", default_value = "all")]
+    partition: Partitions,
+    /// How a record is printed: raw, json, or a template [default: raw, or json with --output json]
+    #[arg(short, long)]
+    format: Option<Format>,
+    /// What the raw format and templates print for a key or a value that is null; nothing by default
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    null_value: String,
 }
 
-/// Where to start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct From(Start);
-
-impl FromStr for From {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let start = match (text, text.strip_prefix('@')) {
-            ("start", _) => Some(Start::Earliest),
-            ("end", _) => Some(Start::Latest),
-            (_, Some(time)) => parse_time(time).map(Start::Timestamp),
-            (offset, None) => offset.parse().ok().map(Start::Offset),
-        };
-        start
-            .map(Self)
-            .ok_or_else(|| "must be start, end, an offset, or @TIME such as @2026-05-01T12:00:00Z".to_owned())
+impl ConsumeArgs {
+    fn format(&self, output: OutputFormat) -> Format {
+        let default = if output == OutputFormat::Json { Format::Json } else { Format::Raw };
+        self.format.clone().unwrap_or(default)
     }
 }
 
 pub(super) async fn run(global: &Global, args: ConsumeArgs) -> Result<ExitCode, CliError> {
     let client = global.connect().await?;
-    let mut builder = client.consumer(&args.topic).start(args.from.0);
-    if let Some(partition) = args.partition {
-        builder = builder.partitions([partition]);
+    let mut consumers = Vec::new();
+    for topic in &args.topics {
+        consumers.push(open(&client, topic, &args).await?);
     }
-    let consumer = builder.build().await?;
-    let goal = Goal {
-        ends: if args.until_end { Some(ends(&client, &consumer, args.partition).await?) } else { None },
-        left: args.max.unwrap_or(u64::MAX),
+    let ends = if args.until_end { Some(ends(&client, &consumers, args.from).await?) } else { None };
+    let goal = Goal { ends, left: args.max.unwrap_or(u64::MAX) };
+    let mut printer = Printer {
+        format: args.format(global.output),
+        null: args.null_value.into_bytes(),
+        topics: args.topics,
+        buffer: Vec::with_capacity(WRITE_BYTES),
     };
-    let mut printer = Printer { format: args.format, topic: args.topic, buffer: Vec::with_capacity(WRITE_BYTES) };
     tokio::select! {
-        result = print_all(consumer, goal, &mut printer) => result?,
+        result = print_all(Readers::new(consumers), goal, &mut printer) => result?,
         _ = tokio::signal::ctrl_c() => printer.flush()?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
+async fn open(client: &Client, topic: &str, args: &ConsumeArgs) -> Result<Consumer, CliError> {
+    let mut builder = client.consumer(topic).start(args.from.start());
+    if let Partitions(Some(partitions)) = &args.partition {
+        builder = builder.partitions(partitions.iter().copied());
+    }
+    let mut consumer = builder.build().await?;
+    args.from.step_back(client, &mut consumer).await?;
+    Ok(consumer)
+}
+
 /// The end of each partition that has records to read before it.
-async fn ends(client: &Client, consumer: &Consumer, partition: Option<u32>) -> Result<BTreeMap<u32, u64>, CliError> {
-    let count = client.describe_topic(consumer.topic()).await?.partitions.len();
-    let all = 0..u32::try_from(count).unwrap_or(u32::MAX);
-    let wanted: Vec<u32> = all.filter(|number| partition.is_none_or(|only| only == *number)).collect();
-    let asked = wanted.into_iter().map(|number| (number, OffsetSpec::Latest));
-    let ends = client.list_offsets(consumer.topic(), asked).await?;
-    let unread = |&(number, end): &(u32, u64)| consumer.position(number).is_some_and(|position| position < end);
-    Ok(ends.into_iter().map(|(number, end)| (number, end.offset)).filter(unread).collect())
-}
-
-/// When to stop.
-struct Goal {
-    /// Ends that are not reached yet; `None` to go on for ever.
-    ends: Option<BTreeMap<u32, u64>>,
-    /// How many more records to print.
-    left: u64,
-}
-
-impl Goal {
-    fn is_reached(&self) -> bool {
-        self.left == 0 || self.ends.as_ref().is_some_and(BTreeMap::is_empty)
+async fn ends(client: &Client, consumers: &[Consumer], from: From) -> Result<BTreeMap<(usize, u32), u64>, CliError> {
+    let mut ends = BTreeMap::new();
+    for (place, consumer) in consumers.iter().enumerate() {
+        let extents = extents(client, consumer).await?;
+        from.check(consumer.topic(), &extents)?;
+        let unread = extents.into_iter().filter(|(_, Extent { position, end })| position < end);
+        ends.extend(unread.map(|(number, extent)| ((place, number), extent.end)));
     }
-
-    /// Cuts off what is past the goal, and takes note of the rest.
-    fn admit(&mut self, batch: &mut ConsumedBatch) {
-        if let Some(ends) = &mut self.ends {
-            let last = batch.records.last().map_or(0, |record| record.offset);
-            let end = ends.get(&batch.partition).copied().unwrap_or(0);
-            batch.records.retain(|record| record.offset < end);
-            if last + 1 >= end {
-                ends.remove(&batch.partition);
-            }
-        }
-        batch.records.truncate(usize::try_from(self.left).unwrap_or(usize::MAX));
-        self.left -= batch.records.len() as u64;
+    if ends.is_empty() && matches!(from, From::At(Start::Timestamp(_))) {
+        eprintln!("lance: there is no record of this time or later");
     }
+    Ok(ends)
 }
 
-async fn print_all(mut consumer: Consumer, mut goal: Goal, printer: &mut Printer) -> Result<(), CliError> {
+async fn print_all(mut readers: Readers, mut goal: Goal, printer: &mut Printer) -> Result<(), CliError> {
+    // Whoever looks at a terminal is told, once, that nothing is not an error.
+    let mut to_be_told = goal.ends.is_none() && io::stderr().is_terminal();
     while !goal.is_reached() {
         let waiting = tokio::select! {
             biased;
-            batch = consumer.next_batch() => Some(batch),
+            batch = readers.next() => Some(batch),
             () = std::future::ready(()) => None,
         };
         let batch = match waiting {
             Some(batch) => batch,
             None => {
                 printer.flush()?;
-                consumer.next_batch().await
+                wait_for(&mut readers, to_be_told).await
             }
         };
+        to_be_told = false;
         match batch {
-            Some(Ok(mut batch)) => {
-                goal.admit(&mut batch);
-                printer.print(&batch)?;
+            Some((topic, Ok(mut batch))) => {
+                goal.admit(topic, &mut batch);
+                printer.print(topic, &batch)?;
             }
             // The consumer goes on by itself, and so does whoever waits for new records.
-            Some(Err(error)) if error.is_retriable() && goal.ends.is_none() => eprintln!("lance: {error}"),
-            Some(Err(error)) => {
+            Some((_, Err(error))) if error.is_retriable() && goal.ends.is_none() => eprintln!("lance: {error}"),
+            Some((_, Err(error))) => {
                 printer.flush()?;
                 return Err(error.into());
             }
@@ -167,16 +171,29 @@ async fn print_all(mut consumer: Consumer, mut goal: Goal, printer: &mut Printer
     printer.flush()
 }
 
+/// The next batch, whenever it comes. Who is to be told hears once that there is none yet.
+async fn wait_for(readers: &mut Readers, to_be_told: bool) -> Option<(usize, lnc_client::Result<ConsumedBatch>)> {
+    if to_be_told {
+        if let Ok(batch) = timeout(SILENCE, readers.next()).await {
+            return batch;
+        }
+        eprintln!("lance: there are no records to print yet; waiting for new ones, Ctrl-C ends");
+    }
+    readers.next().await
+}
+
 struct Printer {
     format: Format,
-    topic: String,
+    /// What stands for a key or a value that is null.
+    null: Vec<u8>,
+    topics: Vec<String>,
     buffer: Vec<u8>,
 }
 
 impl Printer {
-    fn print(&mut self, batch: &ConsumedBatch) -> Result<(), CliError> {
+    fn print(&mut self, topic: usize, batch: &ConsumedBatch) -> Result<(), CliError> {
         for record in &batch.records {
-            self.format.write(&self.topic, record, &mut self.buffer);
+            self.format.write(&self.topics[topic], record, &self.null, &mut self.buffer);
             if self.buffer.len() >= WRITE_BYTES {
                 self.flush()?;
             }
@@ -192,64 +209,5 @@ impl Printer {
         let result = out.write_all(&self.buffer).and_then(|()| out.flush());
         self.buffer.clear();
         result.map_err(|error| CliError::stdout(&error))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use lnc_client::ConsumedRecord;
-
-    fn batch(partition: u32, offsets: std::ops::Range<u64>) -> ConsumedBatch {
-        let record =
-            |offset| ConsumedRecord { partition, offset, timestamp_ms: 0, key: None, value: None, headers: Vec::new() };
-        ConsumedBatch { partition, records: offsets.map(record).collect() }
-    }
-
-    fn admitted(goal: &mut Goal, mut batch: ConsumedBatch) -> Vec<u64> {
-        goal.admit(&mut batch);
-        batch.records.iter().map(|record| record.offset).collect()
-    }
-
-    #[test]
-    fn starts() {
-        let cases = [
-            ("start", Start::Earliest),
-            ("end", Start::Latest),
-            ("17", Start::Offset(17)),
-            ("@1500", Start::Timestamp(1500)),
-            ("@1970-01-01T00:00:01Z", Start::Timestamp(1000)),
-        ];
-        for (text, start) in cases {
-            assert_eq!(text.parse(), Ok(From(start)), "{text}");
-        }
-        for bad in ["", "-1", "begin", "@", "@noon"] {
-            assert!(bad.parse::<From>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn the_end_is_that_of_each_partition() {
-        let mut goal = Goal { ends: Some(BTreeMap::from([(0, 5), (1, 2)])), left: u64::MAX };
-        assert_eq!(admitted(&mut goal, batch(0, 3..9)), [3, 4]);
-        assert!(!goal.is_reached());
-        assert!(admitted(&mut goal, batch(0, 9..10)).is_empty(), "written after the command began");
-        assert_eq!(admitted(&mut goal, batch(1, 0..1)), [0]);
-        assert!(!goal.is_reached());
-        assert_eq!(admitted(&mut goal, batch(1, 1..2)), [1]);
-        assert!(goal.is_reached());
-    }
-
-    #[test]
-    fn the_count_is_exact() {
-        let mut goal = Goal { ends: None, left: 3 };
-        assert_eq!(admitted(&mut goal, batch(0, 0..2)), [0, 1]);
-        assert_eq!(admitted(&mut goal, batch(1, 7..12)), [7]);
-        assert!(goal.is_reached());
-    }
-
-    #[test]
-    fn an_empty_topic_is_at_its_end() {
-        assert!(Goal { ends: Some(BTreeMap::new()), left: u64::MAX }.is_reached());
     }
 }

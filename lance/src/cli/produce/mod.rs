@@ -1,67 +1,90 @@
-//! `lance produce`: the lines of a file or of standard input become records.
+//! `lance produce`: the lines of a file or of standard input, or JSON documents, become records.
 //!
-//! A thread reads large blocks of whole lines; the command hands each line to the producer without copying it, and
-//! looks at the deliveries in the order of the lines, so that it can say which line failed first.
+//! [`input`] reads large blocks of whole records in a thread, [`shape`] makes records of what lies between the delimiters,
+//! [`sending`] hands them to the producer and tells what became of them.
 
-use std::collections::VecDeque;
+mod input;
+mod sending;
+mod shape;
+
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
-use std::path::PathBuf;
-use std::pin::Pin;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use lnc_client::{Acks, Codec, DeliveryFuture, Producer, Record};
-use tokio::sync::mpsc;
+use lnc_client::{Acks, Codec};
 
 use super::error::CliError;
 use super::format::unescape;
-use super::output::plural;
 use super::{Global, duration, positive_duration, size};
-
-/// Bytes read at once. Blocks of this size keep the cost per line low.
-const BLOCK_BYTES: usize = 1 << 20;
-
-/// Blocks that wait between the reading thread and the producer.
-const BLOCKS_AHEAD: usize = 4;
-
-/// Longest line that is read, in bytes; brokers accept far less.
-const MAX_LINE_BYTES: usize = 64 << 20;
+use input::{Delimiter, read_in_thread};
+use sending::Sending;
+use shape::{Kind, Shape};
 
 /// Write lines as records
 #[derive(Debug, Args)]
 #[command(after_help = "\
-One line is one record. The newline is not part of it; a last line without a newline counts too. All other bytes are
-kept as they are. Lines without a key go to one partition until a batch is full, then to the next. Standard error gets
-a summary. At the first line that fails, no more are read, and the exit code is not 0.
+One line is one record. The newline is not part of it; a last line without a newline counts too. All other bytes are \
+kept as they are. With --delimiter another text ends a record, with --whole only the end of the input does.
+
+Records without a key go to one partition until a batch is full, then to the next. Standard error gets a summary. At \
+the first record that fails, no more are read, and the exit code is not 0.
+
+With --input json each line is a document, as lance consume --format json prints it:
+  key, value     text, or null: no key, a tombstone; the value must be there
+  key_hex, value_hex
+                 the same in hexadecimal, for bytes that are not UTF-8
+  headers        a list of {\"name\":\"n\",\"value\":\"v\"}, or value_hex for the value
+  timestamp_ms   milliseconds since 1970; by default it is now
+  partition      by default the key decides
+  topic, offset  where it was read; they say nothing about where it goes
 
 Examples:
   lance produce orders --file orders.txt
   tail -F access.log | lance produce access --compression zstd
-  printf 'user-1:login\\nuser-2:logout\\n' | lance produce events -k :")]
+  printf 'user-1:login\\nuser-2:logout\\n' | lance produce events -k : --header source=web
+  printf 'user-1:\\n' | lance produce events -k : --null-value ''
+  lance produce letters --whole --file letter.txt
+  find . -print0 | lance produce files --delimiter '\\0'
+  lance consume orders --until-end --format json | lance produce copy --input json")]
 pub(super) struct ProduceArgs {
     /// Name of the topic; it must exist
     topic: String,
-    /// Read this file instead of standard input
+    /// Read this file instead of standard input, which is -
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
+    /// What the input holds
+    #[arg(short, long, value_enum, default_value_t)]
+    input: InputArg,
+    /// What ends a record, instead of a newline. \n, \r, \t, \0 and \\ stand for what they do in C
+    #[arg(short = 'D', long, value_name = "TEXT", value_parser = separator)]
+    delimiter: Option<String>,
+    /// The whole input is one record
+    #[arg(long, conflicts_with = "delimiter")]
+    whole: bool,
     /// Split each line at the first SEP into key and value; a line without it has no key. \t stands for a tab
     #[arg(short, long, value_name = "SEP", value_parser = separator)]
     key_separator: Option<String>,
+    /// A value that is this text is stored as null, which makes a tombstone of a record with a key
+    #[arg(long, value_name = "TEXT")]
+    null_value: Option<String>,
+    /// A header for every record; may be repeated
+    #[arg(short = 'H', long = "header", value_name = "NAME=VALUE", value_parser = header)]
+    headers: Vec<(String, Option<Bytes>)>,
     /// When a record counts as stored: on disk at a majority of the replicas, on disk at the leader, or when sent
     #[arg(long, value_enum, default_value_t)]
     acks: AcksArg,
     /// How batches are compressed
     #[arg(long, value_enum, default_value_t)]
     compression: CompressionArg,
-    /// Write all records to this partition
+    /// Write all records to this partition, whatever a document says
     #[arg(short, long, value_name = "N")]
     partition: Option<u32>,
-    /// How long a batch waits for more lines
+    /// How long a batch waits for more records
     #[arg(long, value_name = "TIME", default_value = "5ms", value_parser = duration)]
     linger: Duration,
     /// Size at which a batch is sent without waiting
@@ -73,6 +96,15 @@ pub(super) struct ProduceArgs {
     /// Print no summary and no progress
     #[arg(short, long)]
     quiet: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum InputArg {
+    /// Values, or keys and values, as they are
+    #[default]
+    Text,
+    /// A document for each record
+    Json,
 }
 
 #[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
@@ -116,6 +148,38 @@ fn separator(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("must not be empty".to_owned()) } else { Ok(text) }
 }
 
+fn header(text: &str) -> Result<(String, Option<Bytes>), String> {
+    let (name, value) = text.split_once('=').ok_or("write name=value")?;
+    if name.is_empty() {
+        Err("the name is empty".to_owned())
+    } else {
+        Ok((name.to_owned(), Some(value.to_owned().into())))
+    }
+}
+
+impl ProduceArgs {
+    fn delimiter(&self) -> Delimiter {
+        match &self.delimiter {
+            _ if self.whole => Delimiter::End,
+            Some(text) => Delimiter::Text(text.clone().into()),
+            None => Delimiter::Text(b"\n".to_vec()),
+        }
+    }
+
+    fn shape(&self) -> Result<Shape, CliError> {
+        let text = |text: &Option<String>| text.clone().map(String::into_bytes);
+        let kind = match self.input {
+            InputArg::Text => Kind::Text { separator: text(&self.key_separator), null: text(&self.null_value) },
+            InputArg::Json if self.key_separator.is_some() || self.null_value.is_some() => {
+                let why = "a JSON document names its key and its null: leave out --key-separator and --null-value";
+                return Err(CliError::usage(why));
+            }
+            InputArg::Json => Kind::Json,
+        };
+        Ok(Shape { kind, headers: self.headers.clone(), partition: self.partition })
+    }
+}
+
 fn batch_size(text: &str) -> Result<usize, String> {
     /// The producer's memory holds several batches of this size.
     const MOST: u64 = 8 << 20;
@@ -126,15 +190,8 @@ fn batch_size(text: &str) -> Result<usize, String> {
 }
 
 pub(super) async fn run(global: &Global, args: ProduceArgs) -> Result<ExitCode, CliError> {
-    let (input, length): (Box<dyn Read + Send>, Option<u64>) = match &args.file {
-        Some(path) => {
-            let cannot = |error: io::Error| CliError::failed(format!("cannot open {}: {error}", path.display()));
-            let file = File::open(path).map_err(cannot)?;
-            let length = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|data| data.len());
-            (Box::new(file), length)
-        }
-        None => (Box::new(io::stdin()), None),
-    };
+    let (shape, delimiter) = (args.shape()?, args.delimiter());
+    let (input, length) = open(args.file.as_deref())?;
     let client = global.connect().await?;
     let producer = client
         .producer(&args.topic)
@@ -145,14 +202,32 @@ pub(super) async fn run(global: &Global, args: ProduceArgs) -> Result<ExitCode, 
         .delivery_timeout(args.delivery_timeout)
         .build()
         .await?;
-    let blocks = read_in_thread(input)?;
-    let mut lines = Lines::new(&producer, &args, progress(args.quiet, length));
-    let end = lines.run(blocks).await;
-    lines.progress.finish_and_clear();
+    if is_typed(args.file.as_deref()) {
+        let what = if args.whole { "one record" } else { "records" };
+        eprintln!("lance: reading {what} from the terminal; Ctrl-D at the start of a line ends");
+    }
+    let blocks = read_in_thread(input, delimiter.clone())?;
+    let mut sending = Sending::new(&producer, &delimiter, shape, progress(args.quiet, length));
+    let end = sending.run(blocks).await;
+    sending.progress.finish_and_clear();
     if !args.quiet {
-        eprintln!("{}", lines.summary());
+        eprintln!("{}", sending.summary());
     }
     end.map(|()| ExitCode::SUCCESS)
+}
+
+/// What to read, and how much that is, where it is known.
+fn open(file: Option<&Path>) -> Result<(Box<dyn Read + Send>, Option<u64>), CliError> {
+    let Some(path) = file.filter(|path| *path != Path::new("-")) else { return Ok((Box::new(io::stdin()), None)) };
+    let cannot = |error: io::Error| CliError::failed(format!("cannot open {}: {error}", path.display()));
+    let file = File::open(path).map_err(cannot)?;
+    let length = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|data| data.len());
+    Ok((Box::new(file), length))
+}
+
+/// Whether somebody has to type the input.
+fn is_typed(file: Option<&Path>) -> bool {
+    file.is_none_or(|path| path == Path::new("-")) && io::stdin().is_terminal()
 }
 
 /// A bar on a terminal that nobody types at, else nothing.
@@ -166,275 +241,4 @@ fn progress(quiet: bool, length: Option<u64>) -> ProgressBar {
     };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     length.map_or_else(ProgressBar::new_spinner, ProgressBar::new).with_style(style)
-}
-
-/// Reads blocks of whole lines in a thread of its own, which ends with the input or with the receiver.
-fn read_in_thread(mut input: Box<dyn Read + Send>) -> Result<mpsc::Receiver<io::Result<Bytes>>, CliError> {
-    let (sender, receiver) = mpsc::channel(BLOCKS_AHEAD);
-    let read = move || {
-        let mut blocks = Blocks::default();
-        while let Some(block) = blocks.next(&mut input).transpose() {
-            let failed = block.is_err();
-            if sender.blocking_send(block).is_err() || failed {
-                return;
-            }
-        }
-    };
-    let thread = std::thread::Builder::new().name("input".to_owned()).spawn(read);
-    thread.map_err(|error| CliError::failed(format!("cannot start a thread: {error}")))?;
-    Ok(receiver)
-}
-
-/// Cuts a stream of bytes into blocks that end with a newline or with the stream.
-#[derive(Default)]
-struct Blocks {
-    /// The beginning of a line whose end was not read yet.
-    buffer: BytesMut,
-    ended: bool,
-}
-
-impl Blocks {
-    /// The next block, not empty, as soon as there is a whole line; `None` at the end.
-    fn next(&mut self, input: &mut dyn Read) -> io::Result<Option<Bytes>> {
-        while !self.ended {
-            let old = self.buffer.len();
-            if old >= MAX_LINE_BYTES {
-                return Err(io::Error::other(format!("a line is longer than {MAX_LINE_BYTES} bytes")));
-            }
-            self.buffer.resize(old + BLOCK_BYTES, 0);
-            let read = match input.read(&mut self.buffer[old..]) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(None),
-                result => result.map(Some),
-            };
-            self.buffer.truncate(old + read.as_ref().ok().and_then(|length| *length).unwrap_or(0));
-            match read? {
-                None => continue,
-                Some(0) => self.ended = true,
-                Some(_) => {
-                    if let Some(newline) = self.buffer[old..].iter().rposition(|byte| *byte == b'\n') {
-                        return Ok(Some(self.buffer.split_to(old + newline + 1).freeze()));
-                    }
-                }
-            }
-        }
-        let rest = self.buffer.split().freeze();
-        Ok(if rest.is_empty() { None } else { Some(rest) })
-    }
-}
-
-/// The lines on their way.
-struct Lines<'a> {
-    producer: &'a Producer,
-    separator: Option<&'a [u8]>,
-    partition: Option<u32>,
-    progress: ProgressBar,
-    started: Instant,
-    /// Deliveries that are not known yet, in the order of the lines.
-    pending: VecDeque<DeliveryFuture>,
-    handed_in: u64,
-    /// Lines whose delivery is known; the next one to settle is the line after.
-    settled: u64,
-    stored: u64,
-    failed: u64,
-    bytes: u64,
-}
-
-impl<'a> Lines<'a> {
-    fn new(producer: &'a Producer, args: &'a ProduceArgs, progress: ProgressBar) -> Self {
-        Self {
-            producer,
-            separator: args.key_separator.as_deref().map(str::as_bytes),
-            partition: args.partition,
-            progress,
-            started: Instant::now(),
-            pending: VecDeque::new(),
-            handed_in: 0,
-            settled: 0,
-            stored: 0,
-            failed: 0,
-            bytes: 0,
-        }
-    }
-
-    /// Everything, up to the last delivery. Ctrl-C ends the input; a second one ends the wait for deliveries.
-    async fn run(&mut self, blocks: mpsc::Receiver<io::Result<Bytes>>) -> Result<(), CliError> {
-        let end = self.hand_in(blocks).await;
-        let flushed = tokio::select! {
-            _ = self.producer.flush() => Ok(()),
-            _ = tokio::signal::ctrl_c() => Err(CliError::failed("interrupted before all lines were acknowledged")),
-        };
-        end.and(self.settle()).and(flushed)
-    }
-
-    async fn hand_in(&mut self, mut blocks: mpsc::Receiver<io::Result<Bytes>>) -> Result<(), CliError> {
-        loop {
-            let block = tokio::select! {
-                block = blocks.recv() => block,
-                outcome = oldest(&mut self.pending) => {
-                    self.count(outcome)?;
-                    continue;
-                }
-                _ = tokio::signal::ctrl_c() => None,
-            };
-            let Some(block) = block else { return Ok(()) };
-            let block = block.map_err(|error| CliError::failed(format!("cannot read the input: {error}")))?;
-            self.hand_in_block(&block).await?;
-            self.settle()?;
-            self.progress.inc(block.len() as u64);
-        }
-    }
-
-    async fn hand_in_block(&mut self, block: &Bytes) -> Result<(), CliError> {
-        let timestamp_ms =
-            SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|since| i64::try_from(since.as_millis()).ok());
-        let mut start = 0;
-        while start < block.len() {
-            let length = block[start..].iter().position(|byte| *byte == b'\n').unwrap_or(block.len() - start);
-            let (key, value) = split_key(block, start..start + length, self.separator);
-            start += length + 1;
-            let record =
-                Record { key, value: Some(value), headers: Vec::new(), timestamp_ms, partition: self.partition };
-            self.handed_in += 1;
-            self.bytes += length as u64;
-            match self.producer.enqueue(record).await {
-                Ok(delivery) => self.pending.push_back(delivery),
-                Err(error) => {
-                    self.failed += 1;
-                    let line = self.handed_in;
-                    return Err(CliError::from(error).context(format!("line {line}")));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Counts the deliveries that are known by now.
-    fn settle(&mut self) -> Result<(), CliError> {
-        let mut result = Ok(());
-        let mut context = Context::from_waker(Waker::noop());
-        while let Some(delivery) = self.pending.front_mut() {
-            let Poll::Ready(outcome) = Pin::new(delivery).poll(&mut context) else { break };
-            self.pending.pop_front();
-            result = result.and(self.count(outcome.map(drop)));
-        }
-        result
-    }
-
-    fn count(&mut self, outcome: lnc_client::Result<()>) -> Result<(), CliError> {
-        self.settled += 1;
-        match outcome {
-            Ok(()) => {
-                self.stored += 1;
-                Ok(())
-            }
-            Err(error) => {
-                self.failed += 1;
-                let line = self.settled;
-                Err(CliError::from(error).context(format!("line {line}")))
-            }
-        }
-    }
-
-    fn summary(&self) -> String {
-        let seconds = self.started.elapsed().as_secs_f64().max(1e-6);
-        let (rate, mbps) = (self.stored as f64 / seconds, self.bytes as f64 / seconds / 1e6);
-        let mut text = format!(
-            "{} {} stored in {seconds:.2} s ({rate:.0} lines/s, {mbps:.1} MB/s)",
-            self.stored,
-            plural(self.stored, "line")
-        );
-        if self.failed > 0 {
-            text.push_str(&format!(", {} failed", self.failed));
-        }
-        if !self.pending.is_empty() {
-            text.push_str(&format!(", {} with unknown outcome", self.pending.len()));
-        }
-        text
-    }
-}
-
-/// Waits for the oldest delivery; for ever if there is none.
-async fn oldest(pending: &mut VecDeque<DeliveryFuture>) -> lnc_client::Result<()> {
-    match pending.front_mut() {
-        Some(delivery) => {
-            let outcome = delivery.await;
-            pending.pop_front();
-            outcome.map(drop)
-        }
-        None => std::future::pending().await,
-    }
-}
-
-/// Key and value of one line, as parts of its block.
-fn split_key(block: &Bytes, line: std::ops::Range<usize>, separator: Option<&[u8]>) -> (Option<Bytes>, Bytes) {
-    let found = separator.and_then(|separator| {
-        let at = block[line.clone()].windows(separator.len()).position(|window| window == separator)?;
-        Some((at, separator.len()))
-    });
-    match found {
-        Some((at, length)) => {
-            let key = block.slice(line.start..line.start + at);
-            (Some(key), block.slice(line.start + at + length..line.end))
-        }
-        None => (None, block.slice(line)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Gives a few bytes at a time.
-    struct Trickle<'a>(&'a [u8], usize);
-
-    impl Read for Trickle<'_> {
-        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            let length = self.1.min(self.0.len()).min(buffer.len());
-            buffer[..length].copy_from_slice(&self.0[..length]);
-            self.0 = &self.0[length..];
-            Ok(length)
-        }
-    }
-
-    fn blocks(text: &[u8], step: usize) -> Vec<Vec<u8>> {
-        let (mut blocks, mut input, mut all) = (Blocks::default(), Trickle(text, step), Vec::new());
-        while let Some(block) = blocks.next(&mut input).unwrap() {
-            all.push(block.to_vec());
-        }
-        all
-    }
-
-    #[test]
-    fn blocks_hold_whole_lines_and_all_bytes() {
-        let text = b"one\n\ntw\0o\r\n\xff\nlast";
-        for step in 1..=text.len() {
-            let blocks = blocks(text, step);
-            assert_eq!(blocks.concat(), text, "step {step}");
-            let (last, others) = blocks.split_last().unwrap();
-            assert_eq!(last, b"last");
-            assert!(others.iter().all(|block| block.ends_with(b"\n")), "step {step}");
-        }
-        assert!(blocks(b"", 1).is_empty());
-        assert_eq!(blocks(b"\n", 1), [b"\n"]);
-    }
-
-    #[test]
-    fn a_line_is_available_as_soon_as_it_ends() {
-        let (mut blocks, mut input) = (Blocks::default(), Trickle(b"now\nlater\n", 5));
-        assert_eq!(blocks.next(&mut input).unwrap().unwrap(), "now\n");
-    }
-
-    #[test]
-    fn keys_are_split_at_the_first_separator() {
-        let block = Bytes::from_static(b"x:a::b:c\n");
-        let split = |separator: Option<&[u8]>| {
-            let (key, value) = split_key(&block, 2..8, separator);
-            (key.map(|key| key.to_vec()), value.to_vec())
-        };
-        assert_eq!(split(None), (None, b"a::b:c".to_vec()));
-        assert_eq!(split(Some(b":")), (Some(b"a".to_vec()), b":b:c".to_vec()));
-        assert_eq!(split(Some(b"::")), (Some(b"a".to_vec()), b"b:c".to_vec()));
-        assert_eq!(split(Some(b"c\n")), (None, b"a::b:c".to_vec()));
-        assert_eq!(split(Some(b"a::b:c")), (Some(b"".to_vec()), b"".to_vec()));
-    }
 }
