@@ -85,7 +85,7 @@ fn listed(path: &Path, virtual_us: u64) -> Result<Vec<Plan>, String> {
         let words: Vec<&str> = line.split_whitespace().collect();
         let plan = match words[..] {
             [name, seed, count] => profile(name).and_then(|profile| {
-                let seed = seed.parse().map_err(|_| format!("{seed:?} is not a seed"))?;
+                let seed = seed.parse().map_err(|_| format!("`{seed}` is not a seed"))?;
                 Ok(Plan { seed, profile, nodes: nodes(count)?, virtual_us, schedule: None })
             }),
             _ => Err("expected a profile, a seed and a number of nodes".to_owned()),
