@@ -31,6 +31,7 @@ use lnc_client::Client;
 use crate::config::units;
 use error::CliError;
 use output::OutputFormat;
+pub use output::counted;
 
 /// LANCE, a streaming broker that keeps what it acknowledges.
 #[derive(Debug, Parser)]

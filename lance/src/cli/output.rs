@@ -31,7 +31,7 @@ pub(super) fn or_dash(number: Option<u64>) -> String {
 }
 
 /// How many there are, with the word in the form that the count asks for: `1 record`, `2 records`.
-pub(super) fn counted(count: u64, word: &str) -> String {
+pub fn counted(count: u64, word: &str) -> String {
     match word.strip_suffix('y') {
         _ if count == 1 => format!("1 {word}"),
         Some(stem) => format!("{count} {stem}ies"),

@@ -8,6 +8,7 @@ use crate::sim::profile::{Profile, ROTATION};
 use crate::sim::report::{Counts, Report};
 use crate::sim::trace::{Sink, line};
 use crate::sim::{Plan, run, run_with};
+use lance::cli::counted;
 use std::collections::hash_map::RandomState;
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
@@ -298,9 +299,9 @@ fn tell(arguments: &Arguments, report: &Report) -> std::io::Result<()> {
     if arguments.minimise {
         println!("\nlooking for the shortest schedule:");
         let kept = minimise(&plan, failure.violation.invariant, |left, failed| {
-            println!("  {left} faults: {}", if failed { "fails" } else { "holds" });
+            println!("  {}: {}", counted(left as u64, "fault"), if failed { "fails" } else { "holds" });
         });
-        println!("{} of {} faults are enough:", kept.len(), report.schedule.len());
+        println!("of {}, {} would do:", counted(report.schedule.len() as u64, "fault"), kept.len());
         for scheduled in kept {
             println!("  {:>11.6} {}", scheduled.at_us as f64 / 1e6, scheduled.fault);
         }
