@@ -59,9 +59,10 @@ fn every_command_has_help_with_examples_that_parse() {
     }
 }
 
-/// The words of a command as a shell sees them, up to a redirection or two blanks, which set off an explanation.
+/// The words of a command as a shell sees them, up to a pipe, a redirection or blanks that set off an explanation.
 fn shell_words(line: &str) -> Vec<String> {
     let line = line.split(" > ").next().unwrap();
+    let line = line.split(" | ").next().unwrap();
     let line = line.split("   ").next().unwrap();
     let mut words = vec![String::new()];
     let mut quoted = false;

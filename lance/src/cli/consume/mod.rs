@@ -44,7 +44,7 @@ and with a newline at its end even where the file had none.
 
 Formats:
   raw        the value and a newline
-  json       one object per line, which lance produce --input json reads;
+  json       one object per line, as --input json of produce reads it;
              bytes that are not UTF-8 appear in hexadecimal, as value_hex or key_hex
   template   text with %k key, %v value, %t topic, %p partition, %o offset, %T time in ms,
              %h all headers as name=value,…, %{name} the value of one header,
