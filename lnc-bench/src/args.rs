@@ -16,8 +16,8 @@ Examples:
   lnc-bench produce --client --linger 1ms --batch-bytes 64KiB   through the client library
   lnc-bench both --rate 2000                                    from the due time to the delivery
   lnc-bench consume --from start                                as fast as one consumer reads
-  lnc-bench limits --json >limits.json                          what the machine can do, for --limits
-  lnc-bench abuse --duration 30s                                costly requests, for measurements beside
+  lnc-bench limits --json >limits.json                          what the machine can do
+  lnc-bench abuse --duration 30s                                costly requests, to measure beside
   lnc-bench suite --html report.html                            the standard workloads, one by one
 
 Exit codes: 0 all went well; 1 there were errors, or a bound (--max-p50, --max-p99, --max-p999, --min-rate) was missed; 2 \

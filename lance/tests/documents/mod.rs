@@ -68,11 +68,11 @@ pub(crate) fn wrapped_once(mut command: clap::Command) {
 
 /// Whether the first word of `next` would have found room in the line before, of the same paragraph.
 fn breaks_early(line: &str, next: &str, width: usize) -> bool {
-    /// What clap indents descriptions of options by; less is laid out by hand.
+    /// What clap indents descriptions of options by; with another indentation it is laid out by hand.
     const DESCRIPTION: usize = 10;
     let indent = |line: &str| line.len() - line.trim_start().len();
     let Some(word) = next.split_whitespace().next() else { return false };
-    let is_paragraph = indent(line) == indent(next) && (indent(line) == 0 || indent(line) >= DESCRIPTION);
+    let is_paragraph = indent(line) == indent(next) && [0, DESCRIPTION].contains(&indent(line));
     let is_done = line.trim().is_empty() || line.ends_with(['.', ':', ']']) || word.starts_with(['-', '[']);
     is_paragraph && !is_done && line.chars().count() + 1 + word.chars().count() <= width
 }

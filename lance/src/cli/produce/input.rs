@@ -184,7 +184,7 @@ mod tests {
         let cases: [(&[u8], Delimiter, &[&[u8]]); 5] = [
             (b"a\nb\0c\0\0d", text(b"\0"), &[b"a\nb", b"c", b"", b"d"]),
             (b"a\n\nb\n\n\nc\n", text(b"\n\n"), &[b"a", b"b", b"\nc\n"]),
-            (b"xaaayaaaa", text(b"aa"), &[b"x", b"ay", b"", b""]),
+            (b"xaaayaaaa", text(b"aa"), &[b"x", b"ay", b""]),
             (b"one\ntwo\n", Delimiter::End, &[b"one\ntwo\n"]),
             (b"", Delimiter::End, &[]),
         ];
