@@ -63,7 +63,7 @@ pub(crate) fn wrapped_once(mut command: clap::Command) {
         command.get_subcommands().for_each(|inner| look(&format!("{name} {}", inner.get_name()), inner));
     }
     command.build();
-    look(&command.get_name().to_owned(), &command);
+    look(command.get_name(), &command);
 }
 
 /// Whether the first word of `next` would have found room in the line before, of the same paragraph.

@@ -371,7 +371,7 @@ async fn drain(options: &Options, clients: &Clients, ledger: &Ledger) {
         books.broken(format!(
             "not answered after {}: {}",
             format_duration(options.drain_timeout),
-            counted(under_way as u64, "record")
+            counted(under_way, "record")
         ));
     }
 }
