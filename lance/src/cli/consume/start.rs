@@ -23,7 +23,7 @@ impl FromStr for From {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let from = match (text, text.strip_prefix('@'), text.strip_prefix('-')) {
-            ("start" | "earliest" | "beginning", ..) => Some(Self::At(Start::Earliest)),
+            ("start" | "earliest", ..) => Some(Self::At(Start::Earliest)),
             ("end" | "latest", ..) => Some(Self::At(Start::Latest)),
             (_, Some(time), _) => parse_time(time, SystemTime::now()).map(|time| Self::At(Start::Timestamp(time))),
             (_, _, Some(count)) => count.parse().ok().map(Self::Last),

@@ -25,7 +25,7 @@ use input::{Delimiter, read_in_thread};
 use sending::Sending;
 use shape::{Kind, Shape};
 
-/// Write lines as records
+/// Write lines, or JSON documents, as records
 #[derive(Debug, Args)]
 #[command(after_help = "\
 One line is one record. The newline is not part of it; a last line without a newline counts too. All other bytes are \
