@@ -75,7 +75,7 @@ struct Global {
         default_value = "127.0.0.1:1992,127.0.0.1:2002,127.0.0.1:2012"
     )]
     endpoint: Vec<String>,
-    /// How tables are printed
+    /// How results are printed
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: OutputFormat,
     /// Time for one operation with all its retries, such as 500ms or 1m

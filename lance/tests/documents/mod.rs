@@ -76,3 +76,20 @@ fn breaks_early(line: &str, next: &str, width: usize) -> bool {
     let is_done = line.trim().is_empty() || line.ends_with(['.', ':', ']']) || word.starts_with(['-', '[']);
     is_paragraph && !is_done && line.chars().count() + 1 + word.chars().count() <= width
 }
+
+#[test]
+fn a_line_that_ends_too_early_is_found() {
+    let early = |line: &str, next: &str| breaks_early(line, next, 22);
+    assert!(early("HTTP on the one", "after. The data"));
+    assert!(early("          on the", "          one"));
+    for (line, next) in [
+        ("HTTP on the one", "afterwards"),
+        ("A sentence.", "Another"),
+        ("Examples:", "lance"),
+        ("text", ""),
+        ("  lance dev", "  lance top"),
+        ("          Values:", "          - json"),
+    ] {
+        assert!(!early(line, next), "`{line}`, then `{next}`");
+    }
+}

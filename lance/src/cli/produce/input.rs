@@ -112,6 +112,13 @@ impl Blocks {
     /// such as `aa` may overlap itself.
     fn whole(&mut self) -> usize {
         let Delimiter::Text(text) = &self.delimiter else { return 0 };
+        if let [single] = text[..] {
+            // The usual case, which is cheaper from the end.
+            let last = self.buffer[self.searched..].iter().rposition(|byte| *byte == single);
+            let whole = last.map_or(0, |at| self.searched + at + 1);
+            self.searched = self.buffer.len() - whole;
+            return whole;
+        }
         let (mut whole, mut searched) = (0, self.searched);
         while let Some(at) = find(text, &self.buffer[searched..]) {
             searched += at + text.len();
