@@ -90,7 +90,7 @@ binaries() {
         # A program that asks for an interpreter needs a C library beside it.
         if LC_ALL=C grep -qa '/lib64/ld-linux\|/lib/ld-linux' "$dist/bin/$binary"; then die "$binary is not static"; fi
     done
-    "$dist/bin/lance" man "$dist/man"
+    for binary in lance lnc-bench; do "$dist/bin/$binary" man "$dist/man"; done
     "$dist/bin/lance" completions bash >"$dist/completions/lance.bash"
     "$dist/bin/lance" completions zsh >"$dist/completions/_lance"
     "$dist/bin/lance" completions fish >"$dist/completions/lance.fish"

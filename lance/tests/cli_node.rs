@@ -1,6 +1,6 @@
 //! The command line against a node: one process, a cluster of one.
 
-use std::fs::Permissions;
+use std::fs::{File, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -9,6 +9,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 
 /// Longest time for a node to start or to stop, on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -98,6 +101,43 @@ impl Drop for Node {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// A terminal with a command on the far side of it.
+struct Terminal {
+    near: File,
+    heard: String,
+}
+
+impl Terminal {
+    fn open() -> Self {
+        let near = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&near).unwrap();
+        unlockpt(&near).unwrap();
+        Self { near: near.into(), heard: String::new() }
+    }
+
+    /// The side of the command.
+    fn far(&self) -> Stdio {
+        ioctl_tiocgptpeer(&self.near, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap().into()
+    }
+
+    /// Waits until this text stands on the terminal.
+    fn hear(&mut self, text: &str) {
+        let limit = Timespec::try_from(PATIENCE).unwrap();
+        while !self.heard.contains(text) {
+            let mut waited = [PollFd::new(&self.near, PollFlags::IN)];
+            assert_eq!(poll(&mut waited, Some(&limit)).unwrap(), 1, "no `{text}` in: {}", self.heard);
+            let mut buf = [0; 4096];
+            let length =
+                self.near.read(&mut buf).unwrap_or_else(|error| panic!("{error}, no `{text}` in: {}", self.heard));
+            self.heard.push_str(&String::from_utf8_lossy(&buf[..length]));
+        }
+    }
+
+    fn type_in(&mut self, text: &str) {
+        self.near.write_all(text.as_bytes()).unwrap();
     }
 }
 
@@ -237,6 +277,155 @@ fn a_follower_prints_new_records_as_they_come() {
     node.ok(&["produce", "news"], b"third");
     // Its reader is gone: it ends, and calls that a success.
     assert_eq!(follower.wait().unwrap().code(), Some(0));
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn headers_and_tombstones_go_in_and_come_out() {
+    let node = Node::start();
+    node.ok(&["topic", "create", "t"], b"");
+    let headers = ["-H", "source=web", "--header", "trace=a=b"];
+    let lines = b"k1:v\nk2:NULL\nk3:\nNULL\n";
+    node.ok(&[&["produce", "t", "-k", ":", "--null-value", "NULL"], &headers[..]].concat(), lines);
+    let format = "%k|%v|%h|%{source}\\n";
+    let read = text(node.ok(&["consume", "t", "--until-end", "--format", format, "--null-value", "-"], b""));
+    let all = "source=web,trace=a=b|web\n";
+    assert_eq!(read, format!("k1|v|{all}k2|-|{all}k3||{all}-|-|{all}"));
+    let json = text(node.ok(&["consume", "t", "--until-end", "-o", "json"], b""));
+    assert!(json.lines().nth(1).unwrap().contains("\"key\":\"k2\",\"value\":null"), "{json}");
+}
+
+#[test]
+fn records_may_hold_newlines() {
+    let node = Node::start();
+    for topic in ["delimited", "whole"] {
+        node.ok(&["topic", "create", topic], b"");
+    }
+    node.ok(&["produce", "delimited", "-D", "\\0"], b"a\nb\0c\n\0\0d");
+    node.ok(&["produce", "whole", "--whole", "-k", ":", "--file", "-"], b"k:one\ntwo\n");
+    let format = ["--until-end", "--format", "<%v>"];
+    assert_eq!(node.ok(&[&["consume", "delimited"], &format[..]].concat(), b""), b"<a\nb><c\n><><d>");
+    assert_eq!(node.ok(&[&["consume", "whole"], &format[..]].concat(), b""), b"<one\ntwo\n>");
+}
+
+#[test]
+fn what_is_printed_as_json_is_stored_as_it_was() {
+    let node = Node::start();
+    for topic in ["from", "to"] {
+        node.ok(&["topic", "create", topic, "--partitions", "3"], b"");
+    }
+    node.ok(&["produce", "from", "-k", ":", "--null-value", "NULL"], b"a:1\nb:NULL\n\xff:\xfe\0\n:\nplain\n");
+    let documents =
+        b"{\"value\":\"x\",\"timestamp_ms\":5,\"partition\":2,\"headers\":[{\"name\":\"h\",\"value_hex\":\"80\"}]}\n\n";
+    node.ok(&["produce", "from", "-i", "json"], documents);
+    let read = |topic: &str, from: &str| {
+        let read = text(node.ok(&["consume", topic, "--until-end", "--format", "json"], b""));
+        let mut lines: Vec<String> = read.lines().map(|line| line.replace(from, "\"topic\":\"?\"")).collect();
+        lines.sort();
+        lines
+    };
+    let printed = read("from", "\"topic\":\"from\"");
+    assert_eq!(printed.len(), 6);
+    node.ok(&["produce", "to", "--input", "json"], (printed.join("\n") + "\n").as_bytes());
+    assert_eq!(read("to", "\"topic\":\"to\""), printed);
+
+    let output = node.run(&["produce", "to", "-i", "json", "-p", "1"], b"{\"value\":\"x\"}\n\n{\"val\":1}\n");
+    let error = text(output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("1 line stored") && error.contains("lance: line 3: unknown field `val`"), "{error}");
+    let output = node.run(&["produce", "to", "-i", "json", "-k", ":"], b"");
+    assert_eq!(output.status.code(), Some(2), "{}", text(output.stderr));
+}
+
+#[test]
+fn reading_starts_and_ends_where_it_is_told() {
+    let node = Node::start();
+    node.ok(&["topic", "create", "t", "--partitions", "2"], b"");
+    node.ok(&["topic", "create", "other"], b"");
+    for partition in ["0", "1"] {
+        let lines: String = (0..5).map(|number| format!("{partition}.{number}\n")).collect();
+        node.ok(&["produce", "t", "--partition", partition], lines.as_bytes());
+    }
+    node.ok(&["produce", "other"], b"else\n");
+    let sorted = |arguments: &[&str]| {
+        let read = text(node.ok(&[&["consume"], arguments, &["--until-end"]].concat(), b""));
+        let mut lines: Vec<String> = read.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted(&["t", "--from", "-2"]), ["0.3", "0.4", "1.3", "1.4"], "the last of each partition");
+    assert_eq!(sorted(&["t", "--from", "-9", "-p", "1"]).len(), 5);
+    assert_eq!(sorted(&["t", "other", "--from", "earliest", "--partition", "all"]).len(), 11);
+    assert_eq!(sorted(&["t", "other", "--from=-1", "--format", "%t %v\\n"]), ["other else", "t 0.4", "t 1.4"]);
+    assert_eq!(sorted(&["t", "--from", "latest"]), [""; 0]);
+    assert_eq!(sorted(&["t", "--from", "@-1h", "--partition", "0,1"]).len(), 10);
+    assert_eq!(sorted(&["t", "--from", "@2026-01-31", "--partition", "0"]).len(), 5);
+    // At the end there is nothing to read, which is no error; beyond it there never was.
+    assert_eq!(sorted(&["t", "--from", "5"]), [""; 0]);
+    let output = node.run(&["consume", "t", "--from", "6", "--until-end", "-p", "1"], b"");
+    let error = text(output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("offset 6 is beyond the end of t: partition 1 ends at 5"), "{error}");
+    let output = node.run(&["consume", "t", "--from", "@9000-01-01", "--until-end"], b"");
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text(output.stderr).contains("no record of this time or later"));
+}
+
+#[test]
+fn a_topic_that_exists_already_is_said_to() {
+    let node = Node::start();
+    let create = |more: &[&str]| node.run(&[&["topic", "create", "t", "--partitions", "1"], more].concat(), b"");
+    assert_eq!(text(create(&[]).stdout), "created t: 1 partition\n");
+    assert_eq!(text(create(&[]).stdout), "t exists already, with the same settings: 1 partition\n");
+    let json: serde_json::Value = serde_json::from_slice(&create(&["-o", "json"]).stdout).unwrap();
+    assert_eq!((&json["existed"], json["topic_id"].is_string()), (&true.into(), true));
+    let refused = create(&["--max-age", "7d"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let told = "t exists with other settings: it has 1 partition; asked for was 1 partition, max-age 7d";
+    assert!(text(refused.stderr).contains(told));
+    let other = node.ok(&["topic", "create", "u", "-o", "json"], b"");
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&other).unwrap()["existed"], false);
+    assert_eq!(node.ok(&["topics", "ls"], b""), node.ok(&["topic", "list"], b""));
+}
+
+#[test]
+fn whoever_sits_at_a_terminal_is_asked_and_told() {
+    let node = Node::start();
+    node.ok(&["topic", "create", "t"], b"");
+    let on = |terminal: &Terminal, arguments: &[&str]| {
+        let mut command = node.command(arguments);
+        command.stdin(terminal.far()).stdout(Stdio::piped()).stderr(terminal.far()).spawn().unwrap()
+    };
+    let mut terminal = Terminal::open();
+    let mut reader = on(&terminal, &["consume", "t", "-n", "1"]);
+    terminal.hear("waiting for new ones");
+
+    let mut terminal = Terminal::open();
+    let mut writer = on(&terminal, &["produce", "t"]);
+    terminal.hear("reading records from the terminal");
+    terminal.type_in("typed\n\u{4}");
+    assert!(writer.wait().unwrap().success());
+    assert!(reader.wait().unwrap().success());
+    let mut read = String::new();
+    reader.stdout.take().unwrap().read_to_string(&mut read).unwrap();
+    assert_eq!(read, "typed\n");
+
+    let mut terminal = Terminal::open();
+    let mut refused = on(&terminal, &["topic", "delete", "t"]);
+    terminal.hear("Type t to confirm: ");
+    terminal.type_in("n\n");
+    terminal.hear("nothing was done");
+    assert_eq!(refused.wait().unwrap().code(), Some(1));
+    node.ok(&["topic", "describe", "t"], b"");
+    let mut terminal = Terminal::open();
+    let mut confirmed = on(&terminal, &["topic", "rm", "t"]);
+    terminal.hear("Type t to confirm: ");
+    terminal.type_in("t\n");
+    assert_eq!(confirmed.wait().unwrap().code(), Some(0));
+    assert_eq!(node.run(&["topic", "describe", "t"], b"").status.code(), Some(4));
 }
 
 #[test]

@@ -76,6 +76,38 @@ fn a_cluster_that_is_not_there_has_its_exit_code() {
     }
 }
 
+/// However long an operation may take: who would wait an hour to hear that nobody is there?
+#[test]
+fn that_nobody_listens_is_said_at_once() {
+    let endpoints = format!("{},{}", dead_address(), dead_address());
+    for arguments in [vec!["topic", "list"], vec!["cluster", "status"], vec!["produce", "t"], vec!["consume", "t"]] {
+        let output = lance(&[&arguments[..], &["--endpoint", &endpoints, "--timeout", "1h"]].concat());
+        assert_eq!(output.status.code(), Some(3), "{arguments:?}: {}", stderr(&output));
+        assert!(stderr(&output).to_lowercase().contains("connection refused"), "{}", stderr(&output));
+        for endpoint in endpoints.split(',') {
+            assert!(stderr(&output).contains(endpoint), "{arguments:?}: {}", stderr(&output));
+        }
+    }
+}
+
+#[test]
+fn an_address_that_is_none_is_wrong_usage() {
+    let output = lance(&["topic", "list", "--endpoint", "n1:port"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("`n1:port` is no address"), "{}", stderr(&output));
+}
+
+#[test]
+fn help_is_a_command_too() {
+    for (words, flag) in [
+        (vec!["help", "produce"], vec!["produce", "--help"]),
+        (vec!["topic", "help", "ls"], vec!["topic", "ls", "--help"]),
+    ] {
+        let (asked, shown) = (lance(&words), lance(&flag));
+        assert_eq!((asked.status.code(), stdout(&asked)), (Some(0), stdout(&shown)), "{words:?}");
+    }
+}
+
 #[test]
 fn the_endpoint_comes_from_the_environment() {
     let endpoint = dead_address();

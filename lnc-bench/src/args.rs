@@ -10,17 +10,17 @@ use crate::payload::{Keys, Sizes, parse_size};
 
 const EXAMPLES: &str = "\
 Examples:
-  lnc-bench produce --partitions 3 --payload 1KiB               as much as 16 connections with 64 requests each get through
-  lnc-bench produce --rate 5000 --max-p99 20ms                  latency at 5,000 records a second; exit code 1 if it is over
-  lnc-bench produce --sweep --max-p99 10ms --html report.html   the highest rate at which 99 % take less than 10 ms
-  lnc-bench produce --client --linger 1ms --batch-bytes 64KiB   what the client library makes of single records
-  lnc-bench both --rate 2000                                    from the due time of a record to its delivery
+  lnc-bench produce --partitions 3 --payload 1KiB               as much as goes through
+  lnc-bench produce --rate 5000 --max-p99 20ms                  latency at a rate, and its bound
+  lnc-bench produce --sweep --max-p99 10ms --html report.html   the highest rate below 10 ms
+  lnc-bench produce --client --linger 1ms --batch-bytes 64KiB   through the client library
+  lnc-bench both --rate 2000                                    from the due time to the delivery
   lnc-bench consume --from start                                as fast as one consumer reads
-  lnc-bench limits --json >limits.json                          what the machine can do, for --limits limits.json
-  lnc-bench abuse --duration 30s                                requests that cost much, for those who measure beside them
-  lnc-bench suite --html report.html                            the standard workloads, one after the other
+  lnc-bench limits --json >limits.json                          what the machine can do
+  lnc-bench abuse --duration 30s                                costly requests, to measure beside
+  lnc-bench suite --html report.html                            the standard workloads, one by one
 
-Exit codes: 0 all went well; 1 there were errors, or a bound (--max-p50, --max-p99, --max-p999, --min-rate) was missed; 2
+Exit codes: 0 all went well; 1 there were errors, or a bound (--max-p50, --max-p99, --max-p999, --min-rate) was missed; 2 \
 wrong usage.";
 
 #[derive(Parser)]
@@ -46,13 +46,19 @@ pub(crate) enum Command {
     Limits(LimitsArgs),
     /// Make the index of the evidence that a run of ./test.sh has left.
     Evidence(EvidenceArgs),
+    /// Write the manual pages, one for each command, into a directory: for those who make packages.
+    #[command(hide = true)]
+    Man {
+        /// The directory, which must exist.
+        directory: PathBuf,
+    },
 }
 
 /// What to talk to.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ClusterArgs {
-    /// Address of a broker; repeat it or separate several with commas.
-    #[arg(long = "endpoint", env = "LANCE_ENDPOINT", value_delimiter = ',', default_value = "127.0.0.1:1992")]
+    /// Address of a broker, as host:port or host (port 1992); repeat it or separate several with commas.
+    #[arg(long = "endpoint", env = "LANCE_ENDPOINT", value_delimiter = ',', value_parser = endpoint, default_value = "127.0.0.1:1992")]
     pub(crate) endpoints: Vec<String>,
     /// The topic; created if need be.
     #[arg(long, default_value = "bench")]
@@ -236,8 +242,8 @@ pub(crate) struct BothArgs {
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct SuiteArgs {
-    /// Address of a broker; repeat it or separate several with commas.
-    #[arg(long = "endpoint", env = "LANCE_ENDPOINT", value_delimiter = ',', default_value = "127.0.0.1:1992")]
+    /// Address of a broker, as host:port or host (port 1992); repeat it or separate several with commas.
+    #[arg(long = "endpoint", env = "LANCE_ENDPOINT", value_delimiter = ',', value_parser = endpoint, default_value = "127.0.0.1:1992")]
     pub(crate) endpoints: Vec<String>,
     /// Print the commands of the workloads and do nothing.
     #[arg(long)]
@@ -257,8 +263,8 @@ pub(crate) struct SuiteArgs {
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct AbuseArgs {
-    /// Address of a broker; repeat it or separate several with commas.
-    #[arg(long = "endpoint", env = "LANCE_ENDPOINT", value_delimiter = ',', default_value = "127.0.0.1:1992")]
+    /// Address of a broker, as host:port or host (port 1992); repeat it or separate several with commas.
+    #[arg(long = "endpoint", env = "LANCE_ENDPOINT", value_delimiter = ',', value_parser = endpoint, default_value = "127.0.0.1:1992")]
     pub(crate) endpoints: Vec<String>,
     /// The topic; created with 64 partitions if need be.
     #[arg(long, default_value = "abuse")]
@@ -335,6 +341,14 @@ pub(crate) enum CodecArg {
 }
 
 impl CodecArg {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            CodecArg::None => "none",
+            CodecArg::Lz4 => "lz4",
+            CodecArg::Zstd => "zstd",
+        }
+    }
+
     pub(crate) fn codec(self) -> Codec {
         match self {
             CodecArg::None => Codec::None,
@@ -350,15 +364,28 @@ pub(crate) enum From {
     End,
 }
 
+impl From {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            From::Start => "start",
+            From::End => "end",
+        }
+    }
+}
+
+fn endpoint(text: &str) -> Result<String, String> {
+    lnc_client::with_port(text, lnc_client::DEFAULT_PORT)
+}
+
 /// Reads a duration: a number with the unit ms, s or m.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let number: f64 = digits.parse().map_err(|_| format!("{text:?} is not a number with a unit"))?;
+    let number: f64 = digits.parse().map_err(|_| format!("`{text}` is not a number with a unit"))?;
     let seconds = match &text[digits.len()..] {
         "ms" => number / 1000.0,
         "s" => number,
         "m" => number * 60.0,
-        unit => return Err(format!("unit {unit:?} is none of ms, s, m")),
+        unit => return Err(format!("unit `{unit}` is none of ms, s, m")),
     };
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
@@ -382,7 +409,7 @@ fn parse_file_size(text: &str) -> Result<u64, String> {
     let number = text.strip_suffix("MiB").and_then(|number| number.parse::<u64>().ok());
     match number {
         Some(mib) if (8..=65_536).contains(&mib) => Ok(mib << 20),
-        _ => Err(format!("{text:?} is not a size from 8MiB to 65536MiB")),
+        _ => Err(format!("`{text}` is not a size from 8MiB to 65536MiB")),
     }
 }
 
@@ -395,6 +422,11 @@ mod tests {
     #[test]
     fn the_command_line_is_documented() {
         crate::documents::documented("docs/CLI.md", "lnc-bench", &crate::documents::command_line(Cli::command()));
+    }
+
+    #[test]
+    fn help_texts_are_wrapped_once() {
+        crate::documents::wrapped_once(Cli::command());
     }
 
     #[test]

@@ -30,6 +30,7 @@ use crate::report::Report;
 use crate::topics::{self, Topology};
 use crate::watch::{Watch, watch};
 use crate::wire::{CONNECTION_LOST, MAX_REPLY, PROTOCOL_BROKEN, connect};
+use crate::words::counted;
 use crate::{BenchError, client};
 
 /// How long a broker may hold a fetch back while there is nothing to send, in milliseconds.
@@ -345,13 +346,14 @@ pub(crate) fn run(args: &ConsumeArgs) -> Result<Report, BenchError> {
     drop(tasks);
     let partitions = reading.topology.targets.len();
     let load = format!(
-        "consume: {} consumers of {partitions} partitions, from the {:?}, checksums {}",
-        args.reading.consumers,
-        args.from,
+        "consume: {} of {}, from the {}, checksums {}",
+        counted(args.reading.consumers.into(), "consumer"),
+        counted(partitions as u64, "partition"),
+        args.from.name(),
         if args.reading.no_checksums { "not verified" } else { "verified" }
     );
     let duration = Duration::from_nanos(finished - window.from);
-    let mut report = Report::new(load.to_lowercase(), duration, &reading.recorder.borrow());
+    let mut report = Report::new(load, duration, &reading.recorder.borrow());
     report.with_usage(usage?, watched.environment(None));
     Ok(report)
 }

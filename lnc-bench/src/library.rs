@@ -30,6 +30,7 @@ use crate::report::Report;
 use crate::schedule::{OpenPace, Pace};
 use crate::topics::{self, Topology};
 use crate::watch::{Watch, watch};
+use crate::words::{counted, time};
 use crate::{BenchError, client};
 
 /// Values are prepared before the run until they take this many bytes, and at least this many.
@@ -121,19 +122,19 @@ fn describe(args: &ProduceArgs, topology: &Topology) -> String {
     let load = &args.load;
     let pace = load.rate.map_or("closed loop".to_owned(), |rate| format!("open loop, {rate} records/s"));
     format!(
-        "produce with the client library: {} producers × {} records in flight ({pace}), {} per record, {}, batches of {} \
-         bytes, linger {:?}, compression {:?}, acks {}, {} topics with {} partitions in all, after {:?} of warm-up",
-        load.connections,
-        load.in_flight,
+        "produce with the client library: {} × {} in flight ({pace}), {} per record, {}, batches of {}, linger {}, \
+         compression {}, acks {}, {} with {} in all, after {} of warm-up",
+        counted(load.connections.into(), "producer"),
+        counted(load.in_flight.into(), "record"),
         load.payload,
         load.keys,
-        args.batch_bytes,
-        args.linger,
-        load.compression,
+        counted(args.batch_bytes as u64, "byte"),
+        time(args.linger),
+        load.compression.name(),
         load.acks.name(),
-        args.cluster.topics,
-        topology.targets.len(),
-        load.warmup,
+        counted(args.cluster.topics.into(), "topic"),
+        counted(topology.targets.len() as u64, "partition"),
+        time(load.warmup),
     )
 }
 

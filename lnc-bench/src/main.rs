@@ -40,11 +40,13 @@ mod sweep;
 mod topics;
 mod watch;
 mod wire;
+mod words;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use lnc_client::Client;
 
 use crate::args::{BoundArgs, Cli, Command, SuiteArgs};
@@ -77,7 +79,7 @@ enum BenchError {
     Thread,
     #[error("{path}: {problem}")]
     File { path: String, problem: String },
-    #[error("there is no workload {name:?}; there are {known}")]
+    #[error("there is no workload `{name}`; there are {known}")]
     UnknownWorkload { name: String, known: String },
     #[error("{0}")]
     Usage(String),
@@ -102,6 +104,7 @@ fn main() -> ExitCode {
             Vec::new()
         }),
         Command::Evidence(args) => evidence::run(&args).map(|()| Vec::new()),
+        Command::Man { directory } => manual_pages(&directory).map(|()| Vec::new()),
         Command::Suite(args) => run_suite(&args),
         Command::Abuse(args) => abuse::run(&args).map(|abuse| {
             output::print_abuse(&abuse, args.json);
@@ -122,6 +125,15 @@ fn main() -> ExitCode {
     }
 }
 
+/// Writes what `--help` says as manual pages.
+fn manual_pages(directory: &Path) -> Result<(), BenchError> {
+    let failed = |error: std::io::Error| BenchError::File {
+        path: directory.display().to_string(),
+        problem: format!("cannot write manual pages: {error}"),
+    };
+    clap_mangen::generate_to(Cli::command(), directory).map_err(failed)
+}
+
 /// Runs a command that has one report. The result is what went wrong, one line each.
 fn run_one(command: &Command) -> Result<Vec<String>, BenchError> {
     let (output, bounds) = match command {
@@ -132,7 +144,7 @@ fn run_one(command: &Command) -> Result<Vec<String>, BenchError> {
         Command::Produce(args) => (&args.output, args.bounds.clone()),
         Command::Both(args) => (&args.output, args.bounds.clone()),
         Command::Consume(args) => (&args.output, BoundArgs { min_rate: args.min_rate, ..BoundArgs::default() }),
-        Command::Suite(_) | Command::Abuse(_) | Command::Limits(_) | Command::Evidence(_) => {
+        Command::Suite(_) | Command::Abuse(_) | Command::Limits(_) | Command::Evidence(_) | Command::Man { .. } => {
             return Err(BenchError::Thread);
         }
     };
@@ -168,7 +180,7 @@ fn execute(command: &Command) -> Result<Report, BenchError> {
         Command::Produce(args) => ("produce", produce::run(&args.cluster, &args.load, None)),
         Command::Both(args) => ("both", produce::run(&args.cluster, &args.load, Some(&args.reading))),
         Command::Consume(args) => ("consume", consume::run(args)),
-        Command::Suite(_) | Command::Abuse(_) | Command::Limits(_) | Command::Evidence(_) => {
+        Command::Suite(_) | Command::Abuse(_) | Command::Limits(_) | Command::Evidence(_) | Command::Man { .. } => {
             return Err(BenchError::Thread);
         }
     };
@@ -185,4 +197,21 @@ async fn client(endpoints: &[String]) -> Result<Client, BenchError> {
 /// Milliseconds since 1970.
 fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(Duration::ZERO, |since| since).as_millis() as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_has_a_manual_page() {
+        let directory = tempfile::tempdir().unwrap();
+        manual_pages(directory.path()).unwrap();
+        for name in ["lnc-bench", "lnc-bench-produce", "lnc-bench-suite"] {
+            let page = std::fs::read_to_string(directory.path().join(format!("{name}.1"))).expect(name);
+            assert!(page.contains(".SH SYNOPSIS"), "{name}: {page}");
+        }
+        let refused = manual_pages(&directory.path().join("none")).unwrap_err();
+        assert!(refused.to_string().contains("none: cannot write manual pages"), "{refused}");
+    }
 }

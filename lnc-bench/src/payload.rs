@@ -9,6 +9,8 @@ use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_distr::{Distribution, Normal, Zipf};
 
+use crate::words::counted;
+
 /// The longest value that a size may ask for, in bytes; over every broker's limit.
 const LONGEST_VALUE: usize = 64 << 20;
 
@@ -116,8 +118,8 @@ impl FromStr for Sizes {
         for item in text.split(',') {
             let (size, weight) = item
                 .split_once(':')
-                .ok_or_else(|| format!("{item:?} is not SIZE:WEIGHT, uniform:LEAST-MOST or normal:MEAN,DEVIATION"))?;
-            let weight: f64 = weight.parse().map_err(|_| format!("the weight {weight:?} is not a number"))?;
+                .ok_or_else(|| format!("`{item}` is not SIZE:WEIGHT, uniform:LEAST-MOST or normal:MEAN,DEVIATION"))?;
+            let weight: f64 = weight.parse().map_err(|_| format!("the weight `{weight}` is not a number"))?;
             if !weight.is_finite() || weight <= 0.0 {
                 return Err(format!("the weight {weight} is not more than zero"));
             }
@@ -144,18 +146,18 @@ impl fmt::Display for Sizes {
 /// Reads a size: a number of bytes, with or without a unit (B, KB, MB, KiB, MiB).
 pub(crate) fn parse_size(text: &str) -> Result<usize, String> {
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let number: f64 = digits.parse().map_err(|_| format!("{text:?} is not a size such as 100, 1KiB or 2MB"))?;
+    let number: f64 = digits.parse().map_err(|_| format!("`{text}` is not a size such as 100, 1KiB or 2MB"))?;
     let unit = match &text[digits.len()..] {
         "" | "B" => 1.0,
         "KB" => 1e3,
         "MB" => 1e6,
         "KiB" => 1024.0,
         "MiB" => 1024.0 * 1024.0,
-        unit => return Err(format!("the unit {unit:?} is none of B, KB, MB, KiB, MiB")),
+        unit => return Err(format!("the unit `{unit}` is none of B, KB, MB, KiB, MiB")),
     };
     let size = number * unit;
     if !(0.0..=LONGEST_VALUE as f64).contains(&size) || size.fract() != 0.0 {
-        return Err(format!("{text:?} is not a whole number of bytes up to 64 MiB"));
+        return Err(format!("`{text}` is not a whole number of bytes up to 64 MiB"));
     }
     Ok(size as usize)
 }
@@ -178,7 +180,7 @@ impl FromStr for Keys {
     fn from_str(text: &str) -> Result<Self, String> {
         let count = |text: &str| match text.parse::<u64>() {
             Ok(count) if (1..=MOST_KEYS).contains(&count) => Ok(count),
-            _ => Err(format!("{text:?} is not a number of keys from 1 to {MOST_KEYS}")),
+            _ => Err(format!("`{text}` is not a number of keys from 1 to {MOST_KEYS}")),
         };
         match text.split_once(':') {
             None if text == "none" => Ok(Keys::None),
@@ -188,10 +190,10 @@ impl FromStr for Keys {
                 let (keys, exponent) = parameters.split_once(',').unwrap_or((parameters, "0.99"));
                 match exponent.parse::<f64>() {
                     Ok(exponent) if exponent.is_finite() && exponent >= 0.0 => Ok(Keys::Zipf(count(keys)?, exponent)),
-                    _ => Err(format!("the exponent {exponent:?} is not a number from 0 on")),
+                    _ => Err(format!("the exponent `{exponent}` is not a number from 0 on")),
                 }
             }
-            _ => Err(format!("{text:?} is none of none, sequential, random:N, zipf:N and zipf:N,EXPONENT")),
+            _ => Err(format!("`{text}` is none of none, sequential, random:N, zipf:N and zipf:N,EXPONENT")),
         }
     }
 }
@@ -201,8 +203,8 @@ impl fmt::Display for Keys {
         match self {
             Keys::None => f.write_str("no keys"),
             Keys::Sequential => f.write_str("sequential keys"),
-            Keys::Random(count) => write!(f, "{count} keys, random"),
-            Keys::Zipf(count, exponent) => write!(f, "{count} keys, Zipf with exponent {exponent}"),
+            Keys::Random(count) => write!(f, "{}, random", counted(*count, "key")),
+            Keys::Zipf(count, exponent) => write!(f, "{}, Zipf with exponent {exponent}", counted(*count, "key")),
         }
     }
 }

@@ -29,6 +29,7 @@ use crate::report::{Latency, Report};
 use crate::schedule::{OpenPace, Pace};
 use crate::topics::{self, Topology};
 use crate::watch::{Watch, watch};
+use crate::words::{counted, time};
 use crate::{BenchError, client, now_ms, wire};
 
 /// The time from the start of the threads to the start of the warm-up, for connecting: for all, and for each line.
@@ -121,20 +122,20 @@ fn describe(plan: &Plan) -> String {
         Some(rate) => format!("open loop, {rate} records/s"),
     };
     let mut text = format!(
-        "{kind}: {} connections × {} requests in flight ({pace}, {threads} threads), {} × {} per request, {}, acks {}, \
-         {} topics with {} partitions in all, after {:?} of warm-up",
-        args.connections,
-        args.in_flight,
+        "{kind}: {} × {} in flight ({pace}, {}), {} × {} per request, {}, acks {}, {} with {} in all, after {} of warm-up",
+        counted(args.connections.into(), "connection"),
+        counted(args.in_flight.into(), "request"),
+        counted(threads.into(), "thread"),
         args.batch_records,
         args.payload,
         args.keys,
         args.acks.name(),
-        plan.cluster.topics,
-        plan.topology.targets.len(),
-        args.warmup,
+        counted(plan.cluster.topics.into(), "topic"),
+        counted(plan.topology.targets.len() as u64, "partition"),
+        time(args.warmup),
     );
     if args.compression != crate::args::CodecArg::None || args.compressible > 0.0 {
-        text += &format!(", compression {:?}, {:.0} % compressible", args.compression, args.compressible * 100.0);
+        text += &format!(", compression {}, {:.0} % compressible", args.compression.name(), args.compressible * 100.0);
     }
     text
 }

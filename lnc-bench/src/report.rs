@@ -11,6 +11,7 @@ use crate::args::BoundArgs;
 use crate::limits::{Limits, Ratio};
 use crate::measure::Recorder;
 use crate::sweep::Step;
+use crate::words::counted;
 
 /// The outcome of a run.
 #[derive(Clone, Debug, Serialize)]
@@ -189,7 +190,7 @@ impl Report {
         let errors: u64 = self.errors.values().sum();
         let mut failures = Vec::new();
         if errors > 0 {
-            failures.push(format!("{}: {errors} errors", self.name));
+            failures.push(format!("{}: {}", self.name, counted(errors, "error")));
         }
         let percentiles: [Bounded; 3] = [
             ("median", bounds.max_p50, |latency| latency.p50_us),
@@ -282,14 +283,14 @@ fn curve(nanoseconds: &Histogram<u64>) -> Vec<(f64, f64)> {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "load         {}", self.load)?;
-        writeln!(f, "measured     {:.2} s, {} records", self.seconds, self.records)?;
+        writeln!(f, "measured     {:.2} s, {}", self.seconds, counted(self.records, "record"))?;
         writeln!(f, "throughput   {:.0} records/s, {:.1} MB/s", self.records_per_second, self.megabytes_per_second)?;
         if let Some(offered) = self.offered_per_second {
-            writeln!(f, "offered      {offered:.0} records/s, {} requests due and not sent", self.unsent)?;
+            writeln!(f, "offered      {offered:.0} records/s, {} due and not sent", counted(self.unsent, "request"))?;
         }
         for (name, latency) in self.latencies() {
             let figures = latency.percentiles().map(|(name, figure)| format!("{name} {figure:.0} µs"));
-            writeln!(f, "{name:<12} {} ({} requests)", figures.join(", "), latency.requests)?;
+            writeln!(f, "{name:<12} {} ({})", figures.join(", "), counted(latency.requests, "request"))?;
         }
         if self.errors.is_empty() {
             writeln!(f, "errors       none")?;

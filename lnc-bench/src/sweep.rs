@@ -10,6 +10,7 @@ use crate::BenchError;
 use crate::args::ProduceArgs;
 use crate::produce;
 use crate::report::Report;
+use crate::words::time;
 
 /// From one step to the next, the rate grows by this factor.
 const GROWTH: f64 = 2.0;
@@ -114,8 +115,8 @@ pub(crate) fn run(args: &ProduceArgs) -> Result<Report, BenchError> {
     let mut report = best.ok_or(BenchError::NoNodes)?;
     report.steps = sweep.steps;
     let found = report.steps.iter().filter(|step| step.sustained).map(|step| step.offered).fold(0.0, f64::max);
-    report.load =
-        format!("sweep: {found:.0} records/s is the highest rate found with p99 within {bound:?}; {}", report.load);
+    let (bound, load) = (time(bound), &report.load);
+    report.load = format!("sweep: {found:.0} records/s is the highest rate found with p99 within {bound}; {load}");
     Ok(report)
 }
 

@@ -57,6 +57,7 @@ pub struct ClientBuilder {
     request_timeout: Duration,
     cluster_id: Option<u128>,
     connect: ConnectOptions,
+    refusal_is_final: bool,
 }
 
 impl ClientBuilder {
@@ -106,14 +107,22 @@ impl ClientBuilder {
         self
     }
 
+    /// Whether [`ClientBuilder::build`] fails at once if every endpoint refuses the connection, for somebody who waits at a
+    /// terminal. Default: false, which is right for a service that may start before the brokers.
+    pub fn refusal_is_final(mut self, is_final: bool) -> Self {
+        self.refusal_is_final = is_final;
+        self
+    }
+
     /// Connects to the cluster. Fails if no endpoint answers within the request timeout.
     pub async fn build(self) -> Result<Client> {
+        let deadline = Instant::now() + self.request_timeout;
         let invalid = |setting, problem: &str| Err(Error::InvalidSetting { setting, problem: problem.into() });
         if self.endpoints.is_empty() {
             return invalid("endpoints", "at least one address is needed");
         }
         if let Some(endpoint) = self.endpoints.iter().find(|endpoint| !endpoint.contains(':')) {
-            return invalid("endpoints", &format!("{endpoint:?} is not of the form host:port"));
+            return invalid("endpoints", &format!("`{endpoint}` is not of the form host:port"));
         }
         if self.request_timeout.is_zero() || self.connect.timeout.is_zero() {
             return invalid("timeout", "must be more than zero");
@@ -126,7 +135,14 @@ impl ClientBuilder {
             preferred: AtomicUsize::new(0),
         };
         let client = Client { inner: Arc::new(inner) };
-        client.call(Call::new(Operation::new("connect"), Request::Ping)).await?;
+        if self.refusal_is_final
+            && let Ok(Err(error)) = timeout_at(deadline, client.any(Purpose::Requests, None)).await
+            && error.is_refusal()
+        {
+            return Err(error);
+        }
+        let ping = Call { deadline: Some(deadline), ..Call::new(Operation::new("connect"), Request::Ping) };
+        client.call(ping).await?;
         Ok(client)
     }
 }
@@ -198,6 +214,7 @@ impl Client {
             request_timeout: Duration::from_secs(30),
             cluster_id: None,
             connect: ConnectOptions::default(),
+            refusal_is_final: false,
         }
     }
 
@@ -374,6 +391,9 @@ impl Client {
         let mut attempts = JoinSet::new();
         let mut failure: Option<Error> = None;
         let mut order = order.peekable();
+        // A broker of the right cluster that is down may come back; and that nobody listens at one address says less than how
+        // another one failed.
+        let says = |error: &Error| (error.is_retriable(), !error.is_refusal());
         while order.peek().is_some() || !attempts.is_empty() {
             if let Some(at) = order.next() {
                 let address = candidates[at].clone();
@@ -393,8 +413,9 @@ impl Client {
                     attempts.detach_all();
                     return Ok(connection);
                 }
-                // A broker of the right cluster that is down may come back.
-                Ok((_, Err(error))) if error.is_retriable() || failure.is_none() => failure = Some(error),
+                Ok((_, Err(error))) if failure.as_ref().is_none_or(|known| says(&error) > says(known)) => {
+                    failure = Some(error);
+                }
                 _ => {}
             }
         }

@@ -28,7 +28,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::error::{Error, Operation, Result};
+use crate::error::{Error, Operation, Result, time};
 
 /// How much room is made for reads at a time, in bytes: enough for some hundred replies to small requests.
 const READ_CHUNK: usize = 64 * 1024;
@@ -108,7 +108,7 @@ impl Connection {
         let address: Arc<str> = address.into();
         let attempt = Self::connect_inner(&address, options);
         tokio::time::timeout(options.timeout, attempt).await.unwrap_or_else(|_| {
-            let error = io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {:?}", options.timeout));
+            let error = io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {}", time(options.timeout)));
             Err(Error::Connect { address, source: Arc::new(error) })
         })
     }
@@ -317,11 +317,11 @@ impl Shared {
     /// and nothing else it says on this connection can be relied on.
     fn decode(&self, opcode: Opcode, frame: Frame) -> Result<Reply> {
         let problem = if frame.header.opcode != u8::from(opcode) {
-            format!("answered {opcode:?} with opcode {}", frame.header.opcode)
+            format!("answered {} with opcode {}", opcode.name(), frame.header.opcode)
         } else {
             match decode_reply(opcode, frame.body) {
                 Ok(reply) => return Ok(reply),
-                Err(error) => format!("reply to {opcode:?} does not decode: {error}"),
+                Err(error) => format!("reply to {} does not decode: {error}", opcode.name()),
             }
         };
         let error = Error::protocol(&self.address, problem);

@@ -123,7 +123,7 @@ pub enum Error {
         reply: Box<ErrorReply>,
     },
     /// The operation was not completed in its time. Whether it took effect is not known.
-    #[error("{operation} not completed within {after:?}{}", because(last))]
+    #[error("{operation} not completed within {}{}", time(*after), because(last))]
     DeadlineExceeded {
         /// What was being done.
         operation: Operation,
@@ -158,7 +158,7 @@ pub enum Error {
         latest: u64,
     },
     /// The topic has no such partition.
-    #[error("topic {topic} has {partitions} partitions, no partition {partition}")]
+    #[error("topic {topic} has no partition {partition}: {}", numbers(*partitions))]
     NoSuchPartition {
         /// The topic.
         topic: Arc<str>,
@@ -190,7 +190,7 @@ pub enum Error {
         source: Arc<BatchError>,
     },
     /// A partition could not be read for longer than the request timeout. The consumer goes on trying.
-    #[error("{topic}/{partition} could not be read for {after:?}: {cause}")]
+    #[error("{topic}/{partition} could not be read for {}: {cause}", time(*after))]
     Stalled {
         /// The topic.
         topic: Arc<str>,
@@ -233,6 +233,11 @@ impl Error {
         }
     }
 
+    /// Whether nobody listens at the address: there is a machine, which has no broker that runs.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Error::Connect { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
+    }
+
     /// Whether a request may have been carried out although it failed with this error.
     pub(crate) fn is_ambiguous(&self) -> bool {
         match self {
@@ -261,6 +266,35 @@ impl Error {
     }
 }
 
+/// A duration in words: `300 ms`, `2.5 s`.
+pub(crate) fn time(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    if seconds < 1.0 { format!("{} ms", seconds * 1000.0) } else { format!("{seconds} s") }
+}
+
+fn numbers(partitions: u32) -> String {
+    match partitions {
+        1 => "it has only partition 0".to_owned(),
+        _ => format!("it has partitions 0 to {}", partitions.saturating_sub(1)),
+    }
+}
+
 fn because(last: &Option<Box<Error>>) -> String {
     last.as_ref().map(|error| format!("; last attempt: {error}")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_words() {
+        let operation = Operation::new("connect");
+        let late = Error::DeadlineExceeded { operation, after: Duration::from_millis(2500), last: None };
+        assert_eq!(late.to_string(), "connect not completed within 2.5 s");
+        assert_eq!(time(Duration::from_millis(300)), "300 ms");
+        let partition = |partitions| Error::NoSuchPartition { topic: "t".into(), partition: 9, partitions }.to_string();
+        assert_eq!(partition(1), "topic t has no partition 9: it has only partition 0");
+        assert_eq!(partition(3), "topic t has no partition 9: it has partitions 0 to 2");
+    }
 }

@@ -31,6 +31,7 @@
 #[doc = include_str!("../../docs/CLIENT.md")]
 struct ClientGuide;
 
+mod address;
 mod admin;
 mod backoff;
 mod client;
@@ -42,6 +43,7 @@ mod pool;
 mod producer;
 mod record;
 
+pub use address::with_port;
 pub use admin::ListedOffset;
 pub use client::{Client, ClientBuilder};
 pub use connection::{ConnectOptions, Connection, PendingReply};
@@ -51,4 +53,4 @@ pub use producer::{DeliveryFuture, Producer, ProducerBuilder, partition_for_key}
 pub use record::{ConsumedRecord, Delivery, Record};
 
 pub use lnc_protocol::message::{Acks, OffsetSpec, TopicOptions};
-pub use lnc_protocol::{Codec, ErrorCode};
+pub use lnc_protocol::{Codec, DEFAULT_PORT, ErrorCode};

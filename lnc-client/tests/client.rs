@@ -116,6 +116,24 @@ async fn one_endpoint_that_works_is_enough() {
     assert_eq!(client.metadata(None).await.unwrap().topics.len(), 1);
 }
 
+/// An address at which nobody listens.
+async fn dead_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+#[tokio::test]
+async fn a_refusal_is_final_only_if_all_refuse_and_it_is_asked_for() {
+    let long = Duration::from_secs(3600);
+    let impatient = || Client::builder().request_timeout(long).refusal_is_final(true);
+    let error = impatient().endpoints([dead_address().await, dead_address().await]).build().await.unwrap_err();
+    assert!(error.is_refusal(), "{error}");
+    let cluster = Cluster::start(1, 1).await;
+    impatient().endpoints([dead_address().await, cluster.address(1).to_string()]).build().await.unwrap();
+    let patient = Client::builder().request_timeout(Duration::from_millis(50)).endpoints([dead_address().await]);
+    assert!(matches!(patient.build().await, Err(Error::DeadlineExceeded { .. })));
+}
+
 #[tokio::test]
 async fn topics_are_created_once_even_if_the_answer_is_lost() {
     let cluster = Cluster::start(1, 1).await;

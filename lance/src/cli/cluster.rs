@@ -17,7 +17,7 @@ use super::Global;
 use super::error::CliError;
 use super::formats::{self, Formats};
 use super::members;
-use super::output::{self, OutputFormat, Table, or_dash};
+use super::output::{self, OutputFormat, Table, counted, or_dash};
 use crate::config::units::format_size;
 
 /// Longest time to wait for one node's answer.
@@ -42,7 +42,7 @@ pub(super) struct ClusterArgs {
 enum ClusterCommand {
     /// Show nodes, leaders, terms, indexes and lag; exit code 1 if a node is down or a group has no leader
     #[command(after_help = "\
-Group 0 holds the cluster's own data, the others hold partitions. LAG counts the entries of the leader's log that the
+Group 0 holds the cluster's own data, the others hold partitions. LAG counts the entries of the leader's log that the \
 replica does not have yet.
 
 Example:
@@ -250,7 +250,7 @@ impl View {
                 let lag = group.peers.iter().find(|peer| peer.member == *learner);
                 let lag = lag
                     .and_then(|peer| peer.known_lag())
-                    .map_or(String::new(), |lag| format!(", {lag} entries behind"));
+                    .map_or(String::new(), |lag| format!(", {} behind", counted(lag, "entry")));
                 lines.push(format!("group {}: {} is a learner{lag}", group.group, NodeId(*learner)));
             }
             if !group.outgoing.is_empty() {
@@ -316,7 +316,7 @@ impl View {
                 "leads": self.groups_led_by(status.id),
                 "member": NodeId(status.member).to_string(),
                 "membership": status.membership,
-                "incarnation": status.incarnation,
+                "incarnation": output::id(status.incarnation),
                 "client_address": status.client_address,
                 "peer_address": status.peer_address,
                 "http_address": status.http_address,
@@ -392,7 +392,7 @@ mod tests {
             peer_address: format!("h{id}:1993"),
             http_address: format!("h{id}:1994"),
             connected: true,
-            incarnation: 1,
+            incarnation: u64::MAX,
             state: "serving".into(),
             member: id,
             membership: "member".into(),
@@ -455,6 +455,7 @@ mod tests {
         assert_eq!(view.text(), expected);
         assert_eq!(view.problems(), ["node 3 does not answer"]);
         assert_eq!(view.json()["replicas"][1]["lag"], 3);
+        assert_eq!(view.json()["nodes"][0]["incarnation"], "18446744073709551615");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::dev::{DevOptions, run as run_cluster};
 /// Run a whole cluster in this terminal, one process per node, until Ctrl-C
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Node i listens on three ports in a row: clients on the base port + 10 × (i − 1), peers on the next, HTTP on the one
+Node i listens on three ports in a row: clients on the base port + 10 × (i − 1), peers on the next, HTTP on the one \
 after. The data stays in the directory: the next start goes on with it.
 
 Examples:

@@ -25,6 +25,10 @@ pub(super) enum Piece {
     Partition,
     Offset,
     Timestamp,
+    /// All headers.
+    Headers,
+    /// The value of the header of this name.
+    Header(Vec<u8>),
 }
 
 impl FromStr for Format {
@@ -43,34 +47,31 @@ impl FromStr for Format {
 fn template(text: &str) -> Result<Format, String> {
     let text = unescape(text)?;
     let mut pieces = Vec::new();
-    let mut literal = Vec::new();
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte != b'%' {
-            literal.push(byte);
-            continue;
-        }
-        let piece = match bytes.next() {
-            Some(b'%') => {
-                literal.push(b'%');
-                continue;
+    let mut rest = text.as_str();
+    while let Some((literal, after)) = rest.split_once('%') {
+        pieces.push(Piece::Text(literal.into()));
+        let mut chars = after.chars();
+        let piece = match chars.next() {
+            Some('%') => Piece::Text(b"%".to_vec()),
+            Some('k') => Piece::Key,
+            Some('v') => Piece::Value,
+            Some('t') => Piece::Topic,
+            Some('p') => Piece::Partition,
+            Some('o') => Piece::Offset,
+            Some('T') => Piece::Timestamp,
+            Some('h') => Piece::Headers,
+            Some('{') => {
+                let (name, after) = chars.as_str().split_once('}').ok_or("after %{NAME must follow a }")?;
+                chars = after.chars();
+                Piece::Header(name.into())
             }
-            Some(b'k') => Piece::Key,
-            Some(b'v') => Piece::Value,
-            Some(b't') => Piece::Topic,
-            Some(b'p') => Piece::Partition,
-            Some(b'o') => Piece::Offset,
-            Some(b'T') => Piece::Timestamp,
-            _ => return Err("after % must follow k, v, t, p, o, T or another %".to_owned()),
+            _ => return Err("after % must follow k, v, t, p, o, T, h, {NAME} or another %".to_owned()),
         };
-        if !literal.is_empty() {
-            pieces.push(Piece::Text(std::mem::take(&mut literal)));
-        }
         pieces.push(piece);
+        rest = chars.as_str();
     }
-    if !literal.is_empty() {
-        pieces.push(Piece::Text(literal));
-    }
+    pieces.push(Piece::Text(rest.into()));
+    pieces.retain(|piece| !matches!(piece, Piece::Text(text) if text.is_empty()));
     Ok(Format::Template(pieces))
 }
 
@@ -95,26 +96,40 @@ pub(super) fn unescape(text: &str) -> Result<String, String> {
 }
 
 impl Format {
-    /// Appends one record to `out`.
-    pub(super) fn write(&self, topic: &str, record: &ConsumedRecord, out: &mut Vec<u8>) {
+    /// Appends one record to `out`, with `null` for what is null.
+    pub(super) fn write(&self, topic: &str, record: &ConsumedRecord, null: &[u8], out: &mut Vec<u8>) {
         match self {
             Self::Raw => {
-                out.extend_from_slice(record.value.as_deref().unwrap_or_default());
+                out.extend_from_slice(record.value.as_deref().unwrap_or(null));
                 out.push(b'\n');
             }
             Self::Json => write_json(topic, record, out),
-            Self::Template(pieces) => {
-                for piece in pieces {
-                    match piece {
-                        Piece::Text(text) => out.extend_from_slice(text),
-                        Piece::Key => out.extend_from_slice(record.key.as_deref().unwrap_or_default()),
-                        Piece::Value => out.extend_from_slice(record.value.as_deref().unwrap_or_default()),
-                        Piece::Topic => out.extend_from_slice(topic.as_bytes()),
-                        Piece::Partition => out.extend_from_slice(record.partition.to_string().as_bytes()),
-                        Piece::Offset => out.extend_from_slice(record.offset.to_string().as_bytes()),
-                        Piece::Timestamp => out.extend_from_slice(record.timestamp_ms.to_string().as_bytes()),
-                    }
+            Self::Template(pieces) => pieces.iter().for_each(|piece| piece.write(topic, record, null, out)),
+        }
+    }
+}
+
+impl Piece {
+    fn write(&self, topic: &str, record: &ConsumedRecord, null: &[u8], out: &mut Vec<u8>) {
+        match self {
+            Self::Text(text) => out.extend_from_slice(text),
+            Self::Key => out.extend_from_slice(record.key.as_deref().unwrap_or(null)),
+            Self::Value => out.extend_from_slice(record.value.as_deref().unwrap_or(null)),
+            Self::Topic => out.extend_from_slice(topic.as_bytes()),
+            Self::Partition => out.extend_from_slice(record.partition.to_string().as_bytes()),
+            Self::Offset => out.extend_from_slice(record.offset.to_string().as_bytes()),
+            Self::Timestamp => out.extend_from_slice(record.timestamp_ms.to_string().as_bytes()),
+            Self::Headers => {
+                for (at, (name, value)) in record.headers.iter().enumerate() {
+                    out.extend_from_slice(if at == 0 { b"" } else { b"," });
+                    out.extend_from_slice(name);
+                    out.push(b'=');
+                    out.extend_from_slice(value.as_deref().unwrap_or(null));
                 }
+            }
+            Self::Header(wanted) => {
+                let named = record.headers.iter().find(|(name, _)| name == wanted);
+                out.extend_from_slice(named.map_or(b"", |(_, value)| value.as_deref().unwrap_or(null)));
             }
         }
     }
@@ -180,13 +195,16 @@ mod tests {
             timestamp_ms: 1_700_000_000_000,
             key: Some(Bytes::from_static(b"k\"1")),
             value: Some(Bytes::from_static(b"\xff\x00")),
-            headers: vec![(Bytes::from_static(b"h"), None)],
+            headers: vec![
+                (Bytes::from_static(b"h"), None),
+                (Bytes::from_static(b"source"), Some(Bytes::from_static(b"web"))),
+            ],
         }
     }
 
     fn written(format: &str) -> Vec<u8> {
         let mut out = Vec::new();
-        format.parse::<Format>().unwrap().write("t", &record(), &mut out);
+        format.parse::<Format>().unwrap().write("t", &record(), b"NULL", &mut out);
         out
     }
 
@@ -194,11 +212,12 @@ mod tests {
     fn formats() {
         assert_eq!(written("raw"), b"\xff\x00\n");
         assert_eq!(written("%t/%p@%o 100%%\\t%k=%v %T\\n"), b"t/2@40 100%\tk\"1=\xff\x00 1700000000000\n");
+        assert_eq!(written("%h|%{source}|%{h}|%{none}|"), b"h=NULL,source=web|web|NULL||");
         let line = written("json");
         let json: serde_json::Value = serde_json::from_slice(&line).unwrap();
         let expected = serde_json::json!({
             "topic": "t", "partition": 2, "offset": 40, "timestamp_ms": 1_700_000_000_000_i64,
-            "key": "k\"1", "value_hex": "ff00", "headers": [{"name": "h", "value": null}],
+            "key": "k\"1", "value_hex": "ff00", "headers": [{"name": "h", "value": null}, {"name": "source", "value": "web"}],
         });
         assert_eq!(json, expected);
         assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
@@ -206,7 +225,7 @@ mod tests {
 
     #[test]
     fn bad_formats_are_refused() {
-        for bad in ["", "xml", "%x", "%", "%v\\q", "%v\\"] {
+        for bad in ["", "xml", "%x", "%", "%v\\q", "%v\\", "%{h"] {
             assert!(bad.parse::<Format>().is_err(), "{bad}");
         }
     }

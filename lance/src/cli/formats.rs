@@ -1,7 +1,6 @@
 //! `lance cluster finalize`, and what `lance cluster status` says of versions: which formats the nodes speak, and which one
 //! the cluster has.
 
-use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -12,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::Global;
 use super::cluster::NODE_TIMEOUT;
+use super::confirm::confirm;
 use super::error::CliError;
 use super::output::{self, OutputFormat};
 
@@ -132,7 +132,8 @@ pub(super) async fn finalize(global: &Global, args: &FinalizeArgs, addresses: &[
     }
     if newest > current {
         if !args.yes {
-            confirm(current, newest)?;
+            let question = format!("Raise the format from {current} to {newest}, for good?");
+            confirm(&question, &newest.to_string(), "versions without the new format cannot come back afterwards")?;
         }
         global.connect().await?.raise_format(newest).await?;
     }
@@ -146,17 +147,6 @@ pub(super) async fn finalize(global: &Global, args: &FinalizeArgs, addresses: &[
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Asks whoever sits at the terminal.
-fn confirm(current: u32, newest: u32) -> Result<(), CliError> {
-    if !io::stdin().is_terminal() {
-        return Err(CliError::usage("versions without the new format cannot come back afterwards; say --yes to do it"));
-    }
-    eprint!("Raise the format from {current} to {newest}, for good? Type {newest} to confirm: ");
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer).map_err(|error| CliError::failed(error.to_string()))?;
-    if answer.trim() == newest.to_string() { Ok(()) } else { Err(CliError::failed("nothing raised")) }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::cluster::{View, ask_all};
+use super::confirm::confirm;
 use super::error::CliError;
 use super::output::{self, OutputFormat};
 use super::{Global, positive_duration};
@@ -48,7 +49,7 @@ struct WaitArgs {
 /// Add a node to the cluster
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The node joins as soon as it is started with this id, an empty data directory, and a cluster.nodes list that names it and
+The node joins as soon as it is started with this id, an empty data directory, and a cluster.nodes list that names it and \
 at least one member. It learns first, and votes once it has caught up. May be interrupted and repeated.
 
 Example:
@@ -66,7 +67,7 @@ pub(super) struct AddArgs {
 /// Remove a node from the cluster
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The node leaves every group, after handing over what it leads; its data stays on its disk, and it may be stopped then.
+The node leaves every group, after handing over what it leads; its data stays on its disk, and it may be stopped then. \
 May be interrupted and repeated.
 
 Example:
@@ -85,8 +86,9 @@ pub(super) struct RemoveArgs {
 /// Replace a node by one with an empty disk, or by another node
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Without --with: whoever comes next under this id with an empty data directory takes the node's place, even while the
+Without --with: whoever comes next under this id with an empty data directory takes the node's place, even while the \
 former one still runs. (A node that comes back empty while its former self is silent is replaced without this command.)
+
 With --with: the new node joins, and the old one leaves once the new one votes. May be interrupted and repeated.
 
 Examples:
@@ -108,8 +110,8 @@ pub(super) struct ReplaceArgs {
 /// End what a node's coming has begun, if it cannot complete
 #[derive(Debug, Args)]
 #[command(after_help = "\
-For a node that stays `joining` or `expected` in `lance cluster status` and will not come to vote: it is no longer waited
-for. If a former self of it still votes, as after `lance cluster replace` or when another node took its id by mistake, that
+For a node that stays `joining` or `expected` in `lance cluster status` and will not come to vote: it is no longer waited \
+for. If a former self of it still votes, as after `lance cluster replace` or when another node took its id by mistake, that \
 one stays a member. A node that votes in any group is refused. May be interrupted and repeated.
 
 Example:
@@ -141,7 +143,8 @@ pub(super) async fn add(global: &Global, args: AddArgs) -> Result<ExitCode, CliE
 pub(super) async fn remove(global: &Global, args: RemoveArgs) -> Result<ExitCode, CliError> {
     let node = u64::from(args.node);
     if !args.yes {
-        confirm(node)?;
+        let question = format!("Remove node {node} from the cluster?");
+        confirm(&question, &node.to_string(), &format!("node {node} would leave the cluster"))?;
     }
     let request = ChangeMembersRequest { change: MemberChange::Remove, ..request(global, node) };
     decide(global, request).await?;
@@ -288,15 +291,4 @@ fn lacks(goal: &Goal, answers: &[ClusterInfoResponse]) -> Option<String> {
             }
         }
     })
-}
-
-/// Asks whoever sits at the terminal.
-fn confirm(node: u64) -> Result<(), CliError> {
-    if !io::stdin().is_terminal() {
-        return Err(CliError::usage(format!("node {node} would leave the cluster; say --yes to do it")));
-    }
-    eprint!("Remove node {node} from the cluster? Type its id to confirm: ");
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer).map_err(|error| CliError::failed(error.to_string()))?;
-    if answer.trim() == node.to_string() { Ok(()) } else { Err(CliError::failed("nothing removed")) }
 }

@@ -6,6 +6,7 @@
 mod cluster;
 mod completions;
 mod config;
+mod confirm;
 mod consume;
 mod dev;
 mod error;
@@ -30,10 +31,11 @@ use lnc_client::Client;
 use crate::config::units;
 use error::CliError;
 use output::OutputFormat;
+pub use output::counted;
 
 /// LANCE, a streaming broker that keeps what it acknowledges.
 #[derive(Debug, Parser)]
-#[command(name = "lance", version, max_term_width = 100, after_help = AFTER_HELP, disable_help_subcommand = true)]
+#[command(name = "lance", version, max_term_width = 100, after_help = AFTER_HELP)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -62,17 +64,18 @@ Examples:
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of commands that talk to a cluster")]
 struct Global {
-    /// Nodes to connect to, as host:port, separated by commas; one that can be reached is enough
+    /// Nodes to connect to, as host:port or host (port 1992), separated by commas; one that can be reached is enough
     #[arg(
         long,
         global = true,
         env = "LANCE_ENDPOINT",
         value_name = "HOST:PORT,…",
         value_delimiter = ',',
+        value_parser = endpoint,
         default_value = "127.0.0.1:1992,127.0.0.1:2002,127.0.0.1:2012"
     )]
     endpoint: Vec<String>,
-    /// How tables are printed
+    /// How results are printed
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: OutputFormat,
     /// Time for one operation with all its retries, such as 500ms or 1m
@@ -81,14 +84,23 @@ struct Global {
 }
 
 impl Global {
+    /// A client. Where nobody listens, no time is spent on waiting for somebody to come.
     async fn connect(&self) -> Result<Client, CliError> {
         let client = Client::builder()
             .endpoints(self.endpoint.iter().map(String::as_str))
             .client_name(concat!("lance-cli/", env!("CARGO_PKG_VERSION")))
             .request_timeout(self.timeout)
+            .refusal_is_final(true)
             .build()
-            .await?;
-        Ok(client)
+            .await;
+        client.map_err(|error| if error.is_refusal() { self.refused() } else { error.into() })
+    }
+
+    fn refused(&self) -> CliError {
+        let endpoints = self.endpoint.join(", ");
+        CliError::unreachable(format!(
+            "connection refused: no node listens at {endpoints}; is the cluster running, and is --endpoint (LANCE_ENDPOINT) right?"
+        ))
     }
 }
 
@@ -146,6 +158,10 @@ fn wait(command: impl Future<Output = Result<ExitCode, CliError>>) -> Result<Exi
     let result = runtime.block_on(command);
     runtime.shutdown_background();
     result
+}
+
+fn endpoint(text: &str) -> Result<String, String> {
+    lnc_client::with_port(text, lnc_client::DEFAULT_PORT)
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -30,9 +30,18 @@ pub(super) fn or_dash(number: Option<u64>) -> String {
     number.map_or_else(|| "-".to_owned(), |number| number.to_string())
 }
 
-/// The word in the form that the count asks for.
-pub(super) fn plural(count: u64, word: &str) -> String {
-    if count == 1 { word.to_owned() } else { format!("{word}s") }
+/// How many there are, with the word in the form that the count asks for: `1 record`, `2 records`.
+pub fn counted(count: u64, word: &str) -> String {
+    match word.strip_suffix('y') {
+        _ if count == 1 => format!("1 {word}"),
+        Some(stem) => format!("{count} {stem}ies"),
+        None => format!("{count} {word}s"),
+    }
+}
+
+/// An id in JSON: a string, since ids may be larger than 2^53, which many readers of JSON round.
+pub(super) fn id(id: u64) -> serde_json::Value {
+    id.to_string().into()
 }
 
 /// Rows of text in aligned columns.
@@ -78,6 +87,19 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_is_not_many() {
+        let counts = [(0, "0 entries, 0 records"), (1, "1 entry, 1 record"), (2, "2 entries, 2 records")];
+        for (count, expected) in counts {
+            assert_eq!(format!("{}, {}", counted(count, "entry"), counted(count, "record")), expected);
+        }
+    }
+
+    #[test]
+    fn ids_survive_readers_that_round() {
+        assert_eq!(id(u64::MAX), "18446744073709551615");
+    }
 
     #[test]
     fn columns_are_aligned() {

@@ -13,14 +13,14 @@ use crate::config::{Config, Sources};
 /// Run one node, until it is asked to stop (SIGTERM, SIGINT)
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The configuration comes from the file, then environment variables LANCE_SECTION__KEY, then flags; the last one wins.
+The configuration comes from the file, then environment variables LANCE_SECTION__KEY, then flags; the last one wins. \
 `lance config default` shows every key.
 
 Examples:
   lance server --config /etc/lance/lance.toml
   lance server --node-id 1 --data-dir /var/lib/lance --listen 127.0.0.1:1992
   LANCE_NODE__ID=2 lance server --config lance.toml --set journal.file_bytes=128MiB
-  lance server --config lance.toml --node-id-from-hostname     pods lance-0, lance-1, … are nodes 1, 2, …")]
+  lance server --config lance.toml --node-id-from-hostname   pod lance-0 is node 1, …")]
 pub(super) struct ServerArgs {
     /// The TOML file; without one the node starts from the defaults
     #[arg(short, long, value_name = "FILE")]

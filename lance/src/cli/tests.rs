@@ -13,11 +13,16 @@ fn the_command_line_is_documented() {
     crate::documents::documented("docs/CLI.md", "lance", &crate::documents::command_line(Cli::command()));
 }
 
+#[test]
+fn help_texts_are_wrapped_once() {
+    crate::documents::wrapped_once(Cli::command());
+}
+
 /// Every command with its full name, depth first.
 fn commands() -> Vec<(String, clap::Command)> {
     fn walk(name: &str, command: &clap::Command, all: &mut Vec<(String, clap::Command)>) {
         all.push((name.to_owned(), command.clone()));
-        for sub in command.get_subcommands() {
+        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
             walk(&format!("{name} {}", sub.get_name()), sub, all);
         }
     }
@@ -54,9 +59,10 @@ fn every_command_has_help_with_examples_that_parse() {
     }
 }
 
-/// The words of a command as a shell sees them, up to a redirection or two blanks, which set off an explanation.
+/// The words of a command as a shell sees them, up to a pipe, a redirection or blanks that set off an explanation.
 fn shell_words(line: &str) -> Vec<String> {
     let line = line.split(" > ").next().unwrap();
+    let line = line.split(" | ").next().unwrap();
     let line = line.split("   ").next().unwrap();
     let mut words = vec![String::new()];
     let mut quoted = false;
@@ -93,6 +99,8 @@ fn endpoints_are_split_and_have_a_default() {
     assert_eq!(cli.global.endpoint, ["127.0.0.1:1992", "127.0.0.1:2002", "127.0.0.1:2012"]);
     let cli = parse("lance topic list --endpoint a:1,b:2").unwrap();
     assert_eq!(cli.global.endpoint, ["a:1", "b:2"]);
+    let cli = parse("lance topic list --endpoint localhost,[::1]").unwrap();
+    assert_eq!(cli.global.endpoint, ["localhost:1992", "[::1]:1992"]);
     let cli = parse("lance --endpoint a:1 -o json cluster status").unwrap();
     assert_eq!((cli.global.endpoint.len(), cli.global.output), (1, OutputFormat::Json));
 }
@@ -110,6 +118,12 @@ fn wrong_usage_is_refused() {
         ("lance produce t --acks all", ErrorKind::InvalidValue),
         ("lance produce t --batch-bytes 1GiB", ErrorKind::ValueValidation),
         ("lance consume t --from noon", ErrorKind::ValueValidation),
+        ("lance consume", ErrorKind::MissingRequiredArgument),
+        ("lance consume t --partition first", ErrorKind::ValueValidation),
+        ("lance produce t --header source", ErrorKind::ValueValidation),
+        ("lance produce t --whole --delimiter x", ErrorKind::ArgumentConflict),
+        ("lance produce t --input yaml", ErrorKind::InvalidValue),
+        ("lance topic list --endpoint ::1", ErrorKind::ValueValidation),
         ("lance consume t --format %x", ErrorKind::ValueValidation),
         ("lance consume t --follow --until-end", ErrorKind::ArgumentConflict),
         ("lance server --tls-cert x", ErrorKind::UnknownArgument),

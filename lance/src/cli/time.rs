@@ -1,10 +1,19 @@
 //! Points in time as people write them.
 
-/// Milliseconds since 1970 from either the number itself or RFC 3339, such as `2026-05-01T12:00:00Z` or
-/// `2026-05-01T14:00:00.250+02:00`.
-pub(super) fn parse_time(text: &str) -> Option<i64> {
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::config::units::parse_duration;
+
+/// Milliseconds since 1970 from the number itself, from RFC 3339 such as `2026-05-01T12:00:00Z` or
+/// `2026-05-01T14:00:00.250+02:00`, from a date, which stands for its midnight in UTC, or from `-1h` for an hour before
+/// `now`.
+pub(super) fn parse_time(text: &str, now: SystemTime) -> Option<i64> {
     if let Ok(ms) = text.parse::<i64>() {
         return Some(ms);
+    }
+    if let Some(ago) = text.strip_prefix('-') {
+        let since_1970 = now.duration_since(UNIX_EPOCH).ok()?;
+        return i64::try_from(since_1970.checked_sub(parse_duration(ago)?)?.as_millis()).ok();
     }
     let (date, rest) = text.split_at_checked(10)?;
     let mut date = date.split('-');
@@ -13,6 +22,7 @@ pub(super) fn parse_time(text: &str) -> Option<i64> {
         digits(date.next()?, 2)?,
         digits(date.next()?, 2).filter(|_| date.next().is_none())?,
     );
+    let rest = if rest.is_empty() { "T00:00:00Z" } else { rest };
     let rest = rest.strip_prefix(['T', 't', ' '])?;
     let zone_at = rest.find(['Z', 'z', '+', '-'])?;
     let (time, zone) = rest.split_at(zone_at);
@@ -81,6 +91,7 @@ fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn times() {
@@ -94,14 +105,22 @@ mod tests {
             ("2023-11-15 00:13:20.1+02:00", 1_700_000_000_100),
             ("2023-11-14T16:43:20-05:30", 1_700_000_000_000),
             ("1969-12-31T23:59:59Z", -1_000),
+            ("2023-11-14", 1_699_920_000_000),
+            ("-1h", 6_400_000),
+            ("-500ms", 9_999_500),
         ];
+        let now = UNIX_EPOCH + Duration::from_secs(10_000);
         for (text, ms) in cases {
-            assert_eq!(parse_time(text), Some(ms), "{text}");
+            assert_eq!(parse_time(text, now), Some(ms), "{text}");
         }
         let bad = [
             "",
             "now",
-            "2023-11-14",
+            "2023-11-1",
+            "2023-02-29",
+            "-",
+            "-1w",
+            "-3h",
             "2023-11-14T22:13:20",
             "2023-13-01T00:00:00Z",
             "2023-02-29T00:00:00Z",
@@ -113,7 +132,7 @@ mod tests {
             "日本日本日本日本日本T22:13:20Z",
         ];
         for text in bad {
-            assert_eq!(parse_time(text), None, "{text}");
+            assert_eq!(parse_time(text, now), None, "{text}");
         }
     }
 }

@@ -1,26 +1,30 @@
 //! `lance topic`: create, list, describe and delete topics.
 
-use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{TopicDescription, TopicOptions, TopicSummary};
 use serde_json::{Value, json};
 
+use super::confirm::confirm;
 use super::error::CliError;
-use super::output::{self, OutputFormat, Table, or_dash, plural};
+use super::output::{self, OutputFormat, Table, counted, or_dash};
 use super::{Global, positive_duration, size};
 use crate::config::units::{format_duration, format_size};
 
 /// Create, list, describe and delete topics
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(
+    visible_alias = "topics",
+    after_help = "\
 Examples:
   lance topic create orders --partitions 6 --max-age 7d --max-bytes 10GiB
   lance topic list
   lance topic describe orders -o json
-  lance topic delete orders --yes")]
+  lance topic delete orders --yes"
+)]
 pub(super) struct TopicArgs {
     #[command(subcommand)]
     command: TopicCommand,
@@ -37,7 +41,7 @@ Examples:
   lance topic create clicks --partitions 12 --max-age 7d --max-bytes 10GiB")]
     Create(CreateArgs),
     /// List all topics
-    #[command(after_help = "Example:\n  lance topic list -o json")]
+    #[command(visible_alias = "ls", after_help = "Example:\n  lance topic list -o json")]
     List,
     /// Show one topic's settings and partitions
     #[command(after_help = "Example:\n  lance topic describe orders")]
@@ -46,7 +50,7 @@ Examples:
         name: String,
     },
     /// Delete a topic and all its records
-    #[command(after_help = "Example:\n  lance topic delete orders --yes")]
+    #[command(visible_alias = "rm", after_help = "Example:\n  lance topic delete orders --yes")]
     Delete {
         /// Name of the topic
         name: String,
@@ -91,14 +95,53 @@ async fn create(global: &Global, args: &CreateArgs) -> Result<(), CliError> {
         segment_bytes: args.segment_bytes,
     };
     let client = global.connect().await?;
-    let topic = client.create_topic_with_retention(&args.name, args.partitions, options).await?;
+    let (topic, existed) = match client.describe_topic(&args.name).await {
+        Ok(topic) => (as_asked(topic, args.partitions, &options)?, true),
+        Err(error) if error.code() == Some(ErrorCode::UnknownTopic) => {
+            (client.create_topic_with_retention(&args.name, args.partitions, options).await?, false)
+        }
+        Err(error) => return Err(error.into()),
+    };
     match global.output {
-        OutputFormat::Json => output::print_json(&description_json(&topic)),
+        OutputFormat::Json => {
+            let mut json = description_json(&topic);
+            json["existed"] = existed.into();
+            output::print_json(&json)
+        }
         OutputFormat::Table => {
-            let count = topic.partitions.len();
-            output::print(&format!("created {}: {count} {}\n", topic.name, plural(count as u64, "partition")))
+            let partitions = counted(topic.partitions.len() as u64, "partition");
+            let name = &topic.name;
+            output::print(&match existed {
+                true => format!("{name} exists already, with the same settings: {partitions}\n"),
+                false => format!("created {name}: {partitions}\n"),
+            })
         }
     }
+}
+
+/// The topic that exists, if it is what was asked for.
+fn as_asked(topic: TopicDescription, partitions: u32, options: &TopicOptions) -> Result<TopicDescription, CliError> {
+    let there = settings(topic.partitions.len() as u64, &topic.options);
+    let asked = settings(partitions.into(), options);
+    if there == asked {
+        return Ok(topic);
+    }
+    let name = &topic.name;
+    Err(CliError::failed(format!("{name} exists with other settings: it has {there}; asked for was {asked}")))
+}
+
+/// Settings of a topic in words; two topics have the same if the words are.
+fn settings(partitions: u64, options: &TopicOptions) -> String {
+    let mut text = counted(partitions, "partition");
+    let limits = [
+        ("max-age", options.max_age_ms.map(|ms| format_duration(Duration::from_millis(ms)))),
+        ("max-bytes", options.max_bytes.map(format_size)),
+        ("segment-bytes", options.segment_bytes.map(format_size)),
+    ];
+    for (name, value) in limits {
+        text += &value.map_or(String::new(), |value| format!(", {name} {value}"));
+    }
+    text
 }
 
 async fn list(global: &Global) -> Result<(), CliError> {
@@ -149,24 +192,14 @@ fn description_text(topic: &TopicDescription) -> String {
 
 async fn delete(global: &Global, name: &str, yes: bool) -> Result<(), CliError> {
     if !yes {
-        confirm(name)?;
+        let question = format!("Delete {name} and all its records?");
+        confirm(&question, name, &format!("deleting {name} deletes its records"))?;
     }
     global.connect().await?.delete_topic(name).await?;
     match global.output {
         OutputFormat::Json => output::print_json(&json!({ "deleted": name })),
         OutputFormat::Table => output::print(&format!("deleted {name}\n")),
     }
-}
-
-/// Asks whoever sits at the terminal.
-fn confirm(name: &str) -> Result<(), CliError> {
-    if !io::stdin().is_terminal() {
-        return Err(CliError::usage(format!("deleting {name} deletes its records; say --yes to do it")));
-    }
-    eprint!("Delete {name} and all its records? Type the name to confirm: ");
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer).map_err(|error| CliError::failed(error.to_string()))?;
-    if answer.trim() == name { Ok(()) } else { Err(CliError::failed("nothing deleted")) }
 }
 
 fn age(options: &TopicOptions) -> String {
@@ -188,7 +221,7 @@ fn options_json(options: &TopicOptions) -> Value {
 fn summary_json(topic: &TopicSummary) -> Value {
     json!({
         "name": topic.name,
-        "topic_id": topic.topic_id,
+        "topic_id": output::id(topic.topic_id),
         "partitions": topic.partitions,
         "options": options_json(&topic.options),
     })
@@ -211,7 +244,7 @@ fn description_json(topic: &TopicDescription) -> Value {
         .collect();
     json!({
         "name": topic.name,
-        "topic_id": topic.topic_id,
+        "topic_id": output::id(topic.topic_id),
         "created_ms": topic.created_ms,
         "options": options_json(&topic.options),
         "partitions": partitions,
@@ -235,15 +268,21 @@ mod tests {
         };
         let topic = TopicDescription {
             name: "orders".into(),
-            topic_id: 7,
+            topic_id: u64::MAX,
             options: TopicOptions { max_age_ms: Some(604_800_000), max_bytes: None, segment_bytes: None },
             created_ms: 1,
             partitions: vec![partition],
         };
-        let expected = "orders (id 7), keeps each partition's records for 7d\n\n\
+        let expected = "orders (id 18446744073709551615), keeps each partition's records for 7d\n\n\
                         PARTITION  GROUP  LEADER  START  END  SIZE\n        \
                         0      2       -      5   17  4096\n";
         assert_eq!(description_text(&topic), expected);
         assert_eq!(description_json(&topic)["partitions"][0]["leader"], Value::Null);
+        assert_eq!(description_json(&topic)["topic_id"], "18446744073709551615");
+        let asked = TopicOptions { max_bytes: Some(10 << 30), ..TopicOptions::default() };
+        assert!(as_asked(topic.clone(), 1, &topic.options.clone()).is_ok());
+        let refused = as_asked(topic, 2, &asked).unwrap_err();
+        let told = "orders exists with other settings: it has 1 partition, max-age 7d; asked for was 2 partitions, max-bytes 10GiB";
+        assert_eq!(refused.message(), told);
     }
 }

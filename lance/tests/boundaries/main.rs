@@ -179,6 +179,25 @@ fn no_part_uses_what_it_must_not() {
     assert_none(&shipped.iter().flat_map(check).collect::<Vec<_>>());
 }
 
+/// Lines of a file, up to its tests, that put what `Debug` writes into a text. What is asserted is for developers.
+fn check_messages(path: &str, source: &str) -> Vec<String> {
+    let parts = ["lance/src/cli/", "lnc-bench/src/", "lnc-chaos/src/cli/", "lnc-client/src/"];
+    if !is_in(path, &parts) || path.ends_with("/tests.rs") {
+        return Vec::new();
+    }
+    let shipped = source.split("#[cfg(test)]\nmod ").next().unwrap_or(source);
+    let is_debug =
+        |line: &str| line.contains(":?}") && !line.trim_start().starts_with("//") && !line.contains("assert");
+    let found = shipped.lines().enumerate().filter(|(_, line)| is_debug(line));
+    found.map(|(at, _)| format!("{path}:{}: a message holds what Debug writes; say it in words", at + 1)).collect()
+}
+
+#[test]
+fn messages_of_the_command_lines_are_words() {
+    let wrong: Vec<String> = sources().iter().flat_map(|(path, source)| check_messages(path, source)).collect();
+    assert_none(&wrong);
+}
+
 #[test]
 fn unsafe_code_is_where_it_may_be() {
     let sources = sources();
@@ -316,6 +335,14 @@ mod checks {
         assert_eq!(count("lance/src/broker/mod.rs", "use crate::config::Config;"), 1);
         assert_eq!(count("lance/src/broker/mod.rs", "use crate::{config::Config, http};"), 1);
         assert_eq!(count("lance/src/server.rs", "use crate::config::Config;"), 0);
+    }
+
+    #[test]
+    fn a_message_for_developers_is_found() {
+        let count = |source: &str| check_messages("lance/src/cli/top/mod.rs", source).len();
+        assert_eq!(count("format!(\"not within {after:?}\")\nformat!(\"{:?}\", codec)"), 2);
+        assert_eq!(count("/// {:?}\nassert!(ok, \"{x:?}\");\n#[cfg(test)]\nmod tests { format!(\"{x:?}\") }"), 0);
+        assert!(check_messages("lnc-raft/src/raft.rs", "format!(\"{x:?}\")").is_empty());
     }
 
     #[test]

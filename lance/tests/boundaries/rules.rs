@@ -41,6 +41,7 @@ pub(crate) const MANIFESTS: &[Manifest] = &[
         others: &[
             "bytes",
             "clap",
+            "clap_mangen",
             "crc32c",
             "crc32fast",
             "hdrhistogram",
@@ -69,6 +70,7 @@ pub(crate) const MANIFESTS: &[Manifest] = &[
         others: &[
             "bytes",
             "clap",
+            "clap_mangen",
             "indicatif",
             "mimalloc",
             "rustix",
@@ -190,7 +192,7 @@ pub(crate) const WORDS: &[Words] = &[
             "lnc-replication/src/",
         ],
         except: &[
-            "lance/src/cli/produce.rs",
+            "lance/src/cli/produce/mod.rs",
             "lance/src/config/memory.rs",
             "lance/src/config/source.rs",
             "lance/src/dev.rs",

@@ -46,3 +46,50 @@ pub(crate) fn command_line(mut command: clap::Command) -> String {
     show(&name, 2, &command, &mut out);
     out
 }
+
+/// Fails where a paragraph of a help text is broken into lines by whoever wrote it, and again by the width of a terminal; and
+/// where a line that is laid out by hand, an example or a row of a table, is too long to stay one.
+pub(crate) fn wrapped_once(mut command: clap::Command) {
+    const WIDTH: usize = 100;
+    fn look(name: &str, command: &clap::Command) {
+        let help = command.clone().term_width(WIDTH).mut_args(|argument| argument.hide_env_values(true));
+        let help = help.clone().render_long_help().to_string();
+        for (line, next) in help.lines().zip(help.lines().skip(1)) {
+            assert!(!breaks_early(line, next, WIDTH), "{name}: a line ends too early: `{line}`, then `{next}`");
+        }
+        let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let long = after.lines().find(|line| line.starts_with(' ') && line.chars().count() > WIDTH);
+        assert_eq!(long, None, "{name} has a line of more than {WIDTH} characters");
+        command.get_subcommands().for_each(|inner| look(&format!("{name} {}", inner.get_name()), inner));
+    }
+    command.build();
+    look(command.get_name(), &command);
+}
+
+/// Whether the first word of `next` would have found room in the line before, of the same paragraph.
+fn breaks_early(line: &str, next: &str, width: usize) -> bool {
+    /// What clap indents descriptions of options by; with another indentation it is laid out by hand.
+    const DESCRIPTION: usize = 10;
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let Some(word) = next.split_whitespace().next() else { return false };
+    let is_paragraph = indent(line) == indent(next) && [0, DESCRIPTION].contains(&indent(line));
+    let is_done = line.trim().is_empty() || line.ends_with(['.', ':', ']']) || word.starts_with(['-', '[']);
+    is_paragraph && !is_done && line.chars().count() + 1 + word.chars().count() <= width
+}
+
+#[test]
+fn a_line_that_ends_too_early_is_found() {
+    let early = |line: &str, next: &str| breaks_early(line, next, 22);
+    assert!(early("HTTP on the one", "after. The data"));
+    assert!(early("          on the", "          one"));
+    for (line, next) in [
+        ("HTTP on the one", "afterwards"),
+        ("A sentence.", "Another"),
+        ("Examples:", "lance"),
+        ("text", ""),
+        ("  lance dev", "  lance top"),
+        ("          Values:", "          - json"),
+    ] {
+        assert!(!early(line, next), "`{line}`, then `{next}`");
+    }
+}

@@ -65,7 +65,7 @@ pub(crate) fn run(args: &EvidenceArgs) -> Result<(), BenchError> {
     let document = read(path)?;
     let heading = show::heading(&evidence);
     if document.lines().any(|line| line == heading) {
-        return Err(failed(path, format!("it has a section {heading:?} already")));
+        return Err(failed(path, format!("it has a section `{heading}` already")));
     }
     write(path, &format!("{}\n\n{}", document.trim_end(), show::section(&evidence)))
 }
@@ -101,7 +101,7 @@ impl Step {
     fn read(dir: &Path, line: &[String], thresholds: &[Threshold]) -> Result<Step, String> {
         let [verdict, seconds, name, log, folder, reason] = line else { return Err("not six fields".into()) };
         if !["passed", "failed", "skipped"].contains(&verdict.as_str()) {
-            return Err(format!("{verdict:?} is no verdict"));
+            return Err(format!("`{verdict}` is no verdict"));
         }
         let mut files: Vec<String> = Some(log.clone()).into_iter().filter(|log| !log.is_empty()).collect();
         // Names are told apart over all reports of a gate: one has what another is compared with.
@@ -122,7 +122,7 @@ impl Step {
             }
         }
         let figures = figures::of(name, &Value::Object(reports), thresholds);
-        let seconds = seconds.parse().map_err(|_| format!("{seconds:?} is no number of seconds"))?;
+        let seconds = seconds.parse().map_err(|_| format!("`{seconds}` is no number of seconds"))?;
         Ok(Step { name: name.clone(), verdict: verdict.clone(), seconds, reason: reason.clone(), files, figures })
     }
 }
@@ -158,7 +158,7 @@ fn thresholds(text: &str) -> Result<Vec<Threshold>, String> {
         } else if line.trim().is_empty() {
             reason.clear();
         } else {
-            return Err(format!("{line:?} is neither a threshold nor a comment"));
+            return Err(format!("`{line}` is neither a threshold nor a comment"));
         }
     }
     Ok(thresholds)

@@ -46,8 +46,8 @@ pub(super) struct Arguments {
     /// A setting for all nodes; may be repeated
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
-    /// Addresses of a cluster that runs, instead of starting one
-    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', conflicts_with_all = ["lance", "set"])]
+    /// Addresses of a cluster that runs, instead of starting one; a host alone has port 1992
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', value_parser = endpoint, conflicts_with_all = ["lance", "set"])]
     endpoint: Vec<String>,
     /// Namespace of a stateful set, which kubectl reaches; ports are forwarded unless --endpoint is given
     #[arg(long, requires = "statefulset", conflicts_with_all = ["lance", "set"])]
@@ -140,9 +140,13 @@ fn rate(text: &str) -> Result<Rate, String> {
     }
 }
 
+fn endpoint(text: &str) -> Result<String, String> {
+    lnc_client::with_port(text, lnc_client::DEFAULT_PORT)
+}
+
 fn max_stall(text: &str) -> Result<MaxStall, String> {
     let (name, ms) = text.split_once('=').ok_or("expected a fault and milliseconds, as kill-leader=150")?;
-    let ms: u64 = ms.trim_end_matches("ms").parse().map_err(|_| format!("{ms:?} is no number of milliseconds"))?;
+    let ms: u64 = ms.trim_end_matches("ms").parse().map_err(|_| format!("`{ms}` is no number of milliseconds"))?;
     Ok(MaxStall { fault: Fault::from_name(name)?, us: ms.saturating_mul(1000) })
 }
 

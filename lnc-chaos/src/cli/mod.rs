@@ -9,7 +9,8 @@ mod progress;
 mod simulate;
 mod table;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// The verifier of LANCE.
@@ -32,6 +33,12 @@ enum Command {
     /// Build each known mistake into the nodes, and check that the simulator finds it
     #[cfg(feature = "mutations")]
     Mutations(mutations::Arguments),
+    /// Write the manual pages, one for each command, into a directory: for those who make packages
+    #[command(hide = true)]
+    Man {
+        /// The directory, which must exist
+        directory: PathBuf,
+    },
 }
 
 /// Run the command that the arguments name. The exit code is 1 if a promise was broken.
@@ -43,6 +50,18 @@ pub fn main() -> ExitCode {
         Command::Node(arguments) => node::be(arguments),
         #[cfg(feature = "mutations")]
         Command::Mutations(arguments) => mutations::hunt(&arguments),
+        Command::Man { directory } => manual_pages(&directory),
+    }
+}
+
+/// Write what `--help` says as manual pages.
+fn manual_pages(directory: &Path) -> ExitCode {
+    match clap_mangen::generate_to(Arguments::command(), directory) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lnc-chaos: cannot write manual pages to {}: {error}", directory.display());
+            ExitCode::from(2)
+        }
     }
 }
 
@@ -50,15 +69,15 @@ pub fn main() -> ExitCode {
 pub(crate) fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
-    let number: u64 = number.parse().map_err(|_| format!("{text:?} does not begin with a number"))?;
+    let number: u64 = number.parse().map_err(|_| format!("`{text}` does not begin with a number"))?;
     let ms = match unit {
         "ms" => 1,
         "" | "s" => 1_000,
         "m" => 60_000,
         "h" => 3_600_000,
-        _ => return Err(format!("{unit:?} is not a unit of time: use ms, s, m or h")),
+        _ => return Err(format!("`{unit}` is not a unit of time: use ms, s, m or h")),
     };
-    number.checked_mul(ms).map(std::time::Duration::from_millis).ok_or_else(|| format!("{text:?} is too long"))
+    number.checked_mul(ms).map(std::time::Duration::from_millis).ok_or_else(|| format!("`{text}` is too long"))
 }
 
 #[cfg(test)]
@@ -77,12 +96,29 @@ mod tests {
     #[cfg(not(feature = "mutations"))]
     #[test]
     fn the_command_line_is_documented() {
-        let command = <Arguments as clap::CommandFactory>::command();
+        let command = Arguments::command();
         crate::documents::documented("docs/CLI.md", "lnc-chaos", &crate::documents::command_line(command));
+    }
+
+    #[cfg(not(feature = "mutations"))]
+    #[test]
+    fn help_texts_are_wrapped_once() {
+        crate::documents::wrapped_once(Arguments::command());
+    }
+
+    #[test]
+    fn every_command_has_a_manual_page() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(manual_pages(directory.path()), ExitCode::SUCCESS);
+        for name in ["lnc-chaos", "lnc-chaos-sim", "lnc-chaos-live"] {
+            let page = std::fs::read_to_string(directory.path().join(format!("{name}.1"))).expect(name);
+            assert!(page.contains(".SH SYNOPSIS"), "{name}: {page}");
+        }
+        assert_eq!(manual_pages(&directory.path().join("none")), ExitCode::from(2));
     }
 
     #[test]
     fn the_arguments_are_consistent() {
-        <Arguments as clap::CommandFactory>::command().debug_assert();
+        Arguments::command().debug_assert();
     }
 }

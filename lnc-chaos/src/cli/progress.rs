@@ -2,6 +2,7 @@
 
 use crate::sim::report::Counts;
 use indicatif::{ProgressBar, ProgressStyle};
+use lance::cli::counted;
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -34,12 +35,12 @@ impl Progress {
         let faults: Vec<String> = counts.faults.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
         self.bar.set_position(counts.runs);
         self.bar.set_message(format!(
-            "{} seeds, {:.0} s simulated, {:.0} s/s, {:.0} events/s, {} operations; {}",
-            counts.runs,
+            "{}, {:.0} s simulated, {:.0} s/s, {:.0} events/s, {}; {}",
+            counted(counts.runs, "seed"),
             seconds,
             seconds / wall,
             counts.events as f64 / wall,
-            counts.done,
+            counted(counts.done, "operation"),
             faults.join(", ")
         ));
     }

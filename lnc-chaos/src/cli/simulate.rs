@@ -8,6 +8,7 @@ use crate::sim::profile::{Profile, ROTATION};
 use crate::sim::report::{Counts, Report};
 use crate::sim::trace::{Sink, line};
 use crate::sim::{Plan, run, run_with};
+use lance::cli::counted;
 use std::collections::hash_map::RandomState;
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
@@ -85,7 +86,7 @@ fn listed(path: &Path, virtual_us: u64) -> Result<Vec<Plan>, String> {
         let words: Vec<&str> = line.split_whitespace().collect();
         let plan = match words[..] {
             [name, seed, count] => profile(name).and_then(|profile| {
-                let seed = seed.parse().map_err(|_| format!("{seed:?} is not a seed"))?;
+                let seed = seed.parse().map_err(|_| format!("`{seed}` is not a seed"))?;
                 Ok(Plan { seed, profile, nodes: nodes(count)?, virtual_us, schedule: None })
             }),
             _ => Err("expected a profile, a seed and a number of nodes".to_owned()),
@@ -298,9 +299,9 @@ fn tell(arguments: &Arguments, report: &Report) -> std::io::Result<()> {
     if arguments.minimise {
         println!("\nlooking for the shortest schedule:");
         let kept = minimise(&plan, failure.violation.invariant, |left, failed| {
-            println!("  {left} faults: {}", if failed { "fails" } else { "holds" });
+            println!("  {}: {}", counted(left as u64, "fault"), if failed { "fails" } else { "holds" });
         });
-        println!("{} of {} faults are enough:", kept.len(), report.schedule.len());
+        println!("of {}, {} would do:", counted(report.schedule.len() as u64, "fault"), kept.len());
         for scheduled in kept {
             println!("  {:>11.6} {}", scheduled.at_us as f64 / 1e6, scheduled.fault);
         }

@@ -1,6 +1,7 @@
 //! The result of a batch, for people and for programs.
 
 use crate::sim::report::{Counts, Report};
+use lance::cli::counted;
 use std::time::Duration;
 
 /// Print the figures.
@@ -10,20 +11,25 @@ pub(super) fn print(counts: &Counts, elapsed: Duration, jobs: u64) {
     println!();
     row("seeds", counts.runs.to_string());
     row("simulated", format!("{:.2} h", seconds / 3600.0));
-    row("pace", format!("{:.0} simulated s per s, {jobs} jobs", seconds / wall));
+    row("pace", format!("{:.0} simulated s per s, {}", seconds / wall, counted(jobs, "job")));
     row("events", format!("{}, {:.0} per s", counts.events, counts.events as f64 / wall));
     row("operations", format!("{} done, {} refused, {} unknown", counts.done, counts.refused, counts.unknown));
-    row("of those", format!("{} batches acknowledged", counts.produced));
+    row("of those", format!("batches acknowledged: {}", counts.produced));
     row(
         "between nodes",
-        format!("{} frames, {} corrupt, {} requests forwarded", counts.frames, counts.corrupt_frames, counts.forwards),
+        format!(
+            "{}, {} corrupt; {} forwarded",
+            counted(counts.frames, "frame"),
+            counts.corrupt_frames,
+            counted(counts.forwards, "request")
+        ),
     );
     row("disk operations", counts.disk_operations.to_string());
     row("elections", counts.elections.to_string());
     row("states taken over", counts.reopened.to_string());
     row(
         "starts",
-        format!("{}, {} failed; {} nodes ended by themselves", counts.starts, counts.failed_starts, counts.ends),
+        format!("{}, {} failed; nodes that ended by themselves: {}", counts.starts, counts.failed_starts, counts.ends),
     );
     row("topics not judged", counts.topics_unchecked.to_string());
     for (kind, count) in &counts.faults {

@@ -3,6 +3,7 @@
 use crate::records::{KeptTopic, PartitionId, Records, Span, View};
 use crate::sim::invariants::Violation;
 use bytes::Bytes;
+use lance::cli::counted;
 use lnc_protocol::ErrorCode;
 use lnc_protocol::batch::split;
 use lnc_protocol::message::FetchedPartition;
@@ -164,7 +165,7 @@ impl Checker {
     pub(super) fn finish(&mut self) {
         let missing = self.records.missing();
         if missing > 0 {
-            self.finding(format!("{missing} records were acknowledged or read before, and are gone"));
+            self.finding(format!("acknowledged or read before, and gone: {}", counted(missing, "record")));
             self.counts.gaps += missing;
         }
         match self.records.finish() {

@@ -1,5 +1,6 @@
 //! What keeps a run from being carried out. A promise that is broken is no error but a finding.
 
+use lance::config::units::format_duration;
 use std::io;
 use std::time::Duration;
 use thiserror::Error;
@@ -28,7 +29,7 @@ pub enum LiveError {
         said: String,
     },
     /// The cluster did not come (back) to life.
-    #[error("{who} not ready after {after:?}: {state}")]
+    #[error("{who} not ready after {}: {state}", format_duration(*after))]
     NotReady {
         /// A node or a pod.
         who: String,

@@ -113,7 +113,7 @@ impl Fault {
     pub fn from_name(name: &str) -> Result<Self, String> {
         ALL.iter().find(|(_, known, ..)| *known == name).map(|(fault, ..)| *fault).ok_or_else(|| {
             let names: Vec<&str> = ALL.iter().map(|(_, name, ..)| *name).collect();
-            format!("no fault has the name {name:?}; there are {}, random and none", names.join(", "))
+            format!("no fault has the name `{name}`; there are {}, random and none", names.join(", "))
         })
     }
 }

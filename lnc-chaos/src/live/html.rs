@@ -4,6 +4,7 @@
 use super::fault::ALL;
 use super::ledger::{Column, Struck};
 use super::report::{Report, Stall, Stalled, milliseconds};
+use lance::cli::counted;
 use std::fmt::Write as _;
 
 /// Size of the timeline, in pixels, and the room around it.
@@ -51,9 +52,11 @@ pub fn page(report: &Report) -> String {
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{verdict}: lnc-chaos live</title>\
          <meta name=\"viewport\" content=\"width=device-width\"><style>{STYLE}</style></head><body>\n\
          <h1><span class=\"verdict {verdict}\">{verdict}</span> lnc-chaos live</h1>\n\
-         <p class=\"dim\">seed {seed} · topic {} · {partitions} partitions · {producers} producers · read back from \
-         {replicas} replicas · {:.1} s</p>\n",
+         <p class=\"dim\">seed {seed} · topic {} · {} · {} · read back from {} · {:.1} s</p>\n",
         escape(topic),
+        counted((*partitions).into(), "partition"),
+        counted((*producers).into(), "producer"),
+        counted(*replicas as u64, "replica"),
         report.span_us as f64 / 1e6
     );
     list(&mut out, "Why it failed", &report.reasons);

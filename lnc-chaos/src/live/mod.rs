@@ -47,6 +47,8 @@ use self::schedule::{Schedule, Source};
 use self::stalls::{Longest, Stalls};
 use self::workload::{Clients, Phase, Workload};
 use crate::sim::rng::Rng;
+use lance::cli::counted;
+use lance::config::units::format_duration;
 use lnc_client::{Client, ErrorCode, TopicOptions};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -366,7 +368,11 @@ async fn drain(options: &Options, clients: &Clients, ledger: &Ledger) {
     books.stalls.finish(now);
     let under_way = books.stalls.outstanding();
     if under_way > 0 {
-        books.broken(format!("{under_way} records are not answered after {:?}", options.drain_timeout));
+        books.broken(format!(
+            "not answered after {}: {}",
+            format_duration(options.drain_timeout),
+            counted(under_way, "record")
+        ));
     }
 }
 

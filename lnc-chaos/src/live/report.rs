@@ -4,6 +4,7 @@ use super::checker::Counts;
 use super::fault::Fault;
 use super::ledger::{Books, COLUMN_US, Column, Struck};
 use super::stalls::{Longest, Window, median};
+use lance::cli::counted;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -142,7 +143,10 @@ impl Report {
         }
         if counts.consumed < counts.acknowledged {
             let (consumed, acknowledged) = (counts.consumed, counts.acknowledged);
-            reasons.push(format!("the consumer was handed {consumed} records, {acknowledged} were acknowledged"));
+            reasons.push(format!(
+                "the consumer was handed {}, {acknowledged} were acknowledged",
+                counted(consumed, "record")
+            ));
         }
         for MaxStall { fault, us } in bounds {
             match self.stalls.get(fault.name()) {
@@ -176,9 +180,12 @@ impl Report {
         let mut row = |name: &str, value: String| out.push_str(&format!("{name:<18}{value}\n"));
         row("seed", self.seed.to_string());
         let (topic, partitions, producers) = (&self.topic, self.partitions, self.producers);
-        row("topic", format!("{topic}, {partitions} partitions, {producers} producers"));
+        row(
+            "topic",
+            format!("{topic}, {}, {}", counted(partitions.into(), "partition"), counted(producers.into(), "producer")),
+        );
         row("produced", format!("{produced}, {acknowledged} acknowledged, {unknown} unknown, in {seconds:.1} s"));
-        row("consumed", format!("{consumed}; every partition read from {} replicas", self.replicas));
+        row("consumed", format!("{consumed}; every partition read from {}", counted(self.replicas as u64, "replica")));
         row("gaps", gaps.to_string());
         row("duplicates", duplicates.to_string());
         row("out of order", out_of_order.to_string());

@@ -2,6 +2,7 @@
 
 use super::fault::Fault;
 use crate::sim::rng::Rng;
+use lance::config::units::format_duration;
 use std::time::Duration;
 
 /// A fault and its time.
@@ -128,7 +129,7 @@ pub fn parse(
         };
         let strike = strike.map_err(|error: String| format!("line {}: {error}", n + 1))?;
         if strikes.last().is_some_and(|before| before.at > strike.at) {
-            return Err(format!("line {}: {:?} is before the line above", n + 1, strike.at));
+            return Err(format!("line {}: {} is before the line above", n + 1, format_duration(strike.at)));
         }
         strikes.push(strike);
     }

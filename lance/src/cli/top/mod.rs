@@ -43,9 +43,9 @@ const PLAIN_WIDTH: u16 = 100;
 The same as the status page, which every node serves over HTTP. Drawn anew every second.
 
 Keys:
-  q, Ctrl-C                      quit
+  q, Ctrl-C                       quit
   arrows, PageUp, PageDown, Home  scroll the topics
-  s                              change the order of the topics
+  s                               change the order of the topics
 
 Examples:
   lance top

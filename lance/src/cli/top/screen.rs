@@ -10,7 +10,7 @@ use ratatui::widgets::{Cell, Row, Sparkline, Table, Widget};
 use super::figures::{ago, bytes, clock, count, milliseconds, whole};
 use super::source::TOPICS;
 use crate::cli::error::CliError;
-use crate::cli::output::plural;
+use crate::cli::output::counted;
 use crate::status::document::{Document, PartitionView, Query, Rates, Sort, TopicView, View};
 
 const QUIET: Style = Style::new().add_modifier(Modifier::DIM);
@@ -480,11 +480,9 @@ impl Screen {
         let growth = topics.records_per_second.map_or(String::new(), |rate| format!(", {} records/s", count(rate)));
         let left = if topics.left_out > 0 { format!(", {} not looked at", topics.left_out) } else { String::new() };
         let about = format!(
-            "{} {}, {} {}, {} on each replica{growth}; by {order}{left}",
-            topics.count,
-            plural(topics.count as u64, "topic"),
-            topics.partitions,
-            plural(topics.partitions, "partition"),
+            "{}, {}, {} on each replica{growth}; by {order}{left}",
+            counted(topics.count as u64, "topic"),
+            counted(topics.partitions, "partition"),
             bytes(topics.size_bytes as f64),
         );
         let wide = area.width >= WIDE;
@@ -536,7 +534,7 @@ fn topic_rows(topic: &TopicView, wide: bool) -> Vec<Row<'static>> {
     let single = topic.page.first().filter(|_| topic.partitions <= 1);
     let name = match single {
         Some(_) => topic.name.clone(),
-        None => format!("{}  ({} {})", topic.name, topic.partitions, plural(topic.partitions.into(), "partition")),
+        None => format!("{}  ({})", topic.name, counted(topic.partitions.into(), "partition")),
     };
     let rate = right(topic.records_per_second.map_or("–".to_owned(), count));
     let mut rows = vec![row(name, single, topic.records, rate, topic.size_bytes)];

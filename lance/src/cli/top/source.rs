@@ -33,19 +33,7 @@ pub(super) fn address(text: &str) -> Result<String, String> {
         return Err("nodes speak plain HTTP: write http:// or only host:port".to_owned());
     }
     let rest = text.strip_prefix("http://").unwrap_or(text);
-    let address = rest.strip_suffix('/').unwrap_or(rest);
-    let bad = |c: char| c.is_whitespace() || c.is_control() || "/?#@".contains(c);
-    if address.is_empty() || address.contains(bad) {
-        return Err("write host:port, or a URL such as http://n1:1994/".to_owned());
-    }
-    let has_port = address
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']')));
-    match (has_port, address.contains(':') && !address.ends_with(']')) {
-        (true, _) => Ok(address.to_owned()),
-        (false, false) => Ok(format!("{address}:{PORT}")),
-        (false, true) => Err(format!("{address} has no port: write host:port, and [..] around an IPv6 address")),
-    }
+    lnc_client::with_port(rest.strip_suffix('/').unwrap_or(rest), PORT)
 }
 
 /// A node's HTTP side.

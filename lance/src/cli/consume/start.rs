@@ -1,0 +1,159 @@
+//! Where `lance consume` starts, as `--from` says it, and which partitions `--partition` names.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+use std::time::SystemTime;
+
+use lnc_client::{Client, Consumer, OffsetSpec, Start};
+
+use crate::cli::error::CliError;
+use crate::cli::time::parse_time;
+
+/// Where to start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum From {
+    /// As the client library knows it.
+    At(Start),
+    /// So many records before the end of each partition.
+    Last(u64),
+}
+
+impl FromStr for From {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let from = match (text, text.strip_prefix('@'), text.strip_prefix('-')) {
+            ("start" | "earliest", ..) => Some(Self::At(Start::Earliest)),
+            ("end" | "latest", ..) => Some(Self::At(Start::Latest)),
+            (_, Some(time), _) => parse_time(time, SystemTime::now()).map(|time| Self::At(Start::Timestamp(time))),
+            (_, _, Some(count)) => count.parse().ok().map(Self::Last),
+            (offset, ..) => offset.parse().ok().map(|offset| Self::At(Start::Offset(offset))),
+        };
+        let expected = "must be start, end, an offset, -N for the last N records of each partition, or @TIME such as \
+                        @2026-05-01, @2026-05-01T12:00:00Z or @-1h";
+        from.ok_or_else(|| expected.to_owned())
+    }
+}
+
+impl From {
+    pub(super) fn start(self) -> Start {
+        match self {
+            Self::At(start) => start,
+            Self::Last(_) => Start::Latest,
+        }
+    }
+
+    /// Moves a consumer that stands at the end back, where that is asked for.
+    pub(super) async fn step_back(self, client: &Client, consumer: &mut Consumer) -> Result<(), CliError> {
+        let Self::Last(count) = self else { return Ok(()) };
+        let asked: Vec<u32> = positions(client, consumer).await?.into_keys().collect();
+        let asked = asked.into_iter().map(|number| (number, OffsetSpec::Earliest));
+        for (number, earliest) in client.list_offsets(consumer.topic(), asked).await? {
+            let end = consumer.position(number).unwrap_or(0);
+            consumer.seek(number, end.saturating_sub(count).max(earliest.offset))?;
+        }
+        Ok(())
+    }
+
+    /// Refuses an offset that is beyond the end of a partition, if the present end is where reading stops: it would
+    /// never be read, and nothing printed looks like nothing stored.
+    pub(super) fn check(self, topic: &str, extents: &BTreeMap<u32, Extent>) -> Result<(), CliError> {
+        let Self::At(Start::Offset(offset)) = self else { return Ok(()) };
+        let beyond = extents.iter().filter(|(_, extent)| extent.end < offset);
+        let beyond: Vec<String> =
+            beyond.map(|(number, extent)| format!("partition {number} ends at {}", extent.end)).collect();
+        if beyond.is_empty() {
+            return Ok(());
+        }
+        let beyond = beyond.join(", ");
+        Err(CliError::failed(format!("offset {offset} is beyond the end of {topic}: {beyond}; nothing was read")))
+    }
+}
+
+/// What there is to read of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Extent {
+    /// Where reading starts.
+    pub(super) position: u64,
+    /// The end as it is now.
+    pub(super) end: u64,
+}
+
+/// The partitions that a consumer reads, and where it stands in each.
+async fn positions(client: &Client, consumer: &Consumer) -> Result<BTreeMap<u32, u64>, CliError> {
+    let count = client.describe_topic(consumer.topic()).await?.partitions.len();
+    let all = 0..u32::try_from(count).unwrap_or(u32::MAX);
+    Ok(all.filter_map(|number| Some((number, consumer.position(number)?))).collect())
+}
+
+/// What there is to read of each partition that a consumer reads.
+pub(super) async fn extents(client: &Client, consumer: &Consumer) -> Result<BTreeMap<u32, Extent>, CliError> {
+    let positions = positions(client, consumer).await?;
+    let asked = positions.keys().map(|&number| (number, OffsetSpec::Latest));
+    let ends = client.list_offsets(consumer.topic(), asked).await?;
+    let extent = |(number, end): (u32, lnc_client::ListedOffset)| {
+        Some((number, Extent { position: *positions.get(&number)?, end: end.offset }))
+    };
+    Ok(ends.into_iter().filter_map(extent).collect())
+}
+
+/// The partitions to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Partitions(pub(super) Option<Vec<u32>>);
+
+impl FromStr for Partitions {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "all" {
+            return Ok(Self(None));
+        }
+        let numbers: Result<Vec<u32>, _> = text.split(',').map(str::parse).collect();
+        numbers.map(|numbers| Self(Some(numbers))).map_err(|_| "must be all, or numbers such as 0 or 0,2".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn starts() {
+        let cases = [
+            ("start", From::At(Start::Earliest)),
+            ("earliest", From::At(Start::Earliest)),
+            ("end", From::At(Start::Latest)),
+            ("latest", From::At(Start::Latest)),
+            ("17", From::At(Start::Offset(17))),
+            ("-10", From::Last(10)),
+            ("@1500", From::At(Start::Timestamp(1500))),
+            ("@1970-01-01T00:00:01Z", From::At(Start::Timestamp(1000))),
+            ("@1970-01-02", From::At(Start::Timestamp(86_400_000))),
+        ];
+        for (text, from) in cases {
+            assert_eq!(text.parse(), Ok(from), "{text}");
+        }
+        for bad in ["", "-", "--1", "begin", "@", "@noon", "@-"] {
+            assert!(bad.parse::<From>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_offset_beyond_an_end_is_refused_with_the_ends() {
+        let extents = BTreeMap::from([(0, Extent { position: 9, end: 9 }), (1, Extent { position: 9, end: 3 })]);
+        let refused = From::At(Start::Offset(9)).check("t", &extents).unwrap_err();
+        assert_eq!(refused.message(), "offset 9 is beyond the end of t: partition 1 ends at 3; nothing was read");
+        assert!(From::At(Start::Offset(3)).check("t", &extents).is_ok());
+        assert!(From::At(Start::Latest).check("t", &extents).is_ok());
+    }
+
+    #[test]
+    fn partitions_are_all_or_numbers() {
+        assert_eq!("all".parse(), Ok(Partitions(None)));
+        assert_eq!("3".parse(), Ok(Partitions(Some(vec![3]))));
+        assert_eq!("0,2".parse(), Ok(Partitions(Some(vec![0, 2]))));
+        for bad in ["", "none", "-1", "1,", "0;1"] {
+            assert!(bad.parse::<Partitions>().is_err(), "{bad}");
+        }
+    }
+}

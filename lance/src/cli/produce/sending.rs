@@ -1,0 +1,161 @@
+//! Records on their way: handed to the producer without a copy, and their deliveries looked at in the order of the input,
+//! so that it can be said which one failed first.
+
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use indicatif::ProgressBar;
+use lnc_client::{DeliveryFuture, Producer};
+use tokio::sync::mpsc;
+
+use super::input::Delimiter;
+use super::shape::Shape;
+use crate::cli::error::CliError;
+use crate::cli::output::counted;
+
+pub(super) struct Sending<'a> {
+    producer: &'a Producer,
+    delimiter: &'a Delimiter,
+    shape: Shape,
+    /// What a piece of the input is called.
+    piece: &'static str,
+    pub(super) progress: ProgressBar,
+    started: Instant,
+    /// Deliveries that are not known yet, each with the number of its piece.
+    pending: VecDeque<(u64, DeliveryFuture)>,
+    /// Pieces that were read, with those that hold no record.
+    read: u64,
+    stored: u64,
+    failed: u64,
+    bytes: u64,
+}
+
+impl<'a> Sending<'a> {
+    pub(super) fn new(producer: &'a Producer, delimiter: &'a Delimiter, shape: Shape, progress: ProgressBar) -> Self {
+        let is_lines = matches!(delimiter, Delimiter::Text(text) if text == b"\n");
+        Self {
+            producer,
+            delimiter,
+            shape,
+            piece: if is_lines { "line" } else { "record" },
+            progress,
+            started: Instant::now(),
+            pending: VecDeque::new(),
+            read: 0,
+            stored: 0,
+            failed: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Everything, up to the last delivery. Ctrl-C ends the input; a second one ends the wait for deliveries.
+    pub(super) async fn run(&mut self, blocks: mpsc::Receiver<io::Result<Bytes>>) -> Result<(), CliError> {
+        let end = self.hand_in(blocks).await;
+        let flushed = tokio::select! {
+            _ = self.producer.flush() => Ok(()),
+            _ = tokio::signal::ctrl_c() => Err(CliError::failed("interrupted before all records were acknowledged")),
+        };
+        end.and(self.settle()).and(flushed)
+    }
+
+    async fn hand_in(&mut self, mut blocks: mpsc::Receiver<io::Result<Bytes>>) -> Result<(), CliError> {
+        loop {
+            let block = tokio::select! {
+                block = blocks.recv() => block,
+                (number, outcome) = oldest(&mut self.pending) => {
+                    self.count(number, outcome)?;
+                    continue;
+                }
+                _ = tokio::signal::ctrl_c() => None,
+            };
+            let Some(block) = block else { return Ok(()) };
+            let block = block.map_err(|error| CliError::failed(format!("cannot read the input: {error}")))?;
+            self.hand_in_block(&block).await?;
+            self.settle()?;
+            self.progress.inc(block.len() as u64);
+        }
+    }
+
+    async fn hand_in_block(&mut self, block: &Bytes) -> Result<(), CliError> {
+        let timestamp_ms =
+            SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|since| i64::try_from(since.as_millis()).ok());
+        let mut start = 0;
+        while start < block.len() {
+            let (piece, next) = self.delimiter.split(block, start);
+            start = next;
+            self.read += 1;
+            let length = piece.len() as u64;
+            let made = self.shape.record(block, piece, timestamp_ms).map_err(CliError::failed);
+            let record = match made {
+                Ok(Some(record)) => record,
+                Ok(None) => continue,
+                Err(error) => return Err(self.failure(self.read, error)),
+            };
+            self.bytes += length;
+            match self.producer.enqueue(record).await {
+                Ok(delivery) => self.pending.push_back((self.read, delivery)),
+                Err(error) => return Err(self.failure(self.read, error.into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the deliveries that are known by now.
+    fn settle(&mut self) -> Result<(), CliError> {
+        let mut result = Ok(());
+        let mut context = Context::from_waker(Waker::noop());
+        while let Some((number, delivery)) = self.pending.front_mut() {
+            let Poll::Ready(outcome) = Pin::new(delivery).poll(&mut context) else { break };
+            let number = *number;
+            self.pending.pop_front();
+            result = result.and(self.count(number, outcome.map(drop)));
+        }
+        result
+    }
+
+    fn count(&mut self, number: u64, outcome: lnc_client::Result<()>) -> Result<(), CliError> {
+        match outcome {
+            Ok(()) => {
+                self.stored += 1;
+                Ok(())
+            }
+            Err(error) => Err(self.failure(number, error.into())),
+        }
+    }
+
+    fn failure(&mut self, number: u64, error: CliError) -> CliError {
+        self.failed += 1;
+        error.context(format!("{} {number}", self.piece))
+    }
+
+    pub(super) fn summary(&self) -> String {
+        let seconds = self.started.elapsed().as_secs_f64().max(1e-6);
+        let (rate, mbps) = (self.stored as f64 / seconds, self.bytes as f64 / seconds / 1e6);
+        let (stored, piece) = (counted(self.stored, self.piece), self.piece);
+        let mut text = format!("{stored} stored in {seconds:.2} s ({rate:.0} {piece}s/s, {mbps:.1} MB/s)");
+        if self.failed > 0 {
+            text.push_str(&format!(", {} failed", self.failed));
+        }
+        if !self.pending.is_empty() {
+            text.push_str(&format!(", {} with unknown outcome", self.pending.len()));
+        }
+        text
+    }
+}
+
+/// Waits for the oldest delivery; for ever if there is none.
+async fn oldest(pending: &mut VecDeque<(u64, DeliveryFuture)>) -> (u64, lnc_client::Result<()>) {
+    match pending.front_mut() {
+        Some((number, delivery)) => {
+            let outcome = delivery.await;
+            let number = *number;
+            pending.pop_front();
+            (number, outcome.map(drop))
+        }
+        None => std::future::pending().await,
+    }
+}
