@@ -382,3 +382,21 @@ async fn positions_are_those_of_one_topic_and_not_of_its_name() {
     let error = client.consumer("t").positions(positions).build().await.map(drop).unwrap_err();
     assert!(matches!(error, Error::OtherTopic { .. }), "{error}");
 }
+
+/// Where any replica will do, those that are gone are passed over, whichever partition it is.
+#[tokio::test]
+async fn a_consumer_of_any_replica_finds_the_one_that_is_left() {
+    let cluster = Cluster::start(5, 12).await;
+    (0..12).for_each(|partition| fill(&cluster, partition, 5, 5));
+    let client = cluster.client().await;
+    client.metadata(Some(&["t"])).await.unwrap();
+    cluster.hook(|request| if request.node == 3 { Action::Serve } else { Action::Drop });
+    cluster.drop_connections();
+    let consumer = client.consumer("t").start(Start::Offset(0)).read_from(ReadFrom::Any);
+    let mut consumer = consumer.max_wait(Duration::from_millis(100)).build().await.unwrap();
+    let mut read = std::collections::BTreeSet::new();
+    while read.len() < 60 {
+        let record = next(&mut consumer).await.unwrap();
+        assert!(read.insert((record.partition, record.offset)));
+    }
+}

@@ -64,3 +64,33 @@ fn a_follower_serves_nothing_before_it_is_committed() {
     assert!(seen > 20 && seen <= count);
     cluster.assert_replicas_equal("t", 0, count);
 }
+
+/// The run book of a lost majority, followed on the node that is left: nobody leads, and what it knows to be committed is
+/// printed all the same.
+#[test]
+fn the_survivor_of_a_lost_majority_gives_what_it_knows() {
+    let mut cluster = Cluster::start();
+    cluster.create_topic("t", 3, &[]);
+    let lines = lines_of_every_kind(1 << 20);
+    cluster.ok(&["produce", "t"], &lines);
+    let survivor = 1;
+    let all: Vec<u64> = cluster.partitions("t").iter().map(|partition| partition.high_watermark).collect();
+    for (partition, end) in (0..).zip(&all) {
+        cluster.stored(survivor, "t", partition, *end);
+    }
+    for lost in cluster.others(survivor) {
+        cluster.node(lost).kill();
+    }
+    let endpoint = cluster.node(survivor).client();
+    let book = include_str!("../../../docs/ops/quorum-lost.md");
+    assert!(book.contains("`lance consume TOPIC --until-end --stale --endpoint SURVIVOR`"));
+    let arguments = ["consume", "t", "--until-end", "--stale"];
+    let output = cluster.command_at(&endpoint, &arguments).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let sorted = |bytes: &[u8]| {
+        let mut lines: Vec<Vec<u8>> = bytes.split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
+        lines.sort_unstable();
+        lines
+    };
+    assert!(sorted(&output.stdout) == sorted(&[&lines[..], b"\n"].concat()), "other lines than were written");
+}

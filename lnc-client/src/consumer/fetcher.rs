@@ -113,7 +113,7 @@ impl Fetcher {
             }
             if partition.buffered < share {
                 let asked = Asked { partition: number, epoch: partition.epoch, offset: partition.offset };
-                let group = groups.entry(self.broker_for(number)).or_default();
+                let group = groups.entry(self.broker_for(number, partition.detours)).or_default();
                 // What is too much for one request is asked for by the next.
                 if group.len() < MAX_ENTRIES {
                     group.push(asked);
@@ -136,14 +136,14 @@ impl Fetcher {
     }
 
     /// The broker to fetch a partition from; `None` if that must be found out.
-    fn broker_for(&self, partition: u32) -> Option<Arc<str>> {
+    fn broker_for(&self, partition: u32, detours: usize) -> Option<Arc<str>> {
         let leader = self.client.metadata_cache().leader(&self.topic.name, partition);
         match self.settings.read_from {
             ReadFrom::Leader => leader.filter(|address| self.client.is_reachable(address, Purpose::Fetches)),
             ReadFrom::Any => {
                 let mut brokers = self.client.addresses();
                 brokers.retain(|address| self.client.is_reachable(address, Purpose::Fetches));
-                let choice = partition as usize % brokers.len().max(1);
+                let choice = (partition as usize).wrapping_add(detours) % brokers.len().max(1);
                 brokers.get(choice).cloned()
             }
         }
@@ -300,6 +300,7 @@ impl Fetcher {
         // A peer that breaks the protocol may be replaced by one that does not.
         if error.is_retriable() || matches!(error, Error::Protocol { .. }) {
             partition.phase = Phase::Paused(now + partition.backoff.next(error.retry_after()));
+            partition.detours = partition.detours.wrapping_add(1);
             let since = *partition.failing_since.get_or_insert(now);
             let after = self.client.request_timeout();
             if error.is_retriable() && now - since < after {

@@ -43,6 +43,8 @@ pub(crate) struct Partition {
     /// Since when every attempt failed.
     pub(crate) failing_since: Option<Instant>,
     pub(crate) backoff: Backoff,
+    /// Counts the failures: where any broker will do, the next one is another.
+    pub(crate) detours: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +104,7 @@ impl Partition {
             high_watermark: None,
             failing_since: None,
             backoff: Backoff::new(),
+            detours: 0,
         }
     }
 }

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use lnc_client::{Client, ConsumedBatch, Consumer, Start};
+use lnc_client::{Client, ConsumedBatch, Consumer, ReadFrom, Start};
 use tokio::time::timeout;
 
 use super::Global;
@@ -17,7 +17,7 @@ use super::error::CliError;
 use super::format::Format;
 use super::output::OutputFormat;
 use readers::{Goal, Readers};
-use start::{Extent, From, Partitions, extents};
+use start::{Extent, From, Partitions, extents, known};
 
 /// Output is written in pieces of this size, in bytes, or when no record is waiting.
 const WRITE_BYTES: usize = 256 << 10;
@@ -55,6 +55,7 @@ Examples:
   lance consume orders payments --until-end --format json > all.json
   lance consume orders --from -10 --until-end
   lance consume orders --from @-1h --partition 0,2
+  lance consume orders --until-end --stale       what a node knows whose cluster has no majority
   lance consume orders --from @2026-05-01T12:00:00Z -n 10 -o json
   lance consume orders --from end --format '%p/%o %k: %v (%{source})\\n'")]
 pub(super) struct ConsumeArgs {
@@ -67,6 +68,10 @@ pub(super) struct ConsumeArgs {
     /// Stop at what is the end of the topics now
     #[arg(long)]
     until_end: bool,
+    /// With --until-end: read what the nodes that answer know to be committed, though no leader says that it is all.
+    /// For a cluster that has lost its majority
+    #[arg(long, requires = "until_end")]
+    stale: bool,
     /// Stop after this many records
     #[arg(short = 'n', long = "max", value_name = "N")]
     max: Option<u64>,
@@ -97,7 +102,7 @@ pub(super) async fn run(global: &Global, args: ConsumeArgs) -> Result<ExitCode, 
     for topic in &args.topics {
         consumers.push(open(&client, topic, &args).await?);
     }
-    let ends = if args.until_end { Some(ends(&client, &consumers, args.from).await?) } else { None };
+    let ends = if args.until_end { Some(ends(&client, &consumers, &args).await?) } else { None };
     let goal = Goal { ends, left: args.max.unwrap_or(u64::MAX) };
     let mut printer = Printer {
         format: args.format(global.output),
@@ -114,6 +119,10 @@ pub(super) async fn run(global: &Global, args: ConsumeArgs) -> Result<ExitCode, 
 
 async fn open(client: &Client, topic: &str, args: &ConsumeArgs) -> Result<Consumer, CliError> {
     let mut builder = client.consumer(topic).start(args.from.start());
+    if args.stale {
+        args.from.check_stale()?;
+        builder = builder.read_from(ReadFrom::Any);
+    }
     if let Partitions(Some(partitions)) = &args.partition {
         builder = builder.partitions(partitions.iter().copied());
     }
@@ -123,10 +132,14 @@ async fn open(client: &Client, topic: &str, args: &ConsumeArgs) -> Result<Consum
 }
 
 /// The end of each partition that has records to read before it.
-async fn ends(client: &Client, consumers: &[Consumer], from: From) -> Result<BTreeMap<(usize, u32), u64>, CliError> {
-    let mut ends = BTreeMap::new();
+async fn ends(
+    client: &Client,
+    consumers: &[Consumer],
+    args: &ConsumeArgs,
+) -> Result<BTreeMap<(usize, u32), u64>, CliError> {
+    let (from, mut ends) = (args.from, BTreeMap::new());
     for (place, consumer) in consumers.iter().enumerate() {
-        let extents = extents(client, consumer).await?;
+        let extents = if args.stale { known(client, consumer).await? } else { extents(client, consumer).await? };
         from.check(consumer.topic(), &extents)?;
         let unread = extents.into_iter().filter(|(_, Extent { position, end })| position < end);
         ends.extend(unread.map(|(number, extent)| ((place, number), extent.end)));

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use lnc_client::{Client, Consumer, OffsetSpec, Start};
+use lnc_client::{Client, Consumer, OffsetSpec, Position, Start};
+use tokio::time::Instant;
 
 use crate::cli::error::CliError;
 use crate::cli::time::parse_time;
@@ -46,13 +47,21 @@ impl From {
     /// Moves a consumer that stands at the end back, where that is asked for.
     pub(super) async fn step_back(self, client: &Client, consumer: &mut Consumer) -> Result<(), CliError> {
         let Self::Last(count) = self else { return Ok(()) };
-        let asked: Vec<u32> = positions(client, consumer).await?.into_keys().collect();
+        let asked: Vec<u32> = positions(consumer).into_keys().collect();
         let asked = asked.into_iter().map(|number| (number, OffsetSpec::Earliest));
         for (number, earliest) in client.list_offsets(consumer.topic(), asked).await? {
             let end = consumer.position(number).unwrap_or(0);
             consumer.seek(number, end.saturating_sub(count).max(earliest.offset))?;
         }
         Ok(())
+    }
+
+    /// Refuses a start that only a leader knows, where there is none.
+    pub(super) fn check_stale(self) -> Result<(), CliError> {
+        match self {
+            Self::At(Start::Earliest | Start::Offset(_)) => Ok(()),
+            _ => Err(CliError::usage("--stale reads --from start or from an offset: the rest is for a leader to say")),
+        }
     }
 
     /// Refuses an offset that is beyond the end of a partition, if the present end is where reading stops: it would
@@ -80,21 +89,40 @@ pub(super) struct Extent {
 }
 
 /// The partitions that a consumer reads, and where it stands in each.
-async fn positions(client: &Client, consumer: &Consumer) -> Result<BTreeMap<u32, u64>, CliError> {
-    let count = client.describe_topic(consumer.topic()).await?.partitions.len();
-    let all = 0..u32::try_from(count).unwrap_or(u32::MAX);
-    Ok(all.filter_map(|number| Some((number, consumer.position(number)?))).collect())
+fn positions(consumer: &Consumer) -> BTreeMap<u32, u64> {
+    consumer.positions().into_iter().map(|at| (at.partition, at.offset)).collect()
 }
 
 /// What there is to read of each partition that a consumer reads.
 pub(super) async fn extents(client: &Client, consumer: &Consumer) -> Result<BTreeMap<u32, Extent>, CliError> {
-    let positions = positions(client, consumer).await?;
+    let positions = positions(consumer);
     let asked = positions.keys().map(|&number| (number, OffsetSpec::Latest));
     let ends = client.list_offsets(consumer.topic(), asked).await?;
     let extent = |(number, end): (u32, lnc_client::ListedOffset)| {
         Some((number, Extent { position: *positions.get(&number)?, end: end.offset }))
     };
     Ok(ends.into_iter().filter_map(extent).collect())
+}
+
+/// The same, as the nodes know it that answer the first fetches: no leader is asked.
+pub(super) async fn known(client: &Client, consumer: &Consumer) -> Result<BTreeMap<u32, Extent>, CliError> {
+    /// Between two looks whether they have been answered.
+    const LOOK: Duration = Duration::from_millis(10);
+    let deadline = Instant::now() + client.request_timeout();
+    loop {
+        let extent = |at: &Position| {
+            let end = consumer.high_watermark(at.partition)?;
+            Some((at.partition, Extent { position: at.offset, end }))
+        };
+        let positions = consumer.positions();
+        let extents: BTreeMap<u32, Extent> = positions.iter().filter_map(extent).collect();
+        let Some(open) = positions.iter().find(|at| !extents.contains_key(&at.partition)) else { return Ok(extents) };
+        if Instant::now() >= deadline {
+            let (topic, partition) = (consumer.topic(), open.partition);
+            return Err(CliError::unreachable(format!("no node gives anything of partition {partition} of {topic}")));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// The partitions to read.
