@@ -134,7 +134,6 @@ pub const ROTATION: &[Profile] = &[
     Profile::Echoes,
     Profile::Tight,
     Profile::Narrow,
-    Profile::Laggards,
     Profile::Everything,
 ];
 
