@@ -22,7 +22,7 @@ use crate::FileOwner;
 use crate::disk::{AlignedBuf, Disk, FileId, Op, Outcome, Owner, is_full};
 use bytes::Buf;
 use lnc_mutation::{Mutation, mutated};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 /// The file, relative to the data directory: not in the journal's directory, with which it would be lost.
@@ -175,6 +175,24 @@ enum State {
     Ready,
 }
 
+/// Files of the journal that were in use, and not only prepared.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Used {
+    /// These.
+    These(BTreeSet<u64>),
+    /// Nobody knows which.
+    Any,
+}
+
+impl Used {
+    pub(super) fn may_be(&self, number: u64) -> bool {
+        match self {
+            Self::These(files) => files.contains(&number),
+            Self::Any => true,
+        }
+    }
+}
+
 /// The mark's file, and what is to be written to it. One write is under way at a time.
 #[derive(Debug, Default)]
 pub(super) struct Marks {
@@ -277,6 +295,16 @@ impl Marks {
                 Err(JournalError::NoMark { path: PATH, found })
             }
             _ => Ok(()),
+        }
+    }
+
+    /// The files that were in use, as far as `mark`, which was read, tells.
+    pub(super) fn used(&self, mark: Option<&Mark>) -> Used {
+        match mark {
+            None => Used::These(BTreeSet::new()),
+            Some(mark) if self.whole => Used::These(mark.files.keys().copied().collect()),
+            // The place that is lost may have named more.
+            Some(_) => Used::Any,
         }
     }
 

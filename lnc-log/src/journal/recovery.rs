@@ -4,7 +4,7 @@
 use super::files::{Files, MAX_SPARES};
 use super::format::{Body, HEADER, Header, HeaderFault, Record};
 use super::identity::{Item, Recent, Summary};
-use super::mark::{GroupMark, Mark, Marks};
+use super::mark::{GroupMark, Mark, Marks, Used};
 use super::{
     Cut, DIR, Damage, GroupId, JournalConfig, JournalError, JournalStart, Location, LostTail, Recovered,
     RecoveredEntry, RecoveredGroup, file_path,
@@ -196,9 +196,12 @@ fn recover_from<D: Disk>(
     let mut recovered = Recovered::default();
     let end = match sources.is_empty() {
         true => End::of_nothing(),
-        false => read_all(disk, config, &mut sources, &mut chain, covered, &mut recovered, mark.as_ref())?,
+        false => {
+            let known = (mark.as_ref(), marks.used(mark.as_ref()));
+            read_all(disk, config, &mut sources, &mut chain, covered, &mut recovered, &known)?
+        }
     };
-    refuse_foreign(disk, config, &mut sources, end.at, mark.as_ref())?;
+    refuse_foreign(disk, config, &mut sources, end.at, &marks.used(mark.as_ref()))?;
     marks.refuse_missing(chain.marked)?;
     let End { at, position, found, survey, .. } = &end;
     let (at, position) = (*at, *position);
@@ -289,7 +292,7 @@ fn read_all<D: Disk>(
     chain: &mut Chain,
     covered: &BTreeMap<GroupId, u64>,
     recovered: &mut Recovered,
-    mark: Option<&Mark>,
+    (mark, used): &(Option<&Mark>, Used),
 ) -> Result<End, JournalError> {
     let known = mark.map_or(0, |mark| mark.durable);
     let mut start = (0, 0);
@@ -306,7 +309,7 @@ fn read_all<D: Disk>(
         if matches!(error, JournalError::MissingFile { .. }) {
             return Err(error);
         }
-        refuse_foreign(disk, config, sources, at, mark)?;
+        refuse_foreign(disk, config, sources, at, used)?;
         // Damage: go on behind it, if the flushes there tell what it held.
         let Some(next) = resume(disk, config, sources, at, &survey, chain, covered, recovered)? else {
             if mark.is_some() && survey.later.is_empty() {
@@ -431,14 +434,13 @@ fn refuse_foreign<D: Disk>(
     config: &JournalConfig,
     sources: &mut [Source],
     from: usize,
-    mark: Option<&Mark>,
+    used: &Used,
 ) -> Result<(), JournalError> {
     if mutated(Mutation::AcceptOtherJournal) {
         return Ok(());
     }
-    let used = |number: &u64| mark.is_some_and(|mark| mark.files.contains_key(number));
     for (n, source) in sources.iter_mut().enumerate().skip(from) {
-        if (n > 0 && !used(&source.number)) || source.len < BLOCK as u64 {
+        if (n > 0 && !used.may_be(source.number)) || source.len < BLOCK as u64 {
             continue;
         }
         let number = source.number;
