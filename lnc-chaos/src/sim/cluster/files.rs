@@ -90,6 +90,9 @@ impl Cluster {
 
     fn lose_folders(&mut self, id: u64, folders: &[&str]) -> Option<String> {
         let node = self.node(id);
+        if folders.iter().any(|folder| folder.starts_with("journal/")) && node.disk.is_unreadable(MARK) {
+            return None;
+        }
         let lost: usize = folders.iter().map(|folder| node.disk.lose_all(folder)).sum();
         if lost == 0 {
             return None;
@@ -118,6 +121,9 @@ impl Cluster {
         };
         // A mark that has lost its newest words may forget that something was lost before.
         let forgets = path == MARK && node.excuses.lacking && matches!(way, Way::Cut | Way::Older);
+        // What only a place of the mark says that cannot be read is not known; whose a file is, it says itself.
+        let forgets =
+            forgets || (way != Way::Exchanged && path.starts_with("journal/") && node.disk.is_unreadable(MARK));
         if forgets || after.as_ref() == Some(&before) || !is_known(&node.disk, path, way, after.as_deref(), mark) {
             return None;
         }
