@@ -668,7 +668,12 @@ async fn form(
                 _ => {}
             }
         }
+        let elsewhere = heard.elsewhere(now_us);
         let mut state = match decide(&own, &configured, config.cluster.data_groups, &heard.now(now_us)) {
+            // Those who call may have admitted it: it would be in both.
+            Decision::Join(cluster) if elsewhere.iter().any(|(_, id)| *id != cluster.id) => {
+                format!("this node would belong to cluster {:032x}, and hears of another one", cluster.id)
+            }
             Decision::Join(cluster) => {
                 let named =
                     |nodes: BTreeMap<NodeId, u64>| nodes.iter().map(|(node, number)| (node.0, *number)).collect();
@@ -699,12 +704,11 @@ async fn form(
                 return Err(ServerError::Conflict(list.join(", ")));
             }
         };
-        let elsewhere = heard.elsewhere(now_us);
         if !elsewhere.is_empty() {
             state += &format!(
                 "; nodes {} of a cluster call this one, and `cluster.nodes` does not lead to them: list those that `lance \
                  cluster status` shows, and start again",
-                Nodes(&elsewhere)
+                Nodes(&elsewhere.into_iter().map(|(node, _)| node).collect())
             );
         }
         if state != told {

@@ -7,10 +7,14 @@
 //! |---|---|
 //! | `LOCK` | flocked by the running node; its text is that node's process id |
 //! | `FORMAT` | the version of everything else in the directory |
-//! | `IDENTITY` | node id, incarnation, cluster; text under a CRC-32 |
+//! | `IDENTITY` | node id, incarnation, cluster, and from format 3 on the format; text under a CRC-32 |
+//!
+//! What must be there depends on the format, so a `FORMAT` that says less than was reached would excuse any loss: it has no
+//! checksum, for the oldest version to read it, and `IDENTITY` says it too.
 
 use crate::advice::Advised;
 use crate::disk::{EIO, refuse_others};
+use crate::journal::MARK_FORMAT;
 use rustix::fs::{Access, AtFlags, CWD, FlockOperation, accessat, flock};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -171,12 +175,23 @@ impl DataDir {
         builder.recursive(true).mode(0o750).create(&root).map_err(at("create", &root))?;
         let lock = lock(&root)?;
         let format = read_format(&root)?;
-        let identity = read_identity(&root)?;
+        let (identity, reached) = match read_identity(&root)? {
+            Some((identity, reached)) => (Some(identity), reached),
+            None => (None, 0),
+        };
         if identity.is_none() {
             refuse_data(&root, IDENTITY)?;
         }
+        if format < reached {
+            let expected = format!("format {reached} or a later one, as {IDENTITY} says");
+            return Err(damaged(&root.join(FORMAT), expected, format!("format {format}")));
+        }
         refuse_closed(&root)?;
-        Ok(Self { root, identity, format, _lock: lock })
+        let mut data = Self { root, identity, format, _lock: lock };
+        if reached < format {
+            data.note_format()?;
+        }
+        Ok(data)
     }
 
     /// The path of the directory.
@@ -233,12 +248,21 @@ impl DataDir {
         if format > self.format {
             write_format(&self.root, format)?;
             self.format = format;
+            self.note_format()?;
         }
         Ok(())
     }
 
+    /// Have the identity say the format, if it is one that it says.
+    fn note_format(&mut self) -> Result<(), DataDirError> {
+        match self.identity.clone() {
+            Some(identity) if self.format >= MARK_FORMAT => self.store(identity),
+            _ => Ok(()),
+        }
+    }
+
     fn store(&mut self, identity: Identity) -> Result<(), DataDirError> {
-        write_atomically(&self.root, IDENTITY, &encode_identity(&identity))?;
+        write_atomically(&self.root, IDENTITY, &encode_identity(&identity, self.format))?;
         self.identity = Some(identity);
         Ok(())
     }
@@ -398,8 +422,12 @@ fn sync_dir(path: &Path) -> Result<(), DataDirError> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(at("sync", path))
 }
 
-fn encode_identity(identity: &Identity) -> String {
+fn encode_identity(identity: &Identity, format: u32) -> String {
     let mut text = format!("{IDENTITY_PREFIX}\nnode_id {}\nincarnation {}\n", identity.node_id, identity.incarnation);
+    // Earlier formats are read by versions that do not know the line.
+    if format >= MARK_FORMAT {
+        text += &format!("format {format}\n");
+    }
     if let Some(cluster) = &identity.cluster {
         text += &format!("cluster_id {:032x}\n", cluster.cluster_id);
         text += &format!("data_groups {}\nversion {}\n", cluster.data_groups, cluster.version);
@@ -413,7 +441,8 @@ fn encode_identity(identity: &Identity) -> String {
     text + &format!("crc32 {crc:08x}\n")
 }
 
-fn read_identity(root: &Path) -> Result<Option<Identity>, DataDirError> {
+/// The identity, and the format that the directory had reached when it was written; 0 if it does not say.
+fn read_identity(root: &Path) -> Result<Option<(Identity, u32)>, DataDirError> {
     let path = root.join(IDENTITY);
     let Some(text) = read_file(&path)? else { return Ok(None) };
     let Some(crc_at) = text.find("\ncrc32 ").map(|at| at + 1) else {
@@ -430,13 +459,17 @@ fn read_identity(root: &Path) -> Result<Option<Identity>, DataDirError> {
     }
 }
 
-fn parse_identity(body: &str) -> Option<Identity> {
-    let mut lines = body.lines();
+fn parse_identity(body: &str) -> Option<(Identity, u32)> {
+    let mut lines = body.lines().peekable();
     if lines.next()? != IDENTITY_PREFIX {
         return None;
     }
     let node_id = lines.next()?.strip_prefix("node_id ")?.parse().ok()?;
     let incarnation = lines.next()?.strip_prefix("incarnation ")?.parse().ok()?;
+    let format = match lines.next_if(|line| line.starts_with("format ")) {
+        Some(line) => line.strip_prefix("format ")?.parse().ok()?,
+        None => 0,
+    };
     let cluster = match lines.next() {
         None => None,
         Some(line) => {
@@ -457,7 +490,7 @@ fn parse_identity(body: &str) -> Option<Identity> {
             Some(ClusterIdentity { cluster_id, data_groups, founders, version, members })
         }
     };
-    Some(Identity { node_id, incarnation, cluster })
+    Some((Identity { node_id, incarnation, cluster }, format))
 }
 
 #[cfg(test)]
@@ -558,6 +591,29 @@ mod tests {
         }
         drop(data);
         assert_eq!(DataDir::open(dir.path()).unwrap().format(), *FORMATS.end());
+    }
+
+    /// A format that was reached is not taken back by a file without a checksum: what must be there depends on it.
+    #[test]
+    fn a_format_below_the_one_that_was_reached_is_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut data = DataDir::open(dir.path()).unwrap();
+        data.create_identity(3, 77).unwrap();
+        data.set_cluster(cluster()).unwrap();
+        let early = fs::read(dir.path().join(IDENTITY)).unwrap();
+        data.raise_format(MARK_FORMAT).unwrap();
+        drop(data);
+        let late = fs::read(dir.path().join(IDENTITY)).unwrap();
+        for lower in *FORMATS.start()..MARK_FORMAT {
+            fs::write(dir.path().join(FORMAT), format!("{FORMAT_PREFIX}{lower}\n")).unwrap();
+            let error = DataDir::open(dir.path()).unwrap_err().to_string();
+            assert!(error.contains("FORMAT is damaged: expected format 3"), "{error}");
+        }
+        // From a start that was cut short between the two, or a build that did not write it.
+        fs::write(dir.path().join(FORMAT), format!("{FORMAT_PREFIX}{MARK_FORMAT}\n")).unwrap();
+        fs::write(dir.path().join(IDENTITY), &early).unwrap();
+        assert_eq!(DataDir::open(dir.path()).unwrap().identity().unwrap().cluster, Some(cluster()));
+        assert_eq!(fs::read(dir.path().join(IDENTITY)).unwrap(), late);
     }
 
     #[test]

@@ -435,8 +435,8 @@ pub fn decide(
 #[derive(Debug, Default)]
 pub struct Heard {
     said: BTreeMap<NodeId, (Identity, u64)>,
-    /// Nodes of a cluster that have dialled this one, and when. At most [`MAX_MEMBERS`]: anybody may say so.
-    called: BTreeMap<NodeId, u64>,
+    /// Nodes of a cluster that have dialled this one, of which and when. At most [`MAX_MEMBERS`]: anybody may say so.
+    called: BTreeMap<(NodeId, u128), u64>,
 }
 
 impl Heard {
@@ -451,19 +451,22 @@ impl Heard {
         news
     }
 
-    /// A peer has dialled this node. That it belongs to a cluster is noted for people, and decides nothing.
+    /// A peer has dialled this node. That it belongs to a cluster takes this node nowhere: it is for people, and may have it wait.
     pub fn call(&mut self, now_us: u64, identity: &Identity) {
-        let node = NodeId(identity.node.node());
-        let has_room = self.called.len() < MAX_MEMBERS || self.called.contains_key(&node);
-        if identity.cluster.is_some() && has_room {
-            self.called.insert(node, now_us);
+        let Some(cluster) = &identity.cluster else { return };
+        let who = (NodeId(identity.node.node()), cluster.id);
+        if self.called.len() < MAX_MEMBERS || self.called.contains_key(&who) {
+            self.called.insert(who, now_us);
         }
     }
 
-    /// Nodes of a cluster that dial this one, and are not where its configuration leads.
-    pub fn elsewhere(&mut self, now_us: u64) -> BTreeSet<NodeId> {
+    /// Nodes that dial this one from where its configuration does not lead, or as members of another cluster than what is
+    /// there; with their clusters.
+    pub fn elsewhere(&mut self, now_us: u64) -> BTreeSet<(NodeId, u128)> {
         self.called.retain(|_, at_us| now_us <= *at_us + Self::MEMORY_US);
-        self.called.keys().filter(|node| !self.said.contains_key(node)).copied().collect()
+        let said = |node: &NodeId| self.said.get(node).and_then(|(identity, _)| identity.cluster.as_ref());
+        let is_heard = |node: &NodeId, id: u128| said(node).is_some_and(|cluster| cluster.id == id);
+        self.called.keys().filter(|(node, id)| !is_heard(node, *id)).copied().collect()
     }
 
     /// Whether a peer was something else when it was last heard.
@@ -517,9 +520,11 @@ mod tests {
         heard.call(0, &member(4));
         heard.call(1, &member(5));
         heard.call(2, &fresh(6, 66));
-        assert_eq!(heard.elsewhere(3), BTreeSet::from([NodeId(4), NodeId(5)]));
+        let told = |heard: &mut Heard, now| heard.elsewhere(now).into_iter().map(|(node, _)| node).collect::<Vec<_>>();
+        assert_eq!(told(&mut heard, 3), [NodeId(4), NodeId(5)]);
         heard.note(4, member(5));
-        assert_eq!(heard.elsewhere(5), BTreeSet::from([NodeId(4)]), "the other one is where it was dialled");
+        heard.note(4, fresh(4, 44));
+        assert_eq!(told(&mut heard, 5), [NodeId(4)], "the other one is where it was dialled, this one is two");
         (100..1000).for_each(|node| heard.call(6, &member(node)));
         assert!(heard.elsewhere(6).len() <= MAX_MEMBERS);
         assert_eq!(heard.elsewhere(7 + Heard::MEMORY_US), BTreeSet::new());

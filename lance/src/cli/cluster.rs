@@ -138,6 +138,8 @@ pub(super) async fn ask(address: String, limit: Duration) -> Result<ClusterInfoR
 /// The cluster, put together from the answers of its nodes.
 pub(super) struct View {
     cluster_id: u128,
+    /// Nodes that answered for another cluster: what they say of groups and members is about that one.
+    strangers: BTreeMap<u64, u128>,
     nodes: Vec<NodeView>,
     /// One per replica that answered, by group and node.
     replicas: Vec<Replica>,
@@ -159,8 +161,16 @@ struct Replica {
 }
 
 impl View {
-    pub(super) fn new(answers: Vec<ClusterInfoResponse>) -> Self {
-        let cluster_id = answers.first().map_or(0, |info| info.cluster_id);
+    pub(super) fn new(mut answers: Vec<ClusterInfoResponse>) -> Self {
+        // The cluster is the one that most of those belong to who answer; the first one's, if that is not decided.
+        let mut counts: BTreeMap<u128, usize> = BTreeMap::new();
+        answers.iter().for_each(|info| *counts.entry(info.cluster_id).or_default() += 1);
+        let most = counts.values().max().copied();
+        let cluster_id =
+            answers.iter().map(|info| info.cluster_id).find(|id| counts.get(id).copied() == most).unwrap_or(0);
+        let strangers = answers.iter().filter(|info| info.cluster_id != cluster_id);
+        let strangers = strangers.map(|info| (info.node_id, info.cluster_id)).collect();
+        answers.retain(|info| info.cluster_id == cluster_id);
         let mut nodes: BTreeMap<u64, NodeView> = BTreeMap::new();
         let mut lags: BTreeMap<(u32, u64), (u64, Option<u64>)> = BTreeMap::new();
         for info in &answers {
@@ -195,7 +205,7 @@ impl View {
             }
         }
         replicas.sort_by_key(|replica| (replica.status.group, replica.node));
-        Self { cluster_id, nodes: nodes.into_values().collect(), replicas, transfers }
+        Self { cluster_id, strangers, nodes: nodes.into_values().collect(), replicas, transfers }
     }
 
     /// Where the nodes that answered are, for clients.
@@ -268,10 +278,16 @@ impl View {
     }
 
     fn problems(&self) -> Vec<String> {
-        let down = self.nodes.iter().filter(|node| !node.answered);
+        let is_stranger = |node: &&NodeView| self.strangers.contains_key(&node.status.id);
+        let down = self.nodes.iter().filter(|node| !node.answered && !is_stranger(node));
         let down = down.map(|node| format!("node {} does not answer", node.status.id));
         let leaderless = self.leaders().into_iter().filter(|(_, leader)| leader.is_none());
-        down.chain(leaderless.map(|(group, _)| format!("group {group} has no leader"))).collect()
+        let strangers = self.strangers.iter().map(|(node, cluster)| {
+            format!(
+                "node {node} has a data directory of another cluster, {cluster:032x}: put the right one in its place"
+            )
+        });
+        down.chain(leaderless.map(|(group, _)| format!("group {group} has no leader"))).chain(strangers).collect()
     }
 
     fn text(&self) -> String {
@@ -281,7 +297,11 @@ impl View {
             nodes.row(vec![
                 status.id.to_string(),
                 NodeId(status.member).to_string(),
-                if *answered { status.state.clone() } else { "unreachable".to_owned() },
+                match (*answered, self.strangers.contains_key(&status.id)) {
+                    (true, _) => status.state.clone(),
+                    (false, true) => "another cluster".to_owned(),
+                    (false, false) => "unreachable".to_owned(),
+                },
                 if leads.is_empty() { "-".to_owned() } else { leads.join(",") },
                 status.client_address.clone(),
                 status.peer_address.clone(),
@@ -434,6 +454,23 @@ mod tests {
             groups: vec![group],
             transfers: Vec::new(),
         }
+    }
+
+    #[test]
+    fn a_node_of_another_cluster_is_none_of_this_one() {
+        let stranger = ClusterInfoResponse { cluster_id: 11, ..answer(1, group("leader", Some(1), 7777, &[(2, 0)])) };
+        let view = View::new(vec![
+            stranger,
+            answer(2, group("leader", Some(2), 4, &[(3, 0)])),
+            answer(3, group("follower", Some(2), 4, &[])),
+        ]);
+        assert!(view.text().starts_with("cluster 0000000000000000000000000000000a\n"), "{}", view.text());
+        assert!(!view.text().contains("7777") && view.text().contains("1  another cluster"), "{}", view.text());
+        assert_eq!(
+            view.problems(),
+            ["node 1 has a data directory of another cluster, 0000000000000000000000000000000b: put the \
+                                     right one in its place"]
+        );
     }
 
     #[test]

@@ -98,3 +98,26 @@ fn a_fresh_node_with_an_old_list_says_who_calls_it_from_elsewhere() {
     cluster.node(3).start();
     cluster.wait_ready();
 }
+
+/// The list of a fresh node is so old that others who start from it are no members any more: with them it would make a second
+/// cluster, while the first one admits it.
+#[test]
+fn a_node_that_a_cluster_calls_is_in_no_other() {
+    let mut cluster = Cluster::start();
+    cluster.node(3).kill();
+    let mut others = cluster.another_cluster_with(3);
+    others.iter_mut().for_each(Node::start);
+    let waits = |node: &Node| {
+        let told = node.readyz();
+        told.is_some_and(|(status, reason)| status == 503 && reason.contains("and hears of another one"))
+    };
+    eventually("the node that is called waits", || waits(&others[2]).then_some(()));
+    let until = Instant::now() + WATCH;
+    while Instant::now() < until {
+        assert!(!others[2].is_ready());
+    }
+    others.iter_mut().for_each(Node::kill);
+    std::fs::remove_dir_all(&cluster.node(3).data).unwrap();
+    cluster.node(3).start();
+    cluster.wait_ready();
+}

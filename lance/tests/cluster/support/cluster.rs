@@ -101,6 +101,15 @@ impl Cluster {
         Node::new(&self.directory.path().join("moved"), id, &ports, self.nodes[0].settings())
     }
 
+    /// Three fresh nodes for a cluster of their own, of which this one has the ports that it has here. Not started yet.
+    pub(crate) fn another_cluster_with(&self, id: u64) -> Vec<Node> {
+        let is_own = |at: usize| at == id as usize - 1;
+        let place = |(at, node): (usize, &Node)| if is_own(at) { node.ports.clone() } else { Ports::free() };
+        let ports: Vec<Ports> = self.nodes.iter().enumerate().map(place).collect();
+        let home = self.directory.path().join("another");
+        (1..=3).map(|id| Node::new(&home, id, &ports, self.nodes[0].settings())).collect()
+    }
+
     /// A place for files of the test.
     pub(crate) fn directory(&self) -> &std::path::Path {
         self.directory.path()
