@@ -54,11 +54,14 @@ pub(crate) enum Command {
     },
 }
 
+/// The nodes that genCluster.sh and "lance dev" start, as "lance" itself has it: one that is down is no reason to fail.
+const ENDPOINTS: &str = "127.0.0.1:1992,127.0.0.1:2002,127.0.0.1:2012";
+
 /// What to talk to.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ClusterArgs {
     /// Address of a broker, as host:port or host (port 1992); repeat it or separate several with commas.
-    #[arg(long = "endpoint", env = "LANCE_ENDPOINT", value_delimiter = ',', value_parser = endpoint, default_value = "127.0.0.1:1992")]
+    #[arg(long = "endpoint", env = "LANCE_ENDPOINT", value_delimiter = ',', value_parser = endpoint, default_value = ENDPOINTS)]
     pub(crate) endpoints: Vec<String>,
     /// The topic; created if need be.
     #[arg(long, default_value = "bench")]
@@ -66,6 +69,9 @@ pub(crate) struct ClusterArgs {
     /// How many topics; more than one are named TOPIC-0, TOPIC-1 and so on.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) topics: u32,
+    /// Delete the topics that this run has created, at its end.
+    #[arg(long)]
+    pub(crate) delete_topics: bool,
     /// Process id of a broker whose CPU time, memory and bytes written to report; repeatable. Without it, brokers that
     /// run on this machine are found by their ports.
     #[arg(long = "server-pid")]
@@ -243,7 +249,7 @@ pub(crate) struct BothArgs {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct SuiteArgs {
     /// Address of a broker, as host:port or host (port 1992); repeat it or separate several with commas.
-    #[arg(long = "endpoint", env = "LANCE_ENDPOINT", value_delimiter = ',', value_parser = endpoint, default_value = "127.0.0.1:1992")]
+    #[arg(long = "endpoint", env = "LANCE_ENDPOINT", value_delimiter = ',', value_parser = endpoint, default_value = ENDPOINTS)]
     pub(crate) endpoints: Vec<String>,
     /// Print the commands of the workloads and do nothing.
     #[arg(long)]
@@ -264,7 +270,7 @@ pub(crate) struct SuiteArgs {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct AbuseArgs {
     /// Address of a broker, as host:port or host (port 1992); repeat it or separate several with commas.
-    #[arg(long = "endpoint", env = "LANCE_ENDPOINT", value_delimiter = ',', value_parser = endpoint, default_value = "127.0.0.1:1992")]
+    #[arg(long = "endpoint", env = "LANCE_ENDPOINT", value_delimiter = ',', value_parser = endpoint, default_value = ENDPOINTS)]
     pub(crate) endpoints: Vec<String>,
     /// The topic; created with 64 partitions if need be.
     #[arg(long, default_value = "abuse")]

@@ -47,12 +47,12 @@ const OVERHEAD: usize = 128;
 pub(crate) fn run(args: &ProduceArgs) -> Result<Report, BenchError> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let tasks = LocalSet::new();
-    let (topology, watched) = tasks.block_on(&runtime, async {
+    let (topology, created, watched) = tasks.block_on(&runtime, async {
         let client = client(&args.cluster.endpoints).await?;
         let names = topics::names(&args.cluster.topic, args.cluster.topics);
-        topics::create(&client, &names, args.load.partitions).await?;
+        let created = topics::create(&client, &names, args.load.partitions).await?;
         let topology = topics::look_up(&client, &names).await?;
-        Ok::<_, BenchError>((topology, Watch::new(&client, &args.cluster).await))
+        Ok::<_, BenchError>((topology, created, Watch::new(&client, &args.cluster).await))
     })?;
     let values: Rc<[Bytes]> = values(args).into();
     let producers = tasks.block_on(&runtime, producers(args, &topology))?;
@@ -111,6 +111,7 @@ pub(crate) fn run(args: &ProduceArgs) -> Result<Report, BenchError> {
     });
     failed.fetch_or(result.is_err(), Ordering::Relaxed);
     let (usage, watched) = watcher.join().map_err(|_| BenchError::Thread)?;
+    topics::clean_up(&args.cluster, &created)?;
     result?;
     let mut report = Report::new(describe(args, &topology), args.load.duration, &recorder.borrow());
     report.offered_per_second = args.load.rate;

@@ -60,6 +60,8 @@ pub(crate) struct Plan {
     /// Records acknowledged so far.
     pub(crate) progress: AtomicU64,
     pub(crate) failed: AtomicBool,
+    /// Topics that did not exist before.
+    pub(crate) created: Vec<String>,
 }
 
 /// What the threads counted.
@@ -96,6 +98,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &LoadArgs, reading: Option<&Readi
         total.merge(&counted.recorder);
         deliveries = deliveries.or(counted.deliveries);
     }
+    topics::clean_up(cluster, &plan.created)?;
     let mut report = Report::new(describe(&plan), args.duration, &total);
     report.offered_per_second = args.rate;
     report.with_usage(usage?, watched.environment(Some(args.acks.name())));
@@ -148,7 +151,7 @@ impl Plan {
         reading: Option<&ReadingArgs>,
     ) -> Result<Plan, BenchError> {
         let names = topics::names(&cluster.topic, cluster.topics);
-        topics::create(client, &names, args.partitions).await?;
+        let created = topics::create(client, &names, args.partitions).await?;
         let topology = topics::look_up(client, &names).await?;
         let leaders: Vec<_> = topology.targets.iter().map(|target| target.leader).collect();
         let batches = BatchSpec {
@@ -185,6 +188,7 @@ impl Plan {
             batches,
             progress: AtomicU64::new(0),
             failed: AtomicBool::new(false),
+            created,
         })
     }
 

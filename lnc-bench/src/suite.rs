@@ -22,7 +22,10 @@ pub(crate) const WORKLOADS: [(&str, &str); 8] = [
          --payload 1KiB",
     ),
     ("consume", "consume --topic suite-a --from start"),
-    ("topics", "produce --topic suite-f --topics 1000 --partitions 1 --connections 64 --in-flight 16 --payload 1KiB"),
+    (
+        "topics",
+        "produce --topic suite-f --topics 1000 --delete-topics --partitions 1 --connections 64 --in-flight 16 --payload 1KiB",
+    ),
     ("tail", "both --topic suite-g --partitions 3 --connections 16 --rate 2000 --payload 1KiB"),
 ];
 

@@ -8,6 +8,8 @@ use lnc_client::{Client, ErrorCode};
 use tokio::task::JoinSet;
 
 use crate::BenchError;
+use crate::args::ClusterArgs;
+use crate::words::counted;
 
 /// Topics that are being created at the same time.
 const CREATIONS_AT_ONCE: usize = 16;
@@ -42,8 +44,8 @@ pub(crate) fn names(topic: &str, count: u32) -> Vec<String> {
     if count == 1 { vec![topic.to_owned()] } else { (0..count).map(|number| format!("{topic}-{number}")).collect() }
 }
 
-/// Creates those of the topics that do not exist.
-pub(crate) async fn create(client: &Client, names: &[String], partitions: u32) -> Result<(), BenchError> {
+/// Creates those of the topics that do not exist; gives their names.
+pub(crate) async fn create(client: &Client, names: &[String], partitions: u32) -> Result<Vec<String>, BenchError> {
     let asked: Vec<&str> = names.iter().map(String::as_str).collect();
     let known = client.metadata(Some(&asked)).await?.topics.into_iter();
     let missing: Vec<String> =
@@ -52,6 +54,7 @@ pub(crate) async fn create(client: &Client, names: &[String], partitions: u32) -
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos} of {len} topics created") {
         bar.set_style(style);
     }
+    let created = missing.clone();
     let mut missing = missing.into_iter();
     let mut creations = JoinSet::new();
     loop {
@@ -69,7 +72,27 @@ pub(crate) async fn create(client: &Client, names: &[String], partitions: u32) -
         }
     }
     bar.finish_and_clear();
-    Ok(())
+    Ok(created)
+}
+
+/// Deletes what a run has created, or says that it stays.
+pub(crate) fn clean_up(cluster: &ClusterArgs, created: &[String]) -> Result<(), BenchError> {
+    if created.is_empty() {
+        return Ok(());
+    }
+    let (count, first) = (counted(created.len() as u64, "topic"), &created[0]);
+    if !cluster.delete_topics {
+        eprintln!("lnc-bench: {count} created by this run, {first} among them, stay; --delete-topics takes them away");
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let client = crate::client(&cluster.endpoints).await?;
+        for name in created {
+            client.delete_topic(name).await?;
+        }
+        Ok(())
+    })
 }
 
 /// The partitions of the topics, as they are now.
@@ -162,10 +185,39 @@ mod tests {
         });
         let client = cluster.client().await;
         let names = ["t".to_owned(), "u-0".to_owned(), "u-1".to_owned()];
-        create(&client, &names, 3).await.unwrap();
+        assert_eq!(create(&client, &names, 3).await.unwrap(), ["u-0", "u-1"]);
         let topology = look_up(&client, &names).await.unwrap();
         assert_eq!(topology.targets.len(), 2 + 3 + 3);
         let problem = look_up(&client, &["missing".to_owned()]).await.unwrap_err();
         assert!(problem.to_string().contains("missing"), "{problem}");
+    }
+
+    /// What was there before the run stays, whatever is asked for.
+    #[test]
+    fn what_a_run_has_created_goes_at_its_end_where_that_is_asked_for() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let (cluster, client) = runtime.block_on(async {
+            let cluster = Cluster::start(1, 1).await;
+            let client = cluster.client().await;
+            (cluster, client)
+        });
+        let there = || -> Vec<String> {
+            let topics = runtime.block_on(client.metadata(None)).unwrap().topics;
+            topics.into_iter().map(|topic| topic.name).collect()
+        };
+        let names = ["t".to_owned(), "u-0".to_owned(), "u-1".to_owned()];
+        let created = runtime.block_on(create(&client, &names, 1)).unwrap();
+        for (delete_topics, left) in [(false, 3), (true, 1)] {
+            let args = ClusterArgs {
+                endpoints: vec![cluster.address(1).to_owned()],
+                topic: "u".into(),
+                topics: 2,
+                delete_topics,
+                server_pids: Vec::new(),
+            };
+            clean_up(&args, &created).unwrap();
+            assert_eq!(there().len(), left, "{:?}", there());
+        }
+        assert_eq!(there(), ["t"]);
     }
 }
