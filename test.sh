@@ -720,7 +720,7 @@ failover() {
 }
 
 # What LANCE is deployed with, and what is written about it. The rest builds for minutes.
-deployment=(manifests rules prometheus page kubectl runbooks documents upgrade)
+deployment=(manifests rules prometheus page kubectl ports runbooks documents upgrade)
 [[ -z $long ]] || deployment+=(build container package)
 
 deployed() {
