@@ -6,7 +6,8 @@ a reader would, beside a cluster of three nodes, in a network and with processes
     <!-- run: until stopped -->     the block's last command stays in the foreground; without a cluster beside it
 
 The words of LANCE's own programs are checked in any case, also in blocks that are not run and where commands stand in the
-text. Configurations are checked by `lance config check`. Files, links and headings that are named must exist. Needs root, and lance, lnc-bench and lnc-chaos in $LANCE_PROGRAMS.
+text. Configurations are checked by `lance config check`. Files, links, pictures and headings that are named must exist. Needs root, and
+lance, lnc-bench and lnc-chaos in $LANCE_PROGRAMS.
 """
 
 import os
@@ -111,7 +112,8 @@ def check_names(page, text):
     for path in re.findall(r"`((?:(?:lance|lnc-\w+)/(?:src|tests|examples)|deploy|docs|fuzz)[\w./-]+)`", outside):
         if not (ROOT / path).exists():
             yield f"{page}: there is no {path}"
-    for target in re.findall(r"\]\(([^)\s]+)\)", outside):
+    for target in re.findall(r"\]\(([^)\s]+)\)|\bsrc(?:set)?=\"([^\"]+)\"", outside):
+        target = "".join(target)
         if re.match(r"\w+:", target):
             continue
         path, _, fragment = target.partition("#")
@@ -211,6 +213,7 @@ def self_test():
         "as `lance/tests/nothing.rs` proves\n",
         "see [there](docs/NOWHERE.md)\n",
         "see [there](docs/README.md#nothing)\n",
+        '<img src="docs/pictures/nothing.png">\n',
         "and `lance\nproduce --ack none`\n",
     ]:
         assert list(check_words("bad", text)), f"not found:\n{text}"
