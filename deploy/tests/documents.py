@@ -6,8 +6,8 @@ a reader would, beside a cluster of three nodes, in a network and with processes
     <!-- run: until stopped -->     the block's last command stays in the foreground; without a cluster beside it
 
 The words of LANCE's own programs are checked in any case, also in blocks that are not run and where commands stand in the
-text. Configurations are checked by `lance config check`. Files, links, pictures and headings that are named must exist. Needs root, and
-lance, lnc-bench and lnc-chaos in $LANCE_PROGRAMS.
+text. Configurations are checked by `lance config check`, unless they too say why not. Files, links, pictures and headings that are
+named must exist. Needs root, and lance, lnc-bench and lnc-chaos in $LANCE_PROGRAMS.
 """
 
 import os
@@ -132,13 +132,13 @@ def check_words(page, text):
     for block in blocks(page, text):
         if block.language not in LANGUAGES:
             yield f"{block.at}: the block must say what it holds: {', '.join(sorted(LANGUAGES))}"
-        if block.language == "sh" and re.fullmatch(r"not run:\s*", block.marker):
+        if re.fullmatch(r"not run:\s*", block.marker):
             yield f"{block.at}: say why it is not run"
         if block.language in ("sh", "text"):
             for command in own_commands(block.text):
                 if problem := misunderstood(command):
                     yield f"{block.at}: {command}: {problem}"
-        if block.language == "toml":
+        if block.language == "toml" and not block.marker:
             with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
                 file.write(block.text)
                 file.flush()
