@@ -6,7 +6,7 @@ root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit 1
 target_dir=${CARGO_TARGET_DIR:-$root/target}
 
-steps=(build manifests rules prometheus page container package kubectl ports runbooks documents upgrade)
+steps=(build manifests rules prometheus page container package kubectl ports progress runbooks documents upgrade)
 
 usage() {
     cat <<TEXT
@@ -25,6 +25,7 @@ Usage: deploy/test.sh [STEP…]
   kubectl     what the scripts say to Kubernetes, against a stand-in for kubectl that records it, and whose
               pods are real nodes on this machine
   ports       genCluster.sh says who has the ports that it needs, and takes nobody's answer for that of its nodes
+  progress    test.sh shows that a step runs, on a terminal and elsewhere
   runbooks    both ways of backup and restore that docs/ops describes
   documents   README.md and docs/: every block of commands does what it says, or says why it is not run
   upgrade     a cluster under load goes from the previous release to this version, node by node, back, and is finalized
@@ -236,6 +237,11 @@ ports() {
     python
     binary
     python3 deploy/tests/ports.py
+}
+
+progress() {
+    command -v python3 >/dev/null || skip "python3 is not installed"
+    python3 deploy/tests/progress.py
 }
 
 runbooks() {
