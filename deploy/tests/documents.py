@@ -202,6 +202,7 @@ def self_test():
     fence = lambda language, text, marker="": f"# Page\n{marker}\n```{language}\n{text}\n```\n"
     good = fence("sh", "lance topic list | grep orders\nlance consume orders --until-end >all") + "`lance cluster status`\n"
     assert list(check_words("good", good)) == [] and check_runs("good", good) == ([], 1)
+    assert list(check_words("good", fence("toml", "[dependencies]", "<!-- not run: of another program -->"))) == []
     for text in [
         fence("", "lance topic list"),
         fence("sh", "sudo rm -r x", "<!-- not run: -->"),
@@ -209,6 +210,7 @@ def self_test():
         fence("sh", "seq 3 | lance produce orders --speed 3"),
         fence("text", "  lnc-bench produce --partition 3      explained"),
         fence("toml", "[node]\nidd = 3"),
+        fence("toml", "[dependencies]", "<!-- not run: -->"),
         "`lance cluster stat`\n",
         "as `lance/tests/nothing.rs` proves\n",
         "see [there](docs/NOWHERE.md)\n",
