@@ -71,6 +71,46 @@ running_pid() {
     printf '%s' "$pid"
 }
 
+# The inode of the socket that listens on a port of 127.0.0.1, be it for that address or for all; fails if none does.
+listening_socket() {
+    cat /proc/net/tcp* | awk -v port="$(printf '%04X' "$1")" '
+        # State 0A listens. All zeros is any address; of IPv6, an address of IPv4 is in the last four bytes.
+        $4 == "0A" && $2 ~ "^0*(FFFF0000)?(0100007F)?:" port "$" { inode = $10 }
+        END { if (inode == "") exit 1; print inode }'
+}
+
+# holds_socket PID INODE: whether a process has a socket open.
+holds_socket() { [[ -n $(find "/proc/$1/fd" -lname "socket:\\[$2\\]" -print -quit 2>/dev/null) ]]; }
+
+# Names the process that listens on a port.
+listener() {
+    local inode file pid
+    if inode=$(listening_socket "$1"); then
+        for file in /proc/[0-9]*; do
+            pid=${file#/proc/}
+            if holds_socket "$pid" "$inode"; then
+                printf 'process %s (%s)' "$pid" "$(cat "/proc/$pid/comm" 2>/dev/null)"
+                return
+            fi
+        done
+    fi
+    printf 'a process that this user may not see'
+}
+
+# Ends the script, before anything is started, if somebody has a port of a node that does not run.
+check_ports() {
+    local id port taken=
+    for id in "${nodes[@]}"; do
+        ! running_pid "$id" >/dev/null || continue
+        for ((port = $(client_port "$id"); port <= $(http_port "$id"); port++)); do
+            (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || continue
+            taken+=$(printf '\n  port %s, for node %s: %s' "$port" "$id" "$(listener "$port")")
+        done
+    done
+    [[ -z $taken ]] || die "somebody listens on ports that this cluster needs:$taken
+Stop what listens there, or choose other ports: LANCE_BASE_PORT=PORT ./genCluster.sh"
+}
+
 write_config() {
     local id=$1 other port
     port=$(client_port "$id")
@@ -114,9 +154,10 @@ start_node() {
     printf '%s %s\n' "$pid" "$started" >"$dir/pid"
 }
 
-# Whether a node says that it can serve clients.
+# Whether a node says that it can serve clients. Somebody else's answer on its port is not taken for its own.
 is_ready() {
-    local line
+    local line pid inode
+    pid=$(running_pid "$1") && inode=$(listening_socket "$(http_port "$1")") && holds_socket "$pid" "$inode" || return 1
     (
         exec 3<>"/dev/tcp/127.0.0.1/$(http_port "$1")"
         printf 'GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' >&3
@@ -188,6 +229,7 @@ start() {
     if (($(count_running) == ${#nodes[@]})); then
         say "The cluster runs already."
     else
+        check_ports
         build
         for id in "${nodes[@]}"; do
             running_pid "$id" >/dev/null || start_node "$id"

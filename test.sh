@@ -113,6 +113,9 @@ passed=0 failed=0 skipped=0 steps=0
 # Exit code by which a step says that it cannot run here; its last line of output is the reason.
 skip_code=77
 step_pid='' watchdog_pid=''
+# Whether a line can be written over, and how often it is shown that a step runs, in seconds.
+terminal='' pause=60
+if [[ -t 1 && ${TERM:-dumb} != dumb ]]; then terminal=yes pause=1; fi
 work=$(mktemp -d "${TMPDIR:-/tmp}/lance-test.XXXXXX") || exit 1
 
 # Ends the process group of a step or of its watchdog, all of it started by this script.
@@ -151,6 +154,23 @@ not_run() {
     skipped=$((skipped + $#))
 }
 
+# attend NAME PID LOG: shows that a step runs, since all that it says goes into its log: on a terminal in the line of its name, elsewhere
+# in a line of its own. Ends it when it takes too long, or nobody waits for it any more.
+attend() {
+    local began=$SECONDS
+    # This is in the background, which some terminals stop for what it writes.
+    trap '' TTOU
+    while sleep "$pause" && kill -0 $$ && ((SECONDS - began < step_limit)); do
+        if [[ -n $terminal ]]; then
+            printf '\r== %s  %s s' "$1" $((SECONDS - began))
+        else
+            printf '   has run for %s s\n' $((SECONDS - began))
+        fi
+    done
+    printf 'more than %s s: ended\n' "$step_limit" >>"$3"
+    kill -KILL -- "-$2"
+}
+
 # step NAME COMMAND…: runs the command as one step, its output in a log that is shown if it fails. Lines of the log
 # that start with "> " are shown in any case. A command that is a gate puts its reports into the folder named $reports.
 step() {
@@ -158,17 +178,14 @@ step() {
     shift
     steps=$((steps + 1))
     name_reports "$steps" "$name"
-    printf '== %s\n' "$name"
+    printf '== %s' "$name"
+    [[ -n $terminal ]] || printf '\n'
     (
         set -e
         "$@"
     ) >"$log" 2>&1 </dev/null &
     step_pid=$!
-    (
-        sleep "$step_limit"
-        printf 'more than %s s: ended\n' "$step_limit" >>"$log"
-        kill -KILL -- "-$step_pid"
-    ) >/dev/null 2>&1 </dev/null &
+    attend "$name" "$step_pid" "$log" 2>/dev/null </dev/null &
     watchdog_pid=$!
     # The shell says nothing when it is ended.
     disown "$watchdog_pid"
@@ -178,6 +195,7 @@ step() {
     end_group "$step_pid"
     wait 2>/dev/null
     step_pid='' watchdog_pid=''
+    [[ -z $terminal ]] || printf '\r\e[K== %s\n' "$name"
     took=$(awk -v from="$began" -v to="$EPOCHREALTIME" 'BEGIN { printf "%.1f", to - from }')
     sed -n 's/^> /   /p' "$log"
     case $code in
@@ -720,7 +738,7 @@ failover() {
 }
 
 # What LANCE is deployed with, and what is written about it. The rest builds for minutes.
-deployment=(manifests rules prometheus page kubectl runbooks documents upgrade)
+deployment=(manifests rules prometheus page kubectl ports progress runbooks documents upgrade)
 [[ -z $long ]] || deployment+=(build container package)
 
 deployed() {

@@ -6,7 +6,7 @@ root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit 1
 target_dir=${CARGO_TARGET_DIR:-$root/target}
 
-steps=(build manifests rules prometheus page container package kubectl runbooks documents upgrade)
+steps=(build manifests rules prometheus page container package kubectl ports progress runbooks documents upgrade)
 
 usage() {
     cat <<TEXT
@@ -24,6 +24,8 @@ Usage: deploy/test.sh [STEP…]
   package     the Debian package installs into a fresh Debian, and its service runs as far as can be tried
   kubectl     what the scripts say to Kubernetes, against a stand-in for kubectl that records it, and whose
               pods are real nodes on this machine
+  ports       genCluster.sh says who has the ports that it needs, and takes nobody's answer for that of its nodes
+  progress    test.sh shows that a step runs, on a terminal and elsewhere
   runbooks    both ways of backup and restore that docs/ops describes
   documents   README.md and docs/: every block of commands does what it says, or says why it is not run
   upgrade     a cluster under load goes from the previous release to this version, node by node, back, and is finalized
@@ -229,6 +231,17 @@ kubectl_scripts() {
     kubectl_renders
     binary
     python3 deploy/tests/scripts.py
+}
+
+ports() {
+    python
+    binary
+    python3 deploy/tests/ports.py
+}
+
+progress() {
+    command -v python3 >/dev/null || skip "python3 is not installed"
+    python3 deploy/tests/progress.py
 }
 
 runbooks() {

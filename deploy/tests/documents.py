@@ -6,7 +6,8 @@ a reader would, beside a cluster of three nodes, in a network and with processes
     <!-- run: until stopped -->     the block's last command stays in the foreground; without a cluster beside it
 
 The words of LANCE's own programs are checked in any case, also in blocks that are not run and where commands stand in the
-text. Configurations are checked by `lance config check`. Files, links and headings that are named must exist. Needs root, and lance, lnc-bench and lnc-chaos in $LANCE_PROGRAMS.
+text. Configurations are checked by `lance config check`, unless they too say why not. Files, links, pictures and headings that are
+named must exist. Needs root, and lance, lnc-bench and lnc-chaos in $LANCE_PROGRAMS.
 """
 
 import os
@@ -111,7 +112,8 @@ def check_names(page, text):
     for path in re.findall(r"`((?:(?:lance|lnc-\w+)/(?:src|tests|examples)|deploy|docs|fuzz)[\w./-]+)`", outside):
         if not (ROOT / path).exists():
             yield f"{page}: there is no {path}"
-    for target in re.findall(r"\]\(([^)\s]+)\)", outside):
+    for target in re.findall(r"\]\(([^)\s]+)\)|\bsrc(?:set)?=\"([^\"]+)\"", outside):
+        target = "".join(target)
         if re.match(r"\w+:", target):
             continue
         path, _, fragment = target.partition("#")
@@ -130,13 +132,13 @@ def check_words(page, text):
     for block in blocks(page, text):
         if block.language not in LANGUAGES:
             yield f"{block.at}: the block must say what it holds: {', '.join(sorted(LANGUAGES))}"
-        if block.language == "sh" and re.fullmatch(r"not run:\s*", block.marker):
+        if re.fullmatch(r"not run:\s*", block.marker):
             yield f"{block.at}: say why it is not run"
         if block.language in ("sh", "text"):
             for command in own_commands(block.text):
                 if problem := misunderstood(command):
                     yield f"{block.at}: {command}: {problem}"
-        if block.language == "toml":
+        if block.language == "toml" and not block.marker:
             with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
                 file.write(block.text)
                 file.flush()
@@ -200,6 +202,7 @@ def self_test():
     fence = lambda language, text, marker="": f"# Page\n{marker}\n```{language}\n{text}\n```\n"
     good = fence("sh", "lance topic list | grep orders\nlance consume orders --until-end >all") + "`lance cluster status`\n"
     assert list(check_words("good", good)) == [] and check_runs("good", good) == ([], 1)
+    assert list(check_words("good", fence("toml", "[dependencies]", "<!-- not run: of another program -->"))) == []
     for text in [
         fence("", "lance topic list"),
         fence("sh", "sudo rm -r x", "<!-- not run: -->"),
@@ -207,10 +210,12 @@ def self_test():
         fence("sh", "seq 3 | lance produce orders --speed 3"),
         fence("text", "  lnc-bench produce --partition 3      explained"),
         fence("toml", "[node]\nidd = 3"),
+        fence("toml", "[dependencies]", "<!-- not run: -->"),
         "`lance cluster stat`\n",
         "as `lance/tests/nothing.rs` proves\n",
         "see [there](docs/NOWHERE.md)\n",
         "see [there](docs/README.md#nothing)\n",
+        '<img src="docs/pictures/nothing.png">\n',
         "and `lance\nproduce --ack none`\n",
     ]:
         assert list(check_words("bad", text)), f"not found:\n{text}"

@@ -6,15 +6,16 @@ use crate::plot::{Axis, Line, Scale, escape, number, plot};
 use crate::report::{Latency, Report};
 
 const STYLE: &str = "\
-:root{color-scheme:light dark;--text:#1c2330;--soft:#5b6678;--back:#fff;--card:#f4f6f9;--rule:#d9dee6;--bad:#b3261e;
+:root{color-scheme:light dark;--text:#1c2330;--soft:#5b6678;--back:#ffffff;--card:#f4f6f9;--rule:#d9dee6;--bad:#b3261e;--link:#0b57d0;
 --c0:#1f6feb;--c1:#d9480f;--c2:#2b8a3e;--c3:#862e9c}
-@media(prefers-color-scheme:dark){:root{--text:#e4e8ee;--soft:#9aa5b5;--back:#14181f;--card:#1d232c;--rule:#333c49;--bad:#ff8a80;
+@media(prefers-color-scheme:dark){:root{--text:#e4e8ee;--soft:#9aa5b5;--back:#14181f;--card:#1d232c;--rule:#333c49;--bad:#ff8a80;--link:#8ab4f8;
 --c0:#6cb0ff;--c1:#ff9a5c;--c2:#69db7c;--c3:#e599f7}}
 *{box-sizing:border-box}
 body{margin:0 auto;padding:24px 20px 60px;max-width:900px;background:var(--back);color:var(--text);
 font:15px/1.5 system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif}
 h1{font-size:24px;margin:0 0 4px}h2{font-size:20px;margin:44px 0 4px;padding-top:16px;border-top:1px solid var(--rule)}
 h3{font-size:15px;margin:26px 0 6px}
+a{color:var(--link);text-decoration:underline}a:hover,a:focus-visible{text-decoration-thickness:2px}
 p.load{color:var(--soft);margin:0 0 14px}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(160px,1fr));gap:10px;margin:14px 0}
 .card{background:var(--card);border-radius:8px;padding:10px 14px}.card b{display:block;font-size:20px;font-weight:600}
@@ -23,6 +24,7 @@ p.load{color:var(--soft);margin:0 0 14px}
 th,td{text-align:right;padding:5px 10px;border-bottom:1px solid var(--rule);white-space:nowrap}
 th{color:var(--soft);font-weight:500}th:first-child,td:first-child{text-align:left}
 table.names td{text-align:left;white-space:normal}table.names td:first-child{color:var(--soft);width:130px}
+table.steps td{white-space:normal;vertical-align:top}table.steps :is(th,td):last-child{text-align:left}table.steps td:last-child{overflow-wrap:anywhere;min-width:16em}
 svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font-size:12px}.grid{stroke:var(--rule)}
 .line{fill:none;stroke-width:2;stroke-linejoin:round}
 .line.c0,.mark.c0{stroke:var(--c0)}.line.c1,.mark.c1{stroke:var(--c1)}.line.c2,.mark.c2{stroke:var(--c2)}.line.c3,.mark.c3{stroke:var(--c3)}
@@ -275,6 +277,29 @@ fn ratios(report: &Report) -> String {
 mod tests {
     use super::*;
     use crate::sweep::Step;
+
+    /// How bright a colour of the style is, as WCAG counts it.
+    fn luminance(colour: &str) -> f64 {
+        let channel = |at: usize| {
+            let value = f64::from(u8::from_str_radix(&colour[at..at + 2], 16).unwrap()) / 255.0;
+            if value <= 0.04045 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
+        };
+        0.2126 * channel(1) + 0.7152 * channel(3) + 0.0722 * channel(5)
+    }
+
+    #[test]
+    fn links_look_like_links_on_light_and_dark_screens() {
+        assert!(STYLE.contains("a{color:var(--link);text-decoration:underline}"));
+        let (light, dark) = STYLE.split_once("@media(prefers-color-scheme:dark)").unwrap();
+        for theme in [light, dark] {
+            let [link, text, back] = ["--link:", "--text:", "--back:"].map(|name| {
+                let colour = theme.split_once(name).unwrap().1.split([';', '}']).next().unwrap();
+                luminance(colour)
+            });
+            let contrast = (link.max(back) + 0.05) / (link.min(back) + 0.05);
+            assert!(contrast >= 4.5 && link != text, "{contrast}");
+        }
+    }
 
     #[test]
     fn the_page_stands_alone_and_says_what_the_report_says() {

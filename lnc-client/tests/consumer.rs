@@ -75,6 +75,36 @@ async fn every_start_is_found_and_new_records_follow() {
     assert_eq!(latest.high_watermark(0), Some(110));
 }
 
+/// As in a `select!` whose other branch wins.
+#[tokio::test]
+async fn a_wait_that_is_given_up_loses_no_record() {
+    let cluster = Cluster::start(1, 1).await;
+    let mut consumer = from(&cluster.client().await, Start::Latest).await;
+    let (mut written, mut read, mut waits) = (0, 0, 0);
+    while read < 100 {
+        let wait = Duration::from_micros(100);
+        let records = match waits % 2 {
+            0 => timeout(wait, consumer.next()).await.map(|record| vec![record.unwrap().unwrap()]),
+            _ => timeout(wait, consumer.next_batch()).await.map(|batch| batch.unwrap().unwrap().records),
+        };
+        let Ok(records) = records else {
+            waits += 1;
+            // Only now is there something to read.
+            if read == written {
+                cluster.append(0, batch(Codec::ALL[waits % 3], written..written + 5));
+                written += 5;
+            }
+            continue;
+        };
+        for record in records {
+            assert_eq!(record.value.unwrap(), read.to_string());
+            read += 1;
+        }
+        assert_eq!(consumer.position(0), Some(read));
+    }
+    assert!(waits >= 20, "{waits}");
+}
+
 #[tokio::test]
 async fn broken_connections_and_new_leaders_neither_repeat_nor_skip() {
     for seed in 0..3 {

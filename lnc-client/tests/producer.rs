@@ -210,6 +210,27 @@ async fn a_full_memory_holds_the_next_record_back() {
 }
 
 #[tokio::test]
+async fn what_is_given_up_is_handed_in_or_not_and_no_failure_is_lost() {
+    let cluster = Cluster::start(1, 1).await;
+    let client = cluster.client().await;
+    let builder = client.producer("t").linger(Duration::ZERO).max_batch_bytes(500).memory_bytes(500);
+    let producer = builder.delivery_timeout(Duration::from_millis(400)).build().await.unwrap();
+    cluster.hook(|request| if is_produce(request.request) { Action::Hang } else { Action::Serve });
+    let short = Duration::from_millis(20);
+    let sent = timeout(short, producer.send(Record::new("a".repeat(200)))).await;
+    assert!(sent.is_err(), "it is on its way");
+    let held = timeout(short, producer.enqueue(Record::new("b".repeat(300)))).await;
+    assert!(held.is_err(), "there is no room for it");
+    assert!(timeout(short, producer.flush()).await.is_err(), "it waits for the first record");
+    let error = producer.flush().await.unwrap_err();
+    assert!(matches!(error, Error::DeadlineExceeded { .. }), "{error}");
+    producer.flush().await.unwrap();
+    cluster.hook(|_| Action::Serve);
+    producer.send(Record::new("c")).await.unwrap();
+    assert_eq!(cluster.values(0), ["c"], "what was not handed in is not sent");
+}
+
+#[tokio::test]
 async fn a_refused_batch_fails_alone_and_the_rest_keeps_its_order() {
     let cluster = Cluster::start(1, 1).await;
     let client = cluster.client().await;

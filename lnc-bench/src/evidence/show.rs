@@ -12,8 +12,8 @@ pub(super) fn page(evidence: &Evidence) -> String {
     let Evidence { began, passed, failed, skipped, .. } = evidence;
     let mut page = html::head("LANCE gates");
     _ = write!(page, "<p class=\"load\">{}: {passed} passed, {failed} failed, {skipped} skipped</p>", escape(began));
-    page += "<h2>Steps</h2><div class=\"scroll\"><table><thead><tr><th>step</th><th>verdict</th><th>seconds</th><th>files</th>\
-             </tr></thead><tbody>";
+    page += "<h2>Steps</h2><div class=\"scroll\"><table class=\"steps\"><thead><tr><th>step</th><th>verdict</th>\
+             <th>seconds</th><th>files</th></tr></thead><tbody>";
     for step in &evidence.steps {
         let link = |file: &String| {
             let name = file.rsplit('/').next().unwrap_or(file);
