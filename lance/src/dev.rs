@@ -54,6 +54,18 @@ pub enum DevError {
         /// Last port that would be needed.
         last: u32,
     },
+    /// Somebody has a port that a node needs: whoever answers there would be taken for the node.
+    #[error(
+        "port {port}, for node {node}, cannot be had ({source}): end what listens there, or choose others with --base-port"
+    )]
+    Taken {
+        /// The port.
+        port: u16,
+        /// The node that needs it.
+        node: u16,
+        /// Why.
+        source: io::Error,
+    },
     /// A file or directory could not be made.
     #[error("cannot write {}: {source}", path.display())]
     Write {
@@ -88,6 +100,15 @@ impl DevOptions {
         let last = u32::from(self.base_port) + u32::from(PORT_STEP) * u32::from(self.nodes.saturating_sub(1)) + 2;
         if last > u32::from(u16::MAX) {
             return Err(DevError::Ports { nodes: self.nodes, base_port: self.base_port, last });
+        }
+        Ok(())
+    }
+
+    fn check_free(&self) -> Result<(), DevError> {
+        for (node, offset) in (1..=self.nodes).flat_map(|node| (0..3).map(move |offset| (node, offset))) {
+            let port = self.port(node) + offset;
+            let bound = std::net::TcpListener::bind(("127.0.0.1", port));
+            drop(bound.map_err(|source| DevError::Taken { port, node, source })?);
         }
         Ok(())
     }
@@ -136,6 +157,7 @@ impl DevOptions {
 /// If a node cannot be started, or all have ended by themselves. No child is left behind in any case.
 pub async fn run(options: DevOptions) -> Result<(), DevError> {
     options.check_ports()?;
+    options.check_free()?;
     let mut stop = Stop::new().map_err(DevError::Signals)?;
     let mut nodes = JoinSet::new();
     let mut pids = Vec::new();

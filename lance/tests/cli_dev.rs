@@ -104,3 +104,21 @@ fn nodes_do_not_outlive_a_parent_that_is_killed() {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
 }
+
+/// Whoever answers on a port would be taken for the node: nothing is started beside another cluster.
+#[test]
+fn a_port_that_is_taken_is_named_before_anything_starts() {
+    let cluster = Cluster::start();
+    let base_port = cluster.endpoint.rsplit(':').next().unwrap().to_owned();
+    let data = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_lance"))
+        .args(["dev", "--base-port", &base_port, "--data-dir", data.path().join("dev").to_str().unwrap()])
+        .env_clear()
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(told.contains(&format!("port {base_port}, for node 1")) && !told.contains("is ready"), "{told}");
+    assert!(!data.path().join("dev").exists(), "nothing was made");
+}
