@@ -692,7 +692,8 @@ async fn form(
             Decision::Wait { missing } => format!("waiting for nodes {} to form the cluster", Nodes(&missing)),
             Decision::AwaitAdmission { cluster, known: true } => format!(
                 "cluster {cluster:032x} knows another incarnation of node {}: this data directory is new; the node is \
-                 admitted as a new member once its former self is silent",
+                 admitted as a new member once its former self is silent, by a majority of the members (docs/ops/quorum-lost.md \
+                 if there is none)",
                 own.node
             ),
             Decision::AwaitAdmission { cluster, known: false } => format!(
