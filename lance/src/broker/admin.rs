@@ -373,6 +373,8 @@ impl<D: Disk> Broker<D> {
         let present: BTreeMap<u64, Addresses> = present.iter().filter_map(reached).collect();
         let mut nodes: Vec<NodeStatus> = present.iter().map(status).collect();
         let leaving = members.former().filter(|former| members.of_node(former.id.node()).is_none());
+        let gone = self.estranged().filter(|_| self.is_removed());
+        let is_gone = |id: NodeId| id == self.config.node && gone.is_some();
         nodes.extend(leaving.map(|former| NodeStatus {
             id: former.id.node(),
             client_address: former.addresses.client.clone(),
@@ -380,9 +382,9 @@ impl<D: Disk> Broker<D> {
             http_address: former.addresses.http.clone(),
             connected: self.is_connected(former.id.node()),
             incarnation: former.incarnation,
-            state: "leaving".to_owned(),
+            state: gone.clone().filter(|_| is_gone(former.id)).unwrap_or_else(|| "leaving".to_owned()),
             member: former.id.0,
-            membership: "leaving".to_owned(),
+            membership: if is_gone(former.id) { "removed" } else { "leaving" }.to_owned(),
         }));
         nodes.sort_by_key(|node| node.id);
         nodes

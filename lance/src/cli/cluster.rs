@@ -168,6 +168,13 @@ impl View {
         let most = counts.values().max().copied();
         let cluster_id =
             answers.iter().map(|info| info.cluster_id).find(|id| counts.get(id).copied() == most).unwrap_or(0);
+        // What a node knows that was removed is from before: it is asked only if nobody else is there.
+        let is_removed = |info: &ClusterInfoResponse| {
+            info.nodes.iter().any(|status| status.id == info.node_id && status.membership == "removed")
+        };
+        if answers.iter().any(|info| info.cluster_id == cluster_id && !is_removed(info)) {
+            answers.retain(|info| !is_removed(info));
+        }
         let strangers = answers.iter().filter(|info| info.cluster_id != cluster_id);
         let strangers = strangers.map(|info| (info.node_id, info.cluster_id)).collect();
         answers.retain(|info| info.cluster_id == cluster_id);
@@ -287,7 +294,17 @@ impl View {
                 "node {node} has a data directory of another cluster, {cluster:032x}: put the right one in its place"
             )
         });
-        down.chain(leaderless.map(|(group, _)| format!("group {group} has no leader"))).chain(strangers).collect()
+        let removed = self.nodes.iter().filter(|node| node.status.membership == "removed");
+        let removed = removed.map(|node| {
+            format!(
+                "node {} was removed: what it says of the others is from before that; ask one of them",
+                node.status.id
+            )
+        });
+        down.chain(removed)
+            .chain(leaderless.map(|(group, _)| format!("group {group} has no leader")))
+            .chain(strangers)
+            .collect()
     }
 
     fn text(&self) -> String {
@@ -454,6 +471,28 @@ mod tests {
             groups: vec![group],
             transfers: Vec::new(),
         }
+    }
+
+    #[test]
+    fn a_node_that_was_removed_does_not_speak_for_the_others() {
+        let mut removed = answer(1, group("follower", None, 2, &[]));
+        removed.nodes[0].membership = "removed".into();
+        let alone = View::new(vec![removed.clone()]);
+        assert!(
+            alone.problems().iter().any(|problem| problem.starts_with("node 1 was removed")),
+            "{:?}",
+            alone.problems()
+        );
+        let mut others = answer(2, group("leader", Some(2), 4, &[(3, 0)]));
+        others.nodes.remove(0);
+        let view = View::new(vec![removed, others.clone(), ClusterInfoResponse { node_id: 3, ..others }]);
+        assert!(
+            view.problems().is_empty() && view.under_way().is_empty(),
+            "{:?} {:?}",
+            view.problems(),
+            view.under_way()
+        );
+        assert_eq!(view.nodes.iter().map(|node| node.status.id).collect::<Vec<_>>(), [2, 3]);
     }
 
     #[test]

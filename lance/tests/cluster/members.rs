@@ -69,6 +69,11 @@ fn from_three_to_one_under_load() {
         let so_far = stream.acknowledged();
         eventually("records are acknowledged without it", || (stream.acknowledged() > so_far + 20).then_some(()));
         eventually("the node says that it was removed", || says(&mut cluster, id, "was removed").then_some(()));
+        // Asked there, the status is that of those who are left.
+        let endpoint = cluster.node(id).client();
+        let output = cluster.command_at(&endpoint, &["cluster", "status"]).output().unwrap();
+        let (shown, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(!shown.contains("leaving"), "{shown}{told}");
     }
     // It knows it after a restart too, from those who refuse it.
     cluster.node(2).kill();
