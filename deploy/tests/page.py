@@ -165,7 +165,7 @@ def can_be_used_by_keyboard(browser, url):
                 break
             assert outline == "solid2px", f"no focus is seen on {name}: {outline}"
             seen.append(name)
-        head = ["Skip to the charts", "pause", "Rates", "Nodes", "Groups", "Topics", "Elections", "node 2", "node 3", "sort"]
+        head = ["Skip to the charts", "pause", "Rates", "Nodes", "Groups", "Topics", "Elections", "node 2", "node 3", "find", "sort"]
         assert seen[: len(head)] == head, seen
         assert "orders" in seen and "next" in seen, seen
         assert seen[-4:] == ["This as JSON", "Metrics", "Health", "Readiness"], seen
@@ -209,6 +209,13 @@ def pages_and_sorts_topics(browser, url):
         expect(bodies).to_have_count(25)
         page.locator("#sort").select_option("records")
         expect(bodies.first).to_contain_text("orders")
+        page.locator("#find").fill("ORDER")
+        expect(bodies).to_have_count(1)
+        expect(page.locator("#range")).to_contain_text("1 to 1 of 1, 0 more")
+        page.locator("#find").fill("no such topic")
+        expect(page.locator("#topics-unfound")).to_be_visible()
+        page.locator("#find").fill("")
+        expect(bodies).to_have_count(25)
 
 
 def hostile_names_are_text(browser, url):

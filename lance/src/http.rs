@@ -201,7 +201,7 @@ async fn status_document(
     let query = match query {
         Ok(Query(query)) => query,
         Err(error) => {
-            let text = format!("{error}; may be given: topics, skip, and sort=name, rate, size or records\n");
+            let text = format!("{error}; may be given: topics, skip, find, and sort=name, rate, size or records\n");
             return one_request(StatusCode::BAD_REQUEST, text);
         }
     };

@@ -31,6 +31,8 @@ pub struct Query {
     pub skip: usize,
     /// The order.
     pub sort: Sort,
+    /// Only topics that have this in their names, in whatever case; all if it is empty.
+    pub find: String,
 }
 
 /// An order of topics. What is equal is in the order of names.
@@ -218,6 +220,9 @@ pub struct TopicsView {
     pub size_bytes: u64,
     /// Records that all topics get in a second; `None` until a second snapshot was made.
     pub records_per_second: Option<f64>,
+    /// How many of those of which something is known have in their names what was asked for.
+    #[serde(default)]
+    pub found: usize,
     /// The order of the page.
     pub sort: Sort,
     /// Topics before the page.
@@ -408,9 +413,12 @@ fn topics_view(snapshot: &Snapshot, rates: &TopicRates, query: &Query) -> Topics
         Sort::Size => topics.sort_by_key(|topic| std::cmp::Reverse(topic.size_bytes)),
         Sort::Records => topics.sort_by_key(|topic| std::cmp::Reverse(topic.records)),
     }
-    let skip = query.skip.min(topics.len());
+    let wanted = query.find.to_lowercase();
+    let found: Vec<&Sums<'_>> =
+        topics.iter().filter(|topic| topic.topic.name.to_lowercase().contains(&wanted)).collect();
+    let skip = query.skip.min(found.len());
     let page: Vec<TopicView> =
-        topics[skip..].iter().take(query.topics.unwrap_or(TOPICS).min(MAX_TOPICS)).map(Sums::view).collect();
+        found[skip..].iter().take(query.topics.unwrap_or(TOPICS).min(MAX_TOPICS)).map(|topic| topic.view()).collect();
     TopicsView {
         count: snapshot.topic_count,
         left_out: snapshot.topic_count - topics.len(),
@@ -418,9 +426,10 @@ fn topics_view(snapshot: &Snapshot, rates: &TopicRates, query: &Query) -> Topics
         records: topics.iter().map(|topic| topic.records).sum(),
         size_bytes: topics.iter().map(|topic| topic.size_bytes).sum(),
         records_per_second: rates.total(),
+        found: found.len(),
         sort: query.sort,
         skip,
-        more: topics.len() - skip - page.len(),
+        more: found.len() - skip - page.len(),
         page,
     }
 }

@@ -105,7 +105,7 @@ fn a_view_says_what_the_snapshot_says() {
 fn topics_come_in_pages_in_the_order_asked_for() {
     let snapshot = snapshot(1, vec![topic(1, "a", &[5]), topic(2, "b", &[9]), topic(3, "c", &[7])]);
     let names = |sort, skip, topics| -> (Vec<String>, usize) {
-        let view = shown(&snapshot, &Query { topics: Some(topics), skip, sort });
+        let view = shown(&snapshot, &Query { topics: Some(topics), skip, sort, ..Query::default() });
         (view.topics.page.iter().map(|topic| topic.name.clone()).collect(), view.topics.more)
     };
     assert_eq!(names(Sort::Name, 0, 2), (vec!["a".into(), "b".into()], 1));
@@ -113,6 +113,21 @@ fn topics_come_in_pages_in_the_order_asked_for() {
     assert_eq!(names(Sort::Size, 0, 2), (vec!["b".into(), "c".into()], 1));
     assert_eq!(names(Sort::Records, 1, 9), (vec!["c".into(), "a".into()], 0));
     assert_eq!(names(Sort::Name, 99, 2), (vec![], 0), "past the end");
+}
+
+#[test]
+fn topics_are_found_by_a_part_of_their_names() {
+    let snapshot = snapshot(1, vec![topic(1, "Orders", &[5]), topic(2, "payments", &[9]), topic(3, "re-orders", &[7])]);
+    let found = |find: &str, skip| {
+        let view = shown(&snapshot, &Query { find: find.into(), skip, topics: Some(1), ..Query::default() }).topics;
+        let names: Vec<String> = view.page.iter().map(|topic| topic.name.clone()).collect();
+        assert_eq!((view.count, view.partitions), (3, 3), "the sums are of all");
+        (names.concat(), view.found, view.more)
+    };
+    assert_eq!(found("ORDER", 0), ("Orders".into(), 2, 1));
+    assert_eq!(found("order", 1), ("re-orders".into(), 2, 0));
+    assert_eq!(found("", 0), ("Orders".into(), 3, 2));
+    assert_eq!(found("none", 0), (String::new(), 0, 0));
 }
 
 #[test]

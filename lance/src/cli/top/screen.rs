@@ -69,7 +69,7 @@ impl Screen {
     /// What is to be asked for: some topics before the one at the top too, so that going back shows them at once.
     pub(super) fn query(&self) -> Query {
         let before = TOPICS / 4;
-        Query { topics: Some(TOPICS), skip: self.topic.saturating_sub(before), sort: self.sort }
+        Query { topics: Some(TOPICS), skip: self.topic.saturating_sub(before), sort: self.sort, ..Query::default() }
     }
 
     /// Take a document, or the reason why there is none: then the old one stays, and is marked.

@@ -197,7 +197,7 @@ fn what_lies_beyond_the_page_is_asked_for() {
     };
     let mut screen = Screen::new(page(0));
     drawn(&mut screen, 100, 30);
-    assert_eq!(screen.query(), Query { topics: Some(100), skip: 0, sort: Sort::Name });
+    assert_eq!(screen.query(), Query { topics: Some(100), ..Query::default() });
     screen.scroll_down(90);
     let query = screen.query();
     assert_eq!(query.skip, 65);
