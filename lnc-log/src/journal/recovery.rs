@@ -217,7 +217,7 @@ fn recover_from<D: Disk>(
         }
         chain.epoch = chain.epoch.max(mark.epoch);
         if lost.is_some() {
-            let mark = after_loss(mark, &sources[..sources.len().min(at + 1)], &chain, &recovered);
+            let mark = as_found(mark, &sources[..sources.len().min(at + 1)], &chain, &recovered);
             // In both places: what the older one says may be true again of flushes to come, and it knows of no doubt.
             marks.write_now(disk, mark.clone())?;
             marks.write_now(disk, mark)?;
@@ -233,6 +233,13 @@ fn recover_from<D: Disk>(
     // What was read may have come from a cache that a killed process left behind: it counts only once it is synced.
     for source in &sources[..=at] {
         disk.run(Op::Sync { file: source.id }).map_err(failed("sync", &file_path(source.number)))?;
+    }
+    if let Some(mark) =
+        mark.as_ref().filter(|mark| recovered.lost_tail.is_none() && newer(mark, &chain, u64::MAX).is_some())
+    {
+        // From here on flushes say that what was found is durable: without a mark that says so too, the next start would take
+        // this one for one of an older time.
+        marks.write_now(disk, as_found(mark, &sources[..=at], &chain, &recovered))?;
     }
     let spares = sources.split_off(at + 1);
     let here = &mut sources[at];
@@ -348,20 +355,26 @@ fn lost_tail(mark: &Mark, sources: &[Source], begins: u64, chain: &Chain, end: &
 /// Whether the journal has what was durable only once a newer mark than this one said so: then this one is from an older time, and
 /// what the newer one named may be missing behind what is there.
 fn outdated(mark: &Mark, chain: &Chain, end: &End, here: Option<&Source>) -> Option<LostTail> {
+    let expected = newer(mark, chain, chain.attested)?;
     let newest = mark.files.last_key_value().map_or(0, |(number, _)| *number);
-    let file = chain.begun.range(newest + 1..).find(|(_, number)| **number <= chain.attested);
+    let found = format!("one of an older time, whose newest file is {}", file_path(newest));
+    Some(LostTail { file: here.map_or(newest, |here| here.number), position: end.position, expected, found })
+}
+
+/// What flushes up to this number have that a mark must know, and this one does not: a mark that would.
+fn newer(mark: &Mark, chain: &Chain, upto: u64) -> Option<String> {
+    let newest = mark.files.last_key_value().map_or(0, |(number, _)| *number);
+    let file = chain.begun.range(newest + 1..).find(|(_, number)| **number <= upto);
     let vote = chain.voted.iter().find(|(group, (term, vote, number))| {
         let known = mark.groups.get(group).copied().unwrap_or_default();
         let is_newer = *term > known.term || (*term == known.term && known.vote.is_none() && vote.is_some());
-        is_newer && *number <= chain.attested
+        is_newer && *number <= upto
     });
-    let expected = match (file, vote) {
-        (Some((file, _)), _) => format!("a mark that names {}, which is in use", file_path(*file)),
-        (None, Some((group, (term, ..)))) => format!("a mark that knows of term {term} of group {}", group.0),
-        (None, None) => return None,
-    };
-    let found = format!("one of an older time, whose newest file is {}", file_path(newest));
-    Some(LostTail { file: here.map_or(newest, |here| here.number), position: end.position, expected, found })
+    match (file, vote) {
+        (Some((file, _)), _) => Some(format!("a mark that names {}, which is in use", file_path(*file))),
+        (None, Some((group, (term, ..)))) => Some(format!("a mark that knows of term {term} of group {}", group.0)),
+        (None, None) => None,
+    }
 }
 
 /// Take over what the mark knows of the groups. After a loss it is not known what they had: none of them may vote before it
@@ -397,8 +410,8 @@ fn take_mark(
     }
 }
 
-/// The mark once a loss is known: it goes on from what is there, and the groups are in doubt.
-fn after_loss(mark: &Mark, sources: &[Source], chain: &Chain, recovered: &Recovered) -> Mark {
+/// What the mark is to say of what was found: it goes on from there. Groups of which something is lost are in doubt.
+fn as_found(mark: &Mark, sources: &[Source], chain: &Chain, recovered: &Recovered) -> Mark {
     let group = |(id, group): (&GroupId, &RecoveredGroup)| {
         let (term, vote) = group.hard_state.unwrap_or_default();
         (*id, GroupMark { term, vote, in_doubt: recovered.in_doubt.get(id).copied().unwrap_or_default() })

@@ -144,6 +144,7 @@ fn check(mut disk: MemoryDisk, config: &JournalConfig, run: &Run, context: &str)
     let mut disk = disk.crash(CrashChoice::Nothing);
     let (_, third) = open(&mut disk, config.clone(), start);
     assert_eq!(history.matching(&third, start), Some(history.durable), "{context}: leftovers came back");
+    assert_eq!((&third.lost_tail, third.in_doubt.len()), (&None, 0), "{context}: nothing was lost");
 }
 
 fn stop_everywhere(order: Order, max_in_flight: usize, marked: bool) {

@@ -193,6 +193,30 @@ fn a_mark_from_before_a_vote_is_a_loss() {
     assert!(lost.contains("term 9 of group 1"), "{lost}");
 }
 
+/// Twice in a row power goes between a flush and the mark that is to say so: nothing is lost, and nothing is missed.
+#[test]
+fn a_vote_without_its_mark_is_no_loss_at_the_next_start_but_one() {
+    let (mut disk, mut history) = marked(1);
+    let (mut journal, _) = reopen(&mut disk).expect("whole");
+    let before = disk.file("DURABLE").expect("it is there");
+    history.hard_state(&mut journal, 1, 9, Some(3));
+    journal.flush(&mut disk);
+    settle(&mut journal, &mut disk).expect("healthy");
+    let mut disk = disk.crash(CrashChoice::Nothing);
+    disk.replace("DURABLE", &before);
+    let (mut journal, recovered) = reopen(&mut disk).expect("whole");
+    assert_eq!((recovered.lost_tail, recovered.in_doubt.len()), (None, 0));
+    let before = disk.file("DURABLE").expect("it is there");
+    journal.append_entry(DATA, 9, ENTRIES + 1, 0, b"says that the vote is durable");
+    journal.flush(&mut disk);
+    settle(&mut journal, &mut disk).expect("healthy");
+    let mut disk = disk.crash(CrashChoice::Nothing);
+    disk.replace("DURABLE", &before);
+    let (_, recovered) = reopen(&mut disk).expect("whole");
+    assert_eq!((recovered.lost_tail, recovered.in_doubt.len()), (None, 0));
+    assert_eq!(recovered.groups[&DATA].hard_state, Some((9, Some(3))));
+}
+
 /// `FORMAT` says that there need not be a mark, as it does when a bit of it flips; the files know better.
 #[test]
 fn a_mark_that_is_gone_is_missed_whatever_the_format_says() {
