@@ -442,7 +442,7 @@ impl Server {
     /// connect.
     fn follow_format(&mut self) -> Result<(), ServerError> {
         let format = self.broker.stored_format();
-        if format > self.data_dir.format() {
+        if format > self.data_dir.format() || !self.data_dir.has_noted_format() {
             match self.data_dir.raise_format(format) {
                 Err(error) if error.is_full() => {
                     tracing::warn!(%error, "no space to note the cluster's format; trying again. Make room in the data directory");
@@ -672,7 +672,11 @@ async fn form(
         let mut state = match decide(&own, &configured, config.cluster.data_groups, &heard.now(now_us)) {
             // Those who call may have admitted it: it would be in both.
             Decision::Join(cluster) if elsewhere.iter().any(|(_, id)| *id != cluster.id) => {
-                format!("this node would belong to cluster {:032x}, and hears of another one", cluster.id)
+                format!(
+                    "this node would belong to cluster {:032x}, and hears of another one: it belongs to neither as long as nodes \
+                     of both call it",
+                    cluster.id
+                )
             }
             Decision::Join(cluster) => {
                 let named =
@@ -705,10 +709,11 @@ async fn form(
                 return Err(ServerError::Conflict(list.join(", ")));
             }
         };
+        let elsewhere = heard.long_elsewhere(now_us);
         if !elsewhere.is_empty() {
             state += &format!(
-                "; nodes {} of a cluster call this one, and `cluster.nodes` does not lead to them: list those that `lance \
-                 cluster status` shows, and start again",
+                "; nodes {} of a cluster call this one, and `cluster.nodes` does not lead to them: if it is theirs, list those that \
+                 `lance cluster status` shows there, and start again; if not, stop them, or have them call elsewhere",
                 Nodes(&elsewhere.into_iter().map(|(node, _)| node).collect())
             );
         }

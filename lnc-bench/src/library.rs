@@ -111,7 +111,7 @@ pub(crate) fn run(args: &ProduceArgs) -> Result<Report, BenchError> {
     });
     failed.fetch_or(result.is_err(), Ordering::Relaxed);
     let (usage, watched) = watcher.join().map_err(|_| BenchError::Thread)?;
-    topics::clean_up(&args.cluster, &created)?;
+    topics::clean_up(&args.cluster, &created);
     result?;
     let mut report = Report::new(describe(args, &topology), args.load.duration, &recorder.borrow());
     report.offered_per_second = args.load.rate;

@@ -98,7 +98,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &LoadArgs, reading: Option<&Readi
         total.merge(&counted.recorder);
         deliveries = deliveries.or(counted.deliveries);
     }
-    topics::clean_up(cluster, &plan.created)?;
+    topics::clean_up(cluster, &plan.created);
     let mut report = Report::new(describe(&plan), args.duration, &total);
     report.offered_per_second = args.rate;
     report.with_usage(usage?, watched.environment(Some(args.acks.name())));

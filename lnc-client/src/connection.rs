@@ -100,6 +100,8 @@ struct State {
     heard_at: Instant,
     /// Why the connection ended. Set once.
     ended: Option<Error>,
+    /// `Hello` was answered.
+    greeted: bool,
 }
 
 impl Connection {
@@ -118,7 +120,13 @@ impl Connection {
         let stream = TcpStream::connect(&**address).await.map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
         let (reader, writer) = stream.into_split();
-        let state = State { outgoing: BytesMut::new(), slots: Slots::default(), heard_at: Instant::now(), ended: None };
+        let state = State {
+            outgoing: BytesMut::new(),
+            slots: Slots::default(),
+            heard_at: Instant::now(),
+            ended: None,
+            greeted: false,
+        };
         let shared = Arc::new(Shared {
             address: address.clone(),
             state: Mutex::new(state),
@@ -147,6 +155,7 @@ impl Connection {
             Err(reply) => return Err(Error::protocol(address, format_args!("refused Hello: {reply}"))),
         };
         let max_queued_bytes = options.max_queued_bytes;
+        shared.lock().greeted = true;
         Ok(Connection { handle: Arc::new(Handle { shared, hello, max_queued_bytes, tasks }) })
     }
 
@@ -329,13 +338,17 @@ impl Shared {
         Err(error)
     }
 
-    /// What the broker says about the connection as a whole, before it closes it: a reply without an opcode.
+    /// What the broker says about the connection as a whole, before it closes it: a reply without an opcode. On one that was
+    /// in use it is lost, and nobody knows what became of the requests under way.
     fn about_connection(&self, frame: &Frame) -> Option<Error> {
-        if frame.header.opcode != 0 {
-            return None;
-        }
         // A refusal is the same for every request.
-        let reply = decode_reply(Opcode::Ping, frame.body.clone()).ok()?.result.err()?;
+        let reply = match decode_reply(Opcode::Ping, frame.body.clone()).map(|reply| reply.result) {
+            Ok(Err(reply)) => reply,
+            _ => return Some(Error::protocol(&self.address, "sent a reply to no request")),
+        };
+        if self.lock().greeted {
+            return Some(Error::lost(&self.address, reply));
+        }
         let operation = Operation::new("connect");
         Some(Error::Broker { operation, address: self.address.clone(), reply: Box::new(reply) })
     }
@@ -418,11 +431,13 @@ async fn read_replies(shared: Arc<Shared>, mut socket: OwnedReadHalf, max_body: 
                 Err(error) => break Some(error),
             }
         };
-        if let Some(error) = frames.iter().find_map(|frame| shared.about_connection(frame)) {
-            return shared.end(error);
-        }
+        // What was answered before it counts.
+        let about = frames.iter().position(|frame| frame.header.opcode == 0).map(|at| frames.split_off(at));
         if !shared.deliver(&mut frames, &mut wakers) {
             return shared.end(Error::protocol(&shared.address, "sent an answer to a request that was never made"));
+        }
+        if let Some(error) = about.and_then(|frames| shared.about_connection(frames.first()?)) {
+            return shared.end(error);
         }
         match damage {
             None => {}

@@ -66,8 +66,12 @@ impl Wish {
         self.answer.get().cloned()
     }
 
-    /// The refresh that asked for the topic has ended.
+    /// The refresh that asked for the topic has ended. A failure that would not pass may be of what others asked: then each
+    /// asks by itself.
     pub(crate) fn fulfil(&self, result: &Result<()>) {
+        if result.as_ref().is_err_and(|error| !error.is_retriable()) {
+            return;
+        }
         // It may have been so by an earlier one, of which the asker has not heard yet.
         let _ = self.answer.set(result.clone());
     }

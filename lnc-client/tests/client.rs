@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use lnc_client::{Client, ConnectOptions, Connection, Error, ErrorCode, OffsetSpec, Record, Start};
 use lnc_protocol::ErrorReply;
 use lnc_protocol::frame::Flags;
-use lnc_protocol::message::{DescribeTopicRequest, Reply, Request, Response, encode_reply};
+use lnc_protocol::message::{DescribeTopicRequest, HelloResponse, Opcode, Reply, Request, Response, encode_reply};
 use support::{Action, Cluster};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -347,4 +347,45 @@ async fn a_refusal_of_the_connection_is_told_as_the_broker_put_it() {
     let error = connected.map(drop).unwrap_err();
     assert_eq!((error.code(), error.is_retriable()), (Some(ErrorCode::Overloaded), true));
     assert!(error.to_string().contains("which is its limit"), "{error}");
+}
+
+/// On a connection in use, the same says nothing of what became of the requests under way; what was answered before it counts.
+#[tokio::test]
+async fn a_word_about_a_connection_in_use_is_the_loss_of_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let serve = async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (mut received, mut requests) = (BytesMut::new(), Vec::new());
+        while requests.len() < 3 {
+            while let Some(frame) = lnc_protocol::frame::decode(&mut received, 1 << 20).unwrap() {
+                requests.push(frame.header.correlation);
+                if requests.len() == 1 {
+                    let hello = Response::Hello(HelloResponse { version: 1, ..HelloResponse::default() });
+                    let mut out = BytesMut::new();
+                    encode_reply(&mut out, Opcode::Hello, requests[0], &hello.into());
+                    stream.write_all(&out).await.unwrap();
+                }
+            }
+            if requests.len() < 3 {
+                assert!(stream.read_buf(&mut received).await.unwrap() > 0);
+            }
+        }
+        let mut out = BytesMut::new();
+        encode_reply(&mut out, Opcode::Ping, requests[1], &Response::Pong.into());
+        let error = ErrorReply::new(ErrorCode::CorruptFrame, "a checksum is wrong");
+        encode_reply(&mut out, 0, 0, &Reply { result: Err(error) });
+        stream.write_all(&out).await.unwrap();
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    };
+    let ask = async {
+        let connection = Connection::connect(&address, &ConnectOptions::default()).await.unwrap();
+        let first = connection.submit(&Request::Ping, Flags::NONE);
+        let second = connection.submit(&Request::Ping, Flags::NONE);
+        assert!(matches!(first.await.unwrap().result, Ok(Response::Pong)));
+        let error = second.await.map(drop).unwrap_err();
+        assert!(matches!(error, Error::ConnectionLost { .. }) && error.is_retriable(), "{error}");
+        assert!(error.to_string().contains("a checksum is wrong"), "{error}");
+    };
+    tokio::join!(serve, ask);
 }

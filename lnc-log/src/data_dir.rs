@@ -163,6 +163,8 @@ pub struct DataDir {
     root: PathBuf,
     identity: Option<Identity>,
     format: u32,
+    /// The format that the identity says; 0 if it says none.
+    noted: u32,
     /// Closing it releases the lock.
     _lock: File,
 }
@@ -187,9 +189,11 @@ impl DataDir {
             return Err(damaged(&root.join(FORMAT), expected, format!("format {format}")));
         }
         refuse_closed(&root)?;
-        let mut data = Self { root, identity, format, _lock: lock };
-        if reached < format {
-            data.note_format()?;
+        let mut data = Self { root, identity, format, noted: reached, _lock: lock };
+        match data.note_format() {
+            // It is noted once there is space, with the next start at the latest.
+            Err(error) if error.is_full() => tracing::warn!(%error, "no space to note the format beside the identity"),
+            noted => noted?,
         }
         Ok(data)
     }
@@ -248,22 +252,26 @@ impl DataDir {
         if format > self.format {
             write_format(&self.root, format)?;
             self.format = format;
-            self.note_format()?;
         }
-        Ok(())
+        self.note_format()
+    }
+
+    /// Whether the identity says the format too, where it is one that it says.
+    pub fn has_noted_format(&self) -> bool {
+        self.identity.is_none() || self.format < MARK_FORMAT || self.noted >= self.format
     }
 
     /// Have the identity say the format, if it is one that it says.
     fn note_format(&mut self) -> Result<(), DataDirError> {
-        match self.identity.clone() {
-            Some(identity) if self.format >= MARK_FORMAT => self.store(identity),
-            _ => Ok(()),
+        match self.identity.clone().filter(|_| !self.has_noted_format()) {
+            Some(identity) => self.store(identity),
+            None => Ok(()),
         }
     }
 
     fn store(&mut self, identity: Identity) -> Result<(), DataDirError> {
         write_atomically(&self.root, IDENTITY, &encode_identity(&identity, self.format))?;
-        self.identity = Some(identity);
+        (self.identity, self.noted) = (Some(identity), self.format);
         Ok(())
     }
 }
@@ -357,13 +365,9 @@ fn refuse_closed(root: &Path) -> Result<(), DataDirError> {
         accessat(CWD, path, all, AtFlags::EACCESS).map_err(|error| at("read, write and search", path)(error.into()))
     };
     has_all(root)?;
-    for entry in fs::read_dir(root).map_err(at("list", root))? {
-        let entry = entry.map_err(at("list", root))?;
-        if entry.file_name() != "lost+found" && entry.path().is_dir() {
-            has_all(&entry.path())?;
-        }
-    }
-    Ok(())
+    // What else is there is somebody else's.
+    let own = ["journal", "checkpoint", "segments", "incoming"].map(|name| root.join(name));
+    own.iter().filter(|path| path.is_dir()).try_for_each(|path| has_all(path))
 }
 
 /// The text of a small file; `None` if it does not exist.

@@ -436,7 +436,14 @@ pub fn decide(
 pub struct Heard {
     said: BTreeMap<NodeId, (Identity, u64)>,
     /// Nodes of a cluster that have dialled this one, of which and when. At most [`MAX_MEMBERS`]: anybody may say so.
-    called: BTreeMap<(NodeId, u128), u64>,
+    called: BTreeMap<(NodeId, u128), Called>,
+}
+
+/// When a peer dialled this node, first and last.
+#[derive(Clone, Copy, Debug)]
+struct Called {
+    first_us: u64,
+    last_us: u64,
 }
 
 impl Heard {
@@ -456,17 +463,25 @@ impl Heard {
         let Some(cluster) = &identity.cluster else { return };
         let who = (NodeId(identity.node.node()), cluster.id);
         if self.called.len() < MAX_MEMBERS || self.called.contains_key(&who) {
-            self.called.insert(who, now_us);
+            self.called.entry(who).or_insert(Called { first_us: now_us, last_us: now_us }).last_us = now_us;
         }
     }
 
     /// Nodes that dial this one from where its configuration does not lead, or as members of another cluster than what is
     /// there; with their clusters.
     pub fn elsewhere(&mut self, now_us: u64) -> BTreeSet<(NodeId, u128)> {
-        self.called.retain(|_, at_us| now_us <= *at_us + Self::MEMORY_US);
+        self.called.retain(|_, called| now_us <= called.last_us + Self::MEMORY_US);
         let said = |node: &NodeId| self.said.get(node).and_then(|(identity, _)| identity.cluster.as_ref());
         let is_heard = |node: &NodeId, id: u128| said(node).is_some_and(|cluster| cluster.id == id);
         self.called.keys().filter(|(node, id)| !is_heard(node, *id)).copied().collect()
+    }
+
+    /// The same, of those who have done so for a while: while a cluster forms, who has joined it dials before it is dialled.
+    pub fn long_elsewhere(&mut self, now_us: u64) -> BTreeSet<(NodeId, u128)> {
+        const WHILE_US: u64 = 2_000_000;
+        let mut callers = self.elsewhere(now_us);
+        callers.retain(|who| self.called.get(who).is_some_and(|called| now_us >= called.first_us + WHILE_US));
+        callers
     }
 
     /// Whether a peer was something else when it was last heard.
@@ -522,12 +537,15 @@ mod tests {
         heard.call(2, &fresh(6, 66));
         let told = |heard: &mut Heard, now| heard.elsewhere(now).into_iter().map(|(node, _)| node).collect::<Vec<_>>();
         assert_eq!(told(&mut heard, 3), [NodeId(4), NodeId(5)]);
+        assert_eq!(heard.long_elsewhere(3), BTreeSet::new());
+        heard.call(2_000_000, &member(4));
+        assert_eq!(heard.long_elsewhere(2_000_001).len(), 2);
         heard.note(4, member(5));
         heard.note(4, fresh(4, 44));
         assert_eq!(told(&mut heard, 5), [NodeId(4)], "the other one is where it was dialled, this one is two");
         (100..1000).for_each(|node| heard.call(6, &member(node)));
         assert!(heard.elsewhere(6).len() <= MAX_MEMBERS);
-        assert_eq!(heard.elsewhere(7 + Heard::MEMORY_US), BTreeSet::new());
+        assert_eq!(heard.elsewhere(2_000_001 + Heard::MEMORY_US), BTreeSet::new());
     }
 
     fn fresh(node: u64, incarnation: u64) -> Identity {

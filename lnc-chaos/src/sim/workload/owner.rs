@@ -99,6 +99,8 @@ impl Owner {
                     format!("topic {:?} with id {id} takes a record after its deletion was answered", self.name(env));
                 return Err(Violation::new("deleted-stays", what));
             }
+            // Who creates it a second time, for want of an answer, may be heard after the deletion.
+            (Phase::Deleted { id, .. }, Response::DescribeTopic(topic)) if topic.topic_id != id => {}
             (Phase::Deleted { id, .. }, Response::DescribeTopic(topic)) => {
                 let what = format!("topic {:?} with id {id} was deleted, and is there as {topic:?}", self.name(env));
                 return Err(Violation::new("deleted-stays", what));
@@ -112,7 +114,7 @@ impl Owner {
 
     fn refused(&mut self, code: ErrorCode) -> bool {
         match self.phase {
-            Phase::Deleted { .. } => code == ErrorCode::UnknownTopic,
+            Phase::Deleted { .. } => matches!(code, ErrorCode::UnknownTopic | ErrorCode::TopicIdMismatch),
             // An earlier attempt was heard after all; when its partitions are gone, nobody has said.
             Phase::Deleting { .. } if code == ErrorCode::UnknownTopic => {
                 self.next_topic();
