@@ -508,11 +508,13 @@ impl<D: Disk> Broker<D> {
             && (members.of_node(id.node()).is_none_or(|m| m.id != id) || members.current().any(replaced))
     }
 
-    /// Everyone whom a group of partitions names, as far as this replica knows; `None` if it does not know all of them.
+    /// Everyone whom a group of partitions names; `None` if this replica does not know all of them, as one does not that is
+    /// behind.
     fn named_by_data_groups(&self) -> Option<BTreeSet<NodeId>> {
         let mut named = BTreeSet::new();
         for group in self.shard.group_ids().filter(|group| *group != META) {
-            let status = self.shard.status(group).filter(|status| status.configuration_committed)?;
+            let known = |status: &Status| status.configuration_committed && self.is_fresh(group);
+            let status = self.shard.status(group).filter(known)?;
             named.extend(status.configuration.members());
         }
         Some(named)
