@@ -10,6 +10,7 @@ pub mod dev;
 #[path = "../tests/documents/mod.rs"]
 mod documents;
 mod foreign;
+mod forming;
 pub mod gateway;
 pub mod heard;
 pub mod http;
