@@ -120,7 +120,7 @@ pub enum Output {
     },
     /// A request that another node must serve. What becomes of it there is told with [`Broker::passed`].
     Forward {
-        /// Its number.
+        /// Its number, of this attempt alone.
         ticket: u64,
         /// Whose request.
         caller: Caller,

@@ -35,17 +35,10 @@ const MOVE_US: u64 = 1_000_000;
 /// How long entries of a leader that has handed over may take to be committed by the next one, in microseconds.
 const SETTLE_US: u64 = 1_000_000;
 
-/// Whether an error says that a request is not stored, though it is given without a look whether it is.
-fn hides_the_outcome(code: ErrorCode) -> bool {
-    !matches!(
-        code,
-        ErrorCode::None
-            | ErrorCode::Timeout
-            | ErrorCode::LeadershipLost
-            | ErrorCode::OutOfOrderSequence
-            | ErrorCode::UnknownProducer
-            | ErrorCode::FencedProducer
-    )
+/// Whether an error says that this attempt of a request did nothing. What another attempt did, it does not say: one that came
+/// before what it had to follow is refused as out of order, and the next one is stored.
+fn says_not_stored(code: ErrorCode) -> bool {
+    !matches!(code, ErrorCode::None | ErrorCode::Timeout | ErrorCode::LeadershipLost)
 }
 
 /// When the request that is being served came, and when its time is up, in microseconds.
@@ -89,11 +82,13 @@ struct Passed {
     body: Bytes,
     patience: Patience,
     place: Place,
+    /// The attempt at the node that it was passed on to; what is heard of earlier ones counts no more.
+    attempt: u64,
     /// Since when it has waited here for a leader, first of all.
     held_us: Option<u64>,
     /// Since when the node that it was passed on to is known not to lead.
     moved_us: Option<u64>,
-    /// A leader may have it already.
+    /// A leader may have it already, or get it yet, by an attempt before this one.
     received: bool,
     /// What leaders decide is passed on; what this node answers once they have spoken is not.
     decides: bool,
@@ -145,8 +140,8 @@ struct Move {
 #[derive(Default)]
 pub(super) struct PassedOn {
     requests: BTreeMap<Key, Passed>,
-    /// By ticket, those that were passed on.
-    away: BTreeMap<u64, (GroupId, u64)>,
+    /// By attempt, those that were passed on.
+    away: BTreeMap<u64, Key>,
     /// Requests of each group that wait here, or at a node that is not known to lead. None is 0.
     unsettled: BTreeMap<GroupId, usize>,
     /// Bytes of those that wait here.
@@ -208,13 +203,14 @@ impl<D: Disk> Broker<D> {
 
     fn new_passed(&self, caller: Caller, opcode: Opcode, body: Bytes, held_us: Option<u64>, decides: bool) -> Passed {
         let (patience, place) = (self.patience(), Place::Here { not_before_us: 0 });
-        Passed { caller, opcode, body, patience, place, held_us, moved_us: None, received: false, decides }
+        let (attempt, moved_us, received) = (0, None, false);
+        Passed { caller, opcode, body, patience, place, attempt, held_us, moved_us, received, decides }
     }
 
     /// A request is answered with this error: what it must be to say no more than is known.
     pub(super) fn honest_refusal(&mut self, caller: Caller, error: ErrorReply) -> ErrorReply {
         let in_doubt = self.passed_on.in_doubt.remove(&(caller.connection, caller.correlation));
-        match in_doubt && hides_the_outcome(error.code) {
+        match in_doubt && says_not_stored(error.code) {
             true => ErrorReply {
                 code: ErrorCode::LeadershipLost,
                 message: format!("{}; a leader before this one may have it", error.message),
@@ -298,12 +294,14 @@ impl<D: Disk> Broker<D> {
             return self.refuse(passed.caller, passed.opcode, ErrorCode::Overloaded, message);
         }
         passed.place = Place::At(to);
+        passed.attempt = self.ticket();
         passed.moved_us = None;
+        let attempt = passed.attempt;
         let (caller, opcode, body) = (passed.caller, passed.opcode, passed.body.clone());
         self.in_flight_bytes += body.len();
-        self.passed_on.away.insert(key.2, (key.0, key.1));
+        self.passed_on.away.insert(attempt, key);
         self.passed_on.requests.insert(key, passed);
-        self.outputs.push(Output::Forward { ticket: key.2, caller, opcode, body, to });
+        self.outputs.push(Output::Forward { ticket: attempt, caller, opcode, body, to });
     }
 
     fn take_passed(&mut self, key: Key) -> Option<Passed> {
@@ -313,7 +311,7 @@ impl<D: Disk> Broker<D> {
         if waited_here {
             self.passed_on.held_bytes -= passed.body.len();
         } else {
-            self.passed_on.away.remove(&key.2);
+            self.passed_on.away.remove(&passed.attempt);
         }
         if waited_here || passed.moved_us.is_some() {
             self.settled(key.0);
@@ -356,11 +354,10 @@ impl<D: Disk> Broker<D> {
         self.refuse(passed.caller, passed.opcode, code, message);
     }
 
-    /// What became of a request that was passed on.
-    pub fn passed(&mut self, clock: super::Clock, ticket: u64, passage: Passage) {
+    /// What became of a request that was passed on, in this attempt.
+    pub fn passed(&mut self, clock: super::Clock, attempt: u64, passage: Passage) {
         self.clock = clock;
-        let Some(&(group, connection)) = self.passed_on.away.get(&ticket) else { return };
-        let key = (group, connection, ticket);
+        let Some(&key) = self.passed_on.away.get(&attempt) else { return };
         let Some(mut passed) = self.take_passed(key) else { return };
         match passage {
             Passage::NotSent => self.keep(key, passed, PAUSE_US),
@@ -370,7 +367,7 @@ impl<D: Disk> Broker<D> {
             }
             Passage::Broken => {
                 let message =
-                    format!("the connection to the leader of group {} broke; the outcome is not known", group.0);
+                    format!("the connection to the leader of group {} broke; the outcome is not known", key.0.0);
                 self.refuse(passed.caller, passed.opcode, ErrorCode::LeadershipLost, message);
             }
             Passage::Answered(body) => self.answered_elsewhere(key, passed, body),
@@ -388,8 +385,8 @@ impl<D: Disk> Broker<D> {
         if (untouched && (!passed.received || passed.is_repeatable())) || (unknown && passed.is_repeatable()) {
             return self.repeat(key, passed);
         }
-        if passed.received && hides_the_outcome(code) {
-            // That leader refuses before it looks whether it has the batch already.
+        if passed.received && says_not_stored(code) {
+            // That leader may refuse before it looks whether it has the batch already.
             if code.is_retriable() && passed.is_repeatable() {
                 return self.keep(key, passed, PAUSE_US);
             }

@@ -315,6 +315,52 @@ fn who_may_have_been_heard_by_a_dead_leader_is_not_told_that_there_is_no_space()
     assert_eq!(leaders.len(), 2, "sometimes the node that was asked leads, and sometimes the other");
 }
 
+/// A former leader got a batch before the one that it follows, and its refusal comes late: when the batch has been given to the
+/// next leader, which stores it.
+#[test]
+fn what_a_former_leader_says_late_is_not_said_of_the_next_attempt() {
+    let mut repeated = 0;
+    for seed in 1..=6 {
+        let mut cluster = Cluster::ready(Settings { seed, ..Settings::default() });
+        cluster.create_topic("t", 1);
+        cluster.await_balance();
+        let mut producer = Producer::new(&mut cluster);
+        cluster.await_same();
+        let former = cluster.leader_of(DATA);
+        let [asked, heir] = cluster.followers_of(DATA)[..] else { panic!("three nodes") };
+        cluster.delay_answers_of(former);
+        let (first, second) = (producer.request("t", 0, &["a"]), producer.request("t", 0, &["b"]));
+        let calls = [second, first].map(|request| cluster.send(asked, &Request::Produce(request)));
+        cluster.ticks(5);
+        cluster.network.cut(Cut::way(former, asked));
+        cluster.network.cut(Cut::way(former, heir));
+        cluster.until("another node leads and settles what it found", |cluster| {
+            let leader = cluster.leader(DATA).filter(|leader| *leader != former);
+            leader.is_some_and(|leader| {
+                let view = cluster.view(leader, DATA);
+                view.commit == view.last
+            })
+        });
+        if cluster.leader_of(DATA) != heir {
+            continue;
+        }
+        repeated += 1;
+        let last = cluster.view(heir, DATA).last;
+        cluster.network.cut(Cut::channel(Channel::Replication));
+        cluster.until("both are given to the next leader", |cluster| cluster.view(heir, DATA).last > last);
+        assert_eq!(cluster.deliver_late_answers(), 2);
+        assert!(calls.iter().all(|call| !cluster.is_answered(*call)), "the next leader has not answered");
+        cluster.network.heal();
+        for call in calls {
+            let outcome = cluster.wait(call);
+            assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
+        }
+        cluster.await_same();
+        assert_eq!(pairs(&cluster.read_all(asked, "t", 0)), [(0, "a"), (1, "b")]);
+    }
+    assert!(repeated > 0, "sometimes the node that was not asked leads");
+}
+
 #[test]
 fn a_request_that_is_passed_on_waits_no_longer_than_its_client() {
     let (mut cluster, _) = with_topic();

@@ -29,6 +29,8 @@ struct Passing {
 pub(super) struct Passings {
     last: u64,
     under_way: BTreeMap<u64, Passing>,
+    /// The node whose answers to others are late, and those that are.
+    late: Option<(u64, Vec<(u64, u64, Passage)>)>,
 }
 
 impl Cluster {
@@ -53,11 +55,28 @@ impl Cluster {
 
     /// The answer to a request that was passed on.
     pub(super) fn answer_passed(&mut self, caller: Caller, opcode: Opcode, reply: &Reply) {
-        let Some(Passing { from, ticket, .. }) = self.passings.under_way.remove(&caller.correlation) else { return };
+        let Some(Passing { from, ticket, to }) = self.passings.under_way.remove(&caller.correlation) else { return };
         let mut bytes = BytesMut::new();
         encode_reply(&mut bytes, opcode, 0, reply);
         let frame = frame::decode(&mut bytes, usize::MAX).expect("a reply").expect("a whole one");
-        self.tell_passage(from, ticket, Passage::Answered(frame.body));
+        let passage = Passage::Answered(frame.body);
+        match &mut self.passings.late {
+            Some((node, late)) if *node == to => late.push((from, ticket, passage)),
+            _ => self.tell_passage(from, ticket, passage),
+        }
+    }
+
+    /// What a node answers to others is late from now on.
+    pub(crate) fn delay_answers_of(&mut self, node: u64) {
+        self.passings.late = Some((node, Vec::new()));
+    }
+
+    /// It arrives. Gives how many answers there were.
+    pub(crate) fn deliver_late_answers(&mut self) -> usize {
+        let (_, late) = self.passings.late.take().expect("some answers are late");
+        let count = late.len();
+        late.into_iter().for_each(|(from, ticket, passage)| self.tell_passage(from, ticket, passage));
+        count
     }
 
     /// A node is gone, and its connections with it.
