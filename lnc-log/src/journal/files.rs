@@ -55,6 +55,8 @@ pub(super) struct Spare {
     id: FileId,
     len: u64,
     state: SpareState,
+    /// It was there at the start, and has its space on the disk.
+    found: bool,
 }
 
 #[derive(Debug)]
@@ -111,14 +113,17 @@ impl Files {
         self.live.values().map(|f| f.len).sum::<u64>() + spares
     }
 
-    /// Add a spare found at recovery.
-    pub(super) fn add_ready_spare(&mut self, number: u64, id: FileId, len: u64) {
-        self.spares.push_back(Spare { number, id, len, state: SpareState::Ready });
+    /// Add a spare found at recovery. Whether its zeros are on the disk nobody knows: the process before may have ended because
+    /// that failed.
+    pub(super) fn add_found_spare(&mut self, number: u64, id: FileId, len: u64) {
+        let state = SpareState::Filling { done: 0, writing: false };
+        self.spares.push_back(Spare { number, id, len, state, found: true });
     }
 
     /// Bytes of the files that wait for their turn.
     pub(super) fn ready_bytes(&self) -> u64 {
-        self.spares.iter().filter(|spare| spare.state == SpareState::Ready).map(|spare| spare.len).sum()
+        let is_there = |spare: &&Spare| spare.state == SpareState::Ready || spare.found;
+        self.spares.iter().filter(is_there).map(|spare| spare.len).sum()
     }
 
     pub(super) fn has_spare(&self) -> bool {
@@ -166,7 +171,7 @@ impl Files {
     pub(super) fn prepare<D: Disk>(&mut self, disk: &mut D, len: u64, retry: bool) {
         if self.spares.is_empty() {
             let (number, id) = (self.next_number(), self.new_id());
-            self.spares.push_back(Spare { number, id, len, state: SpareState::Opening });
+            self.spares.push_back(Spare { number, id, len, state: SpareState::Opening, found: false });
             self.open_spare(disk, number, id);
             return;
         }
@@ -247,7 +252,7 @@ impl Files {
         } else {
             self.next_number()
         };
-        let spare = Spare { number, id: live.id, len: live.len, state: SpareState::Renaming };
+        let spare = Spare { number, id: live.id, len: live.len, state: SpareState::Renaming, found: false };
         if stuck {
             self.spares.push_front(spare);
         } else {
@@ -321,7 +326,7 @@ impl Files {
                 spare.state = SpareState::Full { opened: false };
             }
             (SpareState::Filling { .. } | SpareState::Syncing, Err(e)) if is_full(&e) => {
-                spare.state = SpareState::Emptying;
+                (spare.state, spare.found) = (SpareState::Emptying, false);
                 self.submit(disk, Task::Spare(number), Op::SetLen { file, len: 0 });
             }
             (SpareState::Emptying, Ok(_)) => spare.state = SpareState::Full { opened: true },

@@ -12,7 +12,7 @@ use super::{
 use crate::disk::{AlignedBuf, BLOCK, Disk, FileId, Op, Outcome};
 use bytes::Bytes;
 use lnc_mutation::{Mutation, mutated};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
 /// Flushes behind damage that are asked what was lost: those further on carry no copy of it.
@@ -109,6 +109,28 @@ enum Found {
     },
 }
 
+/// A flush of which only itself says that it was written.
+struct Unattested {
+    number: u64,
+    file: u64,
+    /// In bytes, of whole blocks.
+    position: u64,
+    len: u64,
+}
+
+impl Unattested {
+    /// The same bytes at the same place.
+    fn write_again<D: Disk>(&self, disk: &mut D, sources: &mut [Source]) -> Result<(), JournalError> {
+        let Some(source) = sources.iter_mut().find(|source| source.number == self.file) else { return Ok(()) };
+        let (file, position) = (source.id, self.position);
+        let bytes = source.bytes(disk, position, self.len)?;
+        let mut buf = AlignedBuf::with_capacity(bytes.len());
+        buf.extend_from_slice(bytes);
+        let op = Op::Write { file, position, buf, durable: false };
+        disk.run(op).map_err(failed("write", &file_path(self.file))).map(|_| ())
+    }
+}
+
 /// What precedes the next flush.
 struct Chain {
     /// Number of the last flush; unknown before the first, unless the journal starts there.
@@ -118,6 +140,8 @@ struct Chain {
     attested: u64,
     last_with_records: u64,
     recent: Recent,
+    /// The flushes that no later one has called durable.
+    unattested: VecDeque<Unattested>,
     /// What counts as durable only once the mark says it, with the number of the flush that brought it: the files, and the
     /// newest term and vote of each group.
     begun: BTreeMap<u64, u64>,
@@ -136,6 +160,7 @@ impl Chain {
             attested: 0,
             last_with_records: 0,
             recent: Recent::default(),
+            unattested: VecDeque::new(),
             begun: BTreeMap::new(),
             voted: BTreeMap::new(),
             marked: None,
@@ -230,23 +255,27 @@ fn recover_from<D: Disk>(
     }
     recovered.torn_tail = found.clone().map(|found| Cut { file: sources[at].number, position, found });
 
-    // What was read may have come from a cache that a killed process left behind: it counts only once it is synced.
+    // What was read may have come from a cache that a killed process left behind: it counts only once it is synced. And after
+    // a sync that has failed, the next one says nothing of what the cache still gives: it is written once more.
+    let known = chain.attested.max(mark.as_ref().map_or(0, |mark| mark.durable));
+    for flush in chain.unattested.iter().filter(|flush| flush.number > known) {
+        flush.write_again(disk, &mut sources)?;
+    }
     for source in &sources[..=at] {
         disk.run(Op::Sync { file: source.id }).map_err(failed("sync", &file_path(source.number)))?;
     }
-    if let Some(mark) =
-        mark.as_ref().filter(|mark| recovered.lost_tail.is_none() && newer(mark, &chain, u64::MAX).is_some())
-    {
+    if let Some(mark) = mark.as_ref().filter(|_| recovered.lost_tail.is_none()) {
         // From here on flushes say that what was found is durable: without a mark that says so too, the next start would take
-        // this one for one of an older time.
+        // this one for one of an older time. What was read of the mark itself may not be on the disk either.
         marks.write_now(disk, as_found(mark, &sources[..=at], &chain, &recovered))?;
     }
     let spares = sources.split_off(at + 1);
     let here = &mut sources[at];
-    if position == 0 && here.len < config.file_bytes {
-        let op = Op::ZeroFill { file: here.id, len: config.file_bytes };
-        disk.run(op).map_err(failed("fill", &file_path(here.number)))?;
-        here.len = config.file_bytes;
+    if position == 0 {
+        // Its zeros may be in the cache alone, and its length with them.
+        let len = here.len.max(config.file_bytes);
+        disk.run(Op::ZeroFill { file: here.id, len }).map_err(failed("fill", &file_path(here.number)))?;
+        here.len = len;
     }
     let (file, capacity) = (here.number, here.len);
     for source in sources {
@@ -581,6 +610,10 @@ fn scan<D: Disk>(
         if content {
             chain.last_with_records = header.number;
         }
+        let known = chain.unattested.partition_point(|flush| flush.number <= chain.attested);
+        chain.unattested.drain(..known);
+        let place = Unattested { number: header.number, file: header.file, position: start, len: summary.len };
+        chain.unattested.push_back(place);
         chain.recent.push(summary);
         position = start + header_len(&header);
     }
@@ -652,6 +685,7 @@ fn resume<D: Disk>(
             number: Some(number - 1),
             sequence: None,
             recent: Recent::default(),
+            unattested: VecDeque::new(),
             begun: BTreeMap::new(),
             voted: BTreeMap::new(),
             ..*chain
@@ -879,7 +913,7 @@ fn keep_spares<D: Disk>(
     let mut kept = 0;
     for spare in spares {
         if spare.number == next && spare.len >= config.file_bytes && kept < MAX_SPARES && !spare.bad {
-            files.add_ready_spare(spare.number, spare.id, spare.len);
+            files.add_found_spare(spare.number, spare.id, spare.len);
             (next, kept) = (next + 1, kept + 1);
         } else {
             let path = file_path(spare.number);

@@ -2,8 +2,8 @@
 
 use crate::harness::{History, config, open, settle, step};
 use lnc_log::disk::memory::{CrashChoice, Order};
-use lnc_log::disk::{Disk, MemoryDisk, Op};
-use lnc_log::journal::{Journal, JournalError, Location};
+use lnc_log::disk::{AlignedBuf, Disk, MemoryDisk, Op, Owner};
+use lnc_log::journal::{Journal, JournalError, JournalStart, Location};
 use std::io;
 
 const FILE_BYTES: u64 = 8 * 4096;
@@ -281,4 +281,72 @@ fn a_failed_sync_while_opening_is_an_error() {
     let result = Journal::open(&mut disk, config(FILE_BYTES, 2), Default::default());
     assert!(matches!(result, Err(JournalError::WriteFailed { operation: "sync", .. })));
     assert_eq!(disk.name(), "memory");
+}
+
+/// A cache may give what a failed sync did not write: the sync of the next process says nothing of that.
+#[test]
+fn what_a_start_reads_is_on_the_disk_though_the_sync_of_the_start_before_failed() {
+    let failing = |_, op: &Op| matches!(op, Op::Sync { .. }).then(|| io::Error::from_raw_os_error(5));
+    let (mut disk, mut journal, mut history) = started();
+    append(&mut disk, &mut journal, &mut history, 1, 10);
+    disk.set_order(Order::Held);
+    for index in 2..=3 {
+        history.entry(&mut journal, 1, 1, index, 5000);
+        history.flush(&mut journal, &mut disk);
+    }
+    // The process is gone when its writes are in a cache.
+    let mut disk = disk.kill(u64::MAX);
+    disk.set_order(Order::Immediate);
+    disk.inject(Some(Box::new(failing)));
+    assert!(Journal::open(&mut disk, config(FILE_BYTES, 2), JournalStart(0)).is_err());
+    disk.inject(None);
+    let mut disk = disk.kill(0);
+    let (_, recovered) = open(&mut disk, config(FILE_BYTES, 2), 0);
+    assert_eq!(history.matching(&recovered, 0), Some(3), "the cache has them");
+    let mut disk = disk.crash(CrashChoice::Nothing);
+    let (_, recovered) = open(&mut disk, config(FILE_BYTES, 2), 0);
+    assert_eq!(history.matching(&recovered, 0), Some(3), "and so has the disk");
+}
+
+/// What is left of a spare's length after a failed sync is drawn with each one.
+#[test]
+fn a_spare_whose_sync_failed_is_filled_again() {
+    for drawn in 0..4 {
+        let (mut disk, mut journal, mut history) = started();
+        draw(&mut disk, drawn);
+        let failing = |_, op: &Op| matches!(op, Op::Sync { .. }).then(|| io::Error::from_raw_os_error(5));
+        disk.inject(Some(Box::new(failing)));
+        history.entry(&mut journal, 1, 1, 1, 10);
+        history.flush(&mut journal, &mut disk);
+        let error = settle(&mut journal, &mut disk).expect_err("the spare cannot be synced");
+        assert!(matches!(error, JournalError::WriteFailed { operation: "sync", .. }), "{error}");
+        disk.inject(None);
+        let mut disk = disk.kill(0);
+        let (mut journal, recovered) = open(&mut disk, config(FILE_BYTES, 2), 0);
+        assert_eq!(history.matching(&recovered, 0), Some(1));
+        let mut index = 1;
+        while journal.current_file() < 2 {
+            index += 1;
+            append(&mut disk, &mut journal, &mut history, index, 3000);
+        }
+        let mut disk = disk.crash(CrashChoice::Nothing);
+        let len = disk.file("journal/00000000000000000002.journal").map(|bytes| bytes.len() as u64);
+        assert_eq!(len, Some(FILE_BYTES), "after {drawn} draws");
+        let (_, recovered) = open(&mut disk, config(FILE_BYTES, 2), 0);
+        assert_eq!(history.matching(&recovered, 0), Some(history.durable));
+    }
+}
+
+/// Let the disk draw so many times what a failed sync leaves.
+fn draw(disk: &mut MemoryDisk, times: u64) {
+    let file = Owner::Journal.file(1 << 30);
+    disk.run(Op::Open { file, path: "other".to_owned(), create: true, direct: false }).expect("open");
+    for position in 0..times {
+        let mut buf = AlignedBuf::with_capacity(1);
+        buf.extend_from_slice(&[1]);
+        disk.run(Op::Write { file, position, buf, durable: false }).expect("write");
+        disk.inject(Some(Box::new(|_, _| Some(io::Error::from_raw_os_error(5)))));
+        assert!(disk.run(Op::Sync { file }).is_err());
+        disk.inject(None);
+    }
 }
