@@ -289,6 +289,7 @@ impl Raft {
         self.stalled_ticks = 0;
         self.transfer = None;
         self.uncommitted_bytes = self.log.size_of(self.log.commit() + 1, self.log.last_index());
+        self.first_own = next;
         self.append_own(EntryKind::Empty, Bytes::new());
         for &node in self.others().iter() {
             self.send_heartbeat(node);

@@ -188,7 +188,8 @@ pub enum Body {
     Heartbeat {
         /// The leader's commit index, clamped to what it knows the receiver to match.
         commit: Index,
-        /// The leader's commit index as it is, so that the receiver knows how far it is behind.
+        /// What a receiver has that has everything committed, so that it knows how far it is behind: the leader's commit index,
+        /// or the leader's first own entry, until that is committed.
         leader_commit: Index,
         /// The latest round of leadership confirmation.
         round: u64,

@@ -75,6 +75,8 @@ pub struct Raft {
     pub(crate) leader_match: Index,
     /// Follower: the highest commit index that this term's leader has told, in this run of the node.
     pub(crate) leader_commit: Option<Index>,
+    /// The first entry of the term in which this node led last: where it led, nothing behind it is older.
+    pub(crate) first_own: Index,
     /// Leader: all other members.
     pub(crate) peers: BTreeMap<NodeId, Peer>,
     pub(crate) heartbeat_elapsed: u32,
@@ -126,6 +128,7 @@ impl Raft {
             reads,
             leader_match: 0,
             leader_commit: None,
+            first_own: 0,
             peers: BTreeMap::new(),
             heartbeat_elapsed: 0,
             uncommitted_bytes: 0,
@@ -462,7 +465,7 @@ impl Raft {
         self.log.first_in_memory()
     }
 
-    fn known_commit(&self) -> Option<Index> {
+    pub(crate) fn known_commit(&self) -> Option<Index> {
         let commit = self.log.commit();
         match self.role {
             Role::Leader => Some(commit).filter(|_| self.log.term_at(commit) == Some(self.hard_state.term)),
@@ -668,8 +671,8 @@ pub struct Status {
     pub first_index: Index,
     /// The first index whose payload is in memory; `last + 1` if none is.
     pub first_in_memory: Index,
-    /// The commit index of the leader as far as this node has heard, whether it has the entries or not; None while it has
-    /// not heard from the leader of its term, or has not committed in its own.
+    /// What a node has that has everything committed, as far as the leader of this term has told: its commit index, or its first
+    /// own entry until that is committed. None while it has not been heard, and at a leader that has not committed that.
     pub leader_commit: Option<Index>,
     /// The other members; only a leader knows them.
     pub peers: Vec<Progress>,

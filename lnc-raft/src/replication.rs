@@ -123,10 +123,11 @@ impl Raft {
 
     pub(crate) fn send_heartbeat(&mut self, to: NodeId) {
         let Some(peer) = self.peers.get_mut(&to) else { return };
-        let leader_commit = self.log.commit();
-        let commit = leader_commit.min(peer.match_index);
+        let commit = self.log.commit().min(peer.match_index);
         peer.told_commit = peer.told_commit.max(commit);
         let round = self.reads.round;
+        // Entries of earlier leaders may be committed which this one does not know to be, up to its own first one.
+        let leader_commit = self.known_commit().unwrap_or(self.first_own);
         self.send(to, Body::Heartbeat { commit, leader_commit, round });
     }
 
@@ -227,7 +228,6 @@ impl Raft {
     ) -> Result<(), StepError> {
         self.check_against_settled(prev_index, prev_term, &entries)?;
         self.heard_leader();
-        self.leader_commit = self.leader_commit.max(Some(leader_commit));
         let settled = self.settled();
         let known = self.log.term_at(prev_index);
         let matches = prev_index <= settled || known == Some(prev_term);
@@ -254,6 +254,10 @@ impl Raft {
         self.leader_match = match_index;
         let known = if mutated(Mutation::CommitUnmatched) { self.log.last_index() } else { match_index };
         self.log.advance_commit(leader_commit.min(known));
+        // One that has committed nothing in its term says here what it found, which may be less than what is committed.
+        if self.leader_commit.is_some() || self.log.term_at(leader_commit) == Some(self.hard_state.term) {
+            self.leader_commit = self.leader_commit.max(Some(leader_commit));
+        }
         self.send_after_durable(from, Body::AppendReply(AppendReply::Accepted { match_index }));
         Ok(())
     }

@@ -108,6 +108,11 @@ impl Checks {
             );
             self.committed.insert(index, (term, status.term));
         }
+        // Who has what its leader tells it has everything that was committed before that leader came.
+        if let Some(told) = status.leader_commit {
+            let beyond = self.committed.range(told + 1..).find(|(_, (_, committed_in))| *committed_in < status.term);
+            assert_eq!(beyond, None, "node {id} is told in term {} that {told} is all", status.term);
+        }
         let from = commit.max(status.first_index.saturating_sub(1)).max(1);
         for index in from..=status.commit {
             let (own, known) = (raft.term_at(index), self.committed.get(&index).map(|known| known.0));
