@@ -114,6 +114,19 @@ struct Producer {
     recent: VecDeque<RecentBatch>,
 }
 
+impl Producer {
+    /// When its last batch came, by the group's time: many may have come at the same one, since that stands still while the
+    /// leader's clock is behind it.
+    fn silent_since_ms(&self) -> u64 {
+        self.last_append_ms
+    }
+
+    /// The offset of its last batch: who has a larger one was heard later.
+    fn newest_offset(&self) -> u64 {
+        self.recent.back().map_or(0, |batch| batch.base_offset)
+    }
+}
+
 /// One partition. A copy costs little: producers are shared until one of the two changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Partition {
@@ -324,7 +337,7 @@ impl PartitionGroup {
         let Some(partition) = self.partitions.get_mut(&key) else { return };
         let Some(limits) = self.limits else {
             if partition.producers.len() >= MAX_PRODUCERS {
-                self.producers -= partition.forget(1).len();
+                self.producers -= partition.forget(1, Producer::silent_since_ms).len();
             }
             return;
         };
@@ -491,16 +504,16 @@ impl Partition {
 
     /// Forget an eighth of the producers. Gives how many they are.
     fn forget_share(&mut self) -> usize {
-        let gone = self.forget(self.producers.len().div_ceil(FORGOTTEN_SHARE));
+        let gone = self.forget(self.producers.len().div_ceil(FORGOTTEN_SHARE), Producer::newest_offset);
         self.forgotten_up_to = self.forgotten_up_to.max(gone.iter().max().copied());
         gone.len()
     }
 
-    /// Forget this many producers, who were silent longest. Gives their ids.
-    fn forget(&mut self, count: usize) -> Vec<i64> {
+    /// Forget this many producers, of whom the least was heard `since`. Gives their ids.
+    fn forget(&mut self, count: usize, since: fn(&Producer) -> u64) -> Vec<i64> {
         let age = |(id, producer): (&i64, &Producer)| match mutated(Mutation::ForgetTheNewest) {
-            true => (u64::MAX - producer.last_append_ms, *id),
-            false => (producer.last_append_ms, *id),
+            true => (u64::MAX - since(producer), *id),
+            false => (since(producer), *id),
         };
         let mut ages: Vec<(u64, i64)> = self.producers.iter().map(age).collect();
         if count < ages.len() {
@@ -689,6 +702,18 @@ mod tests {
         assert_eq!(group.append(KEY, &batch(0, 0, 0, 1)), Err(Refusal::UnknownProducer));
         assert!(matches!(group.append(KEY, &batch(3, 0, 1, 1)), Ok(Appended::At(_))), "it is known");
         assert_eq!(group.producers, 15);
+    }
+
+    /// A leader's clock may be behind the group's time, which stands still then.
+    #[test]
+    fn who_is_heard_all_the_time_is_not_forgotten_while_the_clock_stands_still() {
+        let mut group = group();
+        group.limit_producers(ProducerLimits { partition: 16, group: 100 });
+        group.advance_clock(1);
+        for id in 0..100 {
+            assert!(matches!(group.append(KEY, &batch(0, 0, id, 1)), Ok(Appended::At(_))), "batch {id}");
+            group.append(KEY, &batch(1 + i64::from(id), 0, 0, 1)).unwrap();
+        }
     }
 
     #[test]

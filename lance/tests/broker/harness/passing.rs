@@ -24,13 +24,18 @@ struct Passing {
     to: u64,
 }
 
+/// The node whose answers to others are late, and those answers: to which node, and to which of its requests.
+struct Late {
+    node: u64,
+    answers: Vec<(u64, u64, Passage)>,
+}
+
 /// What is under way between nodes.
 #[derive(Default)]
 pub(super) struct Passings {
     last: u64,
     under_way: BTreeMap<u64, Passing>,
-    /// The node whose answers to others are late, and those that are.
-    late: Option<(u64, Vec<(u64, u64, Passage)>)>,
+    late: Option<Late>,
 }
 
 impl Cluster {
@@ -61,21 +66,21 @@ impl Cluster {
         let frame = frame::decode(&mut bytes, usize::MAX).expect("a reply").expect("a whole one");
         let passage = Passage::Answered(frame.body);
         match &mut self.passings.late {
-            Some((node, late)) if *node == to => late.push((from, ticket, passage)),
+            Some(late) if late.node == to => late.answers.push((from, ticket, passage)),
             _ => self.tell_passage(from, ticket, passage),
         }
     }
 
     /// What a node answers to others is late from now on.
     pub(crate) fn delay_answers_of(&mut self, node: u64) {
-        self.passings.late = Some((node, Vec::new()));
+        self.passings.late = Some(Late { node, answers: Vec::new() });
     }
 
     /// It arrives. Gives how many answers there were.
     pub(crate) fn deliver_late_answers(&mut self) -> usize {
-        let (_, late) = self.passings.late.take().expect("some answers are late");
-        let count = late.len();
-        late.into_iter().for_each(|(from, ticket, passage)| self.tell_passage(from, ticket, passage));
+        let answers = self.passings.late.take().expect("some answers are late").answers;
+        let count = answers.len();
+        answers.into_iter().for_each(|(from, ticket, passage)| self.tell_passage(from, ticket, passage));
         count
     }
 

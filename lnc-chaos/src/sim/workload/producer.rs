@@ -15,7 +15,7 @@ const RESEND: u64 = 1;
 const FIRST_ATTEMPT: u64 = 2;
 const TIMEOUT_US: u64 = 5_000_000;
 
-/// Who was acknowledged nothing for so long may have been forgotten: by then more have come than are remembered.
+/// Whose newest acknowledged batch was sent so long ago may have been forgotten: by then more have come than are remembered.
 const FORGOTTEN_US: u64 = 5_000_000;
 
 struct Batch {
@@ -23,6 +23,8 @@ struct Batch {
     bytes: Bytes,
     /// The request under way.
     attempt: Option<u64>,
+    /// When it was made. It is in the log since then or later, however late its acknowledgement is.
+    made_us: u64,
     /// It was sent while an earlier one of its partition was open, and may arrive before it.
     may_overtake: bool,
     /// It stays until all before it are acknowledged too: the window is counted from the oldest that is open.
@@ -46,7 +48,7 @@ pub(super) struct Producer {
     node: u64,
     attempts: u64,
     resend_due: bool,
-    /// When a batch was acknowledged last, or the id given.
+    /// When the newest acknowledged batch was made, or the id given: the log has heard of the producer since.
     heard_us: u64,
 }
 
@@ -85,7 +87,8 @@ impl Producer {
                 let producer = Some((id, epoch, self.next_sequence));
                 let bytes = batch(span, producer, env.records.made_ms(span), codec);
                 self.next_sequence = (i64::from(self.next_sequence) + i64::from(count)) as i32 & env.last_sequence;
-                self.open.push_back(Batch { span, bytes, attempt: None, may_overtake: false, acked: false });
+                let made_us = env.now_us;
+                self.open.push_back(Batch { span, bytes, attempt: None, made_us, may_overtake: false, acked: false });
             }
             _ => {}
         }
@@ -246,7 +249,7 @@ impl Client for Producer {
                     return Err(Violation::new("acked-kept", what));
                 };
                 env.records.acked(span, base_offset)?;
-                self.heard_us = env.now_us;
+                self.heard_us = self.heard_us.max(self.open[position].made_us);
                 self.open[position].acked = true;
                 while self.open.front().is_some_and(|oldest| oldest.acked) {
                     self.open.pop_front();
