@@ -264,6 +264,7 @@ pub fn open<D: Disk>(
     let data_groups: Vec<GroupId> = shard_config.groups.iter().copied().filter(|group| *group != META).collect();
     let group_metrics = shard_config.groups.iter().map(|group| (*group, metrics.group(group.0))).collect();
     let journal_start = (loaded.journal_start, loaded.journal_needed);
+    let format = shard_config.journal.format;
     let shard = Shard::open(shard_config, &mut disk, journal_start, &loaded.starts)?;
     let going = going(&mut disk, &shard, &loaded.partitions)?;
     let segments = SegmentStore::recover(segment_config, &mut disk, &loaded.partitions, &going)?;
@@ -334,7 +335,7 @@ pub fn open<D: Disk>(
         expected_members,
         standing: super::Standing::default(),
         clock: super::Clock::default(),
-        clocks: super::clocks::Clocks::new(max_clock_skew_ms),
+        clocks: super::clocks::Clocks::new(max_clock_skew_ms, format),
         removal: super::retention::Removal::default(),
         shard_outputs: Outputs::default(),
         outputs: Vec::new(),

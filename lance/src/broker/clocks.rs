@@ -10,6 +10,7 @@
 //! | a majority agrees, this node with it | its own clock | goes on |
 //! | a majority agrees, this node is off | the median; what it leads it hands over | stops |
 //! | no majority agrees, or is heard | the last time that was agreed on, by the monotonic clock | stops |
+//! | the same since the start, and none but this node's clock is heard | nothing is stamped until one is | stops |
 //! | what is agreed on has jumped: all at once, or a lone node | the later of the two times | stops, for an hour at most |
 //!
 //! To stamp too late keeps a record for too long, to stamp too early would have it removed too early: in doubt, late.
@@ -81,7 +82,7 @@ impl Heard {
 pub(super) struct Clocks {
     max_skew_ms: u64,
     heard: BTreeMap<NodeId, Heard>,
-    /// Peers are told and heard: the cluster has the format for it.
+    /// Peers are told and heard: the cluster has the format for it, as this node's disk says or the catalog.
     compares: bool,
     /// What records are stamped with where this node's own clock is not close to it.
     base_ms: Option<i64>,
@@ -94,6 +95,8 @@ pub(super) struct Clocks {
     /// The time that is agreed on now, and since when, if that is another one.
     shifted: Option<(i64, u64)>,
     verdict: Verdict,
+    /// Since the start no other clock was heard, though there are some: nothing is known of the time.
+    is_lost: bool,
     /// Since when, and what was said of it.
     since_us: u64,
     told: Option<Discriminant<Verdict>>,
@@ -119,17 +122,19 @@ fn time_of(base_ms: i64, mono_us: u64) -> u64 {
 }
 
 impl Clocks {
-    pub(super) fn new(max_skew_ms: u64) -> Self {
+    /// Of a node whose data directory has this format.
+    pub(super) fn new(max_skew_ms: u64, format: u32) -> Self {
         Self {
             max_skew_ms,
             heard: BTreeMap::new(),
-            compares: false,
+            compares: format >= SINCE_FORMAT,
             base_ms: None,
             earliest_ms: 0,
             trusted_ms: None,
             agreed_once: false,
             shifted: None,
             verdict: Verdict::default(),
+            is_lost: false,
             since_us: 0,
             told: None,
             outbox: Vec::new(),
@@ -156,13 +161,18 @@ impl Clocks {
                 false => Verdict::Apart { agreeing: agreeing.len(), of },
             };
             // Since the start, nothing was agreed on: the earliest of the clocks that are not behind the
-            // data does the least harm.
+            // data does the least harm. Where no data is known, none is known to be late enough but the latest.
             let newest = base_of(known.newest_ms, now_us);
             let late = |base: &i64| *base >= newest || self.near(*base, newest);
-            let undecided = bases.iter().copied().find(late).unwrap_or(newest);
-            self.base_ms = self.trusted_ms.or(Some(undecided));
+            let undecided = match known.newest_ms {
+                0 => bases.last().copied(),
+                _ => bases.iter().copied().find(late),
+            };
+            self.is_lost = self.trusted_ms.is_none() && bases.len() == 1;
+            self.base_ms = self.trusted_ms.or(undecided).or(Some(newest));
             return;
         }
+        self.is_lost = false;
         self.earliest_ms = agreeing[0];
         let jumped = self.settle(median, now_us, known.newest_ms);
         self.base_ms = Some(jumped.map_or(median, |by_ms| median.max(median - by_ms)));
@@ -218,6 +228,11 @@ impl Clocks {
         self.heard.get(&peer).is_none_or(|heard| heard.unfit_until_us <= now_us)
     }
 
+    /// Whether a stamp could be too early, for all that is known: who leads hears another clock soon.
+    pub(super) fn is_lost(&self) -> bool {
+        self.is_lost
+    }
+
     fn is_off(&self) -> bool {
         matches!(self.verdict, Verdict::Off { .. })
     }
@@ -257,15 +272,18 @@ impl<D: Disk> Broker<D> {
                 true => self.draining_peers.insert(notice.from),
                 false => self.draining_peers.remove(&notice.from),
             };
-            let base_ms = base_of(notice.wall_ms, self.clock.mono_us);
-            self.clocks.heard.entry(notice.from).or_default().note(base_ms, self.clock.mono_us);
+        }
+        let base_ms = base_of(notice.wall_ms, self.clock.mono_us);
+        self.clocks.heard.entry(notice.from).or_default().note(base_ms, self.clock.mono_us);
+        if self.clocks.verdict != Verdict::Agreed {
+            self.judge_clocks();
         }
     }
 
     /// Tell a peer what this node's clock says, and whether it is about to end.
     pub(super) fn tell_clock(&mut self, peer: NodeId) {
         let speaks = self.peers_connected.get(&peer).is_some_and(|formats| formats.contains(SINCE_FORMAT));
-        if speaks && self.format() >= SINCE_FORMAT {
+        if speaks && self.compares_clocks() {
             let notice =
                 PeerNotice { from: self.config.node, to: peer, wall_ms: self.clock.wall_ms, drains: self.draining };
             self.clocks.outbox.push(notice);
@@ -281,7 +299,27 @@ impl<D: Disk> Broker<D> {
     /// Compare the clocks, once a second, and do what follows.
     pub(super) fn look_at_clocks(&mut self) {
         self.tell_clocks();
-        let compares = self.format() >= SINCE_FORMAT;
+        self.judge_clocks();
+        self.show_clocks();
+        if self.clocks.is_off() {
+            self.hand_to_the_fit();
+        }
+        self.turn_back_time();
+    }
+
+    fn compares_clocks(&self) -> bool {
+        self.clocks.compares || self.format() >= SINCE_FORMAT
+    }
+
+    /// What is proposed before the first tick is stamped like the rest.
+    pub(super) fn first_look_at_clocks(&mut self) {
+        if self.clocks.verdict == Verdict::Unknown {
+            self.judge_clocks();
+        }
+    }
+
+    fn judge_clocks(&mut self) {
+        let compares = self.compares_clocks();
         if compares != self.clocks.compares {
             // What this node believed by itself is worth nothing to a majority.
             self.clocks.compares = compares;
@@ -301,11 +339,6 @@ impl<D: Disk> Broker<D> {
         let before = self.clocks.verdict;
         self.clocks.judge(self.config.node, self.clock, &Known { members: &members, newest_ms });
         self.say_what_is_wrong(discriminant(&before));
-        self.show_clocks();
-        if self.clocks.is_off() {
-            self.hand_to_the_fit();
-        }
-        self.turn_back_time();
     }
 
     /// Log what has become of the clocks since the last look, once.
@@ -398,8 +431,7 @@ mod tests {
 
     impl Scene {
         fn new(members: u64) -> Self {
-            let mut clocks = Clocks::new(SKEW_MS);
-            clocks.compares = true;
+            let clocks = Clocks::new(SKEW_MS, SINCE_FORMAT);
             Self { clocks, members: (1..=members).map(NodeId).collect(), newest_ms: 0, second: 0 }
         }
 
@@ -469,6 +501,21 @@ mod tests {
                 assert_eq!((scene.stamp(clocks[0]), scene.removes(clocks[0])), (0, None));
             }
         }
+    }
+
+    #[test]
+    fn since_the_start_nothing_is_stamped_before_another_clock_is_heard() {
+        let mut scene = Scene::new(3);
+        assert_eq!(scene.pass(2, &[-YEARS_MS]), Verdict::Alone { heard: 1, of: 3 });
+        assert!(scene.clocks.is_lost());
+        assert_eq!(scene.pass(1, &[-YEARS_MS, 0]), Verdict::Apart { agreeing: 1, of: 3 });
+        assert_eq!((scene.clocks.is_lost(), scene.stamp(-YEARS_MS)), (false, 0), "no data is known: the latest");
+        scene.pass(1, &[0, 0]);
+        scene.pass(8, &[0]);
+        assert!(!scene.clocks.is_lost() && scene.clocks.verdict != Verdict::Agreed, "it knows the time by now");
+        let mut lone = Scene::new(1);
+        lone.pass(1, &[0]);
+        assert!(!lone.clocks.is_lost());
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use super::command::{Command, EntryBuilder, validate};
 use super::fair_queue::FairQueue;
 use super::window::{Commit, Window};
-use super::{Broker, Caller};
+use super::{Broker, Caller, META};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
@@ -293,15 +293,25 @@ impl<D: Disk> Broker<D> {
     /// Whether commands wait that could be proposed now. Complete payloads that wait do so for room or for the end of a
     /// transfer, and so does what comes behind them.
     pub(super) fn can_propose(&self) -> bool {
-        self.shard.can_flush() && self.proposals.values().any(Proposals::can_propose)
+        let can =
+            |(group, proposals): (&GroupId, &Proposals)| self.knows_the_time_for(*group) && proposals.can_propose();
+        self.shard.can_flush() && self.proposals.iter().any(can)
+    }
+
+    /// Whether records of this group can be stamped. The catalog does not go by time.
+    fn knows_the_time_for(&self, group: GroupId) -> bool {
+        group == META || !self.clocks.is_lost()
     }
 
     /// Turn collected commands into entries. While the journal is busy they collect: the disk sets the pace of group
     /// commit, no timer does.
     pub(super) fn propose_pending(&mut self) {
+        self.first_look_at_clocks();
         let can_flush = self.shard.can_flush();
         let clock = self.stamp();
-        let groups: Vec<GroupId> = self.proposals.iter().filter(|(_, p)| !p.is_empty()).map(|(id, _)| *id).collect();
+        let waits =
+            |(group, proposals): &(&GroupId, &Proposals)| !proposals.is_empty() && self.knows_the_time_for(**group);
+        let groups: Vec<GroupId> = self.proposals.iter().filter(waits).map(|(id, _)| *id).collect();
         let moving: Vec<GroupId> = groups.iter().copied().filter(|group| self.is_moving(*group)).collect();
         for group in groups {
             let is_moving = moving.contains(&group);

@@ -65,6 +65,26 @@ fn set_ahead(cluster: &mut Cluster, node: u64, by_ms: i64) {
     cluster.node_mut(node).clock_ahead_ms = by_ms;
 }
 
+/// It hears of the time from the node that lets it lead, a moment later: nothing is stamped before.
+#[test]
+fn a_leader_that_starts_with_a_clock_behind_the_data_stamps_nothing_too_early() {
+    for behind in [1, 2] {
+        let (mut cluster, mut producer) = filled(settings(3));
+        for node in 1..=3 {
+            cluster.kill(node);
+        }
+        cluster.ticks(60 * SECOND);
+        set_ahead(&mut cluster, behind, -TEN_YEARS_MS);
+        for node in [1, 2] {
+            cluster.start(node);
+        }
+        for _ in 0..20 {
+            let appended = write(&mut cluster, &mut producer);
+            assert!(appended >= now_ms(&cluster) - 2_000, "appended at {appended}, at {}", now_ms(&cluster));
+        }
+    }
+}
+
 #[test]
 fn a_leader_ten_years_ahead_for_two_seconds_removes_nothing_and_stops_nothing() {
     let (mut cluster, mut producer) = filled(settings(3));

@@ -99,7 +99,7 @@ impl Cluster {
     }
 
     pub(crate) fn send_flagged(&mut self, node: u64, request: &Request, flags: Flags) -> Call {
-        let clock = self.clock();
+        let clock = self.clock_of(node);
         let mut body = BytesMut::new();
         request.encode_body(&mut body);
         self.calls.last += 1;

@@ -48,7 +48,7 @@ impl Cluster {
     }
 
     fn tell(&mut self, node: u64, peer: u64, formats: Option<Formats>) {
-        let clock = self.clock();
+        let clock = self.clock_of(node);
         let member = self.node(peer).identity.node;
         if let Some(broker) = self.node_mut(node).broker_mut() {
             broker.peer_changed(clock, member, formats);

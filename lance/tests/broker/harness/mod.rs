@@ -159,9 +159,14 @@ impl Cluster {
         self.nodes.get_mut(&id).expect("nodes are numbered from 1")
     }
 
-    /// What the nodes' clocks say.
+    /// What clocks say that are right.
     pub(crate) fn clock(&self) -> Clock {
         Clock { wall_ms: EPOCH_MS + self.now_us / 1000, mono_us: self.now_us }
+    }
+
+    /// What a node's clock says.
+    pub(crate) fn clock_of(&self, node: u64) -> Clock {
+        self.node(node).clock(self.clock())
     }
 
     /// Virtual time since the start, in milliseconds.
@@ -213,13 +218,13 @@ impl Cluster {
 
     /// One round: each node takes a turn, then what is due on the network arrives. Says whether anything moved.
     pub(crate) fn round(&mut self) -> bool {
-        let clock = self.clock();
         let mut moved = false;
         for id in self.running() {
             moved |= self.turn(id);
         }
         for packet in self.network.due(self.now_us) {
             moved = true;
+            let clock = self.clock_of(packet.to);
             let to = self.node_mut(packet.to);
             let is_meant = to.identity.node == packet.message.to();
             if let Some(broker) = to.broker_mut().filter(|_| is_meant) {
@@ -291,8 +296,8 @@ impl Cluster {
 
     /// A message that no node has sent arrives, on the connection of the node that it names.
     pub(crate) fn inject(&mut self, message: Message, group: GroupId) {
-        let clock = self.clock();
         let node = message.to.node();
+        let clock = self.clock_of(node);
         if let Some(broker) = self.node_mut(node).broker_mut() {
             broker.peer_message(clock, PeerMessage::Raft(group, message));
         }

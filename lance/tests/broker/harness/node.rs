@@ -225,7 +225,8 @@ impl Node {
         self.disk.set_order(self.order);
     }
 
-    fn clock(&self, clock: Clock) -> Clock {
+    /// What its clock says when it is this time.
+    pub(super) fn clock(&self, clock: Clock) -> Clock {
         Clock { wall_ms: clock.wall_ms.saturating_add_signed(self.clock_ahead_ms), ..clock }
     }
 

@@ -42,7 +42,7 @@ impl Cluster {
     /// Pass a request on.
     pub(super) fn pass_on(&mut self, from: u64, forward: Forward) {
         let Forward { ticket, opcode, body, to } = forward;
-        let clock = self.clock();
+        let clock = self.clock_of(to);
         if !self.node(to).is_running() {
             return self.tell_passage(from, ticket, Passage::NotSent);
         }
@@ -94,7 +94,7 @@ impl Cluster {
     }
 
     fn tell_passage(&mut self, node: u64, ticket: u64, passage: Passage) {
-        let clock = self.clock();
+        let clock = self.clock_of(node);
         if let Some(broker) = self.node_mut(node).broker_mut() {
             broker.passed(clock, ticket, passage);
         }
