@@ -115,6 +115,8 @@ pub(super) struct Node {
     pub(super) excuses: Excuses,
     /// When power was last lost: what it answered then may speak of a disk that stopped.
     pub(super) power_lost_us: Option<u64>,
+    /// Files had gone for want of space at this time, see [`Node::note_space`].
+    pub(super) gave_way_us: Option<u64>,
     /// Files are to be lost before its next start, in a way that follows from this seed.
     pub(super) loss: Option<u64>,
     /// Places where it looks at the start, and that have a file of another node: it must not start.
@@ -161,6 +163,7 @@ impl Node {
             dismissed: false,
             excuses: Excuses::default(),
             power_lost_us: None,
+            gave_way_us: None,
             loss: None,
             foreign: BTreeSet::new(),
             past: BTreeMap::new(),
@@ -191,7 +194,16 @@ impl Node {
             || stops
             || damaged
             || suspect
-            || self.power_lost_us.is_some_and(|lost_us| now_us < lost_us + ON_ITS_WAY_US)
+            || [self.power_lost_us, self.gave_way_us].iter().flatten().any(|at_us| now_us < at_us + ON_ITS_WAY_US)
+    }
+
+    /// Note whether files went, for want of space, before this node has taken in what deletes their records.
+    pub(super) fn note_space(&mut self, now_us: u64, groups: u32) {
+        let has_room = self.disk.free_bytes().is_none() && self.disk.free_files().is_none();
+        let is_noted = |group: u32| self.disk.file(&format!("incoming/{group}/GOING")).is_some();
+        if !has_room && (0..=groups).any(is_noted) {
+            self.gave_way_us = Some(now_us);
+        }
     }
 
     /// Whether it is, or should be, a member of the cluster.

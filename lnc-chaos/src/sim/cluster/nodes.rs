@@ -92,8 +92,10 @@ impl Cluster {
         }
         self.counts.turns += 1;
         let ticked = self.node(id).running().is_some_and(|running| running.tick_due);
+        let groups = self.settings.data_groups;
         match self.take_turn(id) {
             Ok(turned) => {
+                self.nodes[id as usize - 1].note_space(self.now_us, groups);
                 self.time_disk(id);
                 self.turned(id, turned)?;
                 if ticked && self.lives(id, life) {
