@@ -477,8 +477,8 @@ impl Server {
                 PeerEvent::Twin { peer } => self.heard.twin(clock.mono_us, peer),
             }
         }
-        for (peer, formats) in self.peers.connected() {
-            self.broker.peer_changed(clock, peer, Some(formats));
+        for (peer, greeted) in self.peers.connected() {
+            self.broker.peer_changed(clock, peer, Some(greeted));
         }
         for (ticket, passage) in self.gateway.take_passages() {
             self.broker.passed(clock, ticket, passage);

@@ -91,6 +91,15 @@ impl Channel {
     }
 }
 
+/// What a peer says of itself when a connection to it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Greeted {
+    /// The incarnation of its data directory.
+    pub incarnation: u64,
+    /// The formats that it speaks.
+    pub formats: Formats,
+}
+
 /// The formats, a range, that a node speaks: what nodes store and send to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Formats {

@@ -6,7 +6,7 @@
 //! So is one whose other end is gone without a word, or does not read: see [`UNANSWERED`].
 //! Everything here runs on the shard's own thread.
 
-use crate::formation::{Channel, Formats, Greeting, Identity, admit};
+use crate::formation::{Channel, Formats, Greeted, Greeting, Identity, admit};
 use crate::strangers::Strangers;
 use crate::twins::{Arrival, Twins};
 use crate::wire::{MAX_FRAME_BODY, PeerMessage, WireError, fits_a_frame, put_frame, put_messages, take_frame};
@@ -98,7 +98,7 @@ struct Outgoing {
     given_up: Notify,
     connected: Cell<bool>,
     /// Who is at the other end, once connected.
-    member: Cell<Option<(NodeId, Formats)>>,
+    member: Cell<Option<(NodeId, Greeted)>>,
     /// The node is no longer to be dialled.
     dropped: Cell<bool>,
     /// There is a reason to dial now.
@@ -266,8 +266,8 @@ impl Peers {
         self.identity.borrow().clone()
     }
 
-    /// The members to which the outgoing control connection stands, and the formats that they speak.
-    pub fn connected(&self) -> Vec<(NodeId, Formats)> {
+    /// The members to which the outgoing control connection stands, and what they said of themselves.
+    pub fn connected(&self) -> Vec<(NodeId, Greeted)> {
         let outgoing = self.outgoing.borrow();
         let control = outgoing.iter().filter(|((_, channel), o)| *channel == Channel::Control && o.connected.get());
         control.filter_map(|(_, connection)| connection.member.get()).collect()
@@ -375,7 +375,8 @@ impl Peers {
         }
         let stream = Rc::new(stream);
         *outgoing.stream.borrow_mut() = Some(stream.clone());
-        outgoing.member.set(Some((member, reply.formats)));
+        let (incarnation, formats) = (reply.identity.incarnation, reply.formats);
+        outgoing.member.set(Some((member, Greeted { incarnation, formats })));
         outgoing.connected.set(true);
         (self.events)(PeerEvent::Admitted { peer: member });
         let peer_name = peer.to_string();

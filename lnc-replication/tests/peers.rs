@@ -143,6 +143,11 @@ async fn first_arrival(peers: &Peers, stream: &mut TcpStream, message: PeerMessa
     }
 }
 
+/// Whether the connection to the peer stands.
+fn stands(peers: &Peers) -> bool {
+    peers.connected().iter().any(|(peer, greeted)| (*peer, greeted.formats) == (PEER, Formats::BUILD))
+}
+
 async fn run(test: impl Future<Output = ()>) {
     timeout(PATIENCE, LocalSet::new().run_until(test)).await.expect("the test should have ended");
 }
@@ -153,10 +158,10 @@ async fn a_peer_that_does_not_read_is_given_up_and_dialled_again() {
         let mut peer = QuietPeer::new();
         let (peers, lost) = start(&peer).await;
         let _stuck = peer.accept(Channel::Control).await;
-        while !peers.connected().contains(&(PEER, Formats::BUILD)) {
+        while !stands(&peers) {
             yield_now().await;
         }
-        while peers.connected().contains(&(PEER, Formats::BUILD)) {
+        while stands(&peers) {
             peers.send(&mut (0..5000).map(heartbeat).collect());
             yield_now().await;
         }
@@ -165,7 +170,7 @@ async fn a_peer_that_does_not_read_is_given_up_and_dialled_again() {
         let arrived = first_arrival(&peers, &mut again, heartbeat(1_000_000)).await;
         // Nothing of the old queue came along.
         assert!(matches!(arrived, Body::Heartbeat { round: 1_000_000, .. }), "{arrived:?}");
-        assert!(peers.connected().contains(&(PEER, Formats::BUILD)));
+        assert!(stands(&peers));
     })
     .await;
 }

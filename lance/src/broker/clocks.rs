@@ -282,7 +282,7 @@ impl<D: Disk> Broker<D> {
 
     /// Tell a peer what this node's clock says, and whether it is about to end.
     pub(super) fn tell_clock(&mut self, peer: NodeId) {
-        let speaks = self.peers_connected.get(&peer).is_some_and(|formats| formats.contains(SINCE_FORMAT));
+        let speaks = self.peers_connected.get(&peer).is_some_and(|peer| peer.formats.contains(SINCE_FORMAT));
         if speaks && self.compares_clocks() {
             let notice =
                 PeerNotice { from: self.config.node, to: peer, wall_ms: self.clock.wall_ms, drains: self.draining };

@@ -374,6 +374,10 @@ impl<D: Disk> Broker<D> {
         /// How long an applicant is remembered without another sign of life.
         const MEMORY_US: u64 = 10_000_000;
         let now = self.now_us();
+        // Whom its peers let in, since they believe its word, need not show itself again.
+        let strays: Vec<(NodeId, u64)> =
+            self.peers_connected.iter().map(|(id, peer)| (*id, peer.incarnation)).collect();
+        strays.into_iter().for_each(|(id, incarnation)| self.stray(self.clock, id, incarnation));
         self.applicants.retain(|_, applicant| applicant.seen_us + MEMORY_US > now);
         let Some(status) = self.shard.status(META) else { return };
         let members = self.catalog.members();

@@ -67,7 +67,7 @@ use lnc_protocol::ErrorCode;
 use lnc_protocol::frame::Flags;
 use lnc_protocol::message::{ErrorReply, Opcode, Reply, Request, Response};
 use lnc_raft::{Body, Message, NodeId, ProgressState, Role};
-use lnc_replication::formation::Formats;
+use lnc_replication::formation::Greeted;
 use lnc_replication::wire::PeerMessage;
 use lnc_replication::{Outputs, Shard, ShardError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -280,8 +280,8 @@ pub struct Broker<D: Disk> {
     draining: bool,
     /// Peers that are about to end.
     draining_peers: BTreeSet<NodeId>,
-    /// And the formats that they speak.
-    peers_connected: BTreeMap<NodeId, Formats>,
+    /// And what they said of themselves.
+    peers_connected: BTreeMap<NodeId, Greeted>,
     /// Since when each data group that another node should lead is led here, for rebalancing.
     misplaced_since_us: BTreeMap<GroupId, u64>,
     transfers: transfer::Transfers,
@@ -445,12 +445,12 @@ impl<D: Disk> Broker<D> {
         }
     }
 
-    /// The control connection to a peer stands, and it speaks these formats; or it broke.
-    pub fn peer_changed(&mut self, clock: Clock, peer: NodeId, speaks: Option<Formats>) {
+    /// The control connection to a peer stands, and this is what it says of itself; or it broke.
+    pub fn peer_changed(&mut self, clock: Clock, peer: NodeId, says: Option<Greeted>) {
         self.clock = clock;
-        match speaks {
-            Some(formats) => {
-                if self.peers_connected.insert(peer, formats).is_none() {
+        match says {
+            Some(greeted) => {
+                if self.peers_connected.insert(peer, greeted).is_none() {
                     self.shard.peer_back(peer);
                     self.found_members();
                     self.tell_clock(peer);

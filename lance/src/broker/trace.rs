@@ -496,7 +496,7 @@ impl<D: Disk> Broker<D> {
         let Some(tracer) = &mut self.tracer else { return VecDeque::new() };
         let agreed = self.catalog.format() >= SINCE_FORMAT;
         let peers = &self.peers_connected;
-        let knows = |peer| agreed && peers.get(&peer).is_some_and(|formats| formats.newest >= SINCE_FORMAT);
+        let knows = |peer| agreed && peers.get(&peer).is_some_and(|peer| peer.formats.newest >= SINCE_FORMAT);
         tracer.turned(self.config.node, &self.outputs, messages, knows)
     }
 }

@@ -18,7 +18,7 @@ use lnc_metrics::Metrics;
 use lnc_protocol::Opcode;
 use lnc_raft::NodeId;
 use lnc_replication::ShardConfig;
-use lnc_replication::formation::{Formats, Identity};
+use lnc_replication::formation::{Formats, Greeted, Identity};
 use lnc_replication::transfer::TransferBody;
 use lnc_replication::wire::{MAX_FRAME_BODY, PeerMessage, WireError, put_messages, take_frame, take_message};
 use std::cell::RefCell;
@@ -102,8 +102,10 @@ impl Process {
         Ok(())
     }
 
-    pub(super) fn peer_changed(&mut self, clock: Clock, peer: NodeId, connected: bool) {
-        self.broker.peer_changed(clock, peer, connected.then_some(Formats::BUILD));
+    /// The connection to a peer with this incarnation stands, or broke.
+    pub(super) fn peer_changed(&mut self, clock: Clock, peer: NodeId, incarnation: Option<u64>) {
+        let greeted = incarnation.map(|incarnation| Greeted { incarnation, formats: Formats::BUILD });
+        self.broker.peer_changed(clock, peer, greeted);
     }
 
     /// The members of a group that it leads, unless a change is under way.

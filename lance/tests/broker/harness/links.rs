@@ -3,7 +3,7 @@
 use super::{Cluster, Node};
 use lance::broker::Standing;
 use lnc_raft::NodeId;
-use lnc_replication::formation::{Decision, Formats, Identity, admit, decide};
+use lnc_replication::formation::{Decision, Formats, Greeted, Identity, admit, decide};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Cluster {
@@ -49,9 +49,10 @@ impl Cluster {
 
     fn tell(&mut self, node: u64, peer: u64, formats: Option<Formats>) {
         let clock = self.clock_of(node);
-        let member = self.node(peer).identity.node;
+        let (member, incarnation) = (self.node(peer).identity.node, self.node(peer).identity.incarnation);
+        let greeted = formats.map(|formats| Greeted { incarnation, formats });
         if let Some(broker) = self.node_mut(node).broker_mut() {
-            broker.peer_changed(clock, member, formats);
+            broker.peer_changed(clock, member, greeted);
         }
     }
 

@@ -112,8 +112,11 @@ impl Cluster {
     fn take_turn(&mut self, id: u64) -> Result<Turned, BrokerError> {
         self.nodes[id as usize - 1].note_format();
         let clock = self.nodes[id as usize - 1].clock(self.now_us);
-        let connected: Vec<NodeId> =
-            self.network.connected(id).map(|peer| self.nodes[peer as usize - 1].identity.node).collect();
+        let greeted = |peer: u64| {
+            let identity = &self.nodes[peer as usize - 1].identity;
+            (identity.node, identity.incarnation)
+        };
+        let connected: Vec<(NodeId, u64)> = self.network.connected(id).map(greeted).collect();
         let Some(running) = self.nodes[id as usize - 1].running() else {
             unreachable!("only a node that is up takes a turn")
         };
@@ -133,12 +136,12 @@ impl Cluster {
                         self.counts.frames_not_understood += 1;
                     }
                 }
-                Input::PeerLost(peer) => running.broker.peer_changed(clock, peer, false),
+                Input::PeerLost(peer) => running.broker.peer_changed(clock, peer, None),
                 Input::Request { .. } => unreachable!("requests were set apart"),
             }
         }
-        for peer in connected {
-            running.broker.peer_changed(clock, peer, true);
+        for (peer, incarnation) in connected {
+            running.broker.peer_changed(clock, peer, Some(incarnation));
         }
         for input in asked {
             if let Input::Request { caller, opcode, body } = input {
