@@ -478,6 +478,11 @@ impl Shard {
         self.damaged.first().is_some_and(|place| place.file < self.journal_start(applied))
     }
 
+    /// New files of the journal leave so many bytes free.
+    pub fn save_space(&mut self, keep_free: u64) {
+        self.journal.save_space(keep_free);
+    }
+
     /// Look whether a disk that was full has space again.
     pub fn retry_space<D: Disk>(&mut self, disk: &mut D) {
         self.journal.retry_space(disk);

@@ -131,7 +131,7 @@ impl<D: Disk> Broker<D> {
     /// Give up a checkpoint that waits for space, if another one would need less: something was removed since it began.
     pub(super) fn abandon_stuck_checkpoint(&mut self) {
         let stuck = matches!(self.checkpoint.phase, Phase::Flushing { .. }) && self.storage.handed_over().is_full();
-        if stuck && self.checkpoint.wanted {
+        if stuck && self.checkpoint.wanted && self.storage.handed_over().another_needs_less() {
             self.storage.on_disk().abandon_checkpoint(&mut self.disk);
             self.checkpoint.phase = Phase::Idle;
         }

@@ -19,7 +19,7 @@ use super::Broker;
 use super::checkpoint::stored_partitions;
 use super::command::holds_records;
 use bytes::Bytes;
-use lnc_log::disk::Disk;
+use lnc_log::disk::{BLOCK, Disk};
 use lnc_log::incoming::FileInfo;
 use lnc_log::journal::{GroupId, MARK_FORMAT};
 use lnc_log::segment::PartitionKey;
@@ -99,6 +99,9 @@ impl<D: Disk> Broker<D> {
         if self.is_short_of_space() {
             self.space.short_until_us = self.now_us() + SHORT_US;
         }
+        let keep_free = self.is_short_of_space().then(|| self.space_of_checkpoint());
+        self.storage.on_disk().save_space(keep_free);
+        self.shard.save_space(keep_free.unwrap_or(0));
         let left = self.space_left();
         match (low, self.is_low_on_space()) {
             (false, true) => tracing::error!(
@@ -109,6 +112,14 @@ impl<D: Disk> Broker<D> {
             (true, false) => tracing::info!(left, "there is space again: records are taken"),
             _ => {}
         }
+    }
+
+    /// What the next checkpoint takes, and the note with which a transfer makes room: without them nothing ever comes free. As
+    /// far as there is a reserve for that.
+    fn space_of_checkpoint(&self) -> u64 {
+        // The state is written twice. No note is longer than the state whose partitions it names.
+        let copy = self.transfers.offered_bytes().saturating_add(BLOCK as u64).next_multiple_of(BLOCK as u64);
+        copy.saturating_mul(3).min(self.config.reserve_bytes / 8)
     }
 
     /// Whether what is left is for votes, checkpoints and deletions.
@@ -193,6 +204,7 @@ impl<D: Disk> Broker<D> {
     /// first.
     pub(super) fn space_for(
         &self,
+        group: GroupId,
         files: &[FileInfo],
         wanted: &[FileInfo],
         own: &BTreeSet<FileInfo>,
@@ -207,6 +219,13 @@ impl<D: Disk> Broker<D> {
         let is_there = |file: &&FileInfo| !segments.is_given_up(file.key, file.base_offset);
         let comes = sum(&mut wanted.iter()).saturating_sub(come).saturating_add(state_bytes);
         let goes = sum(&mut own.iter().filter(|file| !named.contains(file)).filter(is_there));
+        // What was written since the last checkpoint is in neither, and goes as well.
+        let known: BTreeSet<(PartitionKey, u64)> =
+            own.iter().chain(files).map(|file| (file.key, file.base_offset)).collect();
+        let keys = self.groups.get(&group).into_iter().flat_map(|own| own.state.iter()).map(|(key, _)| key);
+        let newer = keys.flat_map(|key| segments.files(key).map(move |(base, bytes)| ((key, base), bytes)));
+        let newer = newer.filter(|(file, _)| !known.contains(file)).map(|(_, bytes)| bytes);
+        let goes = goes.saturating_add(newer.sum::<u64>());
         let may_go = self.format() >= MARK_FORMAT && !mutated(Mutation::KeepWhatGoes);
         let first = if may_go { segments.could_give_up(going) } else { 0 };
         let meanwhile = comes.saturating_add(reserve / 8);

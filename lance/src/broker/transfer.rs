@@ -127,6 +127,11 @@ impl Transfers {
         self.offers = groups.into_iter().map(|group| (group.group, (offer(&group), group.state))).collect();
     }
 
+    /// Bytes of the state in this node's newest durable checkpoint.
+    pub(super) fn offered_bytes(&self) -> u64 {
+        self.offers.values().map(|(_, state)| state.len() as u64).sum()
+    }
+
     /// State on its way to this node: group, source, bytes that have come and bytes of all.
     pub(super) fn progress(&self) -> impl Iterator<Item = (GroupId, NodeId, u64, u64)> + '_ {
         self.fetching.iter().map(|(group, fetching)| {
@@ -499,7 +504,7 @@ impl<D: Disk> Broker<D> {
         let wanted: Vec<FileInfo> = files.iter().copied().filter(|file| !own.contains(file)).collect();
         let going = self.going_before(group, offer.applied_index, &state);
         let come = self.transfers.leftovers.bytes_of(group, &wanted);
-        let going = match self.space_for(&files, &wanted, &own, &going, (state.len() as u64, come)) {
+        let going = match self.space_for(group, &files, &wanted, &own, &going, (state.len() as u64, come)) {
             Ok(true) => going,
             Ok(false) => BTreeMap::new(),
             Err((needed, free)) => {

@@ -2,9 +2,11 @@
 
 use crate::harness::{Cluster, META, SECOND, Settings, produce_request};
 use lnc_log::disk::memory::CrashChoice;
+use lnc_log::disk::{FileId, Op, Owner};
 use lnc_log::journal::GroupId;
 use lnc_protocol::message::{DeleteTopicRequest, TopicOptions};
 use lnc_protocol::{ErrorCode, Request};
+use std::io;
 
 const DATA: GroupId = GroupId(1);
 const RESERVE: u64 = 600 << 10;
@@ -230,6 +232,60 @@ fn a_follower_lets_go_what_is_deleted_before_the_state_comes_for_which_there_was
         cluster
             .until("the rest has come", |cluster| cluster.view(full, DATA).applied == cluster.view(meta, DATA).applied);
         cluster.await_leaders();
+        cluster.await_same();
+        assert_eq!(cluster.read_all(full, "t", 0).len(), 60);
+        assert_eq!(cluster.node(full).metrics().damage_found_total.get(), 0);
+    }
+}
+
+/// Other programs leave less than what waits in memory for its segments: no checkpoint fits, so that the journal gets no
+/// shorter, and the deletion lies behind what has no room in it. What is deleted goes all the same, though no checkpoint names
+/// it yet, and what waits of it is not written any more.
+#[test]
+fn a_follower_with_more_in_memory_than_space_follows_once_that_is_deleted() {
+    for loses_power in [false, true] {
+        let mut settings = Settings { reserve_bytes: RESERVE, checkpoint_bytes: 4 << 20, ..Settings::default() };
+        settings.journal_file_bytes = 64 << 10;
+        settings.journal_retain_bytes = 0;
+        settings.segments.segment_bytes = 100_000;
+        let mut cluster = Cluster::ready(settings);
+        for topic in ["old", "t"] {
+            cluster.create_topic(topic, 1);
+        }
+        cluster.await_balance();
+        let value = "x".repeat(8 << 10);
+        for _ in 0..20 {
+            cluster.produce(&produce_request("old", 0, &[&value.repeat(4)]));
+        }
+        cluster.await_same();
+        let full = cluster.followers_of(DATA)[0];
+        let disk = cluster.node(full).disk();
+        let is_segment = |file: FileId| file.0 >> 56 == Owner::Segments.file(0).0 >> 56;
+        let hook = move |_, op: &Op| match op {
+            Op::Write { file, .. } if is_segment(*file) => Some(io::ErrorKind::StorageFull.into()),
+            _ => None,
+        };
+        disk.inject(Some(Box::new(hook)));
+        for _ in 0..20 {
+            cluster.produce(&produce_request("old", 0, &[&value.repeat(4)]));
+        }
+        cluster.await_same();
+        disk.set_capacity(Some(disk.used() + RESERVE / 2 - 1));
+        disk.inject(None);
+        cluster.ticks(5 * SECOND);
+        for _ in 0..60 {
+            cluster.produce(&produce_request("t", 0, &[&value]));
+        }
+        cluster.ticks(2 * SECOND);
+        let meta = cluster.leader_of(META);
+        let delete = Request::DeleteTopic(DeleteTopicRequest { name: "old".into(), timeout_ms: 60_000 });
+        cluster.send(meta, &delete);
+        let before = disk.used();
+        cluster.until("what is deleted is gone", |_| disk.used() + 300_000 < before);
+        if loses_power {
+            cluster.crash(full, CrashChoice::Everything);
+            cluster.start(full);
+        }
         cluster.await_same();
         assert_eq!(cluster.read_all(full, "t", 0).len(), 60);
         assert_eq!(cluster.node(full).metrics().damage_found_total.get(), 0);

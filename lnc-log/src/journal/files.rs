@@ -78,6 +78,8 @@ pub(super) struct Files {
     zeros: AlignedBuf,
     next_id: u64,
     next_token: u64,
+    /// Bytes that a new file leaves free.
+    pub(super) keep_free: u64,
 }
 
 impl Files {
@@ -181,7 +183,8 @@ impl Files {
         let spare = &mut self.spares[0];
         let (number, id) = (spare.number, spare.id);
         // Filling what cannot be filled would take the space, for a moment, from those who could free some.
-        let retry = retry && disk.free_bytes().is_none_or(|free| free >= spare.len.max(len));
+        let retry =
+            retry && disk.free_bytes().is_none_or(|free| free >= spare.len.max(len).saturating_add(self.keep_free));
         match spare.state {
             SpareState::Full { opened: false } if retry => {
                 spare.state = SpareState::Opening;
@@ -299,10 +302,10 @@ impl Files {
         let Some(spare) = self.spares.iter_mut().find(|s| s.number == number) else {
             return Ok(());
         };
-        let (file, len) = (spare.id, spare.len);
+        let (file, len, keep_free) = (spare.id, spare.len, self.keep_free);
         match (spare.state, result) {
             (SpareState::Opening, Ok(_)) => {
-                let fits = disk.free_bytes().is_none_or(|free| free >= len);
+                let fits = disk.free_bytes().is_none_or(|free| free >= len.saturating_add(keep_free));
                 spare.state = match fits {
                     true => SpareState::Filling { done: 0, writing: false },
                     false => SpareState::Full { opened: true },

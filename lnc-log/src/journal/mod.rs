@@ -592,6 +592,11 @@ impl Journal {
         self.files.is_full()
     }
 
+    /// While space is short, a new file leaves so much of it free: for the checkpoint that releases old ones.
+    pub fn save_space(&mut self, keep_free: u64) {
+        self.files.keep_free = keep_free;
+    }
+
     /// Try again for space if the disk was full. To be called from time to time: who appends nothing while
     /// [`Journal::is_full`] says so makes no flush that would find out.
     pub fn retry_space<D: Disk>(&mut self, disk: &mut D) {

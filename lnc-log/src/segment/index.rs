@@ -101,6 +101,11 @@ pub(super) fn encode(key: PartitionKey, segment: &SegmentState, index: &[IndexEn
     out
 }
 
+/// The length of an index file with so many entries.
+pub(super) fn file_len(entries: usize) -> u64 {
+    super::block_ceil((HEADER_LEN[1] + CRC_LEN + entries * ENTRY_LEN[1]) as u64)
+}
+
 /// The longest index file that a segment can have: an entry for each batch.
 pub(super) fn max_file_len(segment: &SegmentState) -> u64 {
     let batches = segment.len / lnc_protocol::batch::HEADER_LEN as u64 + 1;

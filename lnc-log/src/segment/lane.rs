@@ -26,6 +26,16 @@ impl SegmentStore {
         };
         match partition.plan(write_block) {
             Some(step) => {
+                let takes = self.keep_free.map_or(0, |_| partition.takes(step));
+                if takes > 0 && partition.target.is_none() && !self.checkpoint.waiting.is_empty() {
+                    self.stalled.remove(&key);
+                    self.held.insert(key);
+                    return;
+                }
+                let least = takes.saturating_add(self.keep_free.unwrap_or(0));
+                if takes > 0 && disk.free_bytes().is_some_and(|free| free < least) {
+                    return self.stall(key, &key.dir());
+                }
                 self.lanes += 1;
                 self.run_step(disk, key, step);
             }
@@ -303,11 +313,16 @@ impl SegmentStore {
         if !is_full(&source) || action == "sync" {
             return Err(io_error(action, file, source));
         }
+        self.stall(key, &file);
+        self.free_lane(disk, key, false);
+        Ok(())
+    }
+
+    /// What the partition has for its files waits until there is space.
+    fn stall(&mut self, key: PartitionKey, file: &str) {
         if self.stalled.insert(key) {
             tracing::warn!(%file, "disk full: segment data waits in memory; make room in the data directory");
         }
-        self.free_lane(disk, key, false);
-        Ok(())
     }
 }
 

@@ -5,7 +5,8 @@ use super::mend::Mend;
 use super::repair::Repair;
 use super::state::{EpochStart, PartitionState, SegmentState};
 use super::{
-    Allowance, Digest, PREFIX_LEN, PartitionKey, Place, SegmentConfig, SegmentError, StoredBatch, block_floor,
+    Allowance, Digest, PREFIX_LEN, PartitionKey, Place, SegmentConfig, SegmentError, StoredBatch, block_ceil,
+    block_floor,
 };
 use crate::disk::{AlignedBuf, BLOCK, FileId};
 use bytes::Bytes;
@@ -116,9 +117,9 @@ impl Segment {
         self.state.sealed && self.flushed == len && self.cut && self.indexed && self.synced == len
     }
 
-    /// Whether its file can go, if nothing below this offset is needed.
-    pub(super) fn could_go(&self, below: u64) -> bool {
-        self.state.end_offset <= below && self.is_finished() && self.readers == 0 && !self.given_up
+    /// Bytes of its file, unless that was given up.
+    pub(super) fn file_bytes(&self) -> u64 {
+        if self.created && !self.given_up { self.on_file } else { 0 }
     }
 
     /// The state as a checkpoint stores it.
@@ -575,6 +576,35 @@ impl Partition {
         self.lane.is_none() && self.repair.is_none()
     }
 
+    /// The segments that can go if nothing below this offset is needed. What waits in memory goes with them, in the order in
+    /// which it lies there. An open one only goes with all of the partition: where it ends is the same on every replica.
+    pub(super) fn could_go(&self, below: u64) -> impl Iterator<Item = &Segment> {
+        let mut in_order = true;
+        self.segments.iter().take_while(move |segment| segment.state.end_offset <= below).filter(move |segment| {
+            let ends = segment.is_finished() || (in_order && (segment.state.sealed || below == u64::MAX));
+            let goes = ends && segment.readers == 0 && !segment.given_up;
+            in_order &= goes || segment.is_finished();
+            goes
+        })
+    }
+
+    /// The file of a segment goes, which is among [`Partition::could_go`], and what of it waits in memory.
+    pub(super) fn give_up(&mut self, base: u64) {
+        let Some(segment) = self.segment_mut(base) else { return };
+        let waiting = segment.state.len - segment.flushed;
+        let len = segment.state.len;
+        // As if all of it were there: nothing is left to be done. Sealing keeps later batches out of it.
+        (segment.given_up, segment.state.sealed, segment.cut, segment.indexed) = (true, true, true, true);
+        (segment.flushed, segment.on_file, segment.synced) = (len, len, len);
+        segment.state.index = Vec::new();
+        let end_offset = segment.state.end_offset;
+        segment.readable =
+            Place { position: len, offset: end_offset, digest: segment.state.digest.unwrap_or_default() };
+        self.written_offset = self.written_offset.max(end_offset);
+        self.queue.pop(waiting);
+        self.rebuilt.retain(|rebuilt| *rebuilt != base);
+    }
+
     /// The base offsets of all segments that have or may have files.
     pub(super) fn bases(&self) -> impl Iterator<Item = u64> {
         self.segments.iter().map(|segment| segment.state.base_offset)
@@ -584,6 +614,33 @@ impl Partition {
     pub(super) fn set_target(&mut self) -> bool {
         self.target = self.live().last().map(|last| (last.state.base_offset, last.state.len));
         self.target.is_some()
+    }
+
+    /// Bytes that the checkpoint in progress still lacks in files.
+    pub(super) fn left_of_checkpoint(&self) -> u64 {
+        let Some((base, len)) = self.target else { return 0 };
+        let needed = |s: &Segment| if s.state.base_offset == base && !s.state.sealed { len } else { s.state.len };
+        let covered = self.segments.iter().filter(|segment| segment.state.base_offset <= base);
+        covered.map(|segment| needed(segment).saturating_sub(segment.on_file)).sum()
+    }
+
+    /// Bytes that a checkpoint begun now would lack.
+    pub(super) fn left_of_all(&self) -> u64 {
+        let live = self.live().iter().filter(|_| self.removed.is_none());
+        live.map(|segment| segment.state.len.saturating_sub(segment.on_file)).sum()
+    }
+
+    /// Bytes by which a step makes files longer.
+    pub(super) fn takes(&self, step: Step) -> u64 {
+        match step {
+            Step::Write { base, bytes, .. } => self.segment(base).map_or(0, |segment| {
+                block_ceil(segment.flushed + bytes as u64).saturating_sub(block_ceil(segment.on_file))
+            }),
+            Step::OpenIndex { base, .. } => {
+                self.segment(base).map_or(0, |segment| index::file_len(segment.state.index.len()))
+            }
+            _ => 0,
+        }
     }
 
     /// The batches of a repair take their place also where their bytes wait in memory: the end of a recovered segment.

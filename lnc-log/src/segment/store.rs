@@ -3,7 +3,7 @@
 use super::files::{Files, LogFile};
 use super::index;
 use super::learn::Learned;
-use super::partition::{Partition, Step};
+use super::partition::{Partition, Segment, Step};
 use super::read::{DamagedBatch, ReadDone, ReadTask};
 use super::repair::Repair;
 use super::state::PartitionState;
@@ -12,6 +12,7 @@ use crate::disk::{AlignedBuf, BLOCK, Completion, Disk, FileId, Op, Outcome, Owne
 use bytes::Bytes;
 use lnc_mutation::{Mutation, mutated};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
 
 /// Write buffers kept for reuse.
 const SPARE_BUFFERS: usize = 8;
@@ -93,6 +94,10 @@ pub struct SegmentStore {
     pub(super) ready: BTreeSet<PartitionKey>,
     /// Partitions whose last step found the disk full.
     pub(super) stalled: BTreeSet<PartitionKey>,
+    /// Partitions that wait until the checkpoint in progress has the space that it needs.
+    pub(super) held: BTreeSet<PartitionKey>,
+    /// While space is short: bytes that are left free.
+    pub(super) keep_free: Option<u64>,
     /// Lanes with a step under way.
     pub(super) lanes: usize,
     /// Partitions with batches that no checkpoint covers yet.
@@ -142,6 +147,8 @@ impl SegmentStore {
             pending_bytes: 0,
             ready: BTreeSet::new(),
             stalled: BTreeSet::new(),
+            held: BTreeSet::new(),
+            keep_free: None,
             lanes: 0,
             dirty: BTreeSet::new(),
             checkpoint: Progress::default(),
@@ -201,7 +208,16 @@ impl SegmentStore {
     /// flight per partition; the next one follows from its completion.
     pub fn write_out(&mut self, disk: &mut impl Disk) {
         self.ready.extend(&self.stalled);
+        if self.keep_free.is_none() || self.checkpoint_done() {
+            self.ready.append(&mut self.held);
+        }
         self.pump(disk);
+    }
+
+    /// Whether space is short, and how many bytes are to be left free then. As long as a checkpoint is in progress, whatever it
+    /// does not need waits: what comes later must not take the space without which the journal never gets any shorter.
+    pub fn save_space(&mut self, keep_free: Option<u64>) {
+        self.keep_free = keep_free;
     }
 
     /// Begin to put everything appended so far on stable storage. While a checkpoint is in progress, this returns that
@@ -245,7 +261,7 @@ impl SegmentStore {
             Some(Pending::Opened(log)) => self.log_opened(disk, log, result.map(|_| ())),
             Some(Pending::Read(id)) => Ok(self.read_step(disk, id, result)),
             Some(Pending::Removal(path)) => {
-                if let Err(error) = result {
+                if let Err(error) = result.or_else(ignore_missing) {
                     // Harmless: what no checkpoint names is removed at the next start.
                     tracing::warn!(%path, %error, "cannot remove a file that is no longer needed; look at its permissions and at the disk");
                 }
@@ -418,6 +434,14 @@ impl SegmentStore {
         self.pump_removals(disk);
     }
 
+    /// Whether a checkpoint begun now would have less to write than is left of the one in progress: more of that was removed
+    /// than came since.
+    pub fn another_needs_less(&self) -> bool {
+        let left: u64 = self.partitions.values().map(|partition| partition.left_of_checkpoint()).sum();
+        let another: u64 = self.partitions.values().map(|partition| partition.left_of_all()).sum();
+        another < left
+    }
+
     /// Give up the checkpoint in progress, which waits for space: another one may need less of it. What it waited for is as
     /// if it had never begun.
     pub fn abandon_checkpoint(&mut self, disk: &mut impl Disk) {
@@ -439,30 +463,45 @@ impl SegmentStore {
         self.queue_removals(disk, removals);
     }
 
-    /// Where space is short: remove the files of sealed segments below these offsets, which later entries of the log than
-    /// this replica has have removed everywhere. The segments stay what they are, so that this replica can still follow the
-    /// log; reads of them fail. To be told to [`SegmentStore::recover`] as well.
+    /// Where space is short: let go of all segments that end below these offsets, which later entries of the log than this
+    /// replica has have removed everywhere. Their files are removed, and what of them waits in memory is not written any more.
+    /// The segments stay what they are, so that this replica can still follow the log; reads of them fail. To be told to
+    /// [`SegmentStore::recover`] as well.
     pub fn give_up(&mut self, disk: &mut impl Disk, below: &BTreeMap<PartitionKey, u64>) {
         let mut given = Vec::new();
         for (key, below) in below {
-            let partition = self.partitions.get_mut(key).filter(|partition| partition.may_give_up());
-            let segments = partition.into_iter().flat_map(|partition| &mut partition.segments);
-            for segment in segments.filter(|segment| segment.could_go(*below)) {
-                segment.given_up = true;
-                given.push(Removal { key: *key, base: Some(segment.state.base_offset), after: 0 });
+            let Some(partition) = self.partitions.get_mut(key).filter(|partition| partition.may_give_up()) else {
+                continue;
+            };
+            let queued = partition.queued_bytes();
+            let goes: Vec<(u64, bool)> =
+                partition.could_go(*below).map(|segment| (segment.state.base_offset, segment.created)).collect();
+            for (base, created) in goes {
+                partition.give_up(base);
+                if created {
+                    given.push(Removal { key: *key, base: Some(base), after: 0 });
+                }
             }
+            self.pending_bytes -= queued - partition.queued_bytes();
+            // A checkpoint in progress need not wait for it any more.
+            self.ready.insert(*key);
         }
         self.queue_removals(disk, given);
+        self.pump(disk);
     }
 
     /// Bytes that [`SegmentStore::give_up`] would free now.
     pub fn could_give_up(&self, below: &BTreeMap<PartitionKey, u64>) -> u64 {
         let partitions = below.iter().filter_map(|(key, below)| Some((self.partitions.get(key)?.as_ref(), *below)));
-        let goes = |(partition, below): (&Partition, u64)| {
-            let segments = partition.segments.iter().filter(|segment| segment.could_go(below));
-            segments.map(|segment| segment.state.len).sum::<u64>()
-        };
+        let goes =
+            |(partition, below): (&Partition, u64)| partition.could_go(below).map(Segment::file_bytes).sum::<u64>();
         partitions.filter(|(partition, _)| partition.may_give_up()).map(goes).sum()
+    }
+
+    /// The segments of a partition that have a file, each with its base offset and the bytes in the file.
+    pub fn files(&self, key: PartitionKey) -> impl Iterator<Item = (u64, u64)> {
+        let segments = self.partitions.get(&key).into_iter().flat_map(|partition| &partition.segments);
+        segments.map(|segment| (segment.state.base_offset, segment.file_bytes())).filter(|(_, bytes)| *bytes > 0)
     }
 
     /// Whether the file of a segment is gone before its time.
@@ -526,6 +565,7 @@ impl SegmentStore {
         self.dirty.remove(&key);
         self.ready.remove(&key);
         self.stalled.remove(&key);
+        self.held.remove(&key);
     }
 
     /// The index of a sealed segment came into memory; the one that came first leaves if there are too many.
@@ -571,6 +611,11 @@ impl SegmentStore {
             self.buffers.push(buf);
         }
     }
+}
+
+/// A segment may have been given up before its index was written.
+fn ignore_missing(error: io::Error) -> io::Result<Outcome> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(Outcome::Done) } else { Err(error) }
 }
 
 fn live_mut(

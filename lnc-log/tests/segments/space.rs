@@ -1,8 +1,9 @@
 //! Full and failing disks.
 
-use crate::support::{Harness, KEY, concat, small};
-use lnc_log::disk::Op;
-use lnc_log::segment::{SegmentError, SegmentStore};
+use crate::support::{Harness, KEY, batch, concat, small};
+use lnc_log::disk::memory::{CrashChoice, Order};
+use lnc_log::disk::{Disk, Op};
+use lnc_log::segment::{PartitionKey, SegmentError, SegmentStore};
 use std::collections::BTreeMap;
 use std::io;
 
@@ -193,6 +194,124 @@ fn a_checkpoint_that_waits_for_space_can_be_given_up() {
     assert!(replica.store.checkpoint_done() && !replica.store.is_full());
     assert_eq!(replica.store.pending_bytes(), 0);
     replica.checkpoint();
+}
+
+/// Batches of other partitions than [`KEY`], small enough that their segments stay open.
+fn append_to(replica: &mut Harness, key: PartitionKey, value_lens: &[usize]) {
+    for len in value_lens {
+        let base = replica.store.log_end_offset(key);
+        replica.store.append(key, batch(base, 3, *len, base as i64 / 3, 1)).unwrap();
+    }
+}
+
+/// Whatever comes after the checkpoint began would take the space that it lacks.
+#[test]
+fn while_space_is_short_the_checkpoint_in_progress_comes_first() {
+    const OTHER: PartitionKey = PartitionKey { partition: 0, ..KEY };
+    for saves in [false, true] {
+        let mut replica = Harness::new(small());
+        replica.store.create_partition(OTHER, None).unwrap();
+        replica.checkpoint();
+        let batches = replica.append(&[2000; 5], 1);
+        replica.disk.set_order(Order::Held);
+        replica.store.begin_checkpoint(&mut replica.disk);
+        replica.disk.set_capacity(Some(replica.disk.used() + 48_000));
+        replica.store.save_space(saves.then_some(4096));
+        append_to(&mut replica, OTHER, &[2000; 9]);
+        replica.disk.set_order(Order::Immediate);
+        replica.store.write_out(&mut replica.disk);
+        // The other one is quick, the operation of the checkpoint slow.
+        let mut done = Vec::new();
+        replica.disk.reap(&mut done);
+        while let Some(completion) = done.pop() {
+            replica.store.on_completion(&mut replica.disk, completion).unwrap();
+            replica.disk.reap(&mut done);
+        }
+        replica.settle().unwrap();
+        replica.write_out();
+        assert_eq!(replica.store.checkpoint_done(), saves, "saves: {saves}");
+        // Later comes the other one, as far as there is space for it.
+        replica.disk.set_capacity(None);
+        replica.store.save_space(None);
+        replica.write_out();
+        replica.checkpoint();
+        assert!(replica.read_all(KEY, 1 << 20) == concat(&batches));
+        assert_eq!(replica.store.written_offset(OTHER), replica.store.log_end_offset(OTHER));
+    }
+}
+
+/// What is left is for the file of the checkpoint itself, without which the space that it frees never comes.
+#[test]
+fn while_space_is_short_segments_leave_some_of_it() {
+    for capacity in (0..90_000).step_by(4096) {
+        let mut replica = Harness::new(small());
+        let batches = replica.append(&[3000; 9], 1);
+        replica.disk.set_capacity(Some(capacity));
+        replica.store.save_space(Some(10_000));
+        replica.store.begin_checkpoint(&mut replica.disk);
+        replica.settle().unwrap();
+        let free = replica.disk.free_bytes().unwrap();
+        assert!(free >= 10_000.min(capacity), "{free} of {capacity}");
+        assert_eq!(replica.store.is_full(), !replica.store.checkpoint_done());
+        replica.disk.set_capacity(None);
+        replica.write_out();
+        assert!(!replica.store.is_full() && replica.store.checkpoint_done());
+        assert!(replica.read_all(KEY, 1 << 20) == concat(&batches));
+    }
+}
+
+#[test]
+fn a_checkpoint_is_given_up_only_for_one_that_needs_less() {
+    let mut replica = Harness::new(small());
+    replica.append(&[3000; 3], 1);
+    replica.disk.set_capacity(Some(0));
+    replica.store.begin_checkpoint(&mut replica.disk);
+    replica.settle().unwrap();
+    assert!(!replica.store.another_needs_less(), "it would need as much");
+    replica.append(&[3000; 6], 1);
+    let end = replica.store.state(KEY).unwrap().segments[0].end_offset;
+    replica.store.trim(KEY, end).unwrap();
+    assert!(!replica.store.another_needs_less(), "more has come than was removed");
+    replica.store.remove_partition(KEY).unwrap();
+    assert!(replica.store.another_needs_less());
+}
+
+/// Neither in files nor in memory: it would take the space that was made.
+#[test]
+fn what_waits_in_memory_is_given_up_too() {
+    let mut replica = Harness::new(small());
+    replica.append(&[3000; 20], 1);
+    replica.checkpoint();
+    let end = replica.store.log_end_offset(KEY);
+    let before = replica.store.state(KEY).unwrap();
+    replica.append(&[3000; 10], 1);
+    replica.disk.set_capacity(Some(replica.disk.used()));
+    replica.store.begin_checkpoint(&mut replica.disk);
+    replica.settle().unwrap();
+    assert!(!replica.store.checkpoint_done() && replica.store.pending_bytes() > 60_000);
+    // The segment that is open goes with the whole partition alone: others have more in it.
+    let part = BTreeMap::from([(KEY, replica.store.log_end_offset(KEY))]);
+    let all = BTreeMap::from([(KEY, u64::MAX)]);
+    assert!(replica.store.could_give_up(&part) <= replica.store.could_give_up(&all));
+    let free = replica.store.could_give_up(&all);
+    replica.store.give_up(&mut replica.disk, &all);
+    replica.settle().unwrap();
+    assert!(replica.store.checkpoint_done() && !replica.store.is_full());
+    assert_eq!((replica.store.pending_bytes(), replica.store.could_give_up(&all)), (0, 0));
+    assert!(replica.disk.free_bytes().unwrap() >= free && replica.files().is_empty());
+    assert!(matches!(replica.store.read(&mut replica.disk, KEY, end, 1, 1), Err(SegmentError::GivenUp { .. })));
+    // What comes afterwards goes its way, after a start from either checkpoint too.
+    let states = replica.store.checkpoint_states();
+    replica.append(&[300; 3], 1);
+    assert_eq!(replica.store.log_start_offset(KEY), 0);
+    for state in [before, states[0].1.clone()] {
+        let mut disk = replica.disk.crash(CrashChoice::Everything);
+        let mut store = SegmentStore::recover(small(), &mut disk, &[(KEY, state.clone(), None)], &all).unwrap();
+        assert_eq!(store.log_end_offset(KEY), state.log_end_offset);
+        store.remove_partition(KEY).unwrap();
+        assert_eq!(store.pending_bytes(), 0);
+        replica.disk = disk;
+    }
 }
 
 #[test]
