@@ -1,8 +1,8 @@
-//! What a node tells its peers of itself: its wall clock, and whether it is about to end. It travels beside the heartbeats
-//! and is no part of consensus, which knows nothing of time: nothing of it is stored, and one that is lost is followed by the
-//! next.
+//! What a node tells its peers of itself: its wall clock, whether it is about to end, and what operators want to see of it. It
+//! travels beside the heartbeats and is no part of consensus, which knows nothing of time: nothing of it is stored, and one that
+//! is lost is followed by the next.
 
-use crate::wire::{WireError, bool_of, u64_of};
+use crate::wire::{WireError, bool_of, u16_of, u64_of};
 use bytes::{BufMut, Bytes, BytesMut};
 use lnc_raft::NodeId;
 
@@ -11,6 +11,37 @@ pub const SINCE_FORMAT: u32 = 3;
 
 /// Its kind of message; those below are Raft's, transfers and traces.
 pub(crate) const KIND: u8 = 129;
+
+/// Bytes left on a disk that does not tell.
+const UNKNOWN: u64 = u64::MAX;
+
+/// What operators want to see of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Its version of LANCE: major, minor, patch.
+    pub version: [u16; 3],
+    /// Bytes that are left on its disk, as far as it can tell.
+    pub free_bytes: Option<u64>,
+}
+
+impl NodeFacts {
+    /// Of this build.
+    pub fn of_build(free_bytes: Option<u64>) -> Self {
+        let part = |text: &str| text.parse().unwrap_or_default();
+        let version = [
+            part(env!("CARGO_PKG_VERSION_MAJOR")),
+            part(env!("CARGO_PKG_VERSION_MINOR")),
+            part(env!("CARGO_PKG_VERSION_PATCH")),
+        ];
+        Self { version, free_bytes }
+    }
+
+    /// The version as it is written.
+    pub fn version(&self) -> String {
+        let [major, minor, patch] = self.version;
+        format!("{major}.{minor}.{patch}")
+    }
+}
 
 /// What a node says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +54,8 @@ pub struct PeerNotice {
     pub wall_ms: u64,
     /// Whether the sender hands over what it leads, and is not to be given anything to lead.
     pub drains: bool,
+    /// What else there is to see of it.
+    pub facts: NodeFacts,
 }
 
 impl PeerNotice {
@@ -31,10 +64,18 @@ impl PeerNotice {
         out.put_u8(KIND);
         out.put_u64_le(self.wall_ms);
         out.put_u8(u8::from(self.drains));
+        self.facts.version.iter().for_each(|part| out.put_u16_le(*part));
+        out.put_u64_le(self.facts.free_bytes.unwrap_or(UNKNOWN));
     }
 
     pub(crate) fn decode(from: NodeId, to: NodeId, body: &mut Bytes) -> Result<Self, WireError> {
-        Ok(Self { from, to, wall_ms: u64_of(body, "wall clock")?, drains: bool_of(body, "end of a node")? })
+        let (wall_ms, drains) = (u64_of(body, "wall clock")?, bool_of(body, "end of a node")?);
+        let mut version = [0; 3];
+        for part in &mut version {
+            *part = u16_of(body, "version")?;
+        }
+        let free_bytes = Some(u64_of(body, "free space")?).filter(|bytes| *bytes != UNKNOWN);
+        Ok(Self { from, to, wall_ms, drains, facts: NodeFacts { version, free_bytes } })
     }
 }
 
@@ -47,8 +88,13 @@ mod tests {
     #[test]
     fn a_notice_survives_the_wire_and_no_cut_one_does() {
         let (from, to) = (NodeId(1), NodeId(2));
-        for (wall_ms, drains) in [(0, false), (1_700_000_000_000, true), (u64::MAX, false)] {
-            let sent = PeerMessage::Notice(PeerNotice { from, to, wall_ms, drains });
+        let unknown = NodeFacts { version: [0, 0, u16::MAX], free_bytes: None };
+        let facts = [NodeFacts::of_build(Some(0)), NodeFacts::of_build(Some(1 << 40)), unknown];
+        assert_eq!(facts[0].version(), env!("CARGO_PKG_VERSION").split('-').next().unwrap_or_default());
+        for ((wall_ms, drains), facts) in
+            [(0, false), (1_700_000_000_000, true), (u64::MAX, false)].into_iter().zip(facts)
+        {
+            let sent = PeerMessage::Notice(PeerNotice { from, to, wall_ms, drains, facts });
             assert_eq!(sent.channel(), Channel::Control, "it must not wait behind records");
             let mut out = BytesMut::new();
             put_message(&mut out, &sent);

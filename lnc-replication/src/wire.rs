@@ -306,6 +306,10 @@ pub(crate) fn u8_of(body: &mut Bytes, what: &'static str) -> Result<u8, WireErro
     body.try_get_u8().map_err(|_| WireError::Truncated(what))
 }
 
+pub(crate) fn u16_of(body: &mut Bytes, what: &'static str) -> Result<u16, WireError> {
+    body.try_get_u16_le().map_err(|_| WireError::Truncated(what))
+}
+
 pub(crate) fn u32_of(body: &mut Bytes, what: &'static str) -> Result<u32, WireError> {
     body.try_get_u32_le().map_err(|_| WireError::Truncated(what))
 }

@@ -319,6 +319,7 @@ pub fn open<D: Disk>(
         retry_full: false,
         draining: false,
         draining_peers: BTreeSet::new(),
+        peer_facts: BTreeMap::new(),
         peers_connected: BTreeMap::new(),
         misplaced_since_us: BTreeMap::new(),
         transfers,

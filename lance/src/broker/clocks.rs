@@ -20,7 +20,7 @@ use super::{Broker, Clock};
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
 use lnc_raft::NodeId;
-use lnc_replication::notice::{PeerNotice, SINCE_FORMAT};
+use lnc_replication::notice::{NodeFacts, PeerNotice, SINCE_FORMAT};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem::{Discriminant, discriminant};
 
@@ -272,6 +272,7 @@ impl<D: Disk> Broker<D> {
                 true => self.draining_peers.insert(notice.from),
                 false => self.draining_peers.remove(&notice.from),
             };
+            self.peer_facts.insert(notice.from, notice.facts);
         }
         let base_ms = base_of(notice.wall_ms, self.clock.mono_us);
         self.clocks.heard.entry(notice.from).or_default().note(base_ms, self.clock.mono_us);
@@ -280,13 +281,18 @@ impl<D: Disk> Broker<D> {
         }
     }
 
+    /// What operators want to see of this node.
+    pub(super) fn own_facts(&self) -> NodeFacts {
+        NodeFacts::of_build(self.space.free_bytes())
+    }
+
     /// Tell a peer what this node's clock says, and whether it is about to end.
     pub(super) fn tell_clock(&mut self, peer: NodeId) {
         let speaks = self.peers_connected.get(&peer).is_some_and(|peer| peer.formats.contains(SINCE_FORMAT));
         if speaks && self.compares_clocks() {
-            let notice =
-                PeerNotice { from: self.config.node, to: peer, wall_ms: self.clock.wall_ms, drains: self.draining };
-            self.clocks.outbox.push(notice);
+            let (from, wall_ms) = (self.config.node, self.clock.wall_ms);
+            let facts = self.own_facts();
+            self.clocks.outbox.push(PeerNotice { from, to: peer, wall_ms, drains: self.draining, facts });
         }
     }
 

@@ -68,6 +68,7 @@ use lnc_protocol::frame::Flags;
 use lnc_protocol::message::{ErrorReply, Opcode, Reply, Request, Response};
 use lnc_raft::{Body, Message, NodeId, ProgressState, Role};
 use lnc_replication::formation::Greeted;
+use lnc_replication::notice::NodeFacts;
 use lnc_replication::wire::PeerMessage;
 use lnc_replication::{Outputs, Shard, ShardError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -280,6 +281,8 @@ pub struct Broker<D: Disk> {
     draining: bool,
     /// Peers that are about to end.
     draining_peers: BTreeSet<NodeId>,
+    /// What connected peers have said of themselves since.
+    peer_facts: BTreeMap<NodeId, NodeFacts>,
     /// And what they said of themselves.
     peers_connected: BTreeMap<NodeId, Greeted>,
     /// Since when each data group that another node should lead is led here, for rebalancing.
@@ -459,6 +462,7 @@ impl<D: Disk> Broker<D> {
             None => {
                 self.peers_connected.remove(&peer);
                 self.draining_peers.remove(&peer);
+                self.peer_facts.remove(&peer);
                 self.control.peer_lost(peer);
                 self.shard.peer_lost(peer);
             }

@@ -55,6 +55,11 @@ impl Space {
         self.inodes = disk.free_files().unwrap_or(u64::MAX);
     }
 
+    /// Bytes that are left, as far as the disk can tell.
+    pub(super) fn free_bytes(&self) -> Option<u64> {
+        Some(self.bytes).filter(|bytes| *bytes != u64::MAX)
+    }
+
     /// Records of so many bytes were taken in: they go to the journal, and to a segment.
     pub(super) fn take(&mut self, bytes: usize) {
         self.bytes = self.bytes.saturating_sub(2 * bytes as u64);

@@ -10,6 +10,7 @@ use lnc_log::journal::GroupId;
 use lnc_log::segment::PartitionKey;
 use lnc_protocol::message::{ClusterInfoResponse, PartitionDescription, TopicOptions};
 use lnc_raft::{NodeId, Role, RoleChange};
+use lnc_replication::notice::NodeFacts;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Most partitions in a snapshot: the time to copy them is time in which the shard does nothing else.
@@ -79,6 +80,8 @@ pub struct Snapshot {
     pub taken_us: u64,
     /// Nodes, groups, and states on their way to this node.
     pub cluster: ClusterInfoResponse,
+    /// What the nodes that are heard have said of themselves, this node included, by number.
+    pub facts: BTreeMap<u64, NodeFacts>,
     /// What is wrong with the clocks, in a sentence.
     pub clock_problem: Option<String>,
     /// That this node has no space for records, if it has none.
@@ -102,6 +105,7 @@ impl<D: Disk> Broker<D> {
             taken_ms: self.clock.wall_ms,
             taken_us: self.clock.mono_us,
             cluster: self.cluster_status(),
+            facts: self.facts(),
             clock_problem: self.clock_problem(),
             space_problem: self.space_problem(),
             behind: behind.collect(),
@@ -109,6 +113,11 @@ impl<D: Disk> Broker<D> {
             topics: extents(self.catalog.topics(), MAX_PARTITIONS, describe),
             topic_count: self.catalog.topics().len(),
         }
+    }
+
+    fn facts(&self) -> BTreeMap<u64, NodeFacts> {
+        let peers = self.peer_facts.iter().map(|(peer, facts)| (peer.node(), *facts));
+        peers.chain([(self.config.node.node(), self.own_facts())]).collect()
     }
 
     fn behind(&self, group: GroupId) -> Option<u64> {

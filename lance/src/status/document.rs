@@ -7,6 +7,7 @@ use super::rates::TopicRates;
 use crate::broker::status::{Snapshot, TopicExtent};
 use lnc_protocol::message::{GroupStatus, NodeStatus};
 use lnc_raft::NodeId;
+use lnc_replication::notice::NodeFacts;
 use serde::{Deserialize, Serialize};
 
 /// Changes whenever a field changes its meaning or goes; new fields may come without.
@@ -132,6 +133,12 @@ pub struct NodeView {
     pub peer_address: String,
     /// Where its status page is.
     pub http_address: String,
+    /// Its version of LANCE; empty while nothing of it is heard.
+    #[serde(default)]
+    pub version: String,
+    /// Bytes that are left on its disk; `None` while that is not heard, or it cannot tell.
+    #[serde(default)]
+    pub free_bytes: Option<u64>,
 }
 
 /// A Raft group.
@@ -282,7 +289,11 @@ pub(super) fn view(snapshot: &Snapshot, rates: &TopicRates, query: &Query) -> Vi
         taken_ms: snapshot.taken_ms,
         cluster_id: format!("{:032x}", cluster.cluster_id),
         problems: problems(snapshot),
-        nodes: cluster.nodes.iter().map(|node| node_view(node, &cluster.groups)).collect(),
+        nodes: cluster
+            .nodes
+            .iter()
+            .map(|node| node_view(node, snapshot.facts.get(&node.id), &cluster.groups))
+            .collect(),
         groups: cluster.groups.iter().map(|g| group_view(g, snapshot.behind.get(&g.group).copied())).collect(),
         transfers: cluster
             .transfers
@@ -321,7 +332,7 @@ fn problems(snapshot: &Snapshot) -> Vec<String> {
     problems
 }
 
-fn node_view(node: &NodeStatus, groups: &[GroupStatus]) -> NodeView {
+fn node_view(node: &NodeStatus, facts: Option<&NodeFacts>, groups: &[GroupStatus]) -> NodeView {
     NodeView {
         id: node.id,
         member: NodeId(node.member).to_string(),
@@ -332,6 +343,8 @@ fn node_view(node: &NodeStatus, groups: &[GroupStatus]) -> NodeView {
         client_address: node.client_address.clone(),
         peer_address: node.peer_address.clone(),
         http_address: node.http_address.clone(),
+        version: facts.map(NodeFacts::version).unwrap_or_default(),
+        free_bytes: facts.and_then(|facts| facts.free_bytes),
     }
 }
 

@@ -7,6 +7,7 @@ use crate::broker::status::{Election, TopicExtent};
 use lnc_protocol::message::{
     ClusterInfoResponse, GroupStatus, NodeStatus, PartitionDescription, PeerProgress, TopicOptions,
 };
+use lnc_replication::notice::NodeFacts;
 
 fn node(id: u64, connected: bool) -> NodeStatus {
     NodeStatus {
@@ -72,6 +73,7 @@ fn snapshot(taken_us: u64, topics: Vec<TopicExtent>) -> Snapshot {
             groups: vec![group(0, Some(1)), group(1, None)],
             transfers: Vec::new(),
         },
+        facts: [(1, NodeFacts { version: [1, 2, 3], free_bytes: Some(7 << 30) })].into(),
         clock_problem: Some("this node's clock is slow".to_owned()),
         space_problem: None,
         behind: [(0, 1)].into(),
@@ -92,6 +94,8 @@ fn a_view_says_what_the_snapshot_says() {
     let problems = ["node 3 is not connected", "this node's clock is slow", "group 1 has no known leader"];
     assert_eq!(view.problems, problems);
     assert_eq!(view.nodes[0].leads, [0]);
+    assert_eq!((view.nodes[0].version.as_str(), view.nodes[0].free_bytes), ("1.2.3", Some(7 << 30)));
+    assert_eq!((view.nodes[1].version.as_str(), view.nodes[1].free_bytes), ("", None));
     assert_eq!((view.groups[0].behind, view.groups[1].behind), (Some(1), None));
     assert_eq!((view.groups[0].followers[0].member.as_str(), view.groups[0].followers[0].lag), ("2", Some(3)));
     assert_eq!((view.elections[0].at_ms, view.elections[0].leader), (4000, 1));

@@ -29,6 +29,24 @@ fn every_replica_knows_the_topics_and_how_far_it_is() {
     }
 }
 
+/// Which version each node runs, and what is left on its disk, they tell each other.
+#[test]
+fn every_node_says_what_the_others_have_said_of_themselves() {
+    let mut cluster = Cluster::ready(Settings::default());
+    cluster.node(2).disk().set_capacity(Some(1 << 30));
+    cluster.ticks(3 * SECOND);
+    for id in 1..=3 {
+        let facts = cluster.nodes[&id].snapshot().facts;
+        assert_eq!(facts.keys().copied().collect::<Vec<_>>(), [1, 2, 3], "node {id}");
+        let left = facts[&2].free_bytes.expect("a disk that tells");
+        assert!(left > 0 && left <= 1 << 30 && facts[&3].free_bytes.is_none(), "{facts:?}");
+        assert!(facts.values().all(|facts| facts.version() == env!("CARGO_PKG_VERSION")));
+    }
+    cluster.kill(2);
+    cluster.ticks(SECOND);
+    assert!(!cluster.nodes[&1].snapshot().facts.contains_key(&2), "it is not there");
+}
+
 #[test]
 fn a_new_leader_is_an_election_that_the_others_saw() {
     let mut cluster = Cluster::ready(Settings::default());

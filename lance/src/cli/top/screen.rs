@@ -394,6 +394,8 @@ fn draw_nodes(view: &View, own: u64, area: Rect, buffer: &mut Buffer) {
                 BAD
             }),
             Cell::from(if leads.is_empty() { "–".to_owned() } else { leads.join(",") }),
+            right(node.free_bytes.map_or_else(|| "?".to_owned(), |left| bytes(left as f64))),
+            Cell::from(if node.version.is_empty() { "?".to_owned() } else { node.version.clone() }),
             Cell::from(node.client_address.clone()),
             Cell::from(node.http_address.clone()),
         ])
@@ -403,6 +405,8 @@ fn draw_nodes(view: &View, own: u64, area: Rect, buffer: &mut Buffer) {
         words("NODE", Constraint::Length(9)),
         words("STATE", Constraint::Fill(2)),
         words("LEADS", Constraint::Fill(1)),
+        number("DISK LEFT", 10),
+        words("VERSION", Constraint::Length(8)),
         words("CLIENTS", Constraint::Fill(2)),
         words("HTTP", Constraint::Fill(2)),
     ];

@@ -22,6 +22,8 @@ fn node(id: u64, state: &str, leads: &[u32]) -> NodeView {
         client_address: format!("n{id}:1992"),
         peer_address: format!("n{id}:1993"),
         http_address: format!("n{id}:1994"),
+        version: "0.2.0".to_owned(),
+        free_bytes: Some(id << 30),
     }
 }
 
@@ -117,10 +119,10 @@ bytes in –                       bytes out –                      journal sy
 
 
 NODES  3 of 3 reached
-NODE       STATE                     LEADS         CLIENTS                  HTTP
-1 (this)   ready                     0             n1:1992                  n1:1994
-2          connected                 1             n2:1992                  n2:1994
-3          connected                 –             n3:1992                  n3:1994
+NODE       STATE              LEADS       DISK LEFT  VERSION   CLIENTS             HTTP
+1 (this)   ready              0               1 GiB  0.2.0     n1:1992             n1:1994
+2          connected          1               2 GiB  0.2.0     n2:1992             n2:1994
+3          connected          –               3 GiB  0.2.0     n3:1992             n3:1994
 
 GROUPS  lag counts entries; followers' is known to their leader only, ? until it has heard from them
 GROUP  LEADER    HERE         TERM      COMMITTED  VOTERS               LAG HERE  FOLLOWERS
