@@ -259,6 +259,16 @@ impl<D: Disk> Broker<D> {
                 "the {what} address given for node {node} is one of node {other}: look which is meant"
             ));
         }
+        // Whoever takes the place of a node that is gone may have its addresses, too.
+        let lives = |old: &u64| *old == self.config.node.node() || self.is_connected(*old);
+        if let Some((_, what)) = replaces.filter(lives).and_then(|_| self.catalog.members().at(&addresses, node, None))
+        {
+            let old = replaces.unwrap_or_default();
+            return invalid(format!(
+                "the {what} address given for node {node} is one of node {old}, which still runs there: give node {node} \
+                 addresses of its own, or stop node {old} first"
+            ));
+        }
         Ok(Command::AddMember { node, addresses, replaces })
     }
 

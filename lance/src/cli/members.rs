@@ -270,7 +270,7 @@ fn lacks(goal: &Goal, answers: &[ClusterInfoResponse]) -> Option<String> {
         return Some(format!("group {group} has no leader that answers"));
     }
     let of = |node: u64| move |id: &&u64| NodeId(**id).node() == node;
-    led.into_iter().find_map(|status| {
+    let missing = led.into_iter().find_map(|status| {
         if !status.outgoing.is_empty() {
             return Some(format!("the voters of group {} are changing", status.group));
         }
@@ -290,5 +290,59 @@ fn lacks(goal: &Goal, answers: &[ClusterInfoResponse]) -> Option<String> {
                 waits.then(|| format!("node {node} is still a learner in group {}", status.group))
             }
         }
-    })
+    });
+    missing.or_else(|| still_listed(goal, answers))
+}
+
+/// Who lists a node that no group names any more: it belongs to the cluster until all have forgotten it.
+fn still_listed(goal: &Goal, answers: &[ClusterInfoResponse]) -> Option<String> {
+    let Goal::Gone(node) = *goal else { return None };
+    let lists = |info: &&ClusterInfoResponse| info.node_id != node && info.nodes.iter().any(|known| known.id == node);
+    answers.iter().find(lists).map(|info| format!("node {} still lists node {node}", info.node_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lnc_protocol::message::{GroupStatus, NodeStatus};
+
+    fn node(id: u64) -> NodeStatus {
+        let (client_address, peer_address, http_address) = Default::default();
+        let (state, membership) = ("connected".to_owned(), "member".to_owned());
+        let (connected, incarnation, member) = (true, 7, id);
+        NodeStatus { id, client_address, peer_address, http_address, connected, incarnation, state, member, membership }
+    }
+
+    fn answer(node_id: u64, nodes: &[u64], voters: &[u64]) -> ClusterInfoResponse {
+        let group = GroupStatus {
+            group: 0,
+            role: if node_id == 1 { "leader" } else { "follower" }.to_owned(),
+            leader: Some(1),
+            term: 3,
+            commit_index: 9,
+            applied_index: 9,
+            durable_index: 9,
+            last_index: 9,
+            first_index: 1,
+            peers: Vec::new(),
+            voters: voters.to_vec(),
+            outgoing: Vec::new(),
+            learners: Vec::new(),
+            lacks: String::new(),
+        };
+        let nodes = nodes.iter().map(|id| node(*id)).collect();
+        ClusterInfoResponse { cluster_id: 10, node_id, nodes, groups: vec![group], transfers: Vec::new() }
+    }
+
+    /// What `lance cluster status` shows next agrees with it.
+    #[test]
+    fn a_node_is_gone_once_no_group_names_it_and_nobody_lists_it() {
+        let missing = |nodes: &[u64], voters: &[u64]| {
+            let answers = [answer(1, nodes, voters), answer(3, &[1, 2, 3], voters), answer(2, &[1, 2], voters)];
+            lacks(&Goal::Gone(3), &answers)
+        };
+        assert_eq!(missing(&[1, 2, 3], &[1, 2, 3]).as_deref(), Some("node 3 is still in group 0"));
+        assert_eq!(missing(&[1, 2, 3], &[1, 2]).as_deref(), Some("node 1 still lists node 3"));
+        assert_eq!(missing(&[1, 2], &[1, 2]), None, "what it says itself does not count");
+    }
 }

@@ -382,8 +382,20 @@ fn addresses_that_are_none_or_another_s_are_refused() {
     for other in 1..=3 {
         let message = why(ChangeMembersRequest { client_address: format!("node-{other}:1994"), ..good.clone() });
         assert!(message.contains(&format!("one of node {other}")), "{message}");
+        let inherits = ChangeMembersRequest { replaces: Some(other), ..adding(other) };
+        let message = why(ChangeMembersRequest { node: 4, ..inherits });
+        assert!(message.contains(&format!("node {other}, which still runs there")), "{message}");
     }
     decide(&mut cluster, good);
+}
+
+#[test]
+fn whoever_replaces_a_node_that_is_gone_may_have_its_addresses() {
+    let mut cluster = Cluster::ready(Settings::default());
+    cluster.ticks(2 * SECOND);
+    cluster.kill(2);
+    cluster.ticks(SECOND);
+    decide(&mut cluster, ChangeMembersRequest { node: 4, replaces: Some(2), ..adding(2) });
 }
 
 /// A peer that speaks for the leader of a later term, with something in its log that nobody can apply.
