@@ -44,8 +44,7 @@ fn profile(mutation: Mutation) -> Profile {
         | Mutation::NoDirectorySync
         | Mutation::KeepFewerFiles
         | Mutation::CheckpointUnsynced
-        | Mutation::CheckpointEarly
-        | Mutation::RemoveEarly => Profile::Power,
+        | Mutation::CheckpointEarly => Profile::Power,
         Mutation::ForgetVote | Mutation::VoteForAnyLog | Mutation::VoteTwice | Mutation::ForgetProducerIds => {
             Profile::Crashes
         }
@@ -64,12 +63,13 @@ fn profile(mutation: Mutation) -> Profile {
         | Mutation::DenyUnconfirmed
         | Mutation::DeletedEarly
         | Mutation::DenyLate => Profile::Partitions,
-        Mutation::RepeatAnything => Profile::Coups,
+        Mutation::RepeatAnything | Mutation::ShortWindow => Profile::Coups,
         Mutation::ForgetDuplicates | Mutation::AcceptDuplicates | Mutation::KeepReplacedLog | Mutation::TakeTooMuch => {
             Profile::Everything
         }
         Mutation::VoteWhileLacking => Profile::Damage,
-        Mutation::IgnoreMark
+        Mutation::RemoveEarly
+        | Mutation::IgnoreMark
         | Mutation::VoteInDoubt
         | Mutation::ForgetDoubt
         | Mutation::AcceptOtherMark
@@ -90,7 +90,6 @@ fn profile(mutation: Mutation) -> Profile {
         | Mutation::CountLearners => Profile::Replace,
         Mutation::ReadAnyRound => Profile::Echoes,
         Mutation::ReadUnapplied
-        | Mutation::ShortWindow
         | Mutation::ForgetTheNewest
         | Mutation::IgnoreEpochs
         | Mutation::AcceptGaps
