@@ -336,7 +336,10 @@ impl<D: Disk> Broker<D> {
             true => catalog.current().filter(|member| member.incarnation != 0).map(|member| member.id).collect(),
             false => self.config.members.keys().copied().collect(),
         };
-        let strangers: Vec<NodeId> = self.clocks.heard.keys().filter(|peer| !members.contains(peer)).copied().collect();
+        // Those that are to go are heard as long as groups may need them.
+        let is_former = |peer: &NodeId| catalog.former().any(|member| member.id == *peer);
+        let is_stranger = |peer: &&NodeId| !members.contains(peer) && !is_former(peer);
+        let strangers: Vec<NodeId> = self.clocks.heard.keys().filter(is_stranger).copied().collect();
         for peer in strangers {
             self.clocks.heard.remove(&peer);
             let _ = self.metrics.clock_skew_seconds.remove_label_values(&[&peer.node().to_string()]);

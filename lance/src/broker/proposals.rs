@@ -298,9 +298,13 @@ impl<D: Disk> Broker<D> {
         self.shard.can_flush() && self.proposals.iter().any(can)
     }
 
-    /// Whether records of this group can be stamped. The catalog does not go by time.
+    /// Whether records of this group can be stamped. The catalog does not go by time, and who decides alone has nobody to ask.
     fn knows_the_time_for(&self, group: GroupId) -> bool {
-        group == META || !self.clocks.is_lost()
+        let decides_alone = || {
+            let status = self.shard.status(group);
+            status.is_some_and(|status| status.configuration.voters.iter().eq([&self.config.node]))
+        };
+        group == META || !self.clocks.is_lost() || decides_alone()
     }
 
     /// Turn collected commands into entries. While the journal is busy they collect: the disk sets the pace of group

@@ -1,6 +1,6 @@
 //! Nodes come and go: whatever is on its way, every group has a leader, and nothing acknowledged is lost.
 
-use crate::harness::{Cluster, META, Rng, SECOND, Settings, Writer, addresses};
+use crate::harness::{Cluster, META, Rng, SECOND, Settings, Writer, addresses, produce_request};
 use bytes::Bytes;
 use lnc_log::disk::memory::CrashChoice;
 use lnc_protocol::message::{ChangeMembersRequest, MemberChange};
@@ -387,6 +387,26 @@ fn addresses_that_are_none_or_another_s_are_refused() {
         assert!(message.contains(&format!("node {other}, which still runs there")), "{message}");
     }
     decide(&mut cluster, good);
+}
+
+/// It cannot be asked what the time is.
+#[test]
+fn a_lone_voter_goes_on_without_the_member_that_came_and_left_again() {
+    let mut cluster = Cluster::ready(Settings { nodes: 1, checkpoint_bytes: 10_000, ..Settings::default() });
+    cluster.create_topic("t", 1);
+    cluster.ticks(2 * SECOND);
+    decide(&mut cluster, adding(2));
+    cluster.apply_for(2, 99);
+    cluster.until("it is admitted", |cluster| membership(cluster, 1, 2).as_deref() == Some("joining"));
+    let value = "v".repeat(20_000);
+    cluster.produce(&produce_request("t", 0, &[&value]));
+    cluster.until("the catalog is in a checkpoint", |cluster| cluster.node(1).checkpoint(META).is_some());
+    cluster.kill(1);
+    cluster.start(1);
+    for n in 0..3 {
+        let request = produce_request("t", 0, &[&n.to_string()]);
+        assert_eq!(cluster.produce(&request).base_offset, Some(n + 1));
+    }
 }
 
 #[test]
