@@ -155,7 +155,7 @@ impl Stop {
 
 /// Decides whether to look for the next event (`node.busy_poll_us`) or to sleep until it comes.
 struct Awake {
-    /// Zero on a single processor: there, whoever looks keeps others from what is looked for.
+    /// Zero on a single core, where polling starves the task being polled for.
     busy_poll: Duration,
     until: Instant,
     /// Others have use for the processor until then.

@@ -1,7 +1,8 @@
 //! What systemd is told about this node (`Type=notify`, see `sd_notify(3)`): that it can serve, what it waits for, that
 //! it makes progress, that it stops. Nobody is told anything where there is no `$NOTIFY_SOCKET`.
 //!
-//! A message is one datagram. Whether it arrives changes nothing for the node, so a failure is only logged.
+//! A message is one datagram. One that cannot be sent is logged and sent again with the next beat: systemd would wait for
+//! `READY=1` until it ends the node.
 
 use std::ffi::OsString;
 use std::io;
@@ -66,15 +67,16 @@ impl Systemd {
             return;
         }
         if self.told.as_ref() != Some(readiness) {
-            match readiness {
+            let sent = match readiness {
                 Ok(()) => self.send("READY=1\nSTATUS=ready"),
                 Err(reason) => self.send(&format!("STATUS={}", reason.replace('\n', " "))),
+            };
+            if sent {
+                self.told = Some(readiness.clone());
             }
-            self.told = Some(readiness.clone());
         }
         let due = self.watchdog.is_some_and(|pause| self.last_sign.is_none_or(|at| now >= at + pause));
-        if due {
-            self.send("WATCHDOG=1");
+        if due && self.send("WATCHDOG=1") {
             self.last_sign = Some(now);
         }
     }
@@ -85,11 +87,14 @@ impl Systemd {
         self.stopping = true;
     }
 
-    fn send(&self, message: &str) {
-        let Some(Socket { socket, address }) = &self.socket else { return };
-        if let Err(error) = socket.send_to_addr(message.as_bytes(), address) {
+    /// Whether the message was sent.
+    fn send(&self, message: &str) -> bool {
+        let Some(Socket { socket, address }) = &self.socket else { return false };
+        let sent = socket.send_to_addr(message.as_bytes(), address);
+        if let Err(error) = &sent {
             tracing::debug!(%error, message, "systemd was not told");
         }
+        sent.is_ok()
     }
 }
 
@@ -140,12 +145,22 @@ mod tests {
     }
 
     #[test]
-    fn a_node_without_systemd_or_one_that_is_gone() {
+    fn what_could_not_be_sent_is_sent_with_the_next_beat() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let mut node = Systemd::connected(&path.clone().into_os_string(), None).unwrap();
+        node.beat(Instant::now(), &Ok(()));
+        let systemd = UnixDatagram::bind(&path).unwrap();
+        for told in ["READY=1\nSTATUS=ready"].map(Some).into_iter().chain([None]) {
+            node.beat(Instant::now(), &Ok(()));
+            assert_eq!(received(&systemd), told.into_iter().collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_node_without_systemd_tells_nobody() {
         let mut alone = Systemd::default();
         alone.beat(Instant::now(), &Ok(()));
-        alone.stopping();
-        let directory = tempfile::tempdir().unwrap();
-        let mut lost = Systemd::connected(&directory.path().join("none").into_os_string(), None).unwrap();
-        lost.beat(Instant::now(), &Ok(()));
+        assert_eq!((alone.told, alone.last_sign), (None, None));
     }
 }

@@ -218,7 +218,7 @@ pub(crate) struct ConsumeArgs {
 /// How to read.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ReadingArgs {
-    /// Consumers; they share the partitions, and those without one read what others read too.
+    /// Consumers; they share the partitions, and a consumer without a partition of its own reads another's.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) consumers: u32,
     /// How much one fetch may bring, of all partitions.

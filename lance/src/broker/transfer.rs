@@ -297,7 +297,7 @@ impl<D: Disk> Broker<D> {
                 self.answer_peer(from, group, TransferBody::State { offer });
             }
             TransferBody::AskRange(range) => {
-                // Who asks again has not had the answer yet: one answer is enough, and all that the rate allows.
+                // A repeated question means that the first is still queued: answer it once.
                 let question = (from, group, range);
                 let mut pending = self.transfers.asks.iter().chain(self.transfers.reads.values());
                 if !pending.any(|other| *other == question) && self.transfers.asks.len() < MAX_ASKS {
@@ -491,7 +491,7 @@ impl<D: Disk> Broker<D> {
         let files = match segment_files(group, state.clone()) {
             Ok(files) => files,
             Err(error) => {
-                tracing::error!(group = group.0, from = %fetching.from, %error, "a peer sent a state that is none");
+                tracing::error!(group = group.0, from = %fetching.from, %error, "a peer sent a state snapshot that cannot be decoded");
                 return self.ask_another(group);
             }
         };

@@ -47,7 +47,7 @@ const AFTER_HELP: &str = "\
 Exit codes:
   0  done
   1  failed; standard error says why
-  2  wrong usage, or a configuration that does not hold
+  2  wrong usage, or a configuration that is not valid
   3  the cluster cannot be reached
   4  no such topic or partition
   5  not done in time

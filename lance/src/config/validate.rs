@@ -11,7 +11,7 @@ use super::units::format_size;
 /// Bytes of a produce request around its record batch: header, topic name and fixed fields, rounded up.
 const REQUEST_OVERHEAD: u64 = 4096;
 
-/// Fills in what is derived from other keys, and reports each relation that does not hold.
+/// Fills in what is derived from other keys, and reports each relation that is not valid.
 pub(super) fn check(mut config: Config, given: &Given, problems: &mut Vec<Problem>) -> Config {
     let mut report = Report { given, problems };
     relations(&config, &mut report);
