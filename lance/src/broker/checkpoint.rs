@@ -21,11 +21,13 @@ use super::tail_cache::TailCache;
 use super::transfer::{Transfers, decode_header};
 use super::{Broker, BrokerConfig, BrokerError, DataGroup};
 use bytes::{Bytes, BytesMut};
-use lnc_log::checkpoint::{Checkpoint, CheckpointError, CheckpointWriter, Facts, GroupCheckpoint, load_own};
+use lnc_log::checkpoint::{
+    Checkpoint, CheckpointError, CheckpointWriter, Facts, GroupCheckpoint, load_latest, load_own,
+};
 use lnc_log::disk::{Completion, Disk};
 use lnc_log::incoming::{self, FileInfo};
 use lnc_log::journal::{GroupId, JournalConfig, JournalStart, MARK_FORMAT, newest_checkpoint, oldest_file};
-use lnc_log::segment::{PartitionKey, PartitionState, SegmentConfig, SegmentState, SegmentStore};
+use lnc_log::segment::{DIGEST_FORMAT, PartitionKey, PartitionState, SegmentConfig, SegmentState, SegmentStore};
 use lnc_metrics::Metrics;
 use lnc_mutation::{Mutation, mutated};
 use lnc_protocol::Opcode;
@@ -267,7 +269,11 @@ pub fn open<D: Disk>(
     let format = shard_config.journal.format;
     let shard = Shard::open(shard_config, &mut disk, journal_start, &loaded.starts)?;
     let going = going(&mut disk, &shard, &loaded.partitions)?;
-    let segments = SegmentStore::recover(segment_config, &mut disk, &loaded.partitions, &going)?;
+    let mut segments = SegmentStore::recover(segment_config, &mut disk, &loaded.partitions, &going)?;
+    // The cluster has this format at least: what is sealed before the catalog says so as well must not go without a digest.
+    if format >= DIGEST_FORMAT {
+        segments.keep_digests();
+    }
     let expected_members = members_after(&loaded.catalog, shard.entries_in_memory(META));
     let applied = shard
         .group_ids()
@@ -483,6 +489,18 @@ pub(super) fn stored_partitions(group: GroupId, state: Bytes) -> Result<Vec<(Par
     let mut loaded = Loaded::default();
     load_group(&mut loaded, group, state)?;
     Ok(loaded.partitions.iter().map(|(key, stored, _)| (*key, stored.log_start_offset)).collect())
+}
+
+/// The files of records of which the newest checkpoint of a data directory says which batches they have, by path.
+pub fn files_with_digest<D: Disk>(disk: &mut D) -> BTreeSet<String> {
+    let mut loaded = Loaded::default();
+    let newest = load_latest(disk).ok().flatten();
+    if newest.is_none_or(|newest| load(&mut loaded, newest.checkpoint).is_err()) {
+        return BTreeSet::new();
+    }
+    let segments = loaded.partitions.iter().flat_map(|(key, state, _)| state.segments.iter().map(|one| (*key, one)));
+    let known = segments.filter(|(_, segment)| segment.digest.is_some());
+    known.map(|(key, segment)| key.log_path(segment.base_offset)).collect()
 }
 
 fn load(loaded: &mut Loaded, checkpoint: Checkpoint) -> Result<(), BrokerError> {

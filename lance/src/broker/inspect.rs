@@ -3,6 +3,7 @@
 
 use super::Broker;
 use super::catalog::META;
+pub use super::checkpoint::files_with_digest;
 use bytes::{Bytes, BytesMut};
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;

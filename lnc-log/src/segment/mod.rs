@@ -83,7 +83,8 @@ impl PartitionKey {
         format!("{ROOT}/{}-{}", self.topic_id, self.partition)
     }
 
-    fn log_path(&self, base_offset: u64) -> String {
+    /// Where the segment lies that begins at this offset, relative to the data directory.
+    pub fn log_path(&self, base_offset: u64) -> String {
         format!("{}/{}", self.dir(), log_name(base_offset))
     }
 

@@ -37,7 +37,8 @@ pub(super) struct Segment {
     pub(super) readers: usize,
     /// No longer part of the partition, since this checkpoint.
     pub(super) trimmed: Option<u64>,
-    /// The file was written since the start, or some of it was read and had its digest: it is not another one.
+    /// All of the file was written since the start, or read from its beginning to its end and had its digest: no part of it is
+    /// another one's. That one stretch has its digest says nothing of the next: where another file was repaired, they take turns.
     pub(super) vouched: bool,
     /// Its file was removed before its time, for want of space: see [`super::SegmentStore::give_up`].
     pub(super) given_up: bool,

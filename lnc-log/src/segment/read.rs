@@ -6,7 +6,7 @@
 //!
 //! Batches that pass their checks may still be others than those that were written: of another file. So they are handed out up
 //! to the last [mark](super::partition::Segment::marks) at which the digest is right. If damage keeps the next mark from
-//! being reached, what comes before the damage is handed out only if other marks say that the file is the right one.
+//! being reached, what comes before the damage is handed out only if all of the file is known to be the right one.
 
 use super::files::Waiter;
 use super::index::{self, IndexEntry};
@@ -593,7 +593,7 @@ impl SegmentStore {
             Ok(walk) => walk,
             Err(error) => return Next::Damaged(progress.harm(at, error)),
         };
-        let next = loop {
+        loop {
             let first = walk.at;
             match walk.next_batch() {
                 Ok(Found::Batch(header, range)) => {
@@ -607,21 +607,13 @@ impl SegmentStore {
                         break Next::Done(Ok(progress.batches(&walk, false)));
                     }
                 }
-                Err(error) => {
-                    let trusted = trusted || progress.passed > 0;
-                    break progress.stopped(&walk, trusted, error);
-                }
+                Err(error) => break progress.stopped(&walk, trusted, error),
                 Ok(_) if progress.has_any() => break Next::Done(Ok(progress.batches(&walk, false))),
                 Ok(Found::Incomplete { need }) => break progress.go_on(walk.at, need),
                 Ok(Found::End) if walk.at.position < limit => break progress.go_on(walk.at, SCAN_CHUNK),
                 Ok(Found::End) => break Next::Done(Err(self.nothing_found(task, &walk))),
             }
-        };
-        let vouched = progress.passed > 0;
-        if let Some(segment) = self.partitions.get_mut(&log.0).and_then(|partition| partition.segment_mut(log.1)) {
-            segment.vouched |= vouched;
         }
-        next
     }
 
     /// The end of the readable bytes came before what was asked for.

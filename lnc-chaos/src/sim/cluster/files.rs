@@ -10,6 +10,7 @@ use super::super::node::Node;
 use super::super::rng::Rng;
 use super::super::trace::Event;
 use super::{Checked, Cluster};
+use lance::broker::inspect::files_with_digest;
 use lnc_log::disk::memory::Bad;
 use lnc_log::disk::{BLOCK, MemoryDisk};
 use lnc_log::journal::{FoundFlush, Marked, flushes, marked};
@@ -106,6 +107,7 @@ impl Cluster {
     /// `None` if that is not possible, changes nothing, or is more than is promised to be known.
     fn change_file(&mut self, id: u64, path: &str, way: Way, mark: &Marked, seed: u64) -> Option<String> {
         let exchanged = match way {
+            Way::Exchanged if !is_told_from_others(&self.node(id).disk, path) => return None,
             Way::Exchanged => Some(self.of_another(id, path, mark, seed)?),
             _ => None,
         };
@@ -317,6 +319,19 @@ fn known_flush(disk: &MemoryDisk, mark: &Marked, besides: &str) -> u64 {
     let files = mark.files.keys().map(|number| journal_file(*number)).filter(|path| path != besides);
     let attests = files.flat_map(|path| flushes_of(&path, &disk.file(&path).unwrap_or_default()));
     attests.map(|flush| flush.attests).max().unwrap_or(0).max(mark.durable)
+}
+
+/// Whether a file would be known not to be another one: of records, by the digest that the newest checkpoint has of it. A
+/// checkpoint from before the node had heard of the cluster's format has none.
+fn is_told_from_others(disk: &MemoryDisk, path: &str) -> bool {
+    if !path.starts_with("segments/") || !path.ends_with(".log") {
+        return true;
+    }
+    let mut copy = MemoryDisk::new();
+    for path in disk.paths().into_iter().filter(|path| path.starts_with("checkpoint/")) {
+        copy.replace(&path, &disk.file(&path).unwrap_or_default());
+    }
+    files_with_digest(&mut copy).contains(path)
 }
 
 /// Whether it is known what is lost. A file that is gone or too short was in use or was not; but one of the right length may
