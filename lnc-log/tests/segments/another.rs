@@ -170,6 +170,36 @@ fn files_of_another_life_are_found_and_repaired() {
     }
 }
 
+/// As it is while another file is being repaired, with damage behind it: that a stretch before has its digest says nothing of
+/// the batches before the damage.
+#[test]
+fn the_rest_of_another_file_is_not_handed_out_up_to_damage() {
+    let (theirs, ..) = life(2);
+    let other = theirs.disk.file(LOG[0]).unwrap();
+    let ends = |batches: &[StoredBatch]| -> Vec<usize> {
+        let lens = batches.iter().take_while(|batch| batch.base_offset < SECOND).map(|batch| stored(batch).len());
+        lens.scan(0, |end, len| Some(std::mem::replace(end, *end + len))).collect()
+    };
+    let count = ends(&life(1).2).len();
+    for (own, broken) in (1..count).flat_map(|own| (own + 1..count).map(move |broken| (own, broken))) {
+        let (ours, states, batches) = life(1);
+        let ends = ends(&batches);
+        let mut mixed = ours.disk.file(LOG[0]).unwrap();
+        mixed[ends[own]..].copy_from_slice(&other[ends[own]..]);
+        mixed[ends[broken] + 40] ^= 1;
+        ours.disk.replace(LOG[0], &mixed);
+        let mut harness = Harness::recover(config(), ours.disk, &states).unwrap();
+        for (n, batch) in batches.iter().enumerate().take(count) {
+            if let Ok(found) = harness.read_done(batch.base_offset, 1 << 20).result {
+                assert!(
+                    concat(&batches[n..]).starts_with(&found.bytes),
+                    "{own} own ones, batch {broken} broken: at {n}"
+                );
+            }
+        }
+    }
+}
+
 /// Two partitions of one node.
 #[test]
 fn segments_of_two_partitions_that_change_places_are_found() {
