@@ -198,10 +198,11 @@ impl Node {
     }
 
     /// Note whether files went, for want of space, before this node has taken in what deletes their records.
-    pub(super) fn note_space(&mut self, now_us: u64, groups: u32) {
+    /// Where space is not short any more, that is looked for with each tick.
+    pub(super) fn note_space(&mut self, now_us: u64, groups: u32, ticked: bool) {
         let has_room = self.disk.free_bytes().is_none() && self.disk.free_files().is_none();
         let is_noted = |group: u32| self.disk.file(&format!("incoming/{group}/GOING")).is_some();
-        if !has_room && (0..=groups).any(is_noted) {
+        if (ticked || !has_room) && (0..=groups).any(is_noted) {
             self.gave_way_us = Some(now_us);
         }
     }

@@ -2,6 +2,7 @@
 
 use super::profile::Profile;
 use super::rng::Rng;
+use super::workload::changes_members;
 use lance::broker::ProducerLimits;
 use lnc_log::segment::SegmentConfig;
 
@@ -48,6 +49,8 @@ pub(crate) struct Settings {
     pub(super) produce_every_us: u64,
     /// Of a thousand batches, those that are as large as they may be.
     pub(super) large_permille: u64,
+    /// Members come and go.
+    pub(super) changes_members: bool,
     /// There is no reason but load for which a follower would have to fetch the state.
     pub(super) keeps_followers: bool,
     /// Few enough that producers of earlier lives are forgotten, and more than there are at a time.
@@ -96,6 +99,7 @@ impl Settings {
                 max_lanes: rng.pick(&[2, 8]),
                 ..SegmentConfig::default()
             },
+            changes_members: changes_members(profile),
             state_every: 16,
             turn_us: rng.pick(&[2_000, 8_000, 20_000]),
             disk_us: rng.pick(&[(300, 2_000), (1_000, 8_000), (2_000, 30_000)]),

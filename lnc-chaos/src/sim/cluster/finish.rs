@@ -7,9 +7,10 @@ use super::super::workload::{BEGIN, reader};
 use super::{Checked, Cluster, What};
 use lnc_log::disk::Disk;
 
-/// How long the cluster may take, from the moment at which clients stop, until everything has come to rest.
+/// How long the cluster may take, from the moment at which clients stop, until everything has come to rest, beside the time in
+/// which states travel.
 const REST_US: u64 = 120_000_000;
-/// How long it may take after the last fault until every group has a leader.
+/// How long it may take after the last fault until every group has a leader; where members change, beside the same.
 const LEADER_US: u64 = 30_000_000;
 /// Time between two looks.
 const LOOK_US: u64 = 500_000;
@@ -64,6 +65,12 @@ impl Cluster {
         self.after(0, What::Look);
     }
 
+    /// How long it takes at most until one node has sent the state of all groups to each of the others, at the rate that is set.
+    fn states_travel_us(&self) -> u64 {
+        let largest = self.nodes.iter().map(|node| node.disk.used()).max().unwrap_or(0);
+        largest * self.settings.nodes * 1_000_000 / self.settings.transfer_bytes_per_second
+    }
+
     /// See how far the end has come.
     pub(super) fn look(&mut self) -> Checked {
         match self.finish.phase {
@@ -71,7 +78,7 @@ impl Cluster {
             Phase::Stopping { since_us } => self.look_for_rest(since_us)?,
             Phase::Reading { first_reader, since_us } => {
                 let read = self.clients[first_reader..].iter().all(|client| client.is_idle());
-                let late = self.now_us > since_us + REST_US;
+                let late = self.now_us > since_us + REST_US + self.states_travel_us();
                 if read && self.rest.is_quiet(self.now_us, since_us) {
                     self.invariants.records.finish()?;
                     let (reigns, groups) = (&self.invariants.reigns, u64::from(self.settings.data_groups));
@@ -95,12 +102,15 @@ impl Cluster {
     }
 
     fn look_for_rest(&mut self, since_us: u64) -> Checked {
-        let late = self.now_us > since_us + REST_US;
+        let travel_us = self.states_travel_us();
+        let late = self.now_us > since_us + REST_US + travel_us;
         if !self.finish.led {
             self.finish.led = self.unled().is_none();
             let healed_us = self.finish.healed_us.unwrap_or(since_us);
-            if let Some(group) = self.unled().filter(|_| self.now_us > healed_us + LEADER_US) {
-                let seconds = LEADER_US / 1_000_000;
+            // Half of the voters may be on their way.
+            let leader_us = LEADER_US + if self.settings.changes_members { travel_us } else { 0 };
+            if let Some(group) = self.unled().filter(|_| self.now_us > healed_us + leader_us) {
+                let seconds = leader_us / 1_000_000;
                 let what = format!("group {group} has no leader {seconds} s after the last fault;{}", self.describe());
                 return Err(Violation::new("liveness-leader", what));
             }

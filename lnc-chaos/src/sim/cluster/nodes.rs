@@ -95,7 +95,7 @@ impl Cluster {
         let groups = self.settings.data_groups;
         match self.take_turn(id) {
             Ok(turned) => {
-                self.nodes[id as usize - 1].note_space(self.now_us, groups);
+                self.nodes[id as usize - 1].note_space(self.now_us, groups, ticked);
                 self.time_disk(id);
                 self.turned(id, turned)?;
                 if ticked && self.lives(id, life) {

@@ -199,6 +199,11 @@ fn batch(
     builder.build()
 }
 
+/// Whether members come and go in runs of a profile.
+pub(super) fn changes_members(profile: Profile) -> bool {
+    steward::Style::of(profile).is_some()
+}
+
 /// The clients of a run.
 pub(super) fn clients(settings: &Settings, profile: Profile) -> Vec<Box<dyn Client>> {
     let mut rng = Rng::fork(settings.seed, 0xc0de);
