@@ -71,6 +71,9 @@ const IN_ANY_CASE: usize = 4;
 /// How long a client may leave its replies unread while others are short of memory for theirs.
 const UNREAD: Duration = Duration::from_secs(10);
 
+/// How long a client that sends no more may wait for what it reads.
+const LAST_READS: Duration = Duration::from_secs(1);
+
 /// What the gateway needs to know.
 pub struct GatewayConfig {
     /// Largest frame body.
@@ -323,13 +326,29 @@ impl Gateway {
                 self.turn.notify_one();
             }
             if !self.receive(reader, connection, &mut chunk).await? {
-                while connection.requests.get() > 0 {
-                    connection.wake_reader.notified().await;
-                }
-                return Ok(());
+                return self.finish(connection).await;
             }
             connection.last_active.set(Instant::now());
         }
+    }
+
+    /// The client sends no more. What it has asked for is answered, but one that has gone altogether says no more than that: reads
+    /// that take longer, for records or for a search, are given up.
+    async fn finish(&self, connection: &Connection) -> io::Result<()> {
+        let until = Instant::now() + LAST_READS;
+        while connection.requests.get() > 0 {
+            tokio::select! {
+                () = connection.wake_reader.notified() => {}
+                () = tokio::time::sleep_until(until.into()), if Instant::now() < until => {}
+            }
+            if Instant::now() >= until && connection.only_reads() {
+                return Err(io::Error::new(
+                    io::ErrorKind::ConnectionAborted,
+                    "the client sends no more, and waits for nothing that it wrote",
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Wait until the next request may be taken, one whose reply may have `expected` bytes. `came` says that requests
@@ -404,6 +423,8 @@ impl Gateway {
         let correlation = header.correlation;
         let refuse = |code: ErrorCode, message: String| {
             self.count_error(code);
+            // A refusal before the greeting ends the connection.
+            connection.closing.set(connection.closing.get() || !connection.greeted.get());
             connection.refuse(header.opcode, correlation, ErrorReply::new(code, message));
             false
         };
@@ -424,15 +445,19 @@ impl Gateway {
             let message = format!("the first request of a connection must be Hello, not {}", opcode.name());
             return refuse(ErrorCode::InvalidRequest, message);
         }
+        let agreed = if opcode == Opcode::Hello { 0 } else { connection.features.get() };
+        if header.flags.contains(Flags::TRACED) && agreed & trace::FEATURE == 0 {
+            connection.closing.set(connection.closing.get() || opcode == Opcode::Hello);
+            let message =
+                "the flag TRACED, but no Hello of this connection was answered with trace contexts".to_owned();
+            return refuse(ErrorCode::InvalidRequest, message);
+        }
         if opcode == Opcode::Hello {
             let features = Request::decode(opcode, body.clone()).ok().map(|request| match request {
                 Request::Hello(hello) => hello.features,
                 _ => 0,
             });
             connection.features.set(features.unwrap_or(0) & trace::FEATURE);
-        } else if header.flags.contains(Flags::TRACED) && connection.features.get() & trace::FEATURE == 0 {
-            let message = "the flag TRACED, but the Hello of this connection did not ask for trace contexts".to_owned();
-            return refuse(ErrorCode::InvalidRequest, message);
         }
         let context = match header.flags.contains(Flags::TRACED).then(|| TraceContext::take(&mut body)) {
             Some(Err(error)) => return refuse(error.code(), format!("the trace context is too short: {error}")),

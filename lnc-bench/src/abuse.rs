@@ -107,12 +107,11 @@ impl Kind {
             Self::Parked | Self::Unread => {
                 let offset = if self == Self::Parked { u64::from(u32::MAX) } else { 0 };
                 let fetch = FetchPartition { topic, topic_id, partition, offset, max_bytes: u32::MAX };
-                let count = if self == Self::Parked { entries } else { 1 };
                 Request::Fetch(FetchRequest {
                     max_wait_ms: PARKED_MS,
                     min_bytes: u32::MAX,
                     max_bytes: u32::MAX,
-                    partitions: vec![fetch; count],
+                    partitions: vec![fetch],
                 })
             }
         }

@@ -2,8 +2,9 @@
 
 use super::{Broker, Caller};
 use lnc_log::disk::Disk;
-use lnc_protocol::message::{Opcode, Request};
+use lnc_protocol::message::{FetchPartition, Opcode, Request};
 use lnc_protocol::{ErrorCode, MAX_ENTRIES};
+use std::collections::BTreeSet;
 
 /// Entries of fetches that are looked at again in a turn since something has changed; one fetch at least.
 pub(super) const ENTRIES_PER_TURN: usize = MAX_ENTRIES;
@@ -25,8 +26,16 @@ impl<D: Disk> Broker<D> {
             let message =
                 format!("{} asks for {entries} {what}, of which a request may have {MAX_ENTRIES}", opcode.name());
             self.refuse(caller, opcode, ErrorCode::InvalidRequest, message);
+            return false;
         }
-        entries <= MAX_ENTRIES
+        // Each would be looked at with each record that comes.
+        if let Some(again) = named_again(request) {
+            let (topic, partition) = (&again.topic, again.partition);
+            let message = format!("Fetch names partition {partition} of topic {topic:?} twice: once is enough");
+            self.refuse(caller, opcode, ErrorCode::InvalidRequest, message);
+            return false;
+        }
+        true
     }
 
     /// About how long a reply about all topics is, as of a moment ago.
@@ -50,6 +59,14 @@ impl<D: Disk> Broker<D> {
             false => Ok(()),
         }
     }
+}
+
+/// A partition that a fetch names more than once.
+fn named_again(request: &Request) -> Option<&FetchPartition> {
+    let Request::Fetch(fetch) = request else { return None };
+    let mut seen = BTreeSet::new();
+    let mut all = fetch.partitions.iter().filter(|_| fetch.partitions.len() > 1);
+    all.find(|wanted| !seen.insert((&wanted.topic, wanted.topic_id, wanted.partition)))
 }
 
 fn reply_bytes(topics: impl Iterator<Item = (usize, u32)>) -> usize {

@@ -36,6 +36,8 @@ pub(super) struct Connection {
     pub(super) abort: Notify,
     /// Requests under way.
     pub(super) requests: Cell<usize>,
+    /// Those of them that only read, and that are worth nothing to a client that is gone.
+    reads: Cell<usize>,
     /// What they hold of the memory for requests.
     held: RefCell<Charge>,
     /// What has come for it and is no whole frame yet.
@@ -90,6 +92,10 @@ pub(super) struct Cost {
     pub(super) reply: usize,
 }
 
+fn only_reads(opcode: Opcode) -> bool {
+    matches!(opcode, Opcode::Fetch | Opcode::ListOffsets)
+}
+
 impl Connection {
     pub(super) fn new(requests: &Rc<Budget>, replies: &Rc<Budget>) -> Self {
         Self {
@@ -101,6 +107,7 @@ impl Connection {
             wake_reader: Notify::new(),
             abort: Notify::new(),
             requests: Cell::new(0),
+            reads: Cell::new(0),
             held: RefCell::new(Charge::new(requests.clone(), 0)),
             receiving: Cell::new(None),
             fetches: RefCell::default(),
@@ -129,9 +136,15 @@ impl Connection {
         self.fetches.borrow().expected
     }
 
+    /// Whether nothing but reads is under way.
+    pub(super) fn only_reads(&self) -> bool {
+        self.reads.get() == self.requests.get()
+    }
+
     /// A request is under way from now on.
     pub(super) fn begin(&self, opcode: Opcode, correlation: u64, cost: Cost) {
         self.requests.set(self.requests.get() + 1);
+        self.reads.set(self.reads.get() + usize::from(only_reads(opcode)));
         let mut held = self.held.borrow_mut();
         let bytes = held.bytes() + cost.held;
         held.set(bytes);
@@ -149,6 +162,7 @@ impl Connection {
         let requests = self.requests.get().max(1);
         let share = |bytes: usize| bytes - bytes / requests;
         self.requests.set(requests - 1);
+        self.reads.set(self.reads.get().saturating_sub(usize::from(only_reads(opcode))));
         let mut held = self.held.borrow_mut();
         let bytes = share(held.bytes());
         held.set(bytes);

@@ -200,6 +200,40 @@ fn a_fetch_for_which_there_is_never_room_goes_alone() {
     });
 }
 
+/// An ordinary end says no more than that nothing more will be sent.
+#[test]
+fn nobody_reads_on_for_a_client_that_has_closed_and_what_it_wrote_is_answered() {
+    run(async {
+        let mut bench = Bench::new(64 << 20, "").await;
+        let produce = Request::Produce(ProduceRequest {
+            acks: lnc_protocol::message::Acks::Quorum,
+            timeout_ms: 60_000,
+            topic: "t".to_owned(),
+            topic_id: 0,
+            partition: 0,
+            batch: Bytes::from_static(b"checked by the broker"),
+        });
+        bench.send(&[fetch(MIB), produce]);
+        assert_eq!(bench.served().await, [1, 2]);
+        bench.client.shutdown().await.unwrap();
+        sleep(LAST_READS + Duration::from_millis(300)).await;
+        assert_eq!(bench.gateway.requests_under_way(), 2, "what is written has an outcome");
+        let caller = bench.caller(2);
+        let error = ErrorReply::new(ErrorCode::Timeout, "none");
+        bench.gateway.dispatch(&mut vec![Output::Reply {
+            caller,
+            opcode: Opcode::Produce,
+            reply: Reply { result: Err(error) },
+        }]);
+        let gone = async {
+            while !bench.gateway.connections.borrow().is_empty() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, gone).await.expect("the fetch is waited for no more");
+    });
+}
+
 #[test]
 fn a_client_that_does_not_read_is_cut_off() {
     run(async {

@@ -32,8 +32,9 @@ fn by_time(partitions: impl Iterator<Item = u32>) -> Request {
 fn a_request_with_too_many_entries_is_refused_and_told_the_limit() {
     let mut cluster = with_topic(1);
     let Request::Fetch(FetchRequest { partitions, .. }) = fetch_request("t", &[(0, 0)], 0, 1) else { unreachable!() };
-    let fetch = |count| {
-        let partitions: Vec<FetchPartition> = vec![partitions[0].clone(); count];
+    let fetch = |count: usize| {
+        let nth = |partition| FetchPartition { partition, ..partitions[0].clone() };
+        let partitions: Vec<FetchPartition> = (0..count as u32).map(nth).collect();
         match fetch_request("t", &[], 0, 1) {
             Request::Fetch(fetch) => Request::Fetch(FetchRequest { partitions, ..fetch }),
             other => other,
@@ -47,6 +48,16 @@ fn a_request_with_too_many_entries_is_refused_and_told_the_limit() {
         assert_eq!(error.code, ErrorCode::InvalidRequest);
         assert!(error.message.contains("4097") && error.message.ends_with("4096"), "{}", error.message);
     }
+}
+
+/// Each would be looked at with each record that comes.
+#[test]
+fn a_fetch_that_names_a_partition_twice_is_refused() {
+    let mut cluster = with_topic(2);
+    assert!(cluster.ask(1, &fetch_request("t", &[(0, 0), (1, 0)], 0, 1)).is_ok());
+    let error = cluster.ask(1, &fetch_request("t", &[(0, 0), (1, 0), (0, 7)], 0, 1)).expect_err("once is enough");
+    assert_eq!(error.code, ErrorCode::InvalidRequest);
+    assert!(error.message.contains("partition 0 of topic \"t\" twice"), "{}", error.message);
 }
 
 #[test]
