@@ -180,6 +180,22 @@ fn systemd_hears_when_a_node_can_serve_and_when_it_stops() {
     assert!(node.process.wait().unwrap().success());
 }
 
+#[test]
+fn a_pipe_that_waits_says_so() {
+    let node = Node::start();
+    node.ok(&["topic", "create", "t"], b"");
+    let mut command = node.command(&["produce", "t"]);
+    let mut producer = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut input = producer.stdin.take().unwrap();
+    let mut told = String::new();
+    let mut stderr = BufReader::new(producer.stderr.take().unwrap());
+    stderr.read_line(&mut told).unwrap();
+    assert!(told.contains("waiting for records on standard input"), "{told}");
+    input.write_all(b"one\n").unwrap();
+    drop(input);
+    assert!(producer.wait().unwrap().success());
+}
+
 /// Also when there are many more of them than files that may be open.
 #[test]
 fn idle_connections_take_no_files_from_the_journal() {

@@ -207,7 +207,9 @@ pub(super) async fn run(global: &Global, args: ProduceArgs) -> Result<ExitCode, 
         eprintln!("lance: reading {what} from the terminal; Ctrl-D at the start of a line ends");
     }
     let blocks = read_in_thread(input, delimiter.clone())?;
-    let mut sending = Sending::new(&producer, &delimiter, shape, progress(args.quiet, length));
+    let (reads_stdin, is_typed) = (args.file.as_deref().is_none_or(is_stdin), is_typed(args.file.as_deref()));
+    let tells_of_silence = reads_stdin && !is_typed && !args.quiet;
+    let mut sending = Sending::new(&producer, &delimiter, shape, progress(args.quiet, length), tells_of_silence);
     let end = sending.run(blocks).await;
     sending.progress.finish_and_clear();
     if !args.quiet {
@@ -218,16 +220,20 @@ pub(super) async fn run(global: &Global, args: ProduceArgs) -> Result<ExitCode, 
 
 /// What to read, and how much that is, where it is known.
 fn open(file: Option<&Path>) -> Result<(Box<dyn Read + Send>, Option<u64>), CliError> {
-    let Some(path) = file.filter(|path| *path != Path::new("-")) else { return Ok((Box::new(io::stdin()), None)) };
+    let Some(path) = file.filter(|path| !is_stdin(path)) else { return Ok((Box::new(io::stdin()), None)) };
     let cannot = |error: io::Error| CliError::failed(format!("cannot open {}: {error}", path.display()));
     let file = File::open(path).map_err(cannot)?;
     let length = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|data| data.len());
     Ok((Box::new(file), length))
 }
 
+fn is_stdin(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
 /// Whether somebody has to type the input.
 fn is_typed(file: Option<&Path>) -> bool {
-    file.is_none_or(|path| path == Path::new("-")) && io::stdin().is_terminal()
+    file.is_none_or(is_stdin) && io::stdin().is_terminal()
 }
 
 /// A bar on a terminal that nobody types at, else nothing.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use indicatif::ProgressBar;
@@ -17,6 +17,9 @@ use super::shape::Shape;
 use crate::cli::error::CliError;
 use crate::cli::output::counted;
 
+/// How long nothing may come before somebody is told that something is waited for.
+const SILENCE: Duration = Duration::from_secs(2);
+
 pub(super) struct Sending<'a> {
     producer: &'a Producer,
     delimiter: &'a Delimiter,
@@ -24,6 +27,8 @@ pub(super) struct Sending<'a> {
     /// What a piece of the input is called.
     piece: &'static str,
     pub(super) progress: ProgressBar,
+    /// Says so when nothing comes at first.
+    tells_of_silence: bool,
     started: Instant,
     /// Deliveries that are not known yet, each with the number of its piece.
     pending: VecDeque<(u64, DeliveryFuture)>,
@@ -35,7 +40,13 @@ pub(super) struct Sending<'a> {
 }
 
 impl<'a> Sending<'a> {
-    pub(super) fn new(producer: &'a Producer, delimiter: &'a Delimiter, shape: Shape, progress: ProgressBar) -> Self {
+    pub(super) fn new(
+        producer: &'a Producer,
+        delimiter: &'a Delimiter,
+        shape: Shape,
+        progress: ProgressBar,
+        tells_of_silence: bool,
+    ) -> Self {
         let is_lines = matches!(delimiter, Delimiter::Text(text) if text == b"\n");
         Self {
             producer,
@@ -43,6 +54,7 @@ impl<'a> Sending<'a> {
             shape,
             piece: if is_lines { "line" } else { "record" },
             progress,
+            tells_of_silence,
             started: Instant::now(),
             pending: VecDeque::new(),
             read: 0,
@@ -63,6 +75,8 @@ impl<'a> Sending<'a> {
     }
 
     async fn hand_in(&mut self, mut blocks: mpsc::Receiver<io::Result<Bytes>>) -> Result<(), CliError> {
+        let mut waits = std::pin::pin!(tokio::time::sleep(SILENCE));
+        let mut is_told = !self.tells_of_silence;
         loop {
             let block = tokio::select! {
                 block = blocks.recv() => block,
@@ -70,8 +84,14 @@ impl<'a> Sending<'a> {
                     self.count(number, outcome)?;
                     continue;
                 }
+                () = &mut waits, if !is_told => {
+                    eprintln!("lance: waiting for records on standard input; nothing has come yet");
+                    is_told = true;
+                    continue;
+                }
                 _ = tokio::signal::ctrl_c() => None,
             };
+            is_told = true;
             let Some(block) = block else { return Ok(()) };
             let block = block.map_err(|error| CliError::failed(format!("cannot read the input: {error}")))?;
             self.hand_in_block(&block).await?;
