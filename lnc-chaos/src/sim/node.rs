@@ -121,6 +121,8 @@ pub(super) struct Node {
     pub(super) loss: Option<u64>,
     /// Places where it looks at the start, and that have a file of another node: it must not start.
     pub(super) foreign: BTreeSet<String>,
+    /// Files that were another's at some time since the disk was empty: what this node wrote to them last cannot be told any more.
+    pub(super) exchanged: BTreeSet<String>,
     /// What its files held at an earlier time.
     pub(super) past: BTreeMap<String, Vec<u8>>,
     /// How long it stays down if it ends because the disk stops, and the seed of what that loses.
@@ -166,6 +168,7 @@ impl Node {
             gave_way_us: None,
             loss: None,
             foreign: BTreeSet::new(),
+            exchanged: BTreeSet::new(),
             past: BTreeMap::new(),
             at_stop: (0, 0),
             paused_until_us: 0,
@@ -313,6 +316,7 @@ impl Node {
         self.format = 1;
         (self.joins, self.tight, self.filled, self.loss) = (None, false, false, None);
         self.foreign.clear();
+        self.exchanged.clear();
         self.past.clear();
         self.heard.clear();
         self.excuses = Excuses { wiped: true, ..Excuses::default() };

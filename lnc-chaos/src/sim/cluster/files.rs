@@ -121,6 +121,10 @@ impl Cluster {
             Way::Zeroed => (path.to_owned(), Some(vec![0; before.len()])),
             Way::Older => (path.to_owned(), Some(node.past.get(path)?.clone())),
         };
+        // Of what was there before another's file, nobody could say any more how much is taken back.
+        if matches!(way, Way::Older | Way::Zeroed) && node.exchanged.contains(path) {
+            return None;
+        }
         // A mark that has lost its newest words may forget that something was lost before.
         let forgets = path == MARK && node.excuses.lacking && matches!(way, Way::Cut | Way::Older);
         // What only a place of the mark says that cannot be read is not known; whose a file is, it says itself.
@@ -136,6 +140,9 @@ impl Cluster {
         }
         // What was there is not there any more.
         node.foreign.remove(path);
+        if way == Way::Exchanged {
+            node.exchanged.insert(place.clone());
+        }
         if way == Way::Exchanged && is_read_first(&node.disk, &place, mark) {
             node.foreign.insert(place.clone());
         }
