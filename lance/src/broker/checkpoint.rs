@@ -239,7 +239,7 @@ struct Loaded {
 /// the journal holds beyond the checkpoint is applied again once the group's leader says that it is committed.
 pub fn open<D: Disk>(
     config: BrokerConfig,
-    shard_config: ShardConfig,
+    mut shard_config: ShardConfig,
     segment_config: SegmentConfig,
     mut disk: D,
     metrics: Arc<Metrics>,
@@ -257,6 +257,7 @@ pub fn open<D: Disk>(
     let mut loaded = Loaded { next_number: 1, ..Loaded::default() };
     if let Some(checkpoint) = checkpoint {
         transfers.offer(checkpoint.number, checkpoint.groups.clone());
+        shard_config.journal.checkpoint = checkpoint.number;
         load(&mut loaded, checkpoint)?;
     }
     let needed = loaded.catalog.topics().map(|topic| topic.data_groups).max().unwrap_or(0);

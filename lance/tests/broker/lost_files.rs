@@ -118,6 +118,46 @@ fn a_node_that_lost_its_journal_behind_a_checkpoint_does_not_vote() {
     scene.assert_nothing_is_lost("the journal behind a checkpoint");
 }
 
+/// What the checkpoint knows of terms counts, where the journal and its mark are from before those.
+#[test]
+fn a_node_whose_journal_and_mark_are_older_than_its_checkpoint_does_not_vote() {
+    let (forgetful, other, absent) = (1, 3, 2);
+    let small = Settings { checkpoint_bytes: 8 << 10, journal_file_bytes: 32 << 10, ..Settings::default() };
+    let mut cluster = Cluster::ready(small);
+    cluster.create_topic("t", 1);
+    let mut producer = Producer::new(&mut cluster);
+    cluster.await_same();
+    cluster.ticks(SECOND);
+    cluster.crash(forgetful, CrashChoice::Nothing);
+    let disk = cluster.node(forgetful).disk();
+    let is_old = |path: &String| path.starts_with("journal/") || path == "DURABLE";
+    let old: Vec<(String, Vec<u8>)> =
+        disk.paths().into_iter().filter(is_old).map(|path| (path.clone(), disk.file(&path).unwrap())).collect();
+    cluster.start(forgetful);
+    // Terms rise.
+    for node in [other, absent, forgetful, other, absent] {
+        cluster.await_same();
+        cluster.crash(node, CrashChoice::Nothing);
+        cluster.await_leaders();
+        cluster.start(node);
+    }
+    cluster.await_same();
+    cluster.crash(absent, CrashChoice::Everything);
+    for n in 0..RECORDS {
+        let request = producer.request("t", 0, &[&format!("{n}-{}", "v".repeat(700))]);
+        cluster.produce(&request);
+    }
+    cluster.await_same();
+    cluster.ticks(SECOND);
+    for node in [forgetful, other] {
+        cluster.crash(node, CrashChoice::Nothing);
+    }
+    let disk = cluster.node(forgetful).disk();
+    disk.lose_all("journal/");
+    old.iter().for_each(|(path, bytes)| disk.replace(path, bytes));
+    Scene { cluster, forgetful, other, absent }.assert_nothing_is_lost("an older journal and mark");
+}
+
 /// A file of the other node in the place of its own: both are named, and the node does not run.
 #[test]
 fn a_node_with_files_of_another_does_not_start() {

@@ -77,13 +77,15 @@ pub struct JournalConfig {
     pub owner: FileOwner,
     /// The format of the data directory: from 3 on there must be a mark, from 2 on there must be something at all.
     pub format: u32,
+    /// The newest checkpoint that is there; 0: none.
+    pub checkpoint: u64,
 }
 
 impl JournalConfig {
     /// The defaults, for the journal of this identity.
     pub fn new(identity: u64) -> Self {
         let owner = FileOwner { incarnation: identity, ..FileOwner::default() };
-        Self { file_bytes: 64 << 20, max_in_flight: 4, identity, owner, format: 1 }
+        Self { file_bytes: 64 << 20, max_in_flight: 4, identity, owner, format: 1, checkpoint: 0 }
     }
 
     /// Whether the data directory must have a mark.
@@ -166,6 +168,17 @@ pub struct Cut {
     pub position: u64,
     /// What was found there.
     pub found: String,
+}
+
+/// What a checkpoint has of a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Covered {
+    /// The last entry whose effect it has; 0: none.
+    pub index: u64,
+    /// The latest term that it knows of: this node may have voted in it, and acknowledged entries of it.
+    pub term: u64,
+    /// The term of that entry.
+    pub applied_term: u64,
 }
 
 /// What [`Journal::open`] found. All of it is on stable storage.
@@ -325,7 +338,7 @@ impl Journal {
         mut config: JournalConfig,
         start: JournalStart,
         needed: JournalStart,
-        covered: &BTreeMap<GroupId, u64>,
+        covered: &BTreeMap<GroupId, Covered>,
     ) -> Result<(Self, Recovered), JournalError> {
         config.file_bytes = config.file_bytes.max(2 * BLOCK as u64).next_multiple_of(BLOCK as u64);
         config.max_in_flight = config.max_in_flight.max(1);

@@ -6,7 +6,7 @@ use super::format::{Body, HEADER, Header, HeaderFault, Record};
 use super::identity::{Item, Recent, Summary};
 use super::mark::{GroupMark, Mark, Marks, Used};
 use super::{
-    Cut, DIR, Damage, GroupId, JournalConfig, JournalError, JournalStart, Location, LostTail, Recovered,
+    Covered, Cut, DIR, Damage, GroupId, JournalConfig, JournalError, JournalStart, Location, LostTail, Recovered,
     RecoveredEntry, RecoveredGroup, file_path,
 };
 use crate::disk::{AlignedBuf, BLOCK, Disk, FileId, Op, Outcome};
@@ -192,7 +192,7 @@ pub(super) fn recover<D: Disk>(
     config: &JournalConfig,
     start: JournalStart,
     needed: JournalStart,
-    covered: &BTreeMap<GroupId, u64>,
+    covered: &BTreeMap<GroupId, Covered>,
 ) -> Result<(Scan, Recovered), JournalError> {
     let mut files = Files::default();
     let error = match recover_from(disk, config, &mut files, start, covered) {
@@ -213,7 +213,7 @@ fn recover_from<D: Disk>(
     config: &JournalConfig,
     files: &mut Files,
     start: JournalStart,
-    covered: &BTreeMap<GroupId, u64>,
+    covered: &BTreeMap<GroupId, Covered>,
 ) -> Result<(Scan, Recovered), JournalError> {
     let (mut marks, mark) = Marks::load(disk, config, files.new_id(), config.keeps_mark())?;
     let mut sources = open_files(disk, files, config, start, mark.as_ref())?;
@@ -234,7 +234,10 @@ fn recover_from<D: Disk>(
         marks.renew(disk, files.new_id(), mark)?;
         let begins = start.0.max(1);
         let lost = lost_tail(mark, &sources, begins, &chain, &end)
-            .or_else(|| outdated(mark, &chain, &end, sources.get(at)).filter(|_| marks.is_whole()));
+            .or_else(|| outdated(mark, &chain, &end, sources.get(at)).filter(|_| marks.is_whole()))
+            .or_else(|| {
+                behind(mark, config, covered, &recovered, sources.get(at), position).filter(|_| marks.is_whole())
+            });
         let lost = lost.filter(|_| !mutated(Mutation::IgnoreMark));
         take_mark(mark, config, lost.is_some(), covered, &mut recovered);
         if chain.number.is_none() {
@@ -326,7 +329,7 @@ fn read_all<D: Disk>(
     config: &JournalConfig,
     sources: &mut [Source],
     chain: &mut Chain,
-    covered: &BTreeMap<GroupId, u64>,
+    covered: &BTreeMap<GroupId, Covered>,
     recovered: &mut Recovered,
     (mark, used): &(Option<&Mark>, Used),
 ) -> Result<End, JournalError> {
@@ -390,6 +393,39 @@ fn outdated(mark: &Mark, chain: &Chain, end: &End, here: Option<&Source>) -> Opt
     Some(LostTail { file: here.map_or(newest, |here| here.number), position: end.position, expected, found })
 }
 
+/// Whether the checkpoint is newer than the journal and its mark together: those are from an older time then. The mark knows of each
+/// checkpoint before the next but one; and what was applied was of a term that the journal had, or the mark.
+fn behind(
+    mark: &Mark,
+    config: &JournalConfig,
+    covered: &BTreeMap<GroupId, Covered>,
+    recovered: &Recovered,
+    here: Option<&Source>,
+    position: u64,
+) -> Option<LostTail> {
+    let known = |id: &GroupId| {
+        let of_mark = mark.groups.get(id).map_or(0, |group| group.term);
+        let group = recovered.groups.get(id);
+        let of_votes = group.and_then(|group| group.hard_state).map_or(0, |(term, _)| term);
+        let of_entries = group.and_then(|group| group.entries.last()).map_or(0, |entry| entry.term);
+        let of_restart = group.and_then(|group| group.restarted_after).map_or(0, |(_, term)| term);
+        of_mark.max(of_votes).max(of_entries).max(of_restart)
+    };
+    let newer = covered.iter().find(|(id, covered)| covered.applied_term > known(id));
+    let expected = match newer {
+        Some((id, covered)) => {
+            format!("term {} of group {}, of which the checkpoint knows", covered.applied_term, id.0)
+        }
+        None if mark.checkpoint > 0 && config.checkpoint > mark.checkpoint + 1 => {
+            format!("a mark that knows of checkpoint {}", config.checkpoint - 1)
+        }
+        None => return None,
+    };
+    let newest = mark.files.last_key_value().map_or(0, |(number, _)| *number);
+    let found = format!("a journal and a mark of an older time, which know of checkpoint {}", mark.checkpoint);
+    Some(LostTail { file: here.map_or(newest, |here| here.number), position, expected, found })
+}
+
 /// What flushes up to this number have that a mark must know, and this one does not: a mark that would.
 fn newer(mark: &Mark, chain: &Chain, upto: u64) -> Option<String> {
     let newest = mark.files.last_key_value().map_or(0, |(number, _)| *number);
@@ -412,7 +448,7 @@ fn take_mark(
     mark: &Mark,
     config: &JournalConfig,
     lost: bool,
-    covered: &BTreeMap<GroupId, u64>,
+    covered: &BTreeMap<GroupId, Covered>,
     recovered: &mut Recovered,
 ) {
     for (id, GroupMark { term, vote, in_doubt }) in &mark.groups {
@@ -432,7 +468,9 @@ fn take_mark(
         recovered.groups.entry(*id).or_default();
     }
     for (id, group) in &mut recovered.groups {
-        let term = group.hard_state.map_or(0, |(term, _)| term) + 1;
+        // The checkpoint may be newer than the journal and its mark together.
+        let checkpoint = covered.get(id).copied().unwrap_or_default().term;
+        let term = group.hard_state.map_or(0, |(term, _)| term).max(checkpoint) + 1;
         // A vote for itself, with which it does not stand: nobody else gets one in this term.
         group.hard_state = Some((term, Some(config.owner.node)));
         recovered.in_doubt.insert(*id, term);
@@ -558,7 +596,7 @@ fn scan<D: Disk>(
     config: &JournalConfig,
     sources: &mut [Source],
     chain: &mut Chain,
-    covered: &BTreeMap<GroupId, u64>,
+    covered: &BTreeMap<GroupId, Covered>,
     recovered: &mut Recovered,
     (mut at, mut position): (usize, u64),
 ) -> Result<(usize, u64, Found), JournalError> {
@@ -601,7 +639,7 @@ fn scan<D: Disk>(
                 len: record.len as u32,
                 sequence: record.sequence,
             };
-            let covered = covered.get(&record.group).copied().unwrap_or_default();
+            let covered = covered.get(&record.group).copied().unwrap_or_default().index;
             apply(recovered, record, offset, &body, location, covered);
         }
         chain.number = Some(header.number);
@@ -674,7 +712,7 @@ fn resume<D: Disk>(
     from: usize,
     survey: &Survey,
     chain: &mut Chain,
-    covered: &BTreeMap<GroupId, u64>,
+    covered: &BTreeMap<GroupId, Covered>,
     recovered: &mut Recovered,
 ) -> Result<Option<Resumed>, JournalError> {
     let first = chain.number.map(|last| last + 1);
@@ -713,7 +751,7 @@ fn resume<D: Disk>(
 }
 
 /// What a lost flush held takes its effect, but for the bytes of its entries.
-fn take_in(summary: &Summary, covered: &BTreeMap<GroupId, u64>, recovered: &mut Recovered) {
+fn take_in(summary: &Summary, covered: &BTreeMap<GroupId, Covered>, recovered: &mut Recovered) {
     let location = Location { file: summary.file, position: summary.position, len: 0, sequence: 0 };
     for (id, held) in &summary.groups {
         let group = recovered.groups.entry(*id).or_default();
@@ -728,7 +766,7 @@ fn take_in(summary: &Summary, covered: &BTreeMap<GroupId, u64>, recovered: &mut 
                 }
                 Item::Run { term, first, count } => {
                     for index in first..first + count {
-                        let damaged = index > covered.get(id).copied().unwrap_or_default();
+                        let damaged = index > covered.get(id).copied().unwrap_or_default().index;
                         put(group, RecoveredEntry { term, index, kind: 0, payload: Bytes::new(), location, damaged });
                     }
                 }

@@ -2,7 +2,7 @@
 
 use crate::harness::config;
 use lnc_log::disk::{Disk, MemoryDisk};
-use lnc_log::journal::{GroupId, Journal, JournalStart};
+use lnc_log::journal::{Covered, GroupId, Journal, JournalStart};
 use std::collections::BTreeMap;
 
 const GROUP: GroupId = GroupId(3);
@@ -31,7 +31,7 @@ fn covered_entries_cost_no_memory_and_can_be_read() {
         settle(&mut disk, &mut journal);
     }
     drop(journal);
-    let covered = BTreeMap::from([(GROUP, 4)]);
+    let covered = BTreeMap::from([(GROUP, Covered { index: 4, term: 1, applied_term: 1 })]);
     let mut disk = disk.crash(lnc_log::disk::memory::CrashChoice::Nothing);
     let (mut journal, recovered) =
         Journal::open_above(&mut disk, config, JournalStart(0), JournalStart(0), &covered).expect("an intact journal");

@@ -4,7 +4,7 @@ use crate::harness::{History, IDENTITY, config, open, settle};
 use lnc_log::FileOwner;
 use lnc_log::disk::memory::CrashChoice;
 use lnc_log::disk::{Disk, MemoryDisk};
-use lnc_log::journal::{GroupId, Journal, JournalConfig, JournalError, JournalStart, MARK_FORMAT, Recovered};
+use lnc_log::journal::{Covered, GroupId, Journal, JournalConfig, JournalError, JournalStart, MARK_FORMAT, Recovered};
 
 const FILE_BYTES: u64 = 4 * 4096;
 const ENTRIES: u64 = 14;
@@ -329,6 +329,26 @@ fn a_vote_survives_the_journal() {
     assert_eq!((recovered.in_doubt[&DATA], recovered.groups[&DATA].hard_state), (31, Some((31, Some(1)))));
 }
 
+/// Both may be older than the checkpoint, which knows of later terms: this node may have voted in those.
+#[test]
+fn a_doubt_goes_beyond_the_terms_that_the_checkpoint_knows_of() {
+    let (mut disk, _) = marked(1);
+    disk.lose_all("journal/");
+    let covered = [
+        (DATA, Covered { index: ENTRIES, term: 40, applied_term: 4 }),
+        (GroupId(2), Covered { index: 7, term: 3, applied_term: 0 }),
+    ]
+    .into();
+    let start = JournalStart(1);
+    let (_, recovered) =
+        Journal::open_above(&mut disk, config_of(1, MARK_FORMAT), start, start, &covered).expect("in doubt");
+    for (group, term) in [(DATA, 41), (GroupId(2), 4)] {
+        assert_eq!((recovered.in_doubt[&group], recovered.groups[&group].hard_state), (term, Some((term, Some(1)))));
+    }
+    let (_, again) = reopen(&mut disk).expect("still in doubt");
+    assert_eq!(again.in_doubt[&DATA], 41);
+}
+
 /// A place that cannot be read counts as one that reads wrong.
 #[test]
 fn an_unreadable_place_is_damage_and_no_reason_to_end() {
@@ -356,7 +376,7 @@ fn damage_in_files_that_a_checkpoint_covers_does_not_stop_the_start() {
     for (n, damage) in ways.into_iter().enumerate() {
         for format in [2, MARK_FORMAT] {
             let (mut disk, _) = written(1, format >= MARK_FORMAT);
-            let covered = [(DATA, ENTRIES - 1)].into();
+            let covered = [(DATA, Covered { index: ENTRIES - 1, term: 1, applied_term: 1 })].into();
             let (start, needed) = (JournalStart(2), JournalStart(newest(&disk)));
             damage(&disk);
             let opened = Journal::open_above(&mut disk, config_of(1, format), start, needed, &covered);

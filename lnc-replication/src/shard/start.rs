@@ -4,7 +4,7 @@ use super::{GroupStart, Held, Shard, ShardConfig, ShardError};
 use crate::group::{Group, Locations};
 use crate::repair::Repair;
 use lnc_log::disk::Disk;
-use lnc_log::journal::{GroupId, Journal, JournalStart, Recovered, RecoveredEntry, RecoveredGroup};
+use lnc_log::journal::{Covered, GroupId, Journal, JournalStart, Recovered, RecoveredEntry, RecoveredGroup};
 use lnc_mutation::{Mutation, mutated};
 use lnc_raft::{Config, Configuration, Entry, EntryKind, HardState, NodeId, Raft, Restored};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -18,7 +18,11 @@ impl Shard {
         (journal_start, journal_needed): (JournalStart, JournalStart),
         starts: &BTreeMap<GroupId, GroupStart>,
     ) -> Result<Self, ShardError> {
-        let covered = starts.iter().map(|(group, start)| (*group, start.applied_index)).collect();
+        let covered = |start: &GroupStart| {
+            let term = start.hard_state.term.max(start.applied_term);
+            Covered { index: start.applied_index, term, applied_term: start.applied_term }
+        };
+        let covered = starts.iter().map(|(group, start)| (*group, covered(start))).collect();
         let (journal, Recovered { mut groups, torn_tail, damage, lost_tail, .. }) =
             Journal::open_above(disk, config.journal.clone(), journal_start, journal_needed, &covered)?;
         if let Some(lost) = &lost_tail {
