@@ -278,8 +278,13 @@ impl Client {
                 Ok((response, address)) => return Ok(Outcome { response, address }),
                 Err(error) => error,
             };
-            // That an attempt took too long says less than what an earlier one has met.
-            if cause.is_none() || !matches!(error, Error::DeadlineExceeded { .. }) {
+            // That nobody answered in time says less than what a broker has said before, and that an attempt took too long less than
+            // what an earlier one has met.
+            let says_less = |before: &Error| match error.code() {
+                None => before.code().is_some() || matches!(error, Error::DeadlineExceeded { .. }),
+                Some(_) => false,
+            };
+            if !cause.as_ref().is_some_and(says_less) {
                 cause = Some(error.clone());
             }
             if !error.is_retriable() {

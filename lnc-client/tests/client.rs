@@ -202,6 +202,24 @@ async fn a_broker_that_is_stopped_is_passed_over() {
     assert_eq!(client.create_topic("new", 1).await.unwrap().name, "new");
 }
 
+/// Silence says nothing of the reason.
+#[tokio::test]
+async fn what_a_broker_has_said_counts_more_than_silence_after_it() {
+    let cluster = Cluster::start(1, 1).await;
+    let client = cluster.builder().request_timeout(Duration::from_millis(400)).build().await.unwrap();
+    let mut asked = 0;
+    cluster.hook(move |_| {
+        asked += 1;
+        match asked {
+            1 => Action::Fail(ErrorReply::new(ErrorCode::LeaderUnknown, "no majority")),
+            _ => Action::Hang,
+        }
+    });
+    let error = client.create_topic("new", 1).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::LeaderUnknown), "{error}");
+    assert!(error.to_string().contains("no majority"), "{error}");
+}
+
 #[tokio::test]
 async fn brokers_that_point_at_each_other_are_not_asked_without_pause() {
     let cluster = Cluster::start(2, 1).await;
