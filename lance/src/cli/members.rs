@@ -294,10 +294,15 @@ fn lacks(goal: &Goal, answers: &[ClusterInfoResponse]) -> Option<String> {
     missing.or_else(|| still_listed(goal, answers))
 }
 
-/// Who lists a node that no group names any more: it belongs to the cluster until all have forgotten it.
+/// Who lists a node that no group names any more: it belongs to the cluster until all have forgotten it. One that was removed
+/// itself, and still runs, lists those whom it knew.
 fn still_listed(goal: &Goal, answers: &[ClusterInfoResponse]) -> Option<String> {
     let Goal::Gone(node) = *goal else { return None };
-    let lists = |info: &&ClusterInfoResponse| info.node_id != node && info.nodes.iter().any(|known| known.id == node);
+    let catalog =
+        answers.iter().flat_map(|info| &info.groups).filter(|group| group.group == 0 && group.role == "leader");
+    let voters = &catalog.max_by_key(|group| group.term)?.voters;
+    let votes = |info: &ClusterInfoResponse| voters.iter().any(|id| NodeId(*id).node() == info.node_id);
+    let lists = |info: &&ClusterInfoResponse| votes(info) && info.nodes.iter().any(|known| known.id == node);
     answers.iter().find(lists).map(|info| format!("node {} still lists node {node}", info.node_id))
 }
 
@@ -343,6 +348,6 @@ mod tests {
         };
         assert_eq!(missing(&[1, 2, 3], &[1, 2, 3]).as_deref(), Some("node 3 is still in group 0"));
         assert_eq!(missing(&[1, 2, 3], &[1, 2]).as_deref(), Some("node 1 still lists node 3"));
-        assert_eq!(missing(&[1, 2], &[1, 2]), None, "what it says itself does not count");
+        assert_eq!(missing(&[1, 2], &[1, 2]), None, "what those say that do not vote does not count");
     }
 }
