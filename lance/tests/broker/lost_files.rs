@@ -20,13 +20,18 @@ struct Scene {
 }
 
 fn scene(settings: Settings) -> Scene {
-    let (forgetful, other, absent) = (1, 3, 2);
     let mut cluster = Cluster::ready(settings);
     cluster.create_topic("t", 1);
-    let mut producer = Producer::new(&mut cluster);
+    let producer = Producer::new(&mut cluster);
     cluster.await_same();
     // The formats of the data directories follow the catalog.
     cluster.ticks(SECOND);
+    acknowledged_by_two(cluster, producer)
+}
+
+/// Records while one node is down; then nobody has power.
+fn acknowledged_by_two(mut cluster: Cluster, mut producer: Producer) -> Scene {
+    let (forgetful, other, absent) = (1, 3, 2);
     cluster.crash(absent, CrashChoice::Everything);
     for n in 0..RECORDS {
         let request = producer.request("t", 0, &[&format!("{n}-{}", "v".repeat(700))]);
@@ -125,7 +130,7 @@ fn a_node_whose_journal_and_mark_are_older_than_its_checkpoint_does_not_vote() {
     let small = Settings { checkpoint_bytes: 8 << 10, journal_file_bytes: 32 << 10, ..Settings::default() };
     let mut cluster = Cluster::ready(small);
     cluster.create_topic("t", 1);
-    let mut producer = Producer::new(&mut cluster);
+    let producer = Producer::new(&mut cluster);
     cluster.await_same();
     cluster.ticks(SECOND);
     cluster.crash(forgetful, CrashChoice::Nothing);
@@ -142,20 +147,11 @@ fn a_node_whose_journal_and_mark_are_older_than_its_checkpoint_does_not_vote() {
         cluster.start(node);
     }
     cluster.await_same();
-    cluster.crash(absent, CrashChoice::Everything);
-    for n in 0..RECORDS {
-        let request = producer.request("t", 0, &[&format!("{n}-{}", "v".repeat(700))]);
-        cluster.produce(&request);
-    }
-    cluster.await_same();
-    cluster.ticks(SECOND);
-    for node in [forgetful, other] {
-        cluster.crash(node, CrashChoice::Nothing);
-    }
-    let disk = cluster.node(forgetful).disk();
+    let scene = acknowledged_by_two(cluster, producer);
+    let disk = scene.cluster.node(forgetful).disk();
     disk.lose_all("journal/");
     old.iter().for_each(|(path, bytes)| disk.replace(path, bytes));
-    Scene { cluster, forgetful, other, absent }.assert_nothing_is_lost("an older journal and mark");
+    scene.assert_nothing_is_lost("an older journal and mark");
 }
 
 /// A file of the other node in the place of its own: both are named, and the node does not run.
