@@ -15,7 +15,7 @@ use lnc_protocol::message::TopicOptions;
 use lnc_protocol::{BatchBuilder, Codec, frame};
 use lnc_raft::{AppendReply, Body, Entry, EntryKind, Message, NodeId};
 use lnc_replication::formation::{Channel, Cluster, Formats, Greeting, Identity};
-use lnc_replication::notice::{NodeFacts, PeerNotice};
+use lnc_replication::notice::{NodeFacts, PeerNotice, Traffic};
 use lnc_replication::trace::TraceNotice;
 use lnc_replication::transfer::{Offer, Part, Range, Transfer, TransferBody};
 use lnc_replication::wire::{PeerMessage, put_frame, put_message};
@@ -158,7 +158,7 @@ fn peers(seeds: &Seeds) -> Result<()> {
     put_frame(&mut all, |frame| frame.extend_from_slice(&out));
     seeds.write("peers", "trace-notice", &out)?;
     let mut out = BytesMut::new();
-    let facts = NodeFacts::of_build(Some(1 << 40));
+    let facts = NodeFacts::of_build(Some(1 << 40), Traffic::default());
     put_message(
         &mut out,
         &PeerMessage::Notice(PeerNotice { from, to, wall_ms: 1_700_000_000_000, drains: false, facts }),

@@ -1,4 +1,5 @@
 //! Whoever speaks another protocol on a port is told what it looks like and where to go, in its own words where it has some.
+//! A client that waits for the server to speak first, as one of NATS does, is not recognised before its patience ends.
 
 use bytes::{Bytes, BytesMut};
 use lnc_protocol::frame::MAGIC;
@@ -25,6 +26,11 @@ enum Spoken {
     Http,
     Tls,
     Kafka,
+    Nats,
+    Amqp,
+    RabbitStream,
+    Mqtt,
+    Redis,
 }
 
 /// What is said to who came to the wrong port.
@@ -53,12 +59,31 @@ impl Spoken {
         if word(12) == Some(PEER_MAGIC.to_le_bytes()) {
             return Some(Self::Peer);
         }
+        // Before HTTP, which has a method of the name.
+        if first.starts_with(b"CONNECT {") || first.starts_with(b"PING\r\n") {
+            return Some(Self::Nats);
+        }
         if METHODS.iter().any(|method| first.starts_with(method)) {
             return Some(Self::Http);
         }
         // A record of a handshake, of any version of TLS.
         if first.len() >= 6 && first[0] == 0x16 && first[1] == 3 && first[5] == 1 {
             return Some(Self::Tls);
+        }
+        if first.starts_with(b"AMQP") {
+            return Some(Self::Amqp);
+        }
+        if first.starts_with(b"*") && first.get(1..).is_some_and(is_redis) {
+            return Some(Self::Redis);
+        }
+        // A packet that connects: its kind, its length in one byte or two, and the protocol's name.
+        if first.first() == Some(&0x10) && [4, 5].into_iter().any(|at| first.get(at..at + 4) == Some(b"MQTT")) {
+            return Some(Self::Mqtt);
+        }
+        // Its first command has the number and the version of a handshake for SASL, but no client's name behind the correlation:
+        // a count of properties, whose first half is 0.
+        if first.get(4..8) == Some(&[0, 17, 0, 1]) && first.get(12..14) == Some(&[0, 0]) {
+            return Some(Self::RabbitStream);
         }
         let (len, key) = (word(0).map(u32::from_be_bytes)?, first.get(4..6)?);
         let is_first = FIRST_REQUESTS.contains(&u16::from_be_bytes([key[0], key[1]]));
@@ -72,6 +97,11 @@ impl Spoken {
             Self::Http => "HTTP",
             Self::Tls => "TLS",
             Self::Kafka => "a client of Kafka",
+            Self::Nats => "a client of NATS",
+            Self::Amqp => "AMQP",
+            Self::RabbitStream => "a client of RabbitMQ streams",
+            Self::Mqtt => "MQTT",
+            Self::Redis => "a client of Redis",
         }
     }
 
@@ -83,8 +113,17 @@ impl Spoken {
             Self::Http => "HTTP is served at listen.http, by default 1994",
             Self::Tls => "this version does not speak TLS: connect without it",
             Self::Kafka => "this version does not speak the Kafka protocol: use a client for LWP",
+            Self::Nats | Self::Amqp | Self::RabbitStream | Self::Mqtt | Self::Redis => {
+                "LANCE does not speak that: use a client for LWP"
+            }
         }
     }
+}
+
+/// The count of an array of strings, and the length of the first.
+fn is_redis(rest: &[u8]) -> bool {
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    (1..=3).contains(&digits) && rest[digits..].starts_with(b"\r\n$")
 }
 
 impl Port {
@@ -117,7 +156,11 @@ pub(crate) fn answer(port: Port, first: &[u8]) -> Option<Answer> {
     // A server for HTTP says it in HTTP to all who are no clients of LANCE.
     let bytes = match spoken {
         Spoken::Http => in_http(&text),
-        Spoken::Tls | Spoken::Kafka | Spoken::Peer if port == Port::Http => in_http(&text),
+        Spoken::Lwp => in_lwp(&text),
+        _ if port == Port::Http => in_http(&text),
+        // What these print when a server refuses them.
+        Spoken::Nats => format!("-ERR '{text}'\r\n").into(),
+        Spoken::Redis => format!("-ERR {text}\r\n").into(),
         _ => in_lwp(&text),
     };
     Some(Answer { text, bytes })
@@ -157,12 +200,22 @@ mod tests {
         let kafka = [0, 0, 0, 0x23, 0, 18, 0, 3, 0, 0, 0, 1];
         let peer = [&[7; 12][..], &PEER_MAGIC.to_le_bytes()].concat();
         let hello = hello();
-        let all: [(&[u8], &str); 5] = [
+        let rabbit = [0, 0, 0, 99, 0, 17, 0, 1, 0, 0, 0, 1, 0, 0, 0, 6, 0, 7];
+        let sasl = [0, 0, 0, 30, 0, 17, 0, 1, 0, 0, 0, 1, 0, 7, b'r', b'd'];
+        let all: [(&[u8], &str); 13] = [
             (&hello, "a client of LANCE"),
             (&peer, "a node of LANCE"),
             (b"GET /metrics HTTP/1.1\r\n", "like HTTP"),
             (&tls, "like TLS"),
             (&kafka, "a client of Kafka"),
+            (&sasl, "a client of Kafka"),
+            (&rabbit, "a client of RabbitMQ streams"),
+            (b"AMQP\x00\x00\x09\x01", "like AMQP"),
+            (b"CONNECT {\"verbose\":false}", "a client of NATS"),
+            (b"CONNECT host:1 HTTP/1.1\r\n", "like HTTP"),
+            (b"\x10\x20\x00\x04MQTT\x05", "like MQTT"),
+            (b"\x10\x90\x01\x00\x04MQTT\x05", "like MQTT"),
+            (b"*2\r\n$7\r\nCOMMAND\r\n", "a client of Redis"),
         ];
         for port in [Port::Client, Port::Peer, Port::Http] {
             let told: Vec<bool> = all
@@ -171,10 +224,10 @@ mod tests {
                     answer(port, first).inspect(|answer| assert!(answer.text.contains(name), "{answer:?}")).is_some()
                 })
                 .collect();
-            let own = [Port::Client, Port::Peer, Port::Http].iter().position(|other| *other == port).unwrap();
-            assert_eq!(told, (0..5).map(|n| n != own).collect::<Vec<_>>(), "{port:?}");
+            let own = ["a client of LANCE", "a node of LANCE", "like HTTP"][port as usize];
+            assert_eq!(told, all.map(|(_, name)| name != own), "{port:?}");
         }
-        for nothing in [&b""[..], b"GE", &[0; 16], &[0xff; 16], &[0, 0, 0, 9, 0, 99, 0, 0]] {
+        for nothing in [&b""[..], b"GE", b"*", b"*12", &[0; 16], &[0xff; 16], &[0, 0, 0, 9, 0, 99, 0, 0]] {
             assert_eq!(answer(Port::Client, nothing), None);
         }
     }

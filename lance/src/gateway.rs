@@ -600,7 +600,9 @@ impl Gateway {
         for connection in self.connections.borrow().values() {
             requests += connection.requests.get() as u64;
             let silent = now.saturating_duration_since(connection.last_active.get());
-            if connection.unread_for(now).is_some_and(|since| since > unread) {
+            if connection.is_stranger(now) {
+                self.cut(connection, "silent");
+            } else if connection.unread_for(now).is_some_and(|since| since > unread) {
                 self.cut(connection, "unread");
             } else if is_short && connection.is_slow_to_send(now) {
                 self.cut(connection, "slow");

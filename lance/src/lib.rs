@@ -15,6 +15,7 @@ pub mod gateway;
 pub mod heard;
 pub mod http;
 mod log;
+pub mod manual;
 #[cfg(feature = "otel")]
 mod otel;
 pub mod server;

@@ -160,3 +160,22 @@ fn a_reader_that_goes_away_is_no_failure() {
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
 }
+
+#[test]
+fn an_endpoint_of_the_environment_is_not_asked_for() {
+    for endpoint in ["127.0.0.1:1", "::not one"] {
+        let output = command(&["consume"]).env("LANCE_ENDPOINT", endpoint).output().unwrap();
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(told.contains("Usage: lance consume <TOPIC>..."), "{told}");
+    }
+}
+
+#[test]
+fn a_manual_page_keeps_the_layout_of_its_examples() {
+    let directory = tempfile::tempdir().unwrap();
+    assert!(lance(&["man", directory.path().to_str().unwrap()]).status.success());
+    let page = std::fs::read_to_string(directory.path().join("lance-consume.1")).unwrap();
+    assert!(page.contains(".SH EXAMPLES\n.nf\n  lance consume orders\n"), "{page}");
+    assert!(page.contains("lance consume [OPTIONS] <TOPIC>..."), "{page}");
+}

@@ -24,6 +24,9 @@ mod html;
 mod library;
 mod limits;
 mod line;
+#[path = "../../lance/src/manual.rs"]
+#[expect(unreachable_pub, reason = "the library that it is part of offers it to others")]
+mod manual;
 mod measure;
 mod output;
 mod payload;
@@ -131,7 +134,7 @@ fn manual_pages(directory: &Path) -> Result<(), BenchError> {
         path: directory.display().to_string(),
         problem: format!("cannot write manual pages: {error}"),
     };
-    clap_mangen::generate_to(Cli::command(), directory).map_err(failed)
+    manual::write(Cli::command(), directory).map_err(failed)
 }
 
 /// Runs a command that has one report. The result is what went wrong, one line each.
@@ -191,7 +194,8 @@ fn execute(command: &Command) -> Result<Report, BenchError> {
 
 /// The client that topics are made with and leaders are asked for.
 async fn client(endpoints: &[String]) -> Result<Client, BenchError> {
-    Ok(Client::builder().endpoints(endpoints.to_vec()).client_name("lnc-bench").build().await?)
+    let builder = Client::builder().endpoints(endpoints.to_vec()).client_name("lnc-bench").refusal_is_final(true);
+    Ok(builder.build().await?)
 }
 
 /// Milliseconds since 1970.

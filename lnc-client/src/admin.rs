@@ -7,7 +7,7 @@ use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{
     ChangeMembersRequest, ClusterInfoResponse, CreateTopicRequest, DeleteTopicRequest, DescribeTopicRequest,
     ListOffsetsPartition, ListOffsetsRequest, MetadataRequest, MetadataResponse, OffsetSpec, RaiseFormatRequest,
-    Request, Response, TopicDescription, TopicOptions, TopicSummary,
+    Request, Response, TopicDescription, TopicMetadata, TopicOptions, TopicSummary,
 };
 use tokio::time::Instant;
 
@@ -21,6 +21,17 @@ pub struct ListedOffset {
     pub offset: u64,
     /// The timestamp in milliseconds since 1970, if known.
     pub timestamp_ms: Option<i64>,
+}
+
+/// A topic as one node knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownTopic {
+    /// The name.
+    pub name: String,
+    /// The id.
+    pub topic_id: u64,
+    /// How many partitions it has.
+    pub partitions: u32,
 }
 
 /// Takes a response of the expected kind out of an outcome.
@@ -101,6 +112,20 @@ impl Client {
         let operation = Operation::new("list topics");
         let outcome = self.call(Call::new(operation.clone(), Request::ListTopics)).await?;
         expect!(outcome, operation, Response::ListTopics(topics) => topics)
+    }
+
+    /// All topics that the node which answers knows of, in the order of their names, each with its number of partitions:
+    /// also where the cluster has no majority, and no leader who could say that it is all.
+    pub async fn known_topics(&self) -> Result<Vec<KnownTopic>> {
+        let operation = Operation::new("list known topics");
+        let request = Request::Metadata(MetadataRequest { topics: None });
+        let outcome = self.call(Call::new(operation.clone(), request)).await?;
+        let known = |topic: TopicMetadata| KnownTopic {
+            name: topic.name,
+            topic_id: topic.topic_id,
+            partitions: topic.partitions.len() as u32,
+        };
+        expect!(outcome, operation, Response::Metadata(all) => all.topics.into_iter().map(known).collect())
     }
 
     /// One topic's settings and the extent of its partitions.

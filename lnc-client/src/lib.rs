@@ -44,7 +44,7 @@ mod producer;
 mod record;
 
 pub use address::with_port;
-pub use admin::ListedOffset;
+pub use admin::{KnownTopic, ListedOffset};
 pub use client::{Client, ClientBuilder};
 pub use connection::{ConnectOptions, Connection, PendingReply};
 pub use consumer::{ConsumedBatch, Consumer, ConsumerBuilder, OnOutOfRange, Position, ReadFrom, Start};

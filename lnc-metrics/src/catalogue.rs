@@ -104,7 +104,7 @@ catalogue! {
         in_flight_requests: Gauge, [], [], "Client requests that are not answered yet, fetches that wait for records included.";
         request_memory_bytes: Gauge, [], [], "Memory that requests hold, with frames that have come in part; limits.memory_bytes bounds it.";
         reply_memory_bytes: Gauge, [], [], "Memory that replies hold which clients have not taken yet, and records read for them; limits.reply_bytes bounds it.";
-        connections_cut_total: CounterVec, ["reason"], [], "Client connections ended because the client did not read its replies (unread), or was slow to send what it had begun while memory was short (slow).";
+        connections_cut_total: CounterVec, ["reason"], [], "Client connections ended because the client did not read its replies (unread), or was slow to send what it had begun while memory was short (slow), or had not sent its greeting after 10 s (silent).";
         produce_window_bytes: GaugeVec, ["group"], [], "Bytes of records that this leader of a group lets be on their way to a majority at once.";
         produce_waiting_bytes: GaugeVec, ["group"], [], "Bytes of records that wait for room in that window, in a queue that is fair to all clients.";
         overloaded_total: Counter, [], [], "Requests refused because a limit on memory or queues was reached.";

@@ -22,18 +22,47 @@ pub struct NodeFacts {
     pub version: [u16; 3],
     /// Bytes that are left on its disk, as far as it can tell.
     pub free_bytes: Option<u64>,
+    /// What it has done for clients.
+    pub traffic: Traffic,
+}
+
+/// What a node has done for clients since it started. Who compares two of them has rates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Records accepted from producers, as leader.
+    pub records_in: u64,
+    /// Bytes of them.
+    pub bytes_in: u64,
+    /// Records sent to consumers.
+    pub records_out: u64,
+    /// Bytes of them.
+    pub bytes_out: u64,
+    /// Produce requests answered.
+    pub produces: u64,
+    /// Microseconds from their arrival to their replies, in sum.
+    pub produce_us: u64,
+}
+
+impl Traffic {
+    const fn parts(&self) -> [u64; 6] {
+        [self.records_in, self.bytes_in, self.records_out, self.bytes_out, self.produces, self.produce_us]
+    }
+
+    const fn from_parts([records_in, bytes_in, records_out, bytes_out, produces, produce_us]: [u64; 6]) -> Self {
+        Self { records_in, bytes_in, records_out, bytes_out, produces, produce_us }
+    }
 }
 
 impl NodeFacts {
     /// Of this build.
-    pub fn of_build(free_bytes: Option<u64>) -> Self {
+    pub fn of_build(free_bytes: Option<u64>, traffic: Traffic) -> Self {
         let part = |text: &str| text.parse().unwrap_or_default();
         let version = [
             part(env!("CARGO_PKG_VERSION_MAJOR")),
             part(env!("CARGO_PKG_VERSION_MINOR")),
             part(env!("CARGO_PKG_VERSION_PATCH")),
         ];
-        Self { version, free_bytes }
+        Self { version, free_bytes, traffic }
     }
 
     /// The version as it is written.
@@ -66,6 +95,7 @@ impl PeerNotice {
         out.put_u8(u8::from(self.drains));
         self.facts.version.iter().for_each(|part| out.put_u16_le(*part));
         out.put_u64_le(self.facts.free_bytes.unwrap_or(UNKNOWN));
+        self.facts.traffic.parts().iter().for_each(|part| out.put_u64_le(*part));
     }
 
     pub(crate) fn decode(from: NodeId, to: NodeId, body: &mut Bytes) -> Result<Self, WireError> {
@@ -75,7 +105,12 @@ impl PeerNotice {
             *part = u16_of(body, "version")?;
         }
         let free_bytes = Some(u64_of(body, "free space")?).filter(|bytes| *bytes != UNKNOWN);
-        Ok(Self { from, to, wall_ms, drains, facts: NodeFacts { version, free_bytes } })
+        let mut traffic = [0; 6];
+        for part in &mut traffic {
+            *part = u64_of(body, "traffic")?;
+        }
+        let facts = NodeFacts { version, free_bytes, traffic: Traffic::from_parts(traffic) };
+        Ok(Self { from, to, wall_ms, drains, facts })
     }
 }
 
@@ -88,8 +123,10 @@ mod tests {
     #[test]
     fn a_notice_survives_the_wire_and_no_cut_one_does() {
         let (from, to) = (NodeId(1), NodeId(2));
-        let unknown = NodeFacts { version: [0, 0, u16::MAX], free_bytes: None };
-        let facts = [NodeFacts::of_build(Some(0)), NodeFacts::of_build(Some(1 << 40)), unknown];
+        let traffic = Traffic::from_parts([1, 2, 3, 4, 5, u64::MAX]);
+        let unknown = NodeFacts { version: [0, 0, u16::MAX], free_bytes: None, traffic };
+        let of_build = |free| NodeFacts::of_build(Some(free), Traffic::default());
+        let facts = [of_build(0), of_build(1 << 40), unknown];
         assert_eq!(facts[0].version(), env!("CARGO_PKG_VERSION").split('-').next().unwrap_or_default());
         for ((wall_ms, drains), facts) in
             [(0, false), (1_700_000_000_000, true), (u64::MAX, false)].into_iter().zip(facts)

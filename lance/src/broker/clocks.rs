@@ -16,11 +16,12 @@
 //! To stamp too late keeps a record for too long, to stamp too early would have it removed too early: in doubt, late.
 
 use super::command::Command;
+use super::status::Said;
 use super::{Broker, Clock};
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
 use lnc_raft::NodeId;
-use lnc_replication::notice::{NodeFacts, PeerNotice, SINCE_FORMAT};
+use lnc_replication::notice::{NodeFacts, PeerNotice, SINCE_FORMAT, Traffic};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem::{Discriminant, discriminant};
 
@@ -272,7 +273,7 @@ impl<D: Disk> Broker<D> {
                 true => self.draining_peers.insert(notice.from),
                 false => self.draining_peers.remove(&notice.from),
             };
-            self.peer_facts.insert(notice.from, notice.facts);
+            self.peer_facts.insert(notice.from, Said { at_ms: notice.wall_ms, facts: notice.facts });
         }
         let base_ms = base_of(notice.wall_ms, self.clock.mono_us);
         self.clocks.heard.entry(notice.from).or_default().note(base_ms, self.clock.mono_us);
@@ -283,7 +284,16 @@ impl<D: Disk> Broker<D> {
 
     /// What operators want to see of this node.
     pub(super) fn own_facts(&self) -> NodeFacts {
-        NodeFacts::of_build(self.space.free_bytes())
+        let (metrics, produce) = (&self.metrics, &self.metrics.produce_latency_seconds);
+        let traffic = Traffic {
+            records_in: metrics.messages_in_total.get(),
+            bytes_in: metrics.bytes_in_total.get(),
+            records_out: metrics.messages_out_total.get(),
+            bytes_out: metrics.bytes_out_total.get(),
+            produces: produce.get_sample_count(),
+            produce_us: (produce.get_sample_sum() * 1e6) as u64,
+        };
+        NodeFacts::of_build(self.space.free_bytes(), traffic)
     }
 
     /// Tell a peer what this node's clock says, and whether it is about to end.

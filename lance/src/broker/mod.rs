@@ -57,6 +57,7 @@ pub use self::passed_on::Passage;
 pub use self::produce::batch_limits;
 pub use self::proposals::number_behind;
 use self::proposals::{Origin, Proposals};
+use self::status::Said;
 use self::storage::Storage;
 use bytes::Bytes;
 use lnc_log::disk::{Completion, Disk, Owner};
@@ -68,7 +69,6 @@ use lnc_protocol::frame::Flags;
 use lnc_protocol::message::{ErrorReply, Opcode, Reply, Request, Response};
 use lnc_raft::{Body, Message, NodeId, ProgressState, Role};
 use lnc_replication::formation::Greeted;
-use lnc_replication::notice::NodeFacts;
 use lnc_replication::wire::PeerMessage;
 use lnc_replication::{Outputs, Shard, ShardError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -282,7 +282,7 @@ pub struct Broker<D: Disk> {
     /// Peers that are about to end.
     draining_peers: BTreeSet<NodeId>,
     /// What connected peers have said of themselves since.
-    peer_facts: BTreeMap<NodeId, NodeFacts>,
+    peer_facts: BTreeMap<NodeId, Said>,
     /// And what they said of themselves.
     peers_connected: BTreeMap<NodeId, Greeted>,
     /// Since when each data group that another node should lead is led here, for rebalancing.

@@ -71,6 +71,15 @@ pub struct TopicExtent {
     pub partitions: Vec<PartitionDescription>,
 }
 
+/// What a node has said of itself last.
+#[derive(Clone, Copy, Debug)]
+pub struct Said {
+    /// When it said it, in milliseconds since the Unix epoch by its own clock.
+    pub at_ms: u64,
+    /// What it said.
+    pub facts: NodeFacts,
+}
+
 /// See the module documentation.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -81,7 +90,7 @@ pub struct Snapshot {
     /// Nodes, groups, and states on their way to this node.
     pub cluster: ClusterInfoResponse,
     /// What the nodes that are heard have said of themselves, this node included, by number.
-    pub facts: BTreeMap<u64, NodeFacts>,
+    pub facts: BTreeMap<u64, Said>,
     /// What is wrong with the clocks, in a sentence.
     pub clock_problem: Option<String>,
     /// That this node has no space for records, if it has none.
@@ -115,9 +124,10 @@ impl<D: Disk> Broker<D> {
         }
     }
 
-    fn facts(&self) -> BTreeMap<u64, NodeFacts> {
-        let peers = self.peer_facts.iter().map(|(peer, facts)| (peer.node(), *facts));
-        peers.chain([(self.config.node.node(), self.own_facts())]).collect()
+    fn facts(&self) -> BTreeMap<u64, Said> {
+        let peers = self.peer_facts.iter().map(|(peer, said)| (peer.node(), *said));
+        let own = Said { at_ms: self.clock.wall_ms, facts: self.own_facts() };
+        peers.chain([(self.config.node.node(), own)]).collect()
     }
 
     fn behind(&self, group: GroupId) -> Option<u64> {

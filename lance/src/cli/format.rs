@@ -62,6 +62,9 @@ fn template(text: &str) -> Result<Format, String> {
             Some('h') => Piece::Headers,
             Some('{') => {
                 let (name, after) = chars.as_str().split_once('}').ok_or("after %{NAME must follow a }")?;
+                if name.is_empty() {
+                    return Err("between %{ and } must stand the name of a header".to_owned());
+                }
                 chars = after.chars();
                 Piece::Header(name.into())
             }
@@ -225,7 +228,7 @@ mod tests {
 
     #[test]
     fn bad_formats_are_refused() {
-        for bad in ["", "xml", "%x", "%", "%v\\q", "%v\\", "%{h"] {
+        for bad in ["", "xml", "%x", "%", "%v\\q", "%v\\", "%{h", "%{}"] {
             assert!(bad.parse::<Format>().is_err(), "{bad}");
         }
     }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::error::CliError;
+use crate::manual;
 
 /// Write the manual pages, one for each command, into a directory
 #[derive(Debug, Args)]
@@ -20,6 +21,6 @@ pub(super) struct ManArgs {
 pub(super) fn run(args: &ManArgs, command: clap::Command) -> Result<ExitCode, CliError> {
     let failed =
         |error| CliError::failed(format!("cannot write manual pages to {}: {error}", args.directory.display()));
-    clap_mangen::generate_to(command, &args.directory).map_err(failed)?;
+    manual::write(command, &args.directory).map_err(failed)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -115,7 +115,6 @@ enum Command {
     Top(top::TopArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
-    #[command(hide = true)]
     Man(man::ManArgs),
 }
 
@@ -126,11 +125,19 @@ pub fn main() -> ExitCode {
 
 /// [`main`] for a command line from elsewhere; its first word is the name of the program.
 pub fn main_with(words: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = Cli::parse_from(words);
+    let words: Vec<OsString> = words.into_iter().collect();
+    let cli = Cli::try_parse_from(&words).unwrap_or_else(|error| without_environment(&words).unwrap_or(error).exit());
     match run(cli) {
         Ok(code) => code,
         Err(error) => error.report(),
     }
+}
+
+/// What is wrong with a command line, told without the endpoint of the environment: the usage shows as required whatever is
+/// set, and nobody has to type that.
+fn without_environment(words: &[OsString]) -> Option<clap::Error> {
+    let command = Cli::command().mut_arg("endpoint", |endpoint| endpoint.env(None::<&'static str>));
+    command.try_get_matches_from(words).err()
 }
 
 fn run(cli: Cli) -> Result<ExitCode, CliError> {

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use lnc_client::KnownTopic;
 use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{TopicDescription, TopicOptions, TopicSummary};
 use serde_json::{Value, json};
@@ -41,8 +42,19 @@ Examples:
   lance topic create clicks --partitions 12 --max-age 7d --max-bytes 10GiB")]
     Create(CreateArgs),
     /// List all topics
-    #[command(visible_alias = "ls", after_help = "Example:\n  lance topic list -o json")]
-    List,
+    #[command(
+        visible_alias = "ls",
+        after_help = "\
+Examples:
+  lance topic list -o json
+  lance topic list --stale --endpoint 10.0.0.7    what a node knows whose cluster has no majority"
+    )]
+    List {
+        /// Only names and partitions, as the node that answers knows them, though no leader says that it is all. For a
+        /// cluster that has lost its majority
+        #[arg(long)]
+        stale: bool,
+    },
     /// Show one topic's settings and partitions
     #[command(after_help = "Example:\n  lance topic describe orders")]
     Describe {
@@ -81,7 +93,8 @@ struct CreateArgs {
 pub(super) async fn run(global: &Global, args: TopicArgs) -> Result<ExitCode, CliError> {
     match args.command {
         TopicCommand::Create(args) => create(global, &args).await?,
-        TopicCommand::List => list(global).await?,
+        TopicCommand::List { stale: false } => list(global).await?,
+        TopicCommand::List { stale: true } => list_known(global).await?,
         TopicCommand::Describe { name } => describe(global, &name).await?,
         TopicCommand::Delete { name, yes } => delete(global, &name, yes).await?,
     }
@@ -152,6 +165,29 @@ async fn list(global: &Global) -> Result<(), CliError> {
             let mut table = Table::new(&["TOPIC", "PARTITIONS", "MAX AGE", "MAX SIZE"]);
             for TopicSummary { name, partitions, options, .. } in &topics {
                 table.row(vec![name.clone(), partitions.to_string(), age(options), limit(options.max_bytes)]);
+            }
+            output::print(&table.render())
+        }
+    }
+}
+
+async fn list_known(global: &Global) -> Result<(), CliError> {
+    let topics = global.connect().await?.known_topics().await?;
+    match global.output {
+        OutputFormat::Json => {
+            let json = |topic: &KnownTopic| {
+                json!({
+                    "name": topic.name,
+                    "topic_id": output::id(topic.topic_id),
+                    "partitions": topic.partitions,
+                })
+            };
+            output::print_json(&topics.iter().map(json).collect())
+        }
+        OutputFormat::Table => {
+            let mut table = Table::new(&["TOPIC", "PARTITIONS"]);
+            for topic in &topics {
+                table.row(vec![topic.name.clone(), topic.partitions.to_string()]);
             }
             output::print(&table.render())
         }

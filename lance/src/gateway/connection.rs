@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
 
+/// How long a client may take for its greeting. Its place is one that others cannot have.
+pub(super) const GREETING_TIME: Duration = Duration::from_secs(10);
+
 /// Least that a client sends of a frame that it has begun, in bytes per second, while others wait for the memory.
 const LEAST_RATE: f64 = (64 << 10) as f64;
 
@@ -52,6 +55,7 @@ pub(super) struct Connection {
     /// Close once what is queued has been written.
     pub(super) closing: Cell<bool>,
     pub(super) greeted: Cell<bool>,
+    opened: Instant,
     /// What its greeting asked for.
     pub(super) features: Cell<u64>,
     pub(super) last_active: Cell<Instant>,
@@ -115,10 +119,16 @@ impl Connection {
             owed: RefCell::new(Charge::new(replies.clone(), 0)),
             ready_since: Cell::new(None),
             closing: Cell::new(false),
+            opened: Instant::now(),
             greeted: Cell::new(false),
             features: Cell::new(0),
             last_active: Cell::new(Instant::now()),
         }
+    }
+
+    /// Whether it has been there for so long that its client should have sent its greeting, and has not.
+    pub(super) fn is_stranger(&self, now: Instant) -> bool {
+        !self.greeted.get() && now.saturating_duration_since(self.opened) > GREETING_TIME
     }
 
     /// Bytes that its requests under way hold.

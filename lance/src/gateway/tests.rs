@@ -1,5 +1,6 @@
 //! The gateway on real sockets, with the test in the broker's place.
 
+use super::connection::GREETING_TIME;
 use super::*;
 use bytes::BytesMut;
 use lnc_protocol::message::{FetchPartition, FetchRequest, FetchedPartition, HelloRequest, HelloResponse};
@@ -569,6 +570,39 @@ fn before_the_greeting_a_frame_is_short() {
         let answer = heard(client, &mut received).await;
         let error = decode_reply(Opcode::Hello, answer.body).unwrap().result.unwrap_err();
         assert!(error.message.contains("65536"), "{error}");
+    });
+}
+
+#[test]
+fn who_does_not_greet_does_not_keep_its_place() {
+    run(async {
+        let bench = Bench::new(8 << 20, "").await;
+        let mut crowd = Crowd::new(&bench, 1, true).await;
+        let mut silent = TcpStream::connect(crowd.address).await.unwrap();
+        let mut drips = TcpStream::connect(crowd.address).await.unwrap();
+        drips.write_all(b"PI").await.unwrap();
+        let open = || bench.gateway.connections.borrow().len();
+        let all = async {
+            while open() < 4 {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, all).await.expect("the client of the bench, one that greets, and two that do not");
+        bench.gateway.expire(Instant::now());
+        bench.gateway.expire(Instant::now() + GREETING_TIME + Duration::from_millis(1));
+        for stranger in [&mut silent, &mut drips] {
+            let end = timeout(PATIENCE, stranger.read(&mut [0; 64])).await.expect("it is cut off");
+            assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+        }
+        let mut ping = BytesMut::new();
+        encode_request(&mut ping, Flags::NONE, 1, &Request::Ping);
+        crowd.clients[0].write_all(&ping).await.unwrap();
+        let heard = async {
+            while open() > 2 || !bench.gateway.connections.borrow().values().any(|c| c.requests.get() > 0) {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, heard).await.expect("who has greeted is heard, however long ago");
     });
 }
 

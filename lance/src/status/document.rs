@@ -3,7 +3,7 @@
 //! `docs/OPERATIONS.md` describes it. It is bounded: topics come in pages, of each topic some partitions, and what is left
 //! out is counted.
 
-use super::rates::TopicRates;
+use super::rates::SnapshotRates;
 use crate::broker::status::{Snapshot, TopicExtent};
 use lnc_protocol::message::{GroupStatus, NodeStatus};
 use lnc_raft::NodeId;
@@ -102,6 +102,9 @@ pub struct View {
     pub problems: Vec<String>,
     /// The nodes by number.
     pub nodes: Vec<NodeView>,
+    /// What those of them that are heard do for clients together; `None` until one has been heard twice.
+    #[serde(default)]
+    pub traffic: Option<TrafficView>,
     /// The Raft groups by number.
     pub groups: Vec<GroupView>,
     /// States of groups on their way to this node.
@@ -113,7 +116,7 @@ pub struct View {
 }
 
 /// A node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct NodeView {
     /// Its number.
     pub id: u64,
@@ -139,6 +142,26 @@ pub struct NodeView {
     /// Bytes that are left on its disk; `None` while that is not heard, or it cannot tell.
     #[serde(default)]
     pub free_bytes: Option<u64>,
+    /// What it does for clients; `None` until it has been heard twice.
+    #[serde(default)]
+    pub traffic: Option<TrafficView>,
+}
+
+/// What one node or all of them do for clients, per second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
+pub struct TrafficView {
+    /// Records accepted from producers, by leaders.
+    pub records_in: f64,
+    /// Bytes of them.
+    pub bytes_in: f64,
+    /// Records sent to consumers.
+    pub records_out: f64,
+    /// Bytes of them.
+    pub bytes_out: f64,
+    /// Produce requests answered.
+    pub produces: f64,
+    /// Mean time from their arrival to their replies, in milliseconds; `None` where there were none.
+    pub produce_ms: Option<f64>,
 }
 
 /// A Raft group.
@@ -283,17 +306,16 @@ pub struct PartitionView {
 }
 
 /// The view that a snapshot gives.
-pub(super) fn view(snapshot: &Snapshot, rates: &TopicRates, query: &Query) -> View {
+pub(super) fn view(snapshot: &Snapshot, rates: &SnapshotRates, query: &Query) -> View {
     let cluster = &snapshot.cluster;
+    let node_view = |node| node_view(node, snapshot.facts.get(&node.id).map(|said| &said.facts), &cluster.groups);
+    let traffic = |node: &NodeStatus| rates.of_node(node.id);
     View {
         taken_ms: snapshot.taken_ms,
         cluster_id: format!("{:032x}", cluster.cluster_id),
         problems: problems(snapshot),
-        nodes: cluster
-            .nodes
-            .iter()
-            .map(|node| node_view(node, snapshot.facts.get(&node.id), &cluster.groups))
-            .collect(),
+        nodes: cluster.nodes.iter().map(|node| NodeView { traffic: traffic(node), ..node_view(node) }).collect(),
+        traffic: TrafficView::sum(cluster.nodes.iter().filter_map(traffic)),
         groups: cluster.groups.iter().map(|g| group_view(g, snapshot.behind.get(&g.group).copied())).collect(),
         transfers: cluster
             .transfers
@@ -345,6 +367,7 @@ fn node_view(node: &NodeStatus, facts: Option<&NodeFacts>, groups: &[GroupStatus
         http_address: node.http_address.clone(),
         version: facts.map(NodeFacts::version).unwrap_or_default(),
         free_bytes: facts.and_then(|facts| facts.free_bytes),
+        traffic: None,
     }
 }
 
@@ -381,10 +404,10 @@ struct Sums<'a> {
 }
 
 impl<'a> Sums<'a> {
-    fn new(topic: &'a TopicExtent, rates: &TopicRates) -> Self {
+    fn new(topic: &'a TopicExtent, rates: &SnapshotRates) -> Self {
         let records = topic.partitions.iter().map(|p| p.high_watermark.saturating_sub(p.log_start_offset)).sum();
         let size_bytes = topic.partitions.iter().map(|p| p.size_bytes).sum();
-        Self { topic, records, size_bytes, rate: rates.of(topic.id) }
+        Self { topic, records, size_bytes, rate: rates.of_topic(topic.id) }
     }
 
     fn view(&self) -> TopicView {
@@ -417,7 +440,7 @@ impl<'a> Sums<'a> {
     }
 }
 
-fn topics_view(snapshot: &Snapshot, rates: &TopicRates, query: &Query) -> TopicsView {
+fn topics_view(snapshot: &Snapshot, rates: &SnapshotRates, query: &Query) -> TopicsView {
     let mut topics: Vec<Sums<'_>> = snapshot.topics.iter().map(|topic| Sums::new(topic, rates)).collect();
     // The sorts are stable, and the snapshot is in the order of names.
     match query.sort {
@@ -438,7 +461,7 @@ fn topics_view(snapshot: &Snapshot, rates: &TopicRates, query: &Query) -> Topics
         partitions: topics.iter().map(|topic| u64::from(topic.topic.count)).sum(),
         records: topics.iter().map(|topic| topic.records).sum(),
         size_bytes: topics.iter().map(|topic| topic.size_bytes).sum(),
-        records_per_second: rates.total(),
+        records_per_second: rates.of_topics(),
         found: found.len(),
         sort: query.sort,
         skip,

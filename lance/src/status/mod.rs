@@ -13,7 +13,7 @@ use crate::broker::status::Snapshot;
 use crate::http::Health;
 use document::{Document, Query};
 use lnc_metrics::Metrics;
-use rates::{History, TopicRates};
+use rates::{History, SnapshotRates};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot};
@@ -47,7 +47,7 @@ struct Latest {
     /// When it was asked for the last time, and whether it answered.
     asked: Option<(Instant, bool)>,
     snapshot: Option<Snapshot>,
-    rates: TopicRates,
+    rates: SnapshotRates,
 }
 
 impl Status {

@@ -1,8 +1,9 @@
-//! Rates: those of this node over the last two minutes, and how fast each topic grows.
+//! Rates: those of this node over the last two minutes, what each node does for clients, and how fast each topic grows.
 
-use super::document::Rates;
+use super::document::{Rates, TrafficView};
 use crate::broker::status::Snapshot;
 use lnc_metrics::{Histogram, Metrics};
+use lnc_replication::notice::Traffic;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -106,17 +107,79 @@ fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 
-/// How fast topics grow, from two snapshots.
+/// How fast topics grow and what nodes do, from two snapshots.
 #[derive(Debug, Default)]
-pub(super) struct TopicRates {
+pub(super) struct SnapshotRates {
     taken_us: Option<u64>,
     /// By topic id: the records ever written, and how many a second since the snapshot before.
     topics: BTreeMap<u64, (u64, Option<f64>)>,
+    /// By node.
+    nodes: BTreeMap<u64, NodeTraffic>,
 }
 
-impl TopicRates {
+/// What a node has counted, and what follows from that.
+#[derive(Debug)]
+struct NodeTraffic {
+    /// When it said so, by its own clock.
+    at_ms: u64,
+    counted: Traffic,
+    rate: Option<TrafficView>,
+}
+
+impl NodeTraffic {
+    /// From what it says now and what it has said before. It says it once a second: a snapshot may find nothing new.
+    fn after(before: Option<&Self>, at_ms: u64, counted: Traffic) -> Self {
+        let rate = before.and_then(|before| match at_ms.checked_sub(before.at_ms)? {
+            0 => before.rate,
+            ms if ms * 1000 > MAX_APART_US => None,
+            ms => TrafficView::between(&before.counted, &counted, ms as f64 / 1e3),
+        });
+        Self { at_ms, counted, rate }
+    }
+}
+
+impl TrafficView {
+    /// `None` if the node has started in between, and counts from 0 again.
+    fn between(last: &Traffic, now: &Traffic, seconds: f64) -> Option<Self> {
+        let per_second = |last: u64, now: u64| Some(rounded(now.checked_sub(last)? as f64 / seconds));
+        let (produces, produce_us) =
+            (now.produces.checked_sub(last.produces)?, now.produce_us.saturating_sub(last.produce_us));
+        Some(Self {
+            records_in: per_second(last.records_in, now.records_in)?,
+            bytes_in: per_second(last.bytes_in, now.bytes_in)?,
+            records_out: per_second(last.records_out, now.records_out)?,
+            bytes_out: per_second(last.bytes_out, now.bytes_out)?,
+            produces: rounded(produces as f64 / seconds),
+            produce_ms: (produces > 0).then(|| rounded(produce_us as f64 / 1e3 / produces as f64)),
+        })
+    }
+
+    /// Of several nodes together; `None` if nothing is known of any. The mean time is weighed by requests.
+    pub(super) fn sum(all: impl Iterator<Item = Self>) -> Option<Self> {
+        let add = |sum: Self, one: Self| {
+            let weight = |view: &Self| view.produce_ms.map_or(0.0, |ms| ms * view.produces);
+            let (produces, weighed) = (sum.produces + one.produces, weight(&sum) + weight(&one));
+            Self {
+                records_in: rounded(sum.records_in + one.records_in),
+                bytes_in: rounded(sum.bytes_in + one.bytes_in),
+                records_out: rounded(sum.records_out + one.records_out),
+                bytes_out: rounded(sum.bytes_out + one.bytes_out),
+                produces: rounded(produces),
+                produce_ms: (produces > 0.0).then(|| rounded(weighed / produces)),
+            }
+        };
+        all.reduce(add)
+    }
+}
+
+impl SnapshotRates {
     /// Compare a snapshot with the one before.
     pub(super) fn note(&mut self, snapshot: &Snapshot) {
+        let nodes = snapshot
+            .facts
+            .iter()
+            .map(|(node, said)| (*node, NodeTraffic::after(self.nodes.get(node), said.at_ms, said.facts.traffic)));
+        self.nodes = nodes.collect();
         let apart_us = self.taken_us.and_then(|before| snapshot.taken_us.checked_sub(before));
         let seconds = apart_us.filter(|us| (1..=MAX_APART_US).contains(us)).map(|us| us as f64 / 1e6);
         let noted = snapshot.topics.iter().map(|topic| {
@@ -130,14 +193,19 @@ impl TopicRates {
     }
 
     /// Records per second that a topic gets; `None` where it is not known yet.
-    pub(super) fn of(&self, topic: u64) -> Option<f64> {
+    pub(super) fn of_topic(&self, topic: u64) -> Option<f64> {
         self.topics.get(&topic).and_then(|(_, rate)| *rate)
     }
 
     /// The same of all topics together.
-    pub(super) fn total(&self) -> Option<f64> {
+    pub(super) fn of_topics(&self) -> Option<f64> {
         let known = self.topics.values().filter_map(|(_, rate)| *rate);
         known.reduce(|sum, rate| sum + rate).map(rounded)
+    }
+
+    /// What a node does for clients; `None` where it is not known yet, or no more.
+    pub(super) fn of_node(&self, node: u64) -> Option<TrafficView> {
+        self.nodes.get(&node).and_then(|node| node.rate)
     }
 }
 

@@ -1,13 +1,13 @@
 //! Tests of the document: what it says, and that it stays small.
 
 use super::document::{MAX_PARTITIONS_OF_TOPIC, MAX_TOPICS, Query, Sort, View, view};
-use super::rates::TopicRates;
+use super::rates::SnapshotRates;
 use super::*;
-use crate::broker::status::{Election, TopicExtent};
+use crate::broker::status::{Election, Said, TopicExtent};
 use lnc_protocol::message::{
     ClusterInfoResponse, GroupStatus, NodeStatus, PartitionDescription, PeerProgress, TopicOptions,
 };
-use lnc_replication::notice::NodeFacts;
+use lnc_replication::notice::{NodeFacts, Traffic};
 
 fn node(id: u64, connected: bool) -> NodeStatus {
     NodeStatus {
@@ -62,6 +62,10 @@ fn topic(id: u64, name: &str, ends: &[u64]) -> TopicExtent {
     }
 }
 
+fn said(at_ms: u64, traffic: Traffic) -> Said {
+    Said { at_ms, facts: NodeFacts { version: [1, 2, 3], free_bytes: Some(7 << 30), traffic } }
+}
+
 fn snapshot(taken_us: u64, topics: Vec<TopicExtent>) -> Snapshot {
     Snapshot {
         taken_ms: 5000,
@@ -73,7 +77,7 @@ fn snapshot(taken_us: u64, topics: Vec<TopicExtent>) -> Snapshot {
             groups: vec![group(0, Some(1)), group(1, None)],
             transfers: Vec::new(),
         },
-        facts: [(1, NodeFacts { version: [1, 2, 3], free_bytes: Some(7 << 30) })].into(),
+        facts: [(1, said(taken_us / 1000, Traffic::default()))].into(),
         clock_problem: Some("this node's clock is slow".to_owned()),
         space_problem: None,
         behind: [(0, 1)].into(),
@@ -84,7 +88,7 @@ fn snapshot(taken_us: u64, topics: Vec<TopicExtent>) -> Snapshot {
 }
 
 fn shown(snapshot: &Snapshot, query: &Query) -> View {
-    view(snapshot, &TopicRates::default(), query)
+    view(snapshot, &SnapshotRates::default(), query)
 }
 
 #[test]
@@ -160,20 +164,56 @@ fn topics_that_a_snapshot_has_no_room_for_are_counted() {
     assert_eq!((topics.count, topics.left_out, topics.more), (12, 11, 0));
 }
 
+/// Each node counts from its own start and says so by its own clock; what the cluster does is the sum.
+#[test]
+fn what_nodes_do_follows_from_what_they_have_counted() {
+    let mut rates = SnapshotRates::default();
+    let counted = |records: u64, produces: u64, produce_us: u64| Traffic {
+        records_in: records,
+        bytes_in: 10 * records,
+        records_out: 3 * records,
+        bytes_out: 30 * records,
+        produces,
+        produce_us,
+    };
+    let mut see = |taken_us: u64, facts: &[(u64, Said)]| {
+        let snapshot = Snapshot { facts: facts.iter().copied().collect(), ..snapshot(taken_us, Vec::new()) };
+        rates.note(&snapshot);
+        view(&snapshot, &rates, &Query::default())
+    };
+    let first = see(1_000_000, &[(1, said(500, counted(7, 1, 9))), (2, said(90_000, counted(1000, 0, 0)))]);
+    assert_eq!((first.traffic, first.nodes[0].traffic), (None, None), "said once is no rate");
+    let second = see(2_000_000, &[(1, said(2500, counted(107, 5, 8009))), (2, said(91_000, counted(1030, 1, 12_000)))]);
+    let one = second.nodes[0].traffic.expect("heard twice");
+    assert_eq!((one.records_in, one.bytes_in, one.records_out, one.bytes_out), (50.0, 500.0, 150.0, 1500.0));
+    assert_eq!((one.produces, one.produce_ms), (2.0, Some(2.0)));
+    let all = second.traffic.expect("two are known");
+    assert_eq!((all.records_in, all.bytes_out), (80.0, 2400.0));
+    assert_eq!((all.produces, all.produce_ms), (3.0, Some(5.333)), "weighed by requests");
+    assert_eq!(second.nodes[2].traffic, None, "the third is not heard");
+    // The first has said nothing new; the second has started again.
+    let third = see(2_500_000, &[(1, said(2500, counted(107, 5, 8009))), (2, said(92_000, counted(3, 1, 5)))]);
+    assert_eq!((third.nodes[0].traffic, third.nodes[1].traffic), (Some(one), None));
+    assert_eq!(third.traffic, Some(one));
+    // Nobody asked for a while; a clock was turned back.
+    let last = see(40_000_000, &[(1, said(40_000, counted(207, 9, 9))), (2, said(91_500, counted(9, 1, 5)))]);
+    assert_eq!(last.traffic, None);
+}
+
 #[test]
 fn a_topic_s_rate_follows_from_two_snapshots() {
-    let mut rates = TopicRates::default();
+    let mut rates = SnapshotRates::default();
     rates.note(&snapshot(1_000_000, vec![topic(1, "a", &[5]), topic(2, "b", &[7])]));
-    assert_eq!((rates.of(1), rates.total()), (None, None), "one snapshot is no rate");
+    assert_eq!((rates.of_topic(1), rates.of_topics()), (None, None), "one snapshot is no rate");
     rates.note(&snapshot(3_000_000, vec![topic(1, "a", &[105]), topic(2, "b", &[7]), topic(3, "c", &[9])]));
-    assert_eq!((rates.of(1), rates.of(2), rates.of(3)), (Some(50.0), Some(0.0), None));
-    assert_eq!(rates.total(), Some(50.0));
+    assert_eq!((rates.of_topic(1), rates.of_topic(2), rates.of_topic(3)), (Some(50.0), Some(0.0), None));
+    assert_eq!(rates.of_topics(), Some(50.0));
     // After a long time in which nobody looked, a mean would say little of now.
     rates.note(&snapshot(90_000_000, vec![topic(1, "a", &[205])]));
-    assert_eq!(rates.of(1), None);
+    assert_eq!(rates.of_topic(1), None);
     // A snapshot may be older than the one before if the node's broker was opened anew.
     rates.note(&snapshot(89_000_000, vec![topic(1, "a", &[300])]));
-    assert_eq!(rates.of(1), None);
+    assert_eq!(rates.of_topic(1), None);
 }
 
 #[test]

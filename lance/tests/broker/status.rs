@@ -38,9 +38,9 @@ fn every_node_says_what_the_others_have_said_of_themselves() {
     for id in 1..=3 {
         let facts = cluster.nodes[&id].snapshot().facts;
         assert_eq!(facts.keys().copied().collect::<Vec<_>>(), [1, 2, 3], "node {id}");
-        let left = facts[&2].free_bytes.expect("a disk that tells");
-        assert!(left > 0 && left <= 1 << 30 && facts[&3].free_bytes.is_none(), "{facts:?}");
-        assert!(facts.values().all(|facts| facts.version() == env!("CARGO_PKG_VERSION")));
+        let left = facts[&2].facts.free_bytes.expect("a disk that tells");
+        assert!(left > 0 && left <= 1 << 30 && facts[&3].facts.free_bytes.is_none(), "{facts:?}");
+        assert!(facts.values().all(|said| said.facts.version() == env!("CARGO_PKG_VERSION")));
     }
     cluster.kill(2);
     cluster.ticks(SECOND);

@@ -82,9 +82,15 @@ fn the_survivor_of_a_lost_majority_gives_what_it_knows() {
         cluster.node(lost).kill();
     }
     let endpoint = cluster.node(survivor).client();
+    let known = cluster.command_at(&endpoint, &["topic", "list", "--stale", "-o", "json"]).output().unwrap();
+    assert!(known.status.success(), "{}", String::from_utf8_lossy(&known.stderr));
+    let known: serde_json::Value = serde_json::from_slice(&known.stdout).unwrap();
+    assert_eq!((&known[0]["name"], &known[0]["partitions"]), (&"t".into(), &3.into()), "{known}");
     let book = include_str!("../../../docs/ops/quorum-lost.md");
     assert!(book.contains("`lance consume TOPIC --until-end --stale --endpoint SURVIVOR`"));
-    let arguments = ["consume", "t", "--until-end", "--stale"];
+    assert!(book.contains("`lance topic list --stale --endpoint SURVIVOR`"));
+    // A topic that is named twice is read once.
+    let arguments = ["consume", "t", "t", "--until-end", "--stale"];
     let output = cluster.command_at(&endpoint, &arguments).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let sorted = |bytes: &[u8]| {

@@ -10,6 +10,7 @@ mod simulate;
 mod table;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use lance::manual;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -56,7 +57,7 @@ pub fn main() -> ExitCode {
 
 /// Write what `--help` says as manual pages.
 fn manual_pages(directory: &Path) -> ExitCode {
-    match clap_mangen::generate_to(Arguments::command(), directory) {
+    match manual::write(Arguments::command(), directory) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lnc-chaos: cannot write manual pages to {}: {error}", directory.display());

@@ -225,7 +225,9 @@ async fn set_up(options: &Options) -> Result<(Target, Vec<String>)> {
 
 /// Have everything happen, and report.
 async fn drive(options: &Options, target: &mut Target, endpoints: Vec<String>) -> Result<Report> {
-    let client_of_cluster = Client::builder().endpoints(endpoints.clone()).client_name("lnc-chaos").build().await;
+    let builder = Client::builder().endpoints(endpoints.clone()).client_name("lnc-chaos");
+    // Where others have started it, nobody who listens means that it is not there.
+    let client_of_cluster = builder.refusal_is_final(matches!(target, Target::Running)).build().await;
     let client_of_cluster = client_of_cluster.map_err(client("connect to the cluster"))?;
     let topic = options.topic.clone().unwrap_or_else(|| format!("lnc-chaos-{:x}", options.seed));
     let topic_id = make_topic(&client_of_cluster, &topic, options.partitions).await?;

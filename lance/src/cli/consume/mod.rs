@@ -3,7 +3,7 @@
 mod readers;
 mod start;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -96,9 +96,12 @@ impl ConsumeArgs {
     }
 }
 
-pub(super) async fn run(global: &Global, args: ConsumeArgs) -> Result<ExitCode, CliError> {
+pub(super) async fn run(global: &Global, mut args: ConsumeArgs) -> Result<ExitCode, CliError> {
     let client = global.connect().await?;
     let mut consumers = Vec::new();
+    // Each topic once, however often it is named.
+    let mut seen = BTreeSet::new();
+    args.topics.retain(|topic| seen.insert(topic.clone()));
     for topic in &args.topics {
         consumers.push(open(&client, topic, &args).await?);
     }

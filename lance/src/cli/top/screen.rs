@@ -6,6 +6,7 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Row, Sparkline, Table, Widget};
+use std::fmt::Write as _;
 
 use super::figures::{ago, bytes, clock, count, milliseconds, whole};
 use super::source::TOPICS;
@@ -410,7 +411,15 @@ fn draw_nodes(view: &View, own: u64, area: Rect, buffer: &mut Buffer) {
         words("CLIENTS", Constraint::Fill(2)),
         words("HTTP", Constraint::Fill(2)),
     ];
-    let title = ("NODES", format!("{reached} of {} reached", view.nodes.len()));
+    let mut about = format!("{reached} of {} reached", view.nodes.len());
+    if let Some(all) = &view.traffic {
+        let _ = write!(about, " · all nodes: {}/s in, {}/s out", count(all.records_in), count(all.records_out));
+        let _ = write!(about, " ({}/s, {}/s)", bytes(all.bytes_in), bytes(all.bytes_out));
+        if let Some(ms) = all.produce_ms {
+            let _ = write!(about, ", produce {}", milliseconds(ms));
+        }
+    }
+    let title = ("NODES", about);
     draw_table(title, &columns, view.nodes.iter().map(row).collect(), above_gap(area), buffer);
 }
 

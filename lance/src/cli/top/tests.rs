@@ -6,7 +6,8 @@ use ratatui::style::Color;
 
 use super::*;
 use crate::status::document::{
-    ElectionView, FORMAT, FollowerView, GroupView, NodeView, PartitionView, Rates, Sort, TopicView, TopicsView, View,
+    ElectionView, FORMAT, FollowerView, GroupView, NodeView, PartitionView, Rates, Sort, TopicView, TopicsView,
+    TrafficView, View,
 };
 
 const NOW: u64 = 1_700_000_000_000;
@@ -24,6 +25,7 @@ fn node(id: u64, state: &str, leads: &[u32]) -> NodeView {
         http_address: format!("n{id}:1994"),
         version: "0.2.0".to_owned(),
         free_bytes: Some(id << 30),
+        traffic: Some(TrafficView { records_in: 100.0 * id as f64, ..TrafficView::default() }),
     }
 }
 
@@ -76,6 +78,13 @@ fn document(page: Vec<TopicView>) -> Document {
     };
     let view = View {
         cluster_id: "0123456789abcdef0123456789abcdef".to_owned(),
+        traffic: Some(TrafficView {
+            records_in: 600.0,
+            bytes_in: 1536.0,
+            produces: 9.0,
+            produce_ms: Some(1.5),
+            ..TrafficView::default()
+        }),
         nodes: vec![node(1, "ready", &[0]), node(2, "connected", &[1]), node(3, "connected", &[])],
         groups: vec![group(0, Some(1)), group(1, Some(2))],
         elections: vec![ElectionView { at_ms: NOW - 42_000, group: 1, term: 7, leader: 2 }],
@@ -118,7 +127,7 @@ bytes in –                       bytes out –                      journal sy
 
 
 
-NODES  3 of 3 reached
+NODES  3 of 3 reached · all nodes: 600/s in, 0/s out (1.50 KiB/s, 0 B/s), produce 1.50 ms
 NODE       STATE              LEADS       DISK LEFT  VERSION   CLIENTS             HTTP
 1 (this)   ready              0               1 GiB  0.2.0     n1:1992             n1:1994
 2          connected          1               2 GiB  0.2.0     n2:1992             n2:1994
