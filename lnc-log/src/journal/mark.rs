@@ -207,6 +207,7 @@ pub(super) struct Marks {
     written: u64,
     /// What the last write that began says.
     durable: u64,
+    checkpoint: u64,
     newest_file: u64,
     /// A slot cannot be read.
     bad: bool,
@@ -255,6 +256,7 @@ impl Marks {
             file: Some(file),
             sequence: mark.sequence,
             durable: mark.durable,
+            checkpoint: mark.checkpoint,
             newest_file: mark.files.last_key_value().map_or(0, |(number, _)| *number),
             bad,
             whole: both,
@@ -359,6 +361,11 @@ impl Marks {
         self.is_ready() && self.token.is_none() && self.wanted > self.written
     }
 
+    /// The newest checkpoint that the newest mark knows of.
+    pub(super) fn checkpoint(&self) -> u64 {
+        self.checkpoint
+    }
+
     /// How far flushes are durable, as the newest mark says.
     pub(super) fn durable(&self) -> u64 {
         self.durable
@@ -389,6 +396,7 @@ impl Marks {
         let file = self.file?;
         self.sequence += 1;
         self.durable = mark.durable;
+        self.checkpoint = mark.checkpoint;
         self.newest_file = mark.files.last_key_value().map_or(0, |(number, _)| *number);
         let mark = Mark { sequence: self.sequence, ..mark };
         Some((Op::Write { file, position: mark.position(), buf: mark.encode(), durable: true }, self.wanted))

@@ -353,7 +353,7 @@ impl Journal {
             hard_states,
             in_doubt: recovered.in_doubt.clone(),
             marks: scan.marks,
-            checkpoint: scan.checkpoint,
+            checkpoint: scan.checkpoint.max(config.checkpoint),
             staged: Staged {
                 file: scan.file,
                 position: scan.position,
@@ -551,6 +551,13 @@ impl Journal {
             self.marks.want();
             self.write_mark(disk);
         }
+    }
+
+    /// Whether the mark, if there is one, says so of the newest checkpoint that was noted. No other may be there before: a start
+    /// takes a mark for one of an older time that knows of neither of two.
+    pub fn is_checkpoint_marked(&self) -> bool {
+        let is_known = self.marks.checkpoint() >= self.checkpoint && !self.marks.is_busy();
+        self.failed || !self.marks.is_ready() || is_known
     }
 
     /// The term of which a group's log must have an entry before it is certain to have all that this node acknowledged;

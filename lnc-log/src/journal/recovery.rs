@@ -249,7 +249,7 @@ fn recover_from<D: Disk>(
         }
         chain.epoch = chain.epoch.max(mark.epoch);
         if lost.is_some() {
-            let mark = as_found(mark, &sources[..sources.len().min(at + 1)], &chain, &recovered);
+            let mark = as_found(mark, config, &sources[..sources.len().min(at + 1)], &chain, &recovered);
             // In both places: what the older one says may be true again of flushes to come, and it knows of no doubt.
             marks.write_now(disk, mark.clone())?;
             marks.write_now(disk, mark)?;
@@ -274,7 +274,7 @@ fn recover_from<D: Disk>(
     if let Some(mark) = mark.as_ref().filter(|_| recovered.lost_tail.is_none()) {
         // From here on flushes say that what was found is durable: without a mark that says so too, the next start would take
         // this one for one of an older time. What was read of the mark itself may not be on the disk either.
-        marks.write_now(disk, as_found(mark, &sources[..=at], &chain, &recovered))?;
+        marks.write_now(disk, as_found(mark, config, &sources[..=at], &chain, &recovered))?;
     }
     let spares = sources.split_off(at + 1);
     let here = &mut sources[at];

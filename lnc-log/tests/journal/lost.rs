@@ -4,7 +4,9 @@ use crate::harness::{History, IDENTITY, config, open, settle};
 use lnc_log::FileOwner;
 use lnc_log::disk::memory::CrashChoice;
 use lnc_log::disk::{Disk, MemoryDisk};
-use lnc_log::journal::{Covered, GroupId, Journal, JournalConfig, JournalError, JournalStart, MARK_FORMAT, Recovered};
+use lnc_log::journal::{
+    Covered, GroupId, Journal, JournalConfig, JournalError, JournalStart, MARK_FORMAT, Recovered, note_checkpoint,
+};
 
 const FILE_BYTES: u64 = 4 * 4096;
 const ENTRIES: u64 = 14;
@@ -347,6 +349,35 @@ fn a_doubt_goes_beyond_the_terms_that_the_checkpoint_knows_of() {
     }
     let (_, again) = reopen(&mut disk).expect("still in doubt");
     assert_eq!(again.in_doubt[&DATA], 41);
+}
+
+/// A node that ends before its mark says so of a checkpoint finds it at the start, and has the mark say so then. Only two that
+/// the mark does not know of are from another time.
+#[test]
+fn a_start_has_the_mark_know_of_the_checkpoint_that_it_found() {
+    let (mut disk, _) = marked(1);
+    note_checkpoint(&mut disk, 1).expect("healthy");
+    let start = |disk: &mut MemoryDisk, checkpoint| {
+        *disk = disk.crash(CrashChoice::Nothing);
+        let config = JournalConfig { checkpoint, ..config_of(1, MARK_FORMAT) };
+        Journal::open(disk, config, JournalStart(0)).expect("there").1.lost_tail.is_some()
+    };
+    for checkpoint in [1, 2, 3, 4] {
+        assert!(!start(&mut disk, checkpoint), "checkpoint {checkpoint}");
+    }
+    assert!(start(&mut disk, 6), "of that and the one before the mark knows nothing");
+}
+
+/// No checkpoint is begun before the mark knows of the last one.
+#[test]
+fn a_checkpoint_waits_for_the_mark_to_know_of_the_one_before() {
+    let (mut disk, _) = marked(1);
+    let (mut journal, _) = reopen(&mut disk).expect("healthy");
+    assert!(journal.is_checkpoint_marked());
+    journal.note_checkpoint(&mut disk, 1);
+    assert!(!journal.is_checkpoint_marked());
+    settle(&mut journal, &mut disk).expect("healthy");
+    assert!(journal.is_checkpoint_marked());
 }
 
 /// A place that cannot be read counts as one that reads wrong.

@@ -121,8 +121,14 @@ pub(super) fn take_mark(
     }
 }
 
-/// What the mark is to say of what was found: it goes on from there. Groups of which something is lost are in doubt.
-pub(super) fn as_found(mark: &Mark, sources: &[Source], chain: &Chain, recovered: &Recovered) -> Mark {
+/// What the mark is to say of what was found, the checkpoint too: it goes on from there. Groups of which something is lost are in doubt.
+pub(super) fn as_found(
+    mark: &Mark,
+    config: &JournalConfig,
+    sources: &[Source],
+    chain: &Chain,
+    recovered: &Recovered,
+) -> Mark {
     let group = |(id, group): (&GroupId, &RecoveredGroup)| {
         let (term, vote) = group.hard_state.unwrap_or_default();
         (*id, GroupMark { term, vote, in_doubt: recovered.in_doubt.get(id).copied().unwrap_or_default() })
@@ -132,6 +138,7 @@ pub(super) fn as_found(mark: &Mark, sources: &[Source], chain: &Chain, recovered
         epoch: chain.epoch,
         files: sources.iter().map(|source| (source.number, source.len)).collect(),
         groups: recovered.groups.iter().map(group).collect(),
+        checkpoint: mark.checkpoint.max(config.checkpoint),
         ..mark.clone()
     }
 }
