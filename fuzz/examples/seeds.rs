@@ -15,7 +15,7 @@ use lnc_protocol::message::TopicOptions;
 use lnc_protocol::{BatchBuilder, Codec, frame};
 use lnc_raft::{AppendReply, Body, Entry, EntryKind, Message, NodeId};
 use lnc_replication::formation::{Channel, Cluster, Formats, Greeting, Identity};
-use lnc_replication::notice::{NodeFacts, PeerNotice, Traffic};
+use lnc_replication::notice::{NodeFacts, OwnAddresses, PeerNotice, Traffic};
 use lnc_replication::trace::TraceNotice;
 use lnc_replication::transfer::{Offer, Part, Range, Transfer, TransferBody};
 use lnc_replication::wire::{PeerMessage, put_frame, put_message};
@@ -159,10 +159,10 @@ fn peers(seeds: &Seeds) -> Result<()> {
     seeds.write("peers", "trace-notice", &out)?;
     let mut out = BytesMut::new();
     let facts = NodeFacts::of_build(Some(1 << 40), Traffic::default());
-    put_message(
-        &mut out,
-        &PeerMessage::Notice(PeerNotice { from, to, wall_ms: 1_700_000_000_000, drains: false, facts }),
-    );
+    let address = |port: u16| format!("node-1.example:{port}");
+    let addresses = OwnAddresses { client: address(1992), peer: address(1993), http: address(1994) };
+    let notice = PeerNotice { from, to, wall_ms: 1_700_000_000_000, drains: false, facts, addresses };
+    put_message(&mut out, &PeerMessage::Notice(notice));
     put_frame(&mut all, |frame| frame.extend_from_slice(&out));
     seeds.write("peers", "clock-notice", &out)?;
     seeds.write("peers", "frames", &all)?;

@@ -25,6 +25,7 @@ use crate::FileOwner;
 use crate::advice::Advised;
 use crate::disk::{BLOCK, Completion, Disk, FileId, Op, Outcome, Owner, is_full};
 use crate::journal::GroupId;
+use crate::spare;
 use bytes::{Buf, Bytes};
 use lnc_mutation::{Mutation, mutated};
 use std::io;
@@ -190,9 +191,11 @@ impl CheckpointError {
 /// What the writer waits for.
 #[derive(Debug)]
 enum Step {
+    /// Where nothing can be made, the spare file of this number becomes the checkpoint's.
+    TakeSpare(usize, io::Error),
     Open,
-    Truncate,
     Write,
+    Truncate,
     Sync,
     Close,
     Rename,
@@ -210,6 +213,8 @@ struct Writing {
     number: u64,
     file: FileId,
     layout: Layout,
+    /// Bytes that were in the file before.
+    held: u64,
     step: Step,
 }
 
@@ -237,7 +242,7 @@ impl CheckpointWriter {
         assert!(!self.busy(), "one checkpoint at a time");
         self.next += 1;
         let (number, file) = (checkpoint.number, Owner::Checkpoint.file(self.next));
-        self.writing = Some(Writing { number, file, layout: Layout::of(&checkpoint), step: Step::Open });
+        self.writing = Some(Writing { number, file, layout: Layout::of(&checkpoint), held: 0, step: Step::Open });
         self.submit(disk, Op::Open { file, path: tmp_path(number), create: true, direct: false });
     }
 
@@ -263,8 +268,14 @@ impl CheckpointWriter {
                 let fits = !is_full(&source);
                 // Give the space back before the caller retries.
                 let (step, op) = match writing.step {
-                    Step::Open if !fits => (
-                        Step::AbandonRemove(CheckpointError::NoSpace { path: path.clone(), source }),
+                    Step::Open if !fits => (Step::TakeSpare(0, source), Op::Rename { from: spare::path(0), to: path }),
+                    Step::TakeSpare(number, first)
+                        if number + 1 < spare::SPARES && source.kind() == io::ErrorKind::NotFound =>
+                    {
+                        (Step::TakeSpare(number + 1, first), Op::Rename { from: spare::path(number + 1), to: path })
+                    }
+                    Step::TakeSpare(_, first) if source.kind() == io::ErrorKind::NotFound => (
+                        Step::AbandonRemove(CheckpointError::NoSpace { path: path.clone(), source: first }),
                         Op::Remove { path },
                     ),
                     Step::Truncate | Step::Write | Step::Sync if !fits => {
@@ -289,11 +300,20 @@ impl CheckpointWriter {
     ) -> Result<Option<u64>, CheckpointError> {
         let (number, file) = (writing.number, writing.file);
         let mut done = None;
+        if let Outcome::Opened { len } = outcome {
+            // A leftover of an attempt that failed, or room that was kept: not given back before it is used.
+            writing.held = len;
+        }
         let (step, op) = match (writing.step, outcome) {
-            // A leftover of an attempt that failed.
-            (Step::Open, Outcome::Opened { len }) if len > 0 => (Step::Truncate, Op::SetLen { file, len: 0 }),
+            (Step::TakeSpare(..), _) => {
+                (Step::Open, Op::Open { file, path: tmp_path(number), create: false, direct: false })
+            }
             (Step::Open | Step::Truncate | Step::Write, _) => match writing.layout.next_piece() {
                 Some((position, buf)) => (Step::Write, Op::Write { file, position, buf, durable: false }),
+                None if writing.held > writing.layout.file_len() => {
+                    writing.held = 0;
+                    (Step::Truncate, Op::SetLen { file, len: writing.layout.file_len() })
+                }
                 None if mutated(Mutation::CheckpointUnsynced) => (Step::Close, Op::Close { file }),
                 None => (Step::Sync, Op::Sync { file }),
             },
@@ -335,8 +355,18 @@ impl CheckpointWriter {
     }
 }
 
-/// Write a checkpoint and wait for it; for the start of a node, while nothing else is in flight.
-pub fn write_now<D: Disk>(disk: &mut D, checkpoint: Checkpoint) -> Result<(), CheckpointError> {
+/// Write a checkpoint and wait for it; for the start of a node, while nothing else is in flight. The file at `room`, if there
+/// is one, becomes the checkpoint's, so that one of its size needs neither space nor an inode.
+pub fn write_now<D: Disk>(disk: &mut D, checkpoint: Checkpoint, room: Option<&str>) -> Result<(), CheckpointError> {
+    if let Some(room) = room {
+        let failed = |operation, path: &str| {
+            let path = path.to_owned();
+            move |source| CheckpointError::Failed { operation, path, source }
+        };
+        disk.run(Op::CreateDir { path: DIR.to_owned() }).map_err(failed("create", DIR))?;
+        let op = Op::Rename { from: room.to_owned(), to: tmp_path(checkpoint.number) };
+        disk.run(op).map_err(failed("rename", room))?;
+    }
     let mut writer = CheckpointWriter::new();
     writer.start(disk, checkpoint);
     let mut completions = Vec::new();
@@ -351,6 +381,7 @@ pub fn write_now<D: Disk>(disk: &mut D, checkpoint: Checkpoint) -> Result<(), Ch
 
 fn fatal(step: &Step, path: String, source: io::Error) -> CheckpointError {
     let operation = match step {
+        Step::TakeSpare(..) => "rename a spare file to",
         Step::Open => "create",
         Step::Truncate => "cut",
         Step::Write => "write",

@@ -3,13 +3,17 @@
 //!
 //! ```text
 //! incoming/<group>/<topic id>-<partition>-<base offset>.log     batches, checked one by one before they were written
-//!                  GOING                                        what has to go first, for there to be space
+//!                  CHECKPOINT                                   room for the checkpoint that takes it over
 //!                  COMPLETE                                     the owner's header and state; written last
+//!          <group>.going                                        what has to go first, for there to be space
 //! ```
 //!
-//! Where space is short, `GOING` says below which offsets of which partitions the state has nothing any more. Once that is on
+//! Where space is short, a note says below which offsets of which partitions the state has nothing any more. Once that is on
 //! stable storage the node removes those files of its own, though its checkpoint names them: [`going`] tells the start that
-//! they are not missed.
+//! they are not missed. Neither bytes nor an inode may be left for the note: it takes the place of a
+//! spare file, and becomes one again in the end.
+//!
+//! Once `COMPLETE` is there, no start can do without the checkpoint that takes the state over: so there is room for it before.
 //!
 //! A transfer that was interrupted goes on where it was, with as many whole batches of each file as are there; so does one
 //! that a newer state of the group has overtaken. Once `COMPLETE` is there, [`install`] moves the files into place and writes a checkpoint that names them. A
@@ -17,9 +21,10 @@
 
 use crate::advice::Advised;
 use crate::checkpoint::{Checkpoint, CheckpointError, write_now};
-use crate::disk::{AlignedBuf, BLOCK, Completion, Disk, FileId, Op, Outcome, Owner};
+use crate::disk::{AlignedBuf, BLOCK, Completion, Disk, FileId, Op, Outcome, Owner, is_full};
 use crate::journal::{GroupId, JournalError, note_checkpoint};
 use crate::segment::{Digest, PartitionKey};
+use crate::spare;
 use bytes::{Buf, Bytes};
 use lnc_protocol::batch::{self, BatchHeader};
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,8 +36,10 @@ const SEGMENTS: &str = "segments";
 const MAGIC: [u8; 4] = *b"LNCI";
 const GOING_MAGIC: [u8; 4] = *b"LNCG";
 const COMPLETE: &str = "COMPLETE";
-const GOING: &str = "GOING";
-/// Bytes of a partition in `GOING`.
+const ROOM: &str = "CHECKPOINT";
+/// How the names of notes end of what has to go.
+const GOING: &str = ".going";
+/// Bytes of a partition in such a note.
 const GOING_ENTRY: usize = 20;
 /// Bytes of a file that are read at a time when a transfer is taken up again.
 const SCAN_BYTES: usize = 1 << 20;
@@ -79,6 +86,10 @@ impl FileInfo {
 
 fn dir(group: GroupId) -> String {
     format!("{ROOT}/{}", group.0)
+}
+
+fn note_of_going(group: GroupId) -> String {
+    format!("{ROOT}/{}{GOING}", group.0)
 }
 
 /// How much of a file is there.
@@ -156,6 +167,13 @@ pub enum IncomingError {
     Journal(#[from] JournalError),
 }
 
+impl IncomingError {
+    /// Whether there was no space for what was to be written.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Failed { source, .. } if is_full(source))
+    }
+}
+
 fn failed(operation: &'static str, path: &str) -> impl FnOnce(io::Error) -> IncomingError {
     let path = path.to_owned();
     move |source| IncomingError::Failed { operation, path, source }
@@ -166,6 +184,8 @@ fn failed(operation: &'static str, path: &str) -> impl FnOnce(io::Error) -> Inco
 enum Step {
     /// Nothing: it wants records.
     Idle,
+    /// Taking the spare file of this number.
+    TakeSpare(usize),
     MakeDir,
     SyncRoot,
     Open,
@@ -173,6 +193,10 @@ enum Step {
     Write,
     Sync,
     Close,
+    OpenRoom,
+    FillRoom,
+    SyncRoom,
+    CloseRoom,
     SyncFiles,
     OpenNote,
     CutNote,
@@ -201,7 +225,9 @@ pub struct Incoming {
     group: GroupId,
     /// What `COMPLETE` will say.
     complete: Bytes,
-    /// What `GOING` will say, until it does.
+    /// Bytes of the checkpoint that will take it over.
+    room: u64,
+    /// What the note of what goes will say, until it does.
     going: Option<Bytes>,
     files: Vec<FileInfo>,
     /// The file that is being fetched.
@@ -220,12 +246,12 @@ pub struct Incoming {
 
 impl Incoming {
     /// Begin to collect these files for a group. `header` and `state` are the owner's, and come back from
-    /// [`pending`]. What is `going` is noted first, if that is anything. `first` numbers the operations: it must be above all
+    /// [`pending`]; the checkpoint that takes them over will have up to `room` bytes. What is `going` is noted first, if that is anything. `first` numbers the operations: it must be above all
     /// numbers used before.
     pub fn begin<D: Disk>(
         disk: &mut D,
         group: GroupId,
-        (header, state): (&[u8], &[u8]),
+        (header, state, room): (&[u8], &[u8], u64),
         files: Vec<FileInfo>,
         going: &BTreeMap<PartitionKey, u64>,
         leftovers: &Leftovers,
@@ -234,6 +260,7 @@ impl Incoming {
         let mut incoming = Self {
             group,
             complete: encode_complete(header, state, &files),
+            room,
             going: (!going.is_empty()).then(|| encode_going(going)),
             files,
             at: 0,
@@ -241,11 +268,17 @@ impl Incoming {
             written: None,
             leftovers: leftovers.0.get(&group).cloned().unwrap_or_default(),
             file: FileId(0),
-            step: Step::MakeDir,
+            step: Step::Idle,
             next: first,
             bytes_done: 0,
         };
-        incoming.submit(disk, Op::CreateDir { path: dir(group) });
+        let (step, op) = match going.is_empty() {
+            true => (Step::MakeDir, Op::CreateDir { path: dir(group) }),
+            // Before anything else, the directory of the group too, that would take space or an inode.
+            false => (Step::TakeSpare(0), Op::Rename { from: spare::path(0), to: temporary(&note_of_going(group)) }),
+        };
+        incoming.step = step;
+        incoming.submit(disk, op);
         incoming
     }
 
@@ -341,12 +374,29 @@ impl Incoming {
             return Ok(Came::Some);
         }
         let step = std::mem::replace(&mut self.step, Step::Idle);
-        let outcome = completion.result.map_err(|source| self.failure(&step, source))?;
-        let note = format!("{}/{}", dir(self.group), if self.going.is_some() { GOING } else { COMPLETE });
-        let temporary = format!("{note}.tmp");
+        let outcome = match (&step, completion.result) {
+            // It is in use for another group, or there was no space for it at the start.
+            (Step::TakeSpare(number), Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+                let (next, to) = (number + 1, temporary(&note_of_going(self.group)));
+                // Without any, there may be space now.
+                let (step, op) = match next < spare::SPARES {
+                    true => (Step::TakeSpare(next), Op::Rename { from: spare::path(next), to }),
+                    false => self.open_note(to),
+                };
+                self.step = step;
+                self.submit(disk, op);
+                return Ok(Came::Some);
+            }
+            (_, result) => result.map_err(|source| self.failure(&step, source))?,
+        };
+        let (note, note_dir) = match &self.going {
+            Some(_) => (note_of_going(self.group), ROOT.to_owned()),
+            None => (format!("{}/{COMPLETE}", dir(self.group)), dir(self.group)),
+        };
+        let temporary = temporary(&note);
         let (step, op) = match (step, outcome) {
+            (Step::TakeSpare(_), _) => self.open_note(temporary),
             (Step::MakeDir, _) => (Step::SyncRoot, Op::SyncDir { path: ROOT.to_owned() }),
-            (Step::SyncRoot, _) if self.going.is_some() => self.open_note(temporary),
             (Step::SyncRoot, _) => {
                 self.next_file(disk);
                 return Ok(Came::Some);
@@ -377,8 +427,12 @@ impl Incoming {
                 self.next_file(disk);
                 return Ok(Came::Some);
             }
+            (Step::OpenRoom, _) => (Step::FillRoom, Op::ZeroFill { file: self.file, len: self.room }),
+            (Step::FillRoom, _) => (Step::SyncRoom, Op::Sync { file: self.file }),
+            (Step::SyncRoom, _) => (Step::CloseRoom, Op::Close { file: self.file }),
+            (Step::CloseRoom, _) => (Step::SyncFiles, Op::SyncDir { path: dir(self.group) }),
             (Step::SyncFiles, _) => self.open_note(temporary),
-            (Step::OpenNote, Outcome::Opened { len }) if len > 0 => {
+            (Step::OpenNote, Outcome::Opened { len }) if len > 0 && self.going.is_none() => {
                 (Step::CutNote, Op::SetLen { file: self.file, len: 0 })
             }
             (Step::OpenNote | Step::CutNote, _) => {
@@ -388,9 +442,10 @@ impl Incoming {
             (Step::WriteNote, _) => (Step::SyncNote, Op::Sync { file: self.file }),
             (Step::SyncNote, _) => (Step::CloseNote, Op::Close { file: self.file }),
             (Step::CloseNote, _) => (Step::RenameNote, Op::Rename { from: temporary, to: note }),
-            (Step::RenameNote, _) => (Step::SyncLast, Op::SyncDir { path: dir(self.group) }),
+            (Step::RenameNote, _) => (Step::SyncLast, Op::SyncDir { path: note_dir }),
             (Step::SyncLast, _) if self.going.take().is_some() => {
-                self.next_file(disk);
+                self.step = Step::MakeDir;
+                self.submit(disk, Op::CreateDir { path: dir(self.group) });
                 return Ok(Came::Noted);
             }
             (Step::SyncLast, _) => {
@@ -429,19 +484,21 @@ impl Incoming {
             self.submit(disk, Op::Open { file: self.file, path, create: true, direct: false });
             return;
         }
-        self.step = Step::SyncFiles;
-        self.submit(disk, Op::SyncDir { path: dir(self.group) });
+        self.file = Owner::Incoming.file(self.next + 1);
+        self.step = Step::OpenRoom;
+        let path = format!("{}/{ROOM}", dir(self.group));
+        self.submit(disk, Op::Open { file: self.file, path, create: true, direct: false });
     }
 
     fn failure(&self, step: &Step, source: io::Error) -> IncomingError {
         let operation = match step {
             Step::MakeDir => "create",
-            Step::Open | Step::OpenNote => "open a file in",
+            Step::Open | Step::OpenRoom | Step::OpenNote => "open a file in",
             Step::Cut | Step::CutNote => "cut a file in",
-            Step::Write | Step::WriteNote => "write a file in",
-            Step::Sync | Step::SyncNote => "sync a file in",
-            Step::Close | Step::CloseNote => "close a file in",
-            Step::RenameNote => "rename a file in",
+            Step::Write | Step::FillRoom | Step::WriteNote => "write a file in",
+            Step::Sync | Step::SyncRoom | Step::SyncNote => "sync a file in",
+            Step::Close | Step::CloseRoom | Step::CloseNote => "close a file in",
+            Step::TakeSpare(_) | Step::RenameNote => "rename a file in",
             Step::SyncRoot | Step::SyncFiles | Step::SyncLast | Step::Idle | Step::Done => "sync",
         };
         IncomingError::Failed { operation, path: dir(self.group), source }
@@ -487,7 +544,12 @@ fn decode_complete(group: GroupId, bytes: Bytes) -> Option<Pending> {
     Some(Pending { group, header, state: rest, brought })
 }
 
+fn temporary(note: &str) -> String {
+    format!("{note}.tmp")
+}
+
 /// `magic 4 | partitions 4 | per partition: topic id 8, partition 4, nothing is left below offset 8 | CRC-32 of all before 4`.
+/// What follows in the file is of what it was before.
 fn encode_going(going: &BTreeMap<PartitionKey, u64>) -> Bytes {
     let mut out = Vec::with_capacity(12 + GOING_ENTRY * going.len());
     out.extend_from_slice(&GOING_MAGIC);
@@ -503,14 +565,15 @@ fn encode_going(going: &BTreeMap<PartitionKey, u64>) -> Bytes {
 }
 
 fn decode_going(bytes: &[u8]) -> Option<BTreeMap<PartitionKey, u64>> {
-    let (body, crc) = bytes.split_last_chunk::<4>()?;
-    let mut rest = body.strip_prefix(&GOING_MAGIC).filter(|_| crc32fast::hash(body) == u32::from_le_bytes(*crc))?;
-    let count = rest.try_get_u32_le().ok()? as usize;
+    let count = bytes.strip_prefix(&GOING_MAGIC)?.first_chunk().map(|count| u32::from_le_bytes(*count) as usize)?;
+    let len = count.checked_mul(GOING_ENTRY)?.checked_add(8)?;
+    let (body, crc) = (bytes.get(..len)?, bytes.get(len..)?.first_chunk()?);
+    let mut rest = body.get(8..).filter(|_| crc32fast::hash(body) == u32::from_le_bytes(*crc))?;
     let entry = |rest: &mut &[u8]| {
         let (topic_id, partition) = (rest.get_u64_le(), rest.get_u32_le());
         (PartitionKey { topic_id, partition }, rest.get_u64_le())
     };
-    (rest.len() == count.checked_mul(GOING_ENTRY)?).then(|| (0..count).map(|_| entry(&mut rest)).collect())
+    Some((0..count).map(|_| entry(&mut rest)).collect())
 }
 
 /// What transfers that are not complete have let go: below which offset of a partition there may be no files. For the start
@@ -518,14 +581,21 @@ fn decode_going(bytes: &[u8]) -> Option<BTreeMap<PartitionKey, u64>> {
 pub fn going<D: Disk>(disk: &mut D) -> Result<BTreeMap<PartitionKey, u64>, IncomingError> {
     let mut going = BTreeMap::new();
     for name in list(disk, ROOT)? {
-        let Ok(group) = name.parse().map(GroupId) else { continue };
-        if list(disk, &dir(group))?.iter().any(|name| name == GOING) {
-            let content = read_file(disk, &format!("{}/{GOING}", dir(group)))?;
-            // Damaged, it explains nothing: what is not there is damage.
-            going.extend(decode_going(&content).unwrap_or_default());
-        }
+        let Some(Ok(group)) = name.strip_suffix(GOING).map(str::parse) else { continue };
+        let content = read_file(disk, &note_of_going(GroupId(group)))?;
+        // Damaged, it explains nothing: what is not there is damage.
+        going.extend(decode_going(&content).unwrap_or_default());
     }
     Ok(going)
+}
+
+/// What was to become a note, and did not, is given back.
+fn give_back_unfinished<D: Disk>(disk: &mut D) -> Result<(), IncomingError> {
+    for name in list(disk, ROOT)?.iter().filter(|name| name.ends_with(&temporary(GOING))) {
+        let path = format!("{ROOT}/{name}");
+        spare::give_back(disk, &path).map_err(failed("give up", &path))?;
+    }
+    Ok(())
 }
 
 /// A transfer that waits to be put in place.
@@ -579,6 +649,8 @@ fn read_file<D: Disk>(disk: &mut D, path: &str) -> Result<Bytes, IncomingError> 
 pub fn pending<D: Disk>(disk: &mut D) -> Result<(Vec<Pending>, Leftovers), IncomingError> {
     disk.run(Op::CreateDir { path: ROOT.to_owned() }).map_err(failed("create", ROOT))?;
     disk.run(Op::SyncDir { path: String::new() }).map_err(failed("sync", "the data directory"))?;
+    give_back_unfinished(disk)?;
+    spare::keep(disk).map_err(failed("make", "spare"))?;
     let mut complete = Vec::new();
     let mut leftovers = Leftovers::default();
     for name in list(disk, ROOT)? {
@@ -588,13 +660,13 @@ pub fn pending<D: Disk>(disk: &mut D) -> Result<(Vec<Pending>, Leftovers), Incom
             let content = read_file(disk, &format!("{}/COMPLETE", dir(group)))?;
             match decode_complete(group, content) {
                 Some(found) => complete.push(found),
-                // Damaged after it was written: the transfer begins anew.
-                None => discard(disk, group)?,
+                // Damaged after it was written: the transfer begins anew. What had to go for it is still not missed.
+                None => discard_files(disk, group)?,
             }
             continue;
         }
         let mut have = BTreeMap::new();
-        for name in names.into_iter().filter(|name| name != GOING) {
+        for name in names {
             let path = format!("{}/{name}", dir(group));
             match parse_name(&name) {
                 Some((key, base_offset)) => {
@@ -688,7 +760,15 @@ pub fn install<D: Disk>(
     disk.run(Op::SyncDir { path: SEGMENTS.to_owned() }).map_err(failed("sync", SEGMENTS))?;
     disk.run(Op::SyncDir { path: String::new() }).map_err(failed("sync", "the data directory"))?;
     let number = checkpoint.number;
-    write_now(disk, checkpoint)?;
+    let mut room = None;
+    for (transfer, _) in transfers {
+        if room.is_none() && list(disk, &dir(transfer.group))?.iter().any(|name| name == ROOM) {
+            room = Some(format!("{}/{ROOM}", dir(transfer.group)));
+        }
+    }
+    // No start may find two checkpoints that the mark does not know of.
+    note_checkpoint(disk, number - 1)?;
+    write_now(disk, checkpoint, room.as_deref())?;
     note_checkpoint(disk, number)?;
     transfers.iter().try_for_each(|(transfer, _)| discard(disk, transfer.group))
 }
@@ -713,8 +793,19 @@ fn move_file<D: Disk>(disk: &mut D, group: GroupId, file: &FileInfo, came: bool)
     Ok(())
 }
 
-/// Forget a transfer, complete or not. `COMPLETE` goes first: without it, what is left is only leftovers.
+/// Forget a transfer, complete or not, and what had to go for it.
 pub fn discard<D: Disk>(disk: &mut D, group: GroupId) -> Result<(), IncomingError> {
+    discard_files(disk, group)?;
+    let note = note_of_going(group);
+    if list(disk, ROOT)?.iter().any(|name| note.ends_with(&format!("/{name}"))) {
+        spare::give_back(disk, &note).map_err(failed("give up", &note))?;
+        disk.run(Op::SyncDir { path: ROOT.to_owned() }).map_err(failed("sync", ROOT))?;
+    }
+    Ok(())
+}
+
+/// Remove what has come. `COMPLETE` goes first: without it, what is left is only leftovers.
+fn discard_files<D: Disk>(disk: &mut D, group: GroupId) -> Result<(), IncomingError> {
     let path = dir(group);
     let mut names = list(disk, &path)?;
     names.sort_by_key(|name| name != COMPLETE);
@@ -739,7 +830,7 @@ mod tests {
     fn begin(disk: &mut MemoryDisk, leftovers: &Leftovers, first: u64) -> Incoming {
         let key = PartitionKey { topic_id: 1, partition: 0 };
         let file = FileInfo { key, base_offset: 563, end_offset: 1327, len: 91_538, digest: None };
-        Incoming::begin(disk, GROUP, (b"header", b"state"), vec![file], &BTreeMap::new(), leftovers, first)
+        Incoming::begin(disk, GROUP, (b"header", b"state", 4096), vec![file], &BTreeMap::new(), leftovers, first)
     }
 
     /// Takes up to so many completions. Whether it wants records by then.

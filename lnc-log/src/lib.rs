@@ -10,6 +10,7 @@ pub mod incoming;
 pub mod journal;
 mod owner;
 pub mod segment;
+mod spare;
 
 pub use advice::RUN_BOOK;
 pub use owner::FileOwner;

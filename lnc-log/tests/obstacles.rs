@@ -64,7 +64,8 @@ fn filled(root: &Path) -> States {
     }
     assert!(checkpoint::load_latest(&mut disk).unwrap().is_none());
     let facts = Some(Facts { owner: OWNER, needed_file: 1 });
-    checkpoint::write_now(&mut disk, Checkpoint { number: 1, journal_file: 1, facts, groups: Vec::new() }).unwrap();
+    checkpoint::write_now(&mut disk, Checkpoint { number: 1, journal_file: 1, facts, groups: Vec::new() }, None)
+        .unwrap();
     fs::create_dir_all(root.join("incoming/1")).unwrap();
     fs::write(root.join("incoming/1/7-1-00000000000000000000.log"), b"part of a transfer").unwrap();
     store.checkpoint_states().into_iter().map(|(key, state)| (key, state, None)).collect()

@@ -12,6 +12,9 @@ pub const SINCE_FORMAT: u32 = 3;
 /// Its kind of message; those below are Raft's, transfers and traces.
 pub(crate) const KIND: u8 = 129;
 
+/// Longest address, in bytes: a name of 255, and a port.
+const MAX_ADDRESS: usize = 262;
+
 /// Bytes left on a disk that does not tell.
 const UNKNOWN: u64 = u64::MAX;
 
@@ -72,8 +75,20 @@ impl NodeFacts {
     }
 }
 
+/// How a node is reached, as `host:port`. Whoever has lost its data may not know that of a member that came after those whom its
+/// configuration lists, and could not answer it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnAddresses {
+    /// By clients.
+    pub client: String,
+    /// By the other nodes.
+    pub peer: String,
+    /// For metrics and health.
+    pub http: String,
+}
+
 /// What a node says of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerNotice {
     /// The sender, whose clock it is.
     pub from: NodeId,
@@ -85,6 +100,8 @@ pub struct PeerNotice {
     pub drains: bool,
     /// What else there is to see of it.
     pub facts: NodeFacts,
+    /// How it is reached.
+    pub addresses: OwnAddresses,
 }
 
 impl PeerNotice {
@@ -96,6 +113,11 @@ impl PeerNotice {
         self.facts.version.iter().for_each(|part| out.put_u16_le(*part));
         out.put_u64_le(self.facts.free_bytes.unwrap_or(UNKNOWN));
         self.facts.traffic.parts().iter().for_each(|part| out.put_u64_le(*part));
+        for address in [&self.addresses.client, &self.addresses.peer, &self.addresses.http] {
+            let len = u16::try_from(address.len()).expect("configurations refuse longer addresses");
+            out.put_u16_le(len);
+            out.put_slice(address.as_bytes());
+        }
     }
 
     pub(crate) fn decode(from: NodeId, to: NodeId, body: &mut Bytes) -> Result<Self, WireError> {
@@ -110,7 +132,18 @@ impl PeerNotice {
             *part = u64_of(body, "traffic")?;
         }
         let facts = NodeFacts { version, free_bytes, traffic: Traffic::from_parts(traffic) };
-        Ok(Self { from, to, wall_ms, drains, facts })
+        let mut addresses = [(); 3].map(|()| String::new());
+        for address in &mut addresses {
+            let len = usize::from(u16_of(body, "length of an address")?);
+            if len > MAX_ADDRESS {
+                return Err(WireError::Unknown { field: "length of an address", value: len as u64 });
+            }
+            let text = (len <= body.len()).then(|| body.split_to(len)).ok_or(WireError::Truncated("address"))?;
+            *address = String::from_utf8(text.to_vec())
+                .map_err(|_| WireError::Unknown { field: "bytes of an address", value: len as u64 })?;
+        }
+        let [client, peer, http] = addresses;
+        Ok(Self { from, to, wall_ms, drains, facts, addresses: OwnAddresses { client, peer, http } })
     }
 }
 
@@ -131,7 +164,9 @@ mod tests {
         for ((wall_ms, drains), facts) in
             [(0, false), (1_700_000_000_000, true), (u64::MAX, false)].into_iter().zip(facts)
         {
-            let sent = PeerMessage::Notice(PeerNotice { from, to, wall_ms, drains, facts });
+            let address = |port: &str| format!("{}:{port}", "n".repeat(usize::from(drains) * 3));
+            let addresses = OwnAddresses { client: address("1"), peer: address("2"), http: String::new() };
+            let sent = PeerMessage::Notice(PeerNotice { from, to, wall_ms, drains, facts, addresses });
             assert_eq!(sent.channel(), Channel::Control, "it must not wait behind records");
             let mut out = BytesMut::new();
             put_message(&mut out, &sent);

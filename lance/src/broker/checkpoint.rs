@@ -174,7 +174,8 @@ impl<D: Disk> Broker<D> {
         let Phase::Flushing { captured } = &mut self.checkpoint.phase else { return Ok(()) };
         let is_encoded = captured.encode(self.config.checkpoint_piece_bytes);
         let is_flushed = self.storage.handed_over().checkpoint_done() || mutated(Mutation::CheckpointEarly);
-        if !is_encoded || !is_flushed {
+        // The mark is to know of the checkpoint before: a start goes by that.
+        if !is_encoded || !is_flushed || !self.shard.journal().is_checkpoint_marked() {
             return Ok(());
         }
         if let Phase::Flushing { captured } = std::mem::replace(&mut self.checkpoint.phase, Phase::Idle) {
@@ -327,6 +328,7 @@ pub fn open<D: Disk>(
         draining: false,
         draining_peers: BTreeSet::new(),
         peer_facts: BTreeMap::new(),
+        told_addresses: BTreeMap::new(),
         peers_connected: BTreeMap::new(),
         misplaced_since_us: BTreeMap::new(),
         transfers,

@@ -273,6 +273,7 @@ impl<D: Disk> Broker<D> {
                 true => self.draining_peers.insert(notice.from),
                 false => self.draining_peers.remove(&notice.from),
             };
+            self.hear_addresses(notice.from, notice.addresses);
             self.peer_facts.insert(notice.from, Said { at_ms: notice.wall_ms, facts: notice.facts });
         }
         let base_ms = base_of(notice.wall_ms, self.clock.mono_us);
@@ -302,7 +303,8 @@ impl<D: Disk> Broker<D> {
         if speaks && self.compares_clocks() {
             let (from, wall_ms) = (self.config.node, self.clock.wall_ms);
             let facts = self.own_facts();
-            self.clocks.outbox.push(PeerNotice { from, to: peer, wall_ms, drains: self.draining, facts });
+            let addresses = self.own_addresses();
+            self.clocks.outbox.push(PeerNotice { from, to: peer, wall_ms, drains: self.draining, facts, addresses });
         }
     }
 

@@ -51,7 +51,7 @@ impl Addresses {
 }
 
 /// Whether others can connect to this: a name or an IPv4 address, or an IPv6 address in brackets, and a port.
-fn is_address(text: &str) -> bool {
+pub(super) fn is_address(text: &str) -> bool {
     /// Longest name in the DNS, and a port.
     const MAX_LEN: usize = 253 + 1 + 5;
     let Some((host, port)) = text.rsplit_once(':').filter(|_| text.len() <= MAX_LEN) else { return false };

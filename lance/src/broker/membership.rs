@@ -11,7 +11,7 @@
 
 use super::catalog::{Catalog, META};
 use super::command::{Command, Commands};
-use super::members::{Addresses, Member, MemberError, Members, is_node};
+use super::members::{Addresses, Member, MemberError, Members, is_address, is_node};
 use super::proposals::{Kind, Origin};
 use super::{Broker, Caller, Clock};
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use lnc_mutation::{Mutation, mutated};
 use lnc_protocol::ErrorCode;
 use lnc_protocol::message::{ChangeMembersRequest, MemberChange, Opcode, Response};
 use lnc_raft::{Configuration, Entry, EntryKind, NodeId, Progress, Status};
+use lnc_replication::notice::OwnAddresses;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How far a learner may be behind to be made a voter, in microseconds. Commits that need its disk wait that long at most.
@@ -96,11 +97,28 @@ impl<D: Disk> Broker<D> {
         self.config.nodes.get(&node).or_else(remembered)
     }
 
+    /// How this node is reached, for its peers.
+    pub(super) fn own_addresses(&self) -> OwnAddresses {
+        let own = self.addresses(self.config.node.node()).cloned().unwrap_or_default();
+        OwnAddresses { client: own.client, peer: own.peer, http: own.http }
+    }
+
+    /// A member that is connected to this node says how it is reached. That counts as long as the catalog says nothing better:
+    /// without it, a node that has lost its data could not answer a leader that came after those in its configuration.
+    pub(super) fn hear_addresses(&mut self, from: NodeId, told: OwnAddresses) {
+        let OwnAddresses { client, peer, http } = told;
+        let addresses = Addresses { client, peer, http };
+        if !self.has_caught_up(META) && is_address(&addresses.peer) {
+            self.told_addresses.insert(from.node(), addresses);
+        }
+    }
+
     /// Who belongs to the cluster, as far as this node knows. Whom a Raft group still names belongs to it, whatever the
     /// catalog says: its voice may be needed, for an older configuration or for one that is being left.
     pub fn membership(&self) -> Membership {
         let members = self.known_members();
-        let mut nodes = self.config.nodes.clone();
+        let mut nodes = self.told_addresses.clone();
+        nodes.extend(self.config.nodes.clone());
         if !members.is_founded() {
             let (version, members) = (self.config.members_version, self.config.members.clone());
             return Membership { version, members, is_newest: false, nodes };

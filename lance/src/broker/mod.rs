@@ -283,6 +283,8 @@ pub struct Broker<D: Disk> {
     draining_peers: BTreeSet<NodeId>,
     /// What connected peers have said of themselves since.
     peer_facts: BTreeMap<NodeId, Said>,
+    /// How members are reached that have said so themselves, by number.
+    told_addresses: BTreeMap<u64, Addresses>,
     /// And what they said of themselves.
     peers_connected: BTreeMap<NodeId, Greeted>,
     /// Since when each data group that another node should lead is led here, for rebalancing.

@@ -24,7 +24,7 @@ use lnc_log::incoming::FileInfo;
 use lnc_log::journal::{GroupId, MARK_FORMAT};
 use lnc_log::segment::PartitionKey;
 use lnc_mutation::{Mutation, mutated};
-use lnc_raft::{Body, Entry, EntryKind};
+use lnc_raft::{Body, Entry, EntryKind, Index};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What appends with a few records stay below, in bytes.
@@ -41,11 +41,13 @@ pub(super) struct Space {
     inodes: u64,
     /// Until then, it counts as short.
     short_until_us: u64,
+    /// How far each group is durable whose entries wait for a place in the journal, and since when.
+    waiting: BTreeMap<GroupId, (Index, u64)>,
 }
 
 impl Space {
     pub(super) fn of(disk: &impl Disk) -> Self {
-        let mut space = Self { bytes: 0, inodes: 0, short_until_us: 0 };
+        let mut space = Self { bytes: 0, inodes: 0, short_until_us: 0, waiting: BTreeMap::new() };
         space.look(disk);
         space
     }
@@ -127,6 +129,15 @@ impl<D: Disk> Broker<D> {
         copy.saturating_mul(3).min(self.config.reserve_bytes / 8)
     }
 
+    /// What the checkpoint takes, at most, with which a state of so many bytes is taken over.
+    pub(super) fn space_of_takeover(&self, state_bytes: u64) -> u64 {
+        /// Of a group beside its state: its head, and its configuration with all members twice.
+        const GROUP_BYTES: u64 = 512;
+        let groups = self.shard.group_ids().count() as u64 + 1;
+        let copy = self.transfers.offered_bytes().saturating_add(state_bytes).saturating_add(groups * GROUP_BYTES);
+        copy.next_multiple_of(BLOCK as u64).saturating_mul(2)
+    }
+
     /// Whether what is left is for votes, checkpoints and deletions.
     fn is_low_on_space(&self) -> bool {
         self.space.bytes < self.config.reserve_bytes || self.space.inodes < RESERVE_INODES
@@ -178,17 +189,30 @@ impl<D: Disk> Broker<D> {
         self.config.checkpoint_bytes.saturating_add(self.config.memory_bytes as u64)
     }
 
-    /// Where appends are refused for want of space: the leader's state may take less of it.
+    /// Where appends are refused for want of space, or do not get into the journal: the leader's state may take less of it.
     pub(super) fn fetch_what_frees_space(&mut self) {
-        /// How long a refusal counts.
+        /// How long a refusal counts, and how long what has come may wait for its place in the journal.
         const RECENT_US: u64 = 5_000_000;
         let now = self.now_us();
         self.refused_appends_us.retain(|_, at| *at + RECENT_US >= now);
-        let groups: Vec<GroupId> = self.refused_appends_us.keys().copied().collect();
-        for group in groups {
+        for group in self.shard.group_ids().collect::<Vec<_>>() {
+            let Some(status) = self.shard.status(group) else { continue };
+            let waits = self.shard.journal().is_full() && status.last > status.durable;
+            let since = self.space.waiting.get(&group).filter(|(durable, _)| waits && *durable == status.durable);
+            let since_us = since.map_or(now, |(_, since_us)| *since_us);
+            match waits {
+                true => self.space.waiting.insert(group, (status.durable, since_us)),
+                false => self.space.waiting.remove(&group),
+            };
+            let next = if self.refused_appends_us.contains_key(&group) {
+                status.last + 1
+            } else if waits && now >= since_us + RECENT_US {
+                status.durable + 1
+            } else {
+                continue;
+            };
             let leader = self.shard.leader(group);
             if leader.is_some_and(|leader| leader != self.config.node) && self.may_fetch_again(group) {
-                let next = self.shard.status(group).map_or(0, |status| status.last + 1);
                 self.state_needed(group, next);
             }
         }
@@ -204,7 +228,7 @@ impl<D: Disk> Broker<D> {
         own.state.iter().map(|(key, _)| (key, starts.get(&key).copied().unwrap_or(u64::MAX))).collect()
     }
 
-    /// Whether there is space for a state of `state_bytes` with these files, of which so many bytes have `come` already, while it
+    /// Whether there is space for a state that takes `state_bytes` until it is taken over, with these files, of which so many bytes have `come` already, while it
     /// comes and afterwards. `wanted` are those of them that this node does not have; what it has and the state does not name goes. True if what is `going` must go
     /// first.
     pub(super) fn space_for(
@@ -235,7 +259,10 @@ impl<D: Disk> Broker<D> {
         let first = if may_go { segments.could_give_up(going) } else { 0 };
         let meanwhile = comes.saturating_add(reserve / 8);
         let afterwards = comes.saturating_add(reserve / 2).saturating_sub(goes);
-        if free >= meanwhile.max(afterwards) {
+        // Each file has an inode, and so have the directory, the state, and what the next checkpoint makes.
+        let inodes = wanted.len() as u64 + 4;
+        let has_inodes = self.disk.free_files().is_none_or(|free| free >= inodes) || first == 0;
+        if free >= meanwhile.max(afterwards) && has_inodes {
             return Ok(false);
         }
         let needed = meanwhile.saturating_sub(first).max(afterwards);

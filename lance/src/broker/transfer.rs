@@ -504,7 +504,8 @@ impl<D: Disk> Broker<D> {
         let wanted: Vec<FileInfo> = files.iter().copied().filter(|file| !own.contains(file)).collect();
         let going = self.going_before(group, offer.applied_index, &state);
         let come = self.transfers.leftovers.bytes_of(group, &wanted);
-        let going = match self.space_for(group, &files, &wanted, &own, &going, (state.len() as u64, come)) {
+        let room = self.space_of_takeover(state.len() as u64);
+        let going = match self.space_for(group, &files, &wanted, &own, &going, (state.len() as u64 + room, come)) {
             Ok(true) => going,
             Ok(false) => BTreeMap::new(),
             Err((needed, free)) => {
@@ -522,7 +523,7 @@ impl<D: Disk> Broker<D> {
         self.transfers.started += 1;
         let first = self.transfers.started << 32;
         let header = encode_header(&offer);
-        let (what, leftovers) = ((&header[..], &state[..]), &self.transfers.leftovers);
+        let (what, leftovers) = ((&header[..], &state[..], room), &self.transfers.leftovers);
         let incoming = Incoming::begin(&mut self.disk, group, what, wanted, &going, leftovers, first);
         if let Some(fetching) = self.transfers.fetching.get_mut(&group) {
             fetching.makes_room |= !going.is_empty();
@@ -550,6 +551,16 @@ impl<D: Disk> Broker<D> {
                     tracing::info!(group = group.0, "the group's state is here; taking it over");
                     self.metrics.transfers_completed_total.inc();
                     fetching.phase = Phase::Complete { since_us: now };
+                }
+                Err(error) if error.is_full() => {
+                    tracing::error!(
+                        group = group.0,
+                        %error,
+                        "no space for the state that this node lacks: delete topics or make room; trying again"
+                    );
+                    self.keep_what_came(group);
+                    self.transfers.no_space_us.insert(group, self.clock.mono_us);
+                    self.transfers.fetching.remove(&group);
                 }
                 Err(error) => {
                     tracing::warn!(group = group.0, %error, "the transfer of a group's state begins anew; if this repeats, look at this node's disk and at the space on it");

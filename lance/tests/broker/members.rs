@@ -2,10 +2,15 @@
 
 use crate::harness::{Cluster, META, Rng, SECOND, Settings, Writer, addresses, produce_request};
 use bytes::Bytes;
+use lance::broker::Broker;
+use lnc_log::disk::MemoryDisk;
 use lnc_log::disk::memory::CrashChoice;
 use lnc_protocol::message::{ChangeMembersRequest, MemberChange};
 use lnc_protocol::{ErrorCode, Request, Response};
 use lnc_raft::{Body, Entry, EntryKind, Message, NodeId};
+use lnc_replication::formation::{Formats, Greeted};
+use lnc_replication::notice::{NodeFacts, OwnAddresses, PeerNotice, Traffic};
+use lnc_replication::wire::PeerMessage;
 
 fn change(change: MemberChange, node: u64) -> ChangeMembersRequest {
     ChangeMembersRequest {
@@ -465,4 +470,28 @@ fn a_term_at_its_maximum_from_a_peer_leaves_room_for_elections() {
         loaded.go_on("after a restart");
     }
     loaded.finish();
+}
+
+/// It has lost its catalog, or never had one, and its configuration lists older members only.
+#[test]
+fn a_member_that_nobody_has_told_of_says_itself_how_it_is_reached() {
+    let mut cluster = Cluster::new(Settings::default());
+    let (clock, from, to) = (cluster.clock(), NodeId(4), NodeId(1));
+    let told = |peer: &str| PeerNotice {
+        from,
+        to,
+        wall_ms: clock.wall_ms,
+        drains: false,
+        facts: NodeFacts::of_build(None, Traffic::default()),
+        addresses: OwnAddresses { client: "n4:1992".into(), peer: peer.into(), http: "n4:1994".into() },
+    };
+    let broker = cluster.node_mut(1).broker_mut().expect("it runs");
+    let reached = |broker: &Broker<MemoryDisk>| broker.membership().nodes.get(&4).map(|node| node.peer.clone());
+    broker.peer_message(clock, PeerMessage::Notice(told("n4:1993")));
+    assert_eq!(reached(broker), None, "nobody is let in who is no member");
+    broker.peer_changed(clock, from, Some(Greeted { incarnation: 44, formats: Formats::BUILD }));
+    broker.peer_message(clock, PeerMessage::Notice(told("nowhere")));
+    assert_eq!(reached(broker), None, "that is no address");
+    broker.peer_message(clock, PeerMessage::Notice(told("n4:1993")));
+    assert_eq!(reached(broker).as_deref(), Some("n4:1993"));
 }

@@ -16,6 +16,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Wall-clock time at the start of every run, in milliseconds since 1970.
 pub(super) const EPOCH_MS: u64 = 1_700_000_000_000;
 
+/// What the deletion of the housekeeper's topic frees, at least: part of its bytes, and the files of a few segments.
+const GOES_BYTES: u64 = 700_000;
+const GOES_INODES: u64 = 5;
+
 /// Whether a node's process runs.
 pub(super) enum Life {
     /// It does not. `powered` says whether the machine is on, and so refuses connections instead of saying nothing.
@@ -204,7 +208,7 @@ impl Node {
     /// Where space is not short any more, that is looked for with each tick.
     pub(super) fn note_space(&mut self, now_us: u64, groups: u32, ticked: bool) {
         let has_room = self.disk.free_bytes().is_none() && self.disk.free_files().is_none();
-        let is_noted = |group: u32| self.disk.file(&format!("incoming/{group}/GOING")).is_some();
+        let is_noted = |group: u32| self.disk.file(&format!("incoming/{group}.going")).is_some();
         if (ticked || !has_room) && (0..=groups).any(is_noted) {
             self.gave_way_us = Some(now_us);
         }
@@ -324,11 +328,22 @@ impl Node {
 
     /// Whether much less is on its disk than when others filled it: as much as the deletion of a topic frees.
     pub(super) fn has_space_back(&self) -> bool {
-        /// Of what the housekeeper's topic takes; with inodes, at least the files of a few segments.
-        const BYTES: u64 = 700_000;
-        const INODES: u64 = 5;
-        let bytes = self.disk.free_bytes().is_none_or(|free| free >= BYTES);
-        bytes && self.disk.free_files().is_none_or(|free| free >= INODES)
+        let bytes = self.disk.free_bytes().is_none_or(|free| free >= GOES_BYTES);
+        bytes && self.disk.free_files().is_none_or(|free| free >= GOES_INODES)
+    }
+
+    /// Whether files of one partition take as much, in bytes or in `inodes`: the housekeeper's topic has come.
+    pub(super) fn has_what_goes(&self, inodes: bool) -> bool {
+        let mut partitions: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+        for path in self.disk.paths() {
+            let Some((partition, _)) = path.strip_prefix("segments/").and_then(|path| path.split_once('/')) else {
+                continue;
+            };
+            let (files, bytes) = partitions.entry(partition.to_owned()).or_default();
+            *files += 1;
+            *bytes += self.disk.file(&path).map_or(0, |content| content.len() as u64);
+        }
+        partitions.values().any(|(files, bytes)| *bytes >= GOES_BYTES && (!inodes || *files >= GOES_INODES))
     }
 
     /// Whether its disk has everything that it ever said to be there: what it lost, it has got back.

@@ -77,6 +77,11 @@ impl Layout {
         self.end().next_multiple_of(BLOCK)
     }
 
+    /// Length in bytes of the file, with both copies.
+    pub(super) fn file_len(&self) -> u64 {
+        2 * self.copy() as u64
+    }
+
     /// The next write: where in the file, and what.
     pub(super) fn next_piece(&mut self) -> Option<(u64, AlignedBuf)> {
         let copy = self.copy();

@@ -142,7 +142,7 @@ fn a_checkpoint_says_whose_it_is_and_which_one_must_be_there() {
     assert!(load_own(&mut disk, &owner(1), 0).expect("none is needed").is_none());
     let facts = Facts { owner: owner(1), needed_file: 8 };
     let ours = Checkpoint { facts: Some(facts), ..checkpoint(3) };
-    write_now(&mut disk, ours.clone()).expect("healthy");
+    write_now(&mut disk, ours.clone(), None).expect("healthy");
     let loaded = load_own(&mut disk, &owner(1), 3).expect("it is its own").expect("there is one");
     assert_eq!((loaded.checkpoint, loaded.damage.is_none()), (ours, true));
     let error = load_own(&mut disk, &owner(2), 3).expect_err("it is another's").to_string();
@@ -152,7 +152,7 @@ fn a_checkpoint_says_whose_it_is_and_which_one_must_be_there() {
         assert!(matches!(error, CheckpointError::Gone { number, found: Some(3) } if number == known), "{error}");
     }
     // Without facts, as before format 3, any is taken.
-    write_now(&mut disk, checkpoint(4)).expect("healthy");
+    write_now(&mut disk, checkpoint(4), None).expect("healthy");
     assert!(load_own(&mut disk, &owner(2), 4).expect("nobody knows whose it is").is_some());
 }
 

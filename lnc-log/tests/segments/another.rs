@@ -347,7 +347,7 @@ fn a_transfer_of_other_records_is_refused_and_begins_anew() {
         let mut disk = MemoryDisk::new();
         let (_, mut left) = pending(&mut disk).unwrap();
         let begin = |disk: &mut MemoryDisk, left: &_, first| {
-            Incoming::begin(disk, GroupId(1), (b"header", b"state"), files.clone(), &BTreeMap::new(), left, first)
+            Incoming::begin(disk, GroupId(1), (b"header", b"state", 4096), files.clone(), &BTreeMap::new(), left, first)
         };
         let mut incoming = begin(&mut disk, &left, 1 << 32);
         let error = transfer(&mut disk, &mut incoming, &mixed).unwrap_err();

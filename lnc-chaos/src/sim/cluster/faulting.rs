@@ -128,7 +128,8 @@ impl Cluster {
                     return false;
                 }
                 self.filled_us = Some(now_us);
-                for node in self.nodes.iter_mut().filter(|node| !node.away) {
+                // Where the topic has come that will be deleted: elsewhere nothing of it can free anything.
+                for node in self.nodes.iter_mut().filter(|node| !node.away && node.has_what_goes(inodes.is_some())) {
                     node.disk.set_capacity(bytes.map(|room| node.disk.used() + room));
                     node.disk.set_file_capacity(inodes.map(|room| node.disk.files() + room));
                     (node.excuses.full, node.filled) = (true, true);
