@@ -28,7 +28,7 @@ Everything lives in $state.
 
 Environment:
   LANCE_BIN        a lance binary to run instead of building one
-  LANCE_BASE_PORT  client port of the first node (1992)
+  LANCE_BASE_PORT  client port of the first node, when the nodes are started (those of the last start, or 1992)
 TEXT
 }
 
@@ -36,6 +36,11 @@ say() { printf '%s\n' "$*"; }
 die() {
     printf 'genCluster.sh: %s\n' "$*" >&2
     exit 1
+}
+
+# Client port of the first node when the nodes were started last; nothing if they never were.
+last_base_port() {
+    sed -n '/^\[listen\]$/,/^$/s/^client = "127\.0\.0\.1:\([0-9]*\)"$/\1/p' "$(node_dir 1)/lance.toml" 2>/dev/null || true
 }
 
 client_port() { printf '%s' $((base_port + 10 * ($1 - 1))); }
@@ -49,6 +54,15 @@ endpoints() {
         IFS=,
         printf '%s' "${list[*]}"
     )
+}
+
+# Of the nodes that run: at the ports of others may be somebody else.
+running_endpoints() {
+    local id list=
+    for id in "${nodes[@]}"; do
+        if running_pid "$id" >/dev/null; then list+=,127.0.0.1:$(client_port "$id"); fi
+    done
+    printf '%s' "${list#,}"
 }
 
 # When the process started, in clock ticks since boot: with the pid it names one process for good.
@@ -199,7 +213,7 @@ show() {
     done
     say
     # A degraded cluster is shown too; its exit code is not that of this script.
-    "$(binary)" cluster status --endpoint "$(endpoints)" || true
+    "$(binary)" cluster status --endpoint "$(running_endpoints)" || true
 }
 
 hints() {
@@ -288,6 +302,11 @@ case $command in
     start | status | stop | clean) ;;
     *) die "unknown command $command; see ./genCluster.sh help" ;;
 esac
+last=$(last_base_port)
+if [[ -n $last ]] && { [[ -z ${LANCE_BASE_PORT:-} ]] || (($(count_running) > 0)); }; then base_port=$last; fi
+if [[ $command == start && $base_port != "${LANCE_BASE_PORT:-$base_port}" ]]; then
+    die "the cluster runs, with ports from $base_port on; to have it at LANCE_BASE_PORT=$LANCE_BASE_PORT, stop it first"
+fi
 if ! [[ $base_port =~ ^[1-9][0-9]{0,4}$ ]] || ((base_port > 65513)); then
     die "LANCE_BASE_PORT=$base_port does not leave room for the ports of three nodes"
 fi

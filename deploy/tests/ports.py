@@ -96,6 +96,22 @@ def one_is_taken(cluster):
         assert cluster.is_ready(2)
 
 
+def the_ports_are_those_of_its_nodes(first, other):
+    """Whatever the environment says now; and those of the last start, if it says nothing."""
+    own = f"127.0.0.1:{first.base} "
+    for said in (str(other), ""):
+        first.environment["LANCE_BASE_PORT"] = said
+        words = first.run("status")
+        assert own in words and str(other) not in words and "ready" in words, words
+    first.environment["LANCE_BASE_PORT"] = str(other)
+    words = first.run("start", expect=1)
+    assert f"the cluster runs, with ports from {first.base} on" in words, words
+    first.run("stop")
+    first.environment["LANCE_BASE_PORT"] = ""
+    assert own in first.run("start")
+    assert first.is_ready(1)
+
+
 def somebody_else_answers(directory, base):
     """Whoever takes the port after it was looked at."""
     impostor = directory / "impostor"
@@ -113,6 +129,7 @@ def main():
             first.run("start")
             all_are_taken(directory, first)
             one_is_taken(first)
+            the_ports_are_those_of_its_nodes(first, live_prometheus.free_base_port())
         somebody_else_answers(directory, live_prometheus.free_base_port())
     print("> genCluster.sh says who has its ports, and knows its own nodes")
 
