@@ -10,15 +10,15 @@ use crate::payload::{Keys, Sizes, parse_size};
 
 const EXAMPLES: &str = "\
 Examples:
-  lnc-bench produce --partitions 3 --payload 1KiB               as much as goes through
-  lnc-bench produce --rate 5000 --max-p99 20ms                  latency at a rate, and its bound
-  lnc-bench produce --sweep --max-p99 10ms --html report.html   the highest rate below 10 ms
-  lnc-bench produce --client --linger 1ms --batch-bytes 64KiB   through the client library
-  lnc-bench both --rate 2000                                    from the due time to the delivery
-  lnc-bench consume --from start                                as fast as one consumer reads
-  lnc-bench limits --json >limits.json                          what the machine can do
-  lnc-bench abuse --duration 30s                                costly requests, to measure beside
-  lnc-bench suite --html report.html                            the standard workloads, one by one
+  lnc-bench produce --partitions 3 --payload 1KiB   as much as goes through
+  lnc-bench produce --rate 5000 --max-p99 20ms      latency at a rate, bounded
+  lnc-bench produce --sweep --max-p99 10ms          the highest rate below 10 ms
+  lnc-bench produce --client --linger 1ms           through the client library
+  lnc-bench both --rate 2000                        from due time to delivery
+  lnc-bench consume --from start                    as one consumer reads
+  lnc-bench limits --json >limits.json              what the machine can do
+  lnc-bench abuse --duration 30s                    beside costly requests
+  lnc-bench suite --html report.html                the standard workloads
 
 Exit codes: 0 all went well; 1 there were errors, or a bound (--max-p50, --max-p99, --max-p999, --min-rate) was missed; 2 \
 wrong usage.";
@@ -47,7 +47,6 @@ pub(crate) enum Command {
     /// Make the index of the evidence that a run of ./test.sh has left.
     Evidence(EvidenceArgs),
     /// Write the manual pages, one for each command, into a directory: for those who make packages.
-    #[command(hide = true)]
     Man {
         /// The directory, which must exist.
         directory: PathBuf,

@@ -82,7 +82,14 @@ pub(crate) fn clean_up(cluster: &ClusterArgs, created: &[String]) {
     }
     let (count, first) = (counted(created.len() as u64, "topic"), &created[0]);
     if !cluster.delete_topics {
-        eprintln!("lnc-bench: {count} created by this run, {first} among them, stay; --delete-topics takes them away");
+        match created.len() {
+            1 => eprintln!(
+                "lnc-bench: the topic {first}, which this run has created, stays; --delete-topics takes it away"
+            ),
+            _ => eprintln!(
+                "lnc-bench: {count} created by this run, {first} among them, stay; --delete-topics takes them away"
+            ),
+        }
         return;
     }
     let deleted =

@@ -112,6 +112,20 @@ pub enum Error {
         /// The id of the topic that there is.
         found: u64,
     },
+    /// Positions are of a topic of another cluster: that of these addresses was made anew since they were stored, or they were
+    /// stored elsewhere.
+    #[error(
+        "the positions in {topic} are of cluster {expected:032x}, and this one is {found:032x}: if it was made anew, its offsets \
+         are those of other records"
+    )]
+    ForeignPositions {
+        /// The topic.
+        topic: Arc<str>,
+        /// The cluster in the positions.
+        expected: u128,
+        /// The cluster that there is.
+        found: u128,
+    },
     /// The broker answered with an error.
     #[error("{operation} failed at {address}: {reply}")]
     Broker {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream;
-use lnc_client::{Client, Codec, Consumer, Error, ErrorCode, OnOutOfRange, ReadFrom, Start};
+use lnc_client::{Client, Codec, Consumer, Error, ErrorCode, OnOutOfRange, Position, ReadFrom, Start};
 use lnc_protocol::ErrorReply;
 use lnc_protocol::batch::BatchBuilder;
 use lnc_protocol::message::Request;
@@ -407,6 +407,9 @@ async fn positions_are_those_of_one_topic_and_not_of_its_name() {
     let more = more.build().await.unwrap();
     assert_eq!((more.position(0), more.position(2)), (None, Some(0)));
     assert_eq!(more.position(1), Some(positions[1].offset));
+    let elsewhere = positions.iter().map(|position| Position { cluster_id: position.cluster_id + 1, ..*position });
+    let error = client.consumer("t").positions(elsewhere).build().await.map(drop).unwrap_err();
+    assert!(matches!(error, Error::ForeignPositions { .. }), "{error}");
     cluster.make_again("t");
     let client = cluster.client().await;
     let error = client.consumer("t").positions(positions).build().await.map(drop).unwrap_err();

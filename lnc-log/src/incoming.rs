@@ -299,6 +299,15 @@ impl Incoming {
         (self.bytes_done + current, self.files.iter().map(|file| file.len).sum())
     }
 
+    /// Bytes that it will still write.
+    pub fn left(&self) -> u64 {
+        let (done, all) = self.progress();
+        match self.step {
+            Step::Done => 0,
+            _ => all.saturating_sub(done) + self.room + self.complete.len() as u64,
+        }
+    }
+
     /// What it has so far, for a transfer that replaces this one in the same run.
     pub fn leave(self, leftovers: &mut Leftovers) {
         let mut have = self.leftovers;

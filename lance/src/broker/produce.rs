@@ -7,7 +7,7 @@ use super::{Broker, Caller};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
 use lnc_mutation::{Mutation, mutated};
-use lnc_protocol::message::{Opcode, ProduceRequest, Request};
+use lnc_protocol::message::{Acks, Opcode, ProduceRequest, Request};
 use lnc_protocol::{ErrorCode, Flags, Limits, RecordBatch};
 
 /// Decompressed bytes allowed per byte of the largest batch.
@@ -63,6 +63,14 @@ impl<D: Disk> Broker<D> {
                 );
             }
         };
+        if batch.header().producer_id >= 0 && acks != Acks::Quorum {
+            // Whether it is the next one of its producer is known once it is committed: an answer before that could be of a
+            // batch that is dropped.
+            let message = format!(
+                "topic {name:?} partition {partition}: a batch of a producer with an id needs acks of a quorum"
+            );
+            return self.refuse(caller, opcode, ErrorCode::InvalidRequest, message);
+        }
         if self.groups.get(&group).is_none_or(|data| data.state.get(key).is_none()) {
             let message = format!("topic {name:?} partition {partition} is being created");
             return self.refuse(caller, opcode, ErrorCode::NotReady, message);

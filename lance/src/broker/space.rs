@@ -228,7 +228,7 @@ impl<D: Disk> Broker<D> {
         own.state.iter().map(|(key, _)| (key, starts.get(&key).copied().unwrap_or(u64::MAX))).collect()
     }
 
-    /// Whether there is space for a state that takes `state_bytes` until it is taken over, with these files, of which so many bytes have `come` already, while it
+    /// Whether there is space for a state of `state_bytes` with these files, of which so many bytes have `come` already, while it
     /// comes and afterwards. `wanted` are those of them that this node does not have; what it has and the state does not name goes. True if what is `going` must go
     /// first.
     pub(super) fn space_for(
@@ -240,13 +240,16 @@ impl<D: Disk> Broker<D> {
         going: &BTreeMap<PartitionKey, u64>,
         (state_bytes, come): (u64, u64),
     ) -> Result<bool, (u64, u64)> {
-        let free = self.disk.free_bytes().unwrap_or(u64::MAX);
+        // Two that began with the same space would both be stuck halfway.
+        let claimed = self.transfers.claimed_beside(group);
+        let free = self.disk.free_bytes().unwrap_or(u64::MAX).saturating_sub(claimed);
         let reserve = self.config.reserve_bytes;
         let segments = self.storage.handed_over();
         let sum = |files: &mut dyn Iterator<Item = &FileInfo>| files.map(|file| file.len).sum::<u64>();
         let named: BTreeSet<&FileInfo> = files.iter().collect();
         let is_there = |file: &&FileInfo| !segments.is_given_up(file.key, file.base_offset);
-        let comes = sum(&mut wanted.iter()).saturating_sub(come).saturating_add(state_bytes);
+        let room = self.space_of_takeover(state_bytes);
+        let comes = sum(&mut wanted.iter()).saturating_sub(come).saturating_add(state_bytes).saturating_add(room);
         let goes = sum(&mut own.iter().filter(|file| !named.contains(file)).filter(is_there));
         // What was written since the last checkpoint is in neither, and goes as well.
         let known: BTreeSet<(PartitionKey, u64)> =
@@ -257,7 +260,8 @@ impl<D: Disk> Broker<D> {
         let goes = goes.saturating_add(newer.sum::<u64>());
         let may_go = self.format() >= MARK_FORMAT && !mutated(Mutation::KeepWhatGoes);
         let first = if may_go { segments.could_give_up(going) } else { 0 };
-        let meanwhile = comes.saturating_add(reserve / 8);
+        // Most of that is for a checkpoint, which has its room here.
+        let meanwhile = comes.saturating_add((reserve / 8).saturating_sub(room));
         let afterwards = comes.saturating_add(reserve / 2).saturating_sub(goes);
         // Each file has an inode, and so have the directory, the state, and what the next checkpoint makes.
         let inodes = wanted.len() as u64 + 4;

@@ -132,6 +132,16 @@ impl Transfers {
         self.offers.values().map(|(_, state)| state.len() as u64).sum()
     }
 
+    /// Bytes that the transfers of other groups will still write.
+    pub(super) fn claimed_beside(&self, group: GroupId) -> u64 {
+        let of_others = self.fetching.iter().filter(|(other, _)| **other != group);
+        let left = of_others.map(|(_, fetching)| match &fetching.phase {
+            Phase::Records { incoming, .. } => incoming.left(),
+            _ => 0,
+        });
+        left.sum()
+    }
+
     /// State on its way to this node: group, source, bytes that have come and bytes of all.
     pub(super) fn progress(&self) -> impl Iterator<Item = (GroupId, NodeId, u64, u64)> + '_ {
         self.fetching.iter().map(|(group, fetching)| {
@@ -505,7 +515,7 @@ impl<D: Disk> Broker<D> {
         let going = self.going_before(group, offer.applied_index, &state);
         let come = self.transfers.leftovers.bytes_of(group, &wanted);
         let room = self.space_of_takeover(state.len() as u64);
-        let going = match self.space_for(group, &files, &wanted, &own, &going, (state.len() as u64 + room, come)) {
+        let going = match self.space_for(group, &files, &wanted, &own, &going, (state.len() as u64, come)) {
             Ok(true) => going,
             Ok(false) => BTreeMap::new(),
             Err((needed, free)) => {

@@ -71,7 +71,17 @@ impl CliError {
 
 impl From<ClientError> for CliError {
     fn from(error: ClientError) -> Self {
-        Self { kind: kind_of(&error), message: error.to_string() }
+        let message = match (&error, error.code()) {
+            // Nobody asked for what the client needed to know first.
+            (ClientError::Broker { operation, .. }, Some(ErrorCode::UnknownTopic)) if operation.topic.is_some() => {
+                let topic = operation.topic.as_deref().unwrap_or_default();
+                format!(
+                    "there is no topic {topic}; `lance topic list` shows those that there are, `lance topic create {topic}` makes it"
+                )
+            }
+            _ => error.to_string(),
+        };
+        Self { kind: kind_of(&error), message }
     }
 }
 
@@ -86,10 +96,10 @@ fn kind_of(error: &ClientError) -> Kind {
     match error {
         ClientError::InvalidSetting { .. } => Kind::Usage,
         ClientError::Connect { .. } | ClientError::ConnectionLost { .. } => Kind::Unreachable,
-        ClientError::DeadlineExceeded { last: Some(cause), .. } => match kind_of(cause) {
-            Kind::Unreachable => Kind::Unreachable,
-            _ => Kind::TimedOut,
-        },
+        // Who has answered before, and says nothing now, can be reached.
+        ClientError::DeadlineExceeded { last: Some(cause), .. } if matches!(**cause, ClientError::Connect { .. }) => {
+            Kind::Unreachable
+        }
         ClientError::DeadlineExceeded { .. } => Kind::TimedOut,
         ClientError::Stalled { cause, .. } | ClientError::EarlierBatchFailed { cause, .. } => kind_of(cause),
         ClientError::NoSuchPartition { .. } => Kind::NotFound,

@@ -93,7 +93,7 @@ With --with: the new node joins, and the old one leaves once the new one votes. 
 
 Examples:
   lance cluster replace 3 --wait
-  lance cluster replace 3 --with 4 --client n4:1992 --peer n4:1993 --http n4:1994 --wait")]
+  lance cluster replace 3 --with 4 --client b:1992 --peer b:1993 --http b:1994")]
 pub(super) struct ReplaceArgs {
     /// Id of the node that goes
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]

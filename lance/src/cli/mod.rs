@@ -53,7 +53,7 @@ Exit codes:
   5  not done in time
 
 Examples:
-  lance dev                                   a cluster of three nodes in this terminal
+  lance dev                         a cluster of three nodes in this terminal
   lance topic create orders --partitions 3
   lance produce orders --file orders.txt
   lance consume orders --until-end

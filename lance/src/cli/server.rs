@@ -19,8 +19,8 @@ The configuration comes from the file, then environment variables LANCE_SECTION_
 Examples:
   lance server --config /etc/lance/lance.toml
   lance server --node-id 1 --data-dir /var/lib/lance --listen 127.0.0.1:1992
-  LANCE_NODE__ID=2 lance server --config lance.toml --set journal.file_bytes=128MiB
-  lance server --config lance.toml --node-id-from-hostname   pod lance-0 is node 1, …")]
+  LANCE_NODE__ID=2 lance server --set journal.file_bytes=128MiB
+  lance server --node-id-from-hostname        pod lance-0 is node 1, and so on")]
 pub(super) struct ServerArgs {
     /// The TOML file; without one the node starts from the defaults
     #[arg(short, long, value_name = "FILE")]

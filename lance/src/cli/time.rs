@@ -1,6 +1,6 @@
 //! Points in time as people write them.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::config::units::parse_duration;
 
@@ -13,7 +13,7 @@ pub(super) fn parse_time(text: &str, now: SystemTime) -> Option<i64> {
     }
     if let Some(ago) = text.strip_prefix('-') {
         let since_1970 = now.duration_since(UNIX_EPOCH).ok()?;
-        return i64::try_from(since_1970.checked_sub(parse_duration(ago)?)?.as_millis()).ok();
+        return i64::try_from(since_1970.checked_sub(parse_ago(ago)?)?.as_millis()).ok();
     }
     let (date, rest) = text.split_at_checked(10)?;
     let mut date = date.split('-');
@@ -43,6 +43,23 @@ pub(super) fn parse_time(text: &str, now: SystemTime) -> Option<i64> {
     }
     let seconds = ((days_since_1970(year, month, day) * 24 + hour) * 60 + minute) * 60 + second - zone_seconds(zone)?;
     Some(seconds * 1000 + milliseconds(fraction)?)
+}
+
+/// Several lengths of time one after the other, such as `1h30m`; beside those of a configuration also weeks.
+fn parse_ago(text: &str) -> Option<Duration> {
+    const WEEK: Duration = Duration::from_secs(7 * 86_400);
+    let (mut sum, mut rest) = (Duration::ZERO, text);
+    while !rest.is_empty() {
+        let unit_at = rest.find(|c: char| !c.is_ascii_digit())?;
+        let end = rest[unit_at..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |len| unit_at + len);
+        let (part, after) = rest.split_at(end);
+        let length = match part.strip_suffix('w') {
+            Some(weeks) => WEEK.checked_mul(weeks.parse().ok()?)?,
+            None => parse_duration(part)?,
+        };
+        (sum, rest) = (sum.checked_add(length)?, after);
+    }
+    (!text.is_empty()).then_some(sum)
 }
 
 /// A number of exactly `count` digits.
@@ -91,7 +108,6 @@ fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn times() {
@@ -108,6 +124,7 @@ mod tests {
             ("2023-11-14", 1_699_920_000_000),
             ("-1h", 6_400_000),
             ("-500ms", 9_999_500),
+            ("-1h30m", 4_600_000),
         ];
         let now = UNIX_EPOCH + Duration::from_secs(10_000);
         for (text, ms) in cases {
@@ -120,6 +137,10 @@ mod tests {
             "2023-02-29",
             "-",
             "-1w",
+            "-1x",
+            "-h",
+            "-1h30",
+            "-99999999999w",
             "-3h",
             "2023-11-14T22:13:20",
             "2023-13-01T00:00:00Z",
@@ -131,6 +152,7 @@ mod tests {
             "2023-11-14-1T22:13:20Z",
             "日本日本日本日本日本T22:13:20Z",
         ];
+        assert_eq!(parse_time("-1w", now + 60 * 10_080 * Duration::from_secs(1)), Some(10_000_000));
         for text in bad {
             assert_eq!(parse_time(text, now), None, "{text}");
         }

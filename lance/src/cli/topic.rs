@@ -47,7 +47,7 @@ Examples:
         after_help = "\
 Examples:
   lance topic list -o json
-  lance topic list --stale --endpoint 10.0.0.7    what a node knows whose cluster has no majority"
+  lance topic list --stale --endpoint 10.0.0.7    where there is no majority"
     )]
     List {
         /// Only names and partitions, as the node that answers knows them, though no leader says that it is all. For a

@@ -5,7 +5,7 @@ use lnc_log::disk::memory::{FaultHook, Order};
 use lnc_log::disk::{Op, Owner};
 use lnc_log::journal::GroupId;
 use lnc_protocol::message::{Acks, ProduceRequest};
-use lnc_protocol::{Request, Response};
+use lnc_protocol::{BatchBuilder, Codec, ErrorCode, Request, Response};
 use std::io;
 
 const DATA: GroupId = GroupId(1);
@@ -88,6 +88,25 @@ fn acks_of_the_leader_waits_for_its_disk_and_for_nobody_else_s() {
     assert!(!cluster.is_answered(call));
     release(&mut cluster, leader);
     assert_eq!(offset_of(cluster.outcome(call)), None, "its offset is settled by the majority only");
+}
+
+/// Whether it is dropped as one that leaves a gap is known once it is committed.
+#[test]
+fn who_numbers_its_batches_waits_for_a_quorum() {
+    let mut cluster = Cluster::ready(Settings::default());
+    cluster.create_topic("t", 1);
+    let leader = cluster.leader_of(DATA);
+    for (acks, is_taken) in [(Acks::None, false), (Acks::Leader, false), (Acks::Quorum, true)] {
+        let mut request = produce_request("t", 0, &["a"]);
+        let mut batch = BatchBuilder::new(Codec::None).with_producer(7, 0, 0);
+        batch.append(0, None, Some(b"a"), &[]).unwrap();
+        (request.acks, request.batch) = (acks, batch.build());
+        let answer = cluster.ask(leader, &Request::Produce(request));
+        assert_eq!(answer.is_ok(), is_taken, "{acks:?}: {answer:?}");
+        if let Err(error) = answer {
+            assert_eq!(error.code, ErrorCode::InvalidRequest, "{error}");
+        }
+    }
 }
 
 #[test]

@@ -51,6 +51,8 @@ pub(crate) fn command_line(mut command: clap::Command) -> String {
 /// where a line that is laid out by hand, an example or a row of a table, is too long to stay one.
 pub(crate) fn wrapped_once(mut command: clap::Command) {
     const WIDTH: usize = 100;
+    /// Of a terminal as it comes.
+    const NARROW: usize = 80;
     fn look(name: &str, command: &clap::Command) {
         let help = command.clone().term_width(WIDTH).mut_args(|argument| argument.hide_env_values(true));
         let help = help.clone().render_long_help().to_string();
@@ -58,8 +60,8 @@ pub(crate) fn wrapped_once(mut command: clap::Command) {
             assert!(!breaks_early(line, next, WIDTH), "{name}: a line ends too early: `{line}`, then `{next}`");
         }
         let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-        let long = after.lines().find(|line| line.starts_with(' ') && line.chars().count() > WIDTH);
-        assert_eq!(long, None, "{name} has a line of more than {WIDTH} characters");
+        let long = after.lines().find(|line| line.starts_with(' ') && line.chars().count() > NARROW);
+        assert_eq!(long, None, "{name} has a line of more than {NARROW} characters");
         command.get_subcommands().for_each(|inner| look(&format!("{name} {}", inner.get_name()), inner));
     }
     command.build();

@@ -23,14 +23,14 @@ With --endpoint, SIGUSR1 ends the duration; what was written is checked all the 
 
 Examples:
   lnc-chaos live --list
-  lnc-chaos live --fault kill-leader --repeat 10 --every 6       # how long does a failover take?
+  lnc-chaos live --fault kill-leader --repeat 10    how long failovers take
   lnc-chaos live --fault random --duration 10m --html chaos.html
   lnc-chaos live --fault rolling-restart --repeat 3 --rate max
-  lnc-chaos live --fault partition-leader,one-way-partition --partition-by proxy --repeat 5
-  lnc-chaos live --schedule faults.txt --history history.jsonl   # lines such as: 10s kill-leader 3s
+  lnc-chaos live --fault partition-leader --partition-by proxy --repeat 5
+  lnc-chaos live --schedule faults.txt    of lines such as: 10s kill-leader 3s
   lnc-chaos live --fault power-loss-all --repeat 5 --evidence found/
-  lnc-chaos live --endpoint 10.0.0.1:1992,10.0.0.2:1992 --fault none --duration 1h --rate 6000
-  lnc-chaos live --namespace prod --statefulset lance --fault pod-delete --repeat 3 --every 60
+  lnc-chaos live --endpoint 10.0.0.1,10.0.0.2 --fault none --duration 1h
+  lnc-chaos live --namespace prod --statefulset lance --fault pod-delete
   lnc-chaos live --fault kill-leader --repeat 10 --max-stall kill-leader=150")]
 pub(super) struct Arguments {
     /// Nodes to start

@@ -35,7 +35,6 @@ enum Command {
     #[cfg(feature = "mutations")]
     Mutations(mutations::Arguments),
     /// Write the manual pages, one for each command, into a directory: for those who make packages
-    #[command(hide = true)]
     Man {
         /// The directory, which must exist
         directory: PathBuf,

@@ -133,6 +133,7 @@ pub const ROTATION: &[Profile] = &[
     Profile::Formation,
     Profile::Echoes,
     Profile::Tight,
+    Profile::Filled,
     Profile::Narrow,
     Profile::Everything,
 ];

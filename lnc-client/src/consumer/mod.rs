@@ -42,9 +42,12 @@ pub enum Start {
 }
 
 /// Where a reader is in a partition: what it stores to go on from there later, in another process too. It names the topic by its
-/// id, since a topic that is deleted and created anew has other records at the same offsets.
+/// id, since a topic that is deleted and created anew has other records at the same offsets, and the cluster, since one that is made
+/// anew gives its topics the same ids again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Position {
+    /// The cluster's id: [`Client::cluster_id`].
+    pub cluster_id: u128,
     /// The topic's id.
     pub topic_id: u64,
     /// The partition.
@@ -179,7 +182,7 @@ impl ConsumerBuilder {
     /// Goes on where another consumer was ([`Consumer::positions`]), in the partitions that these name; where
     /// [`ConsumerBuilder::partitions`] names others as well, those begin at [`ConsumerBuilder::start`]. If the topic was
     /// deleted and created anew meanwhile, [`ConsumerBuilder::build`] fails with [`Error::OtherTopic`] instead of reading
-    /// other records at the same offsets.
+    /// other records at the same offsets; with [`Error::ForeignPositions`] if they are of another cluster.
     pub fn positions(mut self, positions: impl IntoIterator<Item = Position>) -> Self {
         self.positions = positions.into_iter().collect();
         self
@@ -188,6 +191,10 @@ impl ConsumerBuilder {
     /// Makes the consumer, finds its starting offsets and starts fetching.
     pub async fn build(self) -> Result<Consumer> {
         let topic = self.client.topic(&self.topic).await?;
+        let found = self.client.cluster_id();
+        if let Some(other) = self.positions.iter().find(|position| position.cluster_id != found) {
+            return Err(Error::ForeignPositions { topic: topic.name, expected: other.cluster_id, found });
+        }
         if let Some(other) = self.positions.iter().find(|position| position.topic_id != topic.id) {
             return Err(Error::OtherTopic { topic: topic.name, expected: other.topic_id, found: topic.id });
         }
@@ -331,8 +338,9 @@ impl Consumer {
 
     /// Where this consumer is in all its partitions, to be stored; see [`ConsumerBuilder::positions`].
     pub fn positions(&self) -> Vec<Position> {
-        let topic_id = self.topic.id;
-        self.positions.iter().map(|(&partition, &offset)| Position { topic_id, partition, offset }).collect()
+        let (cluster_id, topic_id) = (self.client.cluster_id(), self.topic.id);
+        let position = |(&partition, &offset)| Position { cluster_id, topic_id, partition, offset };
+        self.positions.iter().map(position).collect()
     }
 
     /// The offset after the last committed record of `partition`, as of the last fetch; `None` before the first.

@@ -35,27 +35,28 @@ Where to start (--from), in each partition:
   start, earliest   at the first record there is
   end, latest       after the last one
   17                at this offset; beyond the end it is an error
-  -10               10 records before the end: the last 10 of each partition, not of the topic
-  @TIME             at the first record of this time or later: milliseconds since 1970, RFC 3339,
-                    a date (its midnight in UTC), or -1h, -7d and so on for so long ago
+  -10               at the last 10 of each partition, not of the topic
+  @TIME             at the first record of this time or later: milliseconds
+                    since 1970, RFC 3339, a date (its midnight in UTC), or -1h,
+                    -7d, -1w and so on for so long ago
 
 The raw format ends every value with a newline: a file that was produced line by line comes out with the same lines, \
 and with a newline at its end even where the file had none.
 
 Formats:
   raw        the value and a newline
-  json       one object per line, as --input json of produce reads it;
-             bytes that are not UTF-8 appear in hexadecimal, as value_hex or key_hex
-  template   text with %k key, %v value, %t topic, %p partition, %o offset, %T time in ms,
-             %h all headers as name=value,…, %{name} the value of one header,
-             %% percent, \\n, \\r, \\t, \\0
+  json       one object per line, as --input json of produce reads it; bytes
+             that are not UTF-8 in hexadecimal, as value_hex or key_hex
+  template   text with %k key, %v value, %t topic, %p partition, %o offset,
+             %T time in ms, %h all headers as name=value,…, %{name} the value
+             of one header, %% percent, \\n, \\r, \\t, \\0
 
 Examples:
   lance consume orders
   lance consume orders payments --until-end --format json > all.json
   lance consume orders --from -10 --until-end
   lance consume orders --from @-1h --partition 0,2
-  lance consume orders --until-end --stale       what a node knows whose cluster has no majority
+  lance consume orders --until-end --stale       where there is no majority
   lance consume orders --from @2026-05-01T12:00:00Z -n 10 -o json
   lance consume orders --from end --format '%p/%o %k: %v (%{source})\\n'")]
 pub(super) struct ConsumeArgs {

@@ -69,13 +69,18 @@ impl From {
     pub(super) fn check(self, topic: &str, extents: &BTreeMap<u32, Extent>) -> Result<(), CliError> {
         let Self::At(Start::Offset(offset)) = self else { return Ok(()) };
         let beyond = extents.iter().filter(|(_, extent)| extent.end < offset);
-        let beyond: Vec<String> =
+        let ends: Vec<String> =
             beyond.map(|(number, extent)| format!("partition {number} ends at {}", extent.end)).collect();
-        if beyond.is_empty() {
-            return Ok(());
+        let (told, ends) = (format!("offset {offset} is beyond the end of {topic}"), (ends.len(), ends.join(", ")));
+        match ends {
+            (0, _) => Ok(()),
+            (all, ends) if all == extents.len() => Err(CliError::failed(format!("{told}: {ends}; nothing was read"))),
+            // The others have records from there on.
+            (_, ends) => {
+                eprintln!("lance: {told} in part: {ends}; nothing is read of those");
+                Ok(())
+            }
         }
-        let beyond = beyond.join(", ");
-        Err(CliError::failed(format!("offset {offset} is beyond the end of {topic}: {beyond}; nothing was read")))
     }
 }
 
@@ -169,8 +174,10 @@ mod tests {
     #[test]
     fn an_offset_beyond_an_end_is_refused_with_the_ends() {
         let extents = BTreeMap::from([(0, Extent { position: 9, end: 9 }), (1, Extent { position: 9, end: 3 })]);
-        let refused = From::At(Start::Offset(9)).check("t", &extents).unwrap_err();
-        assert_eq!(refused.message(), "offset 9 is beyond the end of t: partition 1 ends at 3; nothing was read");
+        let refused = From::At(Start::Offset(10)).check("t", &extents).unwrap_err();
+        let ends = "partition 0 ends at 9, partition 1 ends at 3";
+        assert_eq!(refused.message(), format!("offset 10 is beyond the end of t: {ends}; nothing was read"));
+        assert!(From::At(Start::Offset(9)).check("t", &extents).is_ok(), "one of them has it");
         assert!(From::At(Start::Offset(3)).check("t", &extents).is_ok());
         assert!(From::At(Start::Latest).check("t", &extents).is_ok());
     }

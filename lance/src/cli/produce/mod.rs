@@ -46,11 +46,12 @@ With --input json each line is a document, as lance consume --format json prints
 Examples:
   lance produce orders --file orders.txt
   tail -F access.log | lance produce access --compression zstd
-  printf 'user-1:login\\nuser-2:logout\\n' | lance produce events -k : --header source=web
+  printf 'user-1:login\\nuser-2:logout\\n' | lance produce events -k :
+  lance produce events --header source=web --file events.txt
   printf 'user-1:\\n' | lance produce events -k : --null-value ''
   lance produce letters --whole --file letter.txt
   find . -print0 | lance produce files --delimiter '\\0'
-  lance consume orders --until-end --format json | lance produce copy --input json")]
+  lance consume old --until-end --format json | lance produce new --input json")]
 pub(super) struct ProduceArgs {
     /// Name of the topic; it must exist
     topic: String,
@@ -223,6 +224,9 @@ fn open(file: Option<&Path>) -> Result<(Box<dyn Read + Send>, Option<u64>), CliE
     let Some(path) = file.filter(|path| !is_stdin(path)) else { return Ok((Box::new(io::stdin()), None)) };
     let cannot = |error: io::Error| CliError::failed(format!("cannot open {}: {error}", path.display()));
     let file = File::open(path).map_err(cannot)?;
+    if file.metadata().is_ok_and(|data| data.is_dir()) {
+        return Err(CliError::failed(format!("cannot read {}: it is a directory", path.display())));
+    }
     let length = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|data| data.len());
     Ok((Box::new(file), length))
 }

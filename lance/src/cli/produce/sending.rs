@@ -31,7 +31,7 @@ pub(super) struct Sending<'a> {
     tells_of_silence: bool,
     started: Instant,
     /// Deliveries that are not known yet, each with the number of its piece.
-    pending: VecDeque<(u64, DeliveryFuture)>,
+    pending: VecDeque<Pending>,
     /// Pieces that were read, with those that hold no record.
     read: u64,
     stored: u64,
@@ -115,9 +115,8 @@ impl<'a> Sending<'a> {
                 Ok(None) => continue,
                 Err(error) => return Err(self.failure(self.read, error)),
             };
-            self.bytes += length;
             match self.producer.enqueue(record).await {
-                Ok(delivery) => self.pending.push_back((self.read, delivery)),
+                Ok(delivery) => self.pending.push_back(Pending { number: self.read, bytes: length, delivery }),
                 Err(error) => return Err(self.failure(self.read, error.into())),
             }
         }
@@ -128,19 +127,21 @@ impl<'a> Sending<'a> {
     fn settle(&mut self) -> Result<(), CliError> {
         let mut result = Ok(());
         let mut context = Context::from_waker(Waker::noop());
-        while let Some((number, delivery)) = self.pending.front_mut() {
+        while let Some(Pending { number, bytes, delivery }) = self.pending.front_mut() {
             let Poll::Ready(outcome) = Pin::new(delivery).poll(&mut context) else { break };
+            let outcome = outcome.map(|_| *bytes);
             let number = *number;
             self.pending.pop_front();
-            result = result.and(self.count(number, outcome.map(drop)));
+            result = result.and(self.count(number, outcome));
         }
         result
     }
 
-    fn count(&mut self, number: u64, outcome: lnc_client::Result<()>) -> Result<(), CliError> {
+    fn count(&mut self, number: u64, outcome: lnc_client::Result<u64>) -> Result<(), CliError> {
         match outcome {
-            Ok(()) => {
+            Ok(bytes) => {
                 self.stored += 1;
+                self.bytes += bytes;
                 Ok(())
             }
             Err(error) => Err(self.failure(number, error.into())),
@@ -156,7 +157,8 @@ impl<'a> Sending<'a> {
         let seconds = self.started.elapsed().as_secs_f64().max(1e-6);
         let (rate, mbps) = (self.stored as f64 / seconds, self.bytes as f64 / seconds / 1e6);
         let (stored, piece) = (counted(self.stored, self.piece), self.piece);
-        let mut text = format!("{stored} stored in {seconds:.2} s ({rate:.0} {piece}s/s, {mbps:.1} MB/s)");
+        let mut text =
+            format!("{stored} stored in {seconds:.2} s ({}/s, {mbps:.1} MB/s)", counted(rate.round() as u64, piece));
         if self.failed > 0 {
             text.push_str(&format!(", {} failed", self.failed));
         }
@@ -167,14 +169,21 @@ impl<'a> Sending<'a> {
     }
 }
 
+/// A record that is on its way.
+pub(super) struct Pending {
+    /// Which one of the input.
+    number: u64,
+    bytes: u64,
+    delivery: DeliveryFuture,
+}
+
 /// Waits for the oldest delivery; for ever if there is none.
-async fn oldest(pending: &mut VecDeque<(u64, DeliveryFuture)>) -> (u64, lnc_client::Result<()>) {
+async fn oldest(pending: &mut VecDeque<Pending>) -> (u64, lnc_client::Result<u64>) {
     match pending.front_mut() {
-        Some((number, delivery)) => {
-            let outcome = delivery.await;
-            let number = *number;
+        Some(Pending { number, bytes, delivery }) => {
+            let (number, outcome) = (*number, delivery.await.map(|_| *bytes));
             pending.pop_front();
-            (number, outcome.map(drop))
+            (number, outcome)
         }
         None => std::future::pending().await,
     }

@@ -67,7 +67,7 @@ fn split_key(block: &Bytes, line: Range<usize>, separator: Option<&[u8]>) -> (Op
 
 /// A record as JSON. What is unknown is refused, since a name with a typing error would be data lost.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a document in braces")]
 struct Document {
     key: Option<String>,
     key_hex: Option<String>,
@@ -87,7 +87,7 @@ struct Document {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a header such as {\"name\":\"n\",\"value\":\"v\"}")]
 struct Header {
     name: String,
     #[serde(default, deserialize_with = "given")]
@@ -100,9 +100,12 @@ fn given<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<String>>, D
 }
 
 fn document(bytes: &[u8]) -> Result<Record, String> {
-    let document: Document = serde_json::from_slice(bytes).map_err(|error| {
-        format!("{error}; expected is a document such as {{\"key\":\"k\",\"value\":\"v\"}}, see lance help produce")
-    })?;
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(
+            "this is no document in braces, such as {\"key\":\"k\",\"value\":\"v\"}; see lance help produce".to_owned()
+        );
+    }
+    let document: Document = serde_json::from_slice(bytes).map_err(|error| in_plain_words(&error))?;
     let mut headers = Vec::with_capacity(document.headers.len());
     for Header { name, value, value_hex } in document.headers {
         let value = bytes_of(value, value_hex, &format!("value of header {name}"))?;
@@ -119,6 +122,26 @@ fn document(bytes: &[u8]) -> Result<Record, String> {
         timestamp_ms: document.timestamp_ms,
         partition: document.partition,
     })
+}
+
+/// What is wrong with a document, and at which byte of it; which line it is the caller knows.
+fn in_plain_words(error: &serde_json::Error) -> String {
+    let (text, column) = (error.to_string(), error.column());
+    let what = text.split(" at line ").next().unwrap_or(&text);
+    let words = [
+        ("invalid type: ", "there is "),
+        ("invalid value: ", "there is "),
+        ("invalid length ", "the list has a length of "),
+        ("there is sequence", "there is a list"),
+        ("there is map", "there is an object in braces"),
+        ("expected a sequence", "where a list is expected"),
+        ("expected a string", "where text in quotes is expected"),
+        ("expected i64", "where a whole number is expected"),
+        ("expected u32", "where a number of a partition is expected"),
+        ("expected ident", "true, false or null is misspelt"),
+    ];
+    let plain = words.iter().fold(what.to_owned(), |text, (from, to)| text.replace(from, to));
+    format!("{plain} (byte {column}); see lance help produce")
 }
 
 /// The bytes of a member that is text, or null, or has its bytes in hexadecimal.
@@ -221,10 +244,16 @@ mod tests {
         assert_eq!(json("  ").unwrap(), None);
         assert_eq!(json(r#"{"value":"v"}"#).unwrap(), Some(Record::new("v")));
         for (line, why) in [
-            ("x", "expected value"),
+            ("x", "no document in braces"),
+            ("[1]", "no document in braces"),
+            ("{x}", "key must be a string (byte 2)"),
             ("{}", "the value is missing"),
             (r#"{"valu":"v"}"#, "unknown field `valu`"),
-            (r#"{"value":{"a":1}}"#, "invalid type: map, expected a string"),
+            (r#"{"value":{"a":1}}"#, "there is an object in braces, where text in quotes is expected (byte 9)"),
+            (r#"{"value":5}"#, "there is integer `5`, where text in quotes is expected"),
+            (r#"{"value":"v","timestamp_ms":"5"}"#, "where a whole number is expected"),
+            (r#"{"value":"v","headers":{"a":"b"}}"#, "there is an object in braces, where a list is expected"),
+            (r#"{"value":"v","headers":[["n","x"]]}"#, "expected a header such as"),
             (r#"{"value":"v","value_hex":"00"}"#, "twice"),
             (r#"{"key":"k","key_hex":"00","value":"v"}"#, "twice"),
             (r#"{"value_hex":"0"}"#, "hexadecimal"),
