@@ -58,11 +58,11 @@ endpoints() {
 
 # Of the nodes that run: at the ports of others may be somebody else.
 running_endpoints() {
-    local id list=
+    local id found=
     for id in "${nodes[@]}"; do
-        if running_pid "$id" >/dev/null; then list+=,127.0.0.1:$(client_port "$id"); fi
+        if running_pid "$id" >/dev/null; then found+=,127.0.0.1:$(client_port "$id"); fi
     done
-    printf '%s' "${list#,}"
+    printf '%s' "${found#,}"
 }
 
 # When the process started, in clock ticks since boot: with the pid it names one process for good.

@@ -18,6 +18,17 @@ pub(crate) enum Port {
     Http,
 }
 
+/// Where this node listens.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// `listen.client`.
+    pub client: String,
+    /// `listen.peer`.
+    pub peer: String,
+    /// `listen.http`.
+    pub http: String,
+}
+
 /// A protocol, as it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Spoken {
@@ -106,17 +117,18 @@ impl Spoken {
     }
 
     /// Where it should go.
-    fn advice(self) -> &'static str {
-        match self {
-            Self::Lwp => "clients connect to listen.client, by default 1992",
-            Self::Peer => "nodes connect to listen.peer, by default 1993",
-            Self::Http => "HTTP is served at listen.http, by default 1994",
+    fn advice(self, places: &Places) -> String {
+        let advice = match self {
+            Self::Lwp => return format!("clients connect to listen.client, which is {}", places.client),
+            Self::Peer => return format!("nodes connect to listen.peer, which is {}", places.peer),
+            Self::Http => return format!("HTTP is served at listen.http, which is {}", places.http),
             Self::Tls => "this version does not speak TLS: connect without it",
             Self::Kafka => "this version does not speak the Kafka protocol: use a client for LWP",
             Self::Nats | Self::Amqp | Self::RabbitStream | Self::Mqtt | Self::Redis => {
                 "LANCE does not speak that: use a client for LWP"
             }
-        }
+        };
+        advice.to_owned()
     }
 }
 
@@ -145,13 +157,13 @@ impl Port {
 }
 
 /// What to say to who begins so at a port. `None`: it is that port's own protocol, or none that is known.
-pub(crate) fn answer(port: Port, first: &[u8]) -> Option<Answer> {
+pub(crate) fn answer(places: &Places, port: Port, first: &[u8]) -> Option<Answer> {
     let spoken = Spoken::of(first).filter(|spoken| *spoken != port.own())?;
     let text = format!(
         "this looks like {}, and this port is {} of a LANCE node: {}",
         spoken.name(),
         port.key(),
-        spoken.advice()
+        spoken.advice(places)
     );
     // A server for HTTP says it in HTTP to all who are no clients of LANCE.
     let bytes = match spoken {
@@ -188,6 +200,10 @@ mod tests {
     use lnc_protocol::message::{Request, encode_request};
     use lnc_protocol::{Flags, frame};
 
+    fn places() -> Places {
+        Places { client: "n1:7".to_owned(), peer: "n1:8".to_owned(), http: "n1:9".to_owned() }
+    }
+
     fn hello() -> Vec<u8> {
         let mut out = BytesMut::new();
         encode_request(&mut out, Flags::NONE, 1, &Request::Ping);
@@ -221,23 +237,26 @@ mod tests {
             let told: Vec<bool> = all
                 .iter()
                 .map(|(first, name)| {
-                    answer(port, first).inspect(|answer| assert!(answer.text.contains(name), "{answer:?}")).is_some()
+                    answer(&places(), port, first)
+                        .inspect(|answer| assert!(answer.text.contains(name), "{answer:?}"))
+                        .is_some()
                 })
                 .collect();
             let own = ["a client of LANCE", "a node of LANCE", "like HTTP"][port as usize];
             assert_eq!(told, all.map(|(_, name)| name != own), "{port:?}");
         }
         for nothing in [&b""[..], b"GE", b"*", b"*12", &[0; 16], &[0xff; 16], &[0, 0, 0, 9, 0, 99, 0, 0]] {
-            assert_eq!(answer(Port::Client, nothing), None);
+            assert_eq!(answer(&places(), Port::Client, nothing), None);
         }
     }
 
     #[test]
     fn who_has_words_hears_them() {
         let text = "this looks like";
-        let http = answer(Port::Client, b"HEAD / HTTP/1.0").unwrap().bytes;
+        let http = answer(&places(), Port::Client, b"HEAD / HTTP/1.0").unwrap().bytes;
         assert!(http.starts_with(b"HTTP/1.1 400 ") && String::from_utf8_lossy(&http).contains(text));
-        let lwp = answer(Port::Http, &hello()).unwrap().bytes;
+        assert!(String::from_utf8_lossy(&http).contains("HTTP is served at listen.http, which is n1:9"));
+        let lwp = answer(&places(), Port::Http, &hello()).unwrap().bytes;
         let frame = frame::decode(&mut BytesMut::from(&lwp[..]), 1 << 20).unwrap().unwrap();
         assert!(frame.header.flags.contains(Flags::RESPONSE) && String::from_utf8_lossy(&frame.body).contains(text));
     }

@@ -88,6 +88,8 @@ pub struct GatewayConfig {
     pub reply_bytes: usize,
     /// Silence after which a connection is closed, and how long a client may leave its replies unread.
     pub idle_timeout: Duration,
+    /// Where this node listens, for those who come to the wrong port.
+    pub listens: foreign::Places,
     /// Client addresses of the other nodes, for requests that they must serve.
     pub nodes: BTreeMap<u64, String>,
 }
@@ -307,7 +309,7 @@ impl Gateway {
                     Ok(None) => break,
                     Err(error) => {
                         self.count_error(error.code());
-                        let stranger = foreign::answer(foreign::Port::Client, &chunk.buf);
+                        let stranger = foreign::answer(&self.config.listens, foreign::Port::Client, &chunk.buf);
                         match stranger.filter(|_| !connection.greeted.get()) {
                             Some(answer) => {
                                 tracing::warn!(connection = id, "a client was refused: {}", answer.text);

@@ -113,12 +113,14 @@ pub struct HttpState {
     pub status: Status,
     /// The metrics as they were rendered last.
     pub rendered: Mutex<Option<(Instant, Bytes)>>,
+    /// Where the node listens, for those who come to the wrong port.
+    pub places: Arc<foreign::Places>,
 }
 
 impl HttpState {
     /// Nothing is shown yet.
-    pub fn new(metrics: Arc<Metrics>, health: Arc<Health>, status: Status) -> Self {
-        Self { metrics, health, status, rendered: Mutex::default() }
+    pub fn new(metrics: Arc<Metrics>, health: Arc<Health>, status: Status, places: foreign::Places) -> Self {
+        Self { metrics, health, status, rendered: Mutex::default(), places: Arc::new(places) }
     }
 
     /// The metrics as text, fresh, or the same bytes that somebody is reading still: many who read slowly hold few of them.
@@ -136,7 +138,7 @@ impl HttpState {
 
 /// Serves until the future is dropped. A failed accept is retried.
 pub async fn serve(listener: TcpListener, state: Arc<HttpState>) {
-    let listener = Bounded { listener, limits: LIMITS, open: Arc::default() };
+    let listener = Bounded { listener, limits: LIMITS, open: Arc::default(), places: state.places.clone() };
     tokio::join!(serve_bounded(listener, state.clone()), state.status.sample());
 }
 
@@ -237,6 +239,7 @@ struct Bounded {
     listener: TcpListener,
     limits: Limits,
     open: Arc<Mutex<Open>>,
+    places: Arc<foreign::Places>,
 }
 
 /// What connections may take.
@@ -293,7 +296,8 @@ impl axum::serve::Listener for Bounded {
         let now = tokio::time::Instant::now();
         let timer = Box::pin(tokio::time::sleep_until(now + self.limits.head));
         let end = now + self.limits.lifetime;
-        (Mortal { stream, address, timer, end, known, open: self.open.clone(), has_begun: false }, address)
+        let (open, places) = (self.open.clone(), self.places.clone());
+        (Mortal { stream, address, timer, end, known, open, places, has_begun: false }, address)
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
@@ -317,6 +321,7 @@ struct Mortal {
     end: tokio::time::Instant,
     known: Arc<Connection>,
     open: Arc<Mutex<Open>>,
+    places: Arc<foreign::Places>,
 }
 
 impl Mortal {
@@ -347,7 +352,7 @@ impl AsyncRead for Mortal {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         if !std::mem::replace(&mut self.has_begun, true)
-            && let Some(answer) = foreign::answer(Port::Http, &buf.filled()[before..])
+            && let Some(answer) = foreign::answer(&self.places, Port::Http, &buf.filled()[before..])
         {
             tracing::warn!(from = %self.address, "an HTTP connection is refused: {}", answer.text);
             // It fits into the socket's empty buffer.
@@ -394,10 +399,10 @@ mod tests {
         async fn start(limits: Limits) -> Self {
             let (metrics, health) = (Metrics::new(), Arc::new(Health::new()));
             let (status, _) = Status::new(1, metrics.clone(), health.clone());
-            let state = Arc::new(HttpState::new(metrics, health, status));
+            let state = Arc::new(HttpState::new(metrics, health, status, foreign::Places::default()));
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
-            let bounded = Bounded { listener, limits, open: Arc::default() };
+            let bounded = Bounded { listener, limits, open: Arc::default(), places: state.places.clone() };
             let task = tokio::spawn(serve_bounded(bounded, state.clone()));
             Self { address, state, task }
         }

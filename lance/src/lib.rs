@@ -9,7 +9,7 @@ pub mod dev;
 #[cfg(test)]
 #[path = "../tests/documents/mod.rs"]
 mod documents;
-mod foreign;
+pub mod foreign;
 mod forming;
 pub mod gateway;
 pub mod heard;

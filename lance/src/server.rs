@@ -246,7 +246,7 @@ impl Server {
         let health = Arc::new(Health::new());
         let mut systemd = Systemd::from_environment();
         let (status, questions) = Status::new(config.node.id, metrics.clone(), health.clone());
-        serve_http(http_listener, HttpState::new(metrics.clone(), health.clone(), status))?;
+        serve_http(http_listener, HttpState::new(metrics.clone(), health.clone(), status, listens(&config)))?;
 
         let stored = data_dir.create_identity(config.node.id, random()?)?.clone();
         let identity = identity_of(&stored);
@@ -266,8 +266,10 @@ impl Server {
                 events.wake.notify_one();
             }),
         );
-        peers
-            .set_foreign(|first| foreign::answer(foreign::Port::Peer, first).map(|answer| (answer.text, answer.bytes)));
+        let places = listens(&config);
+        peers.set_foreign(Box::new(move |first| {
+            foreign::answer(&places, foreign::Port::Peer, first).map(|answer| (answer.text, answer.bytes))
+        }));
         let clocks = Clocks { start: Instant::now() };
         #[cfg(feature = "otel")]
         let exporter =
@@ -668,6 +670,11 @@ fn shard_config(config: &Config, identity: &Identity, format: u32, seed: u64) ->
     }
 }
 
+fn listens(config: &Config) -> foreign::Places {
+    let listen = &config.listen;
+    foreign::Places { client: listen.client.to_string(), peer: listen.peer.to_string(), http: listen.http.to_string() }
+}
+
 fn gateway_config(config: &Config) -> GatewayConfig {
     let files = OpenFiles::allowed();
     let (wanted, most) = (config.limits.max_connections as usize, files.clients());
@@ -686,6 +693,7 @@ fn gateway_config(config: &Config) -> GatewayConfig {
         request_bytes: config.limits.memory_bytes as usize,
         reply_bytes: config.limits.reply_bytes as usize,
         idle_timeout: config.limits.idle_timeout,
+        listens: listens(config),
         nodes: config.cluster.nodes.iter().map(|node| (node.id, node.client.to_string())).collect(),
     }
 }

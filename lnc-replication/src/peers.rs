@@ -139,7 +139,7 @@ pub struct Peers {
     /// Bytes that may wait on a replication connection before it is given up. The windows of Raft keep it below.
     queue_bytes: usize,
     strangers: Strangers,
-    foreign: Cell<Foreign>,
+    foreign: RefCell<Foreign>,
     /// Spreads the retries of different nodes.
     jitter: Cell<u64>,
     /// Which process this is.
@@ -156,7 +156,7 @@ pub struct Peers {
 
 /// What to say to who begins a connection with these bytes, in words for the log and as bytes for the other side; `None` if
 /// there is nothing to say.
-pub type Foreign = fn(&[u8]) -> Option<(String, Bytes)>;
+pub type Foreign = Box<dyn Fn(&[u8]) -> Option<(String, Bytes)>>;
 
 /// An accepted connection counts for as long as this lives.
 struct Counted<'a> {
@@ -199,7 +199,7 @@ impl Peers {
             events,
             queue_bytes,
             strangers: Strangers::default(),
-            foreign: Cell::new(|_| None),
+            foreign: RefCell::new(Box::new(|_| None)),
             jitter,
             run,
             started: Instant::now(),
@@ -215,7 +215,7 @@ impl Peers {
 
     /// From now on, whoever begins in another protocol is answered so.
     pub fn set_foreign(&self, foreign: Foreign) {
-        self.foreign.set(foreign);
+        *self.foreign.borrow_mut() = foreign;
     }
 
     /// From now on this is who the node is, whom it knows as members, and whom it dials.
@@ -472,7 +472,7 @@ impl Peers {
             hello = timeout(GREETING_TIMEOUT, read_greeting(&mut stream, &mut buf)) => match hello? {
                 Ok(hello) => hello,
                 Err(error) => {
-                    let Some((text, answer)) = self.foreign.get()(&buf) else { return Err(error) };
+                    let Some((text, answer)) = (self.foreign.borrow())(&buf) else { return Err(error) };
                     tracing::warn!(from = %at, "{text}");
                     timeout(GREETING_TIMEOUT, stream.write_all(&answer)).await??;
                     return Err(error);

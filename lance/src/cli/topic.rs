@@ -228,6 +228,8 @@ fn description_text(topic: &TopicDescription) -> String {
 
 async fn delete(global: &Global, name: &str, yes: bool) -> Result<(), CliError> {
     if !yes {
+        // Nobody is asked about what is not there.
+        global.connect().await?.describe_topic(name).await?;
         let question = format!("Delete {name} and all its records?");
         confirm(&question, name, &format!("deleting {name} deletes its records"))?;
     }

@@ -40,6 +40,7 @@ impl Bench {
             request_bytes: BUDGET,
             reply_bytes: BUDGET,
             idle_timeout: IDLE,
+            listens: foreign::Places::default(),
             nodes: [(OTHER.node(), other.to_owned())].into(),
         };
         let gateway = Gateway::new(config, Rc::new(Notify::new()), Metrics::new(), traces).unwrap();

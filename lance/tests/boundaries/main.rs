@@ -91,7 +91,8 @@ fn check_manifest(rule: &Manifest, table: &toml::Table) -> Vec<String> {
 /// Dependencies that a crate's shipped sources never name.
 fn check_use(rule: &Manifest, table: &toml::Table, shipped: &BTreeMap<&str, Vec<Token<'_>>>) -> Vec<String> {
     let folder = format!("{}/src/", rule.name);
-    let own = shipped.iter().filter(|(path, _)| path.starts_with(&folder));
+    let is_shared = |path: &str| rules::SHARED.contains(&(rule.name, path));
+    let own = shipped.iter().filter(|(path, _)| path.starts_with(&folder) || is_shared(path));
     let words: BTreeSet<&str> = own.flat_map(|(_, code)| code.iter().map(|token| token.text)).collect();
     let listed = table.get("dependencies").and_then(toml::Value::as_table);
     let unused = listed.into_iter().flat_map(toml::Table::keys).filter(|key| !words.contains(&*key.replace('-', "_")));

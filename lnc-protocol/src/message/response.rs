@@ -106,7 +106,7 @@ wire_struct! {
         pub connected: bool,
         /// Which life of the node this is: a wiped disk starts a new one.
         pub incarnation: u64,
-        /// What the node is doing, in a word.
+        /// What the node is doing: of the one that answers `ready`, or why it is not; of others `connected` or `not connected`.
         pub state: String,
         /// The member that the node is: its id in the low 32 bits, in the high 32 how often it has lost its disk.
         pub member: u64,

@@ -20,6 +20,7 @@ use lnc_client::{Acks, Codec};
 
 use super::error::CliError;
 use super::format::unescape;
+use super::output::{self, OutputFormat};
 use super::{Global, duration, positive_duration, size};
 use input::{Delimiter, read_in_thread};
 use sending::Sending;
@@ -213,8 +214,10 @@ pub(super) async fn run(global: &Global, args: ProduceArgs) -> Result<ExitCode, 
     let mut sending = Sending::new(&producer, &delimiter, shape, progress(args.quiet, length), tells_of_silence);
     let end = sending.run(blocks).await;
     sending.progress.finish_and_clear();
-    if !args.quiet {
-        eprintln!("{}", sending.summary());
+    match global.output {
+        OutputFormat::Json => output::print_json(&sending.summary_json())?,
+        OutputFormat::Table if !args.quiet => eprintln!("{}", sending.summary()),
+        OutputFormat::Table => {}
     }
     end.map(|()| ExitCode::SUCCESS)
 }

@@ -16,6 +16,7 @@ use super::input::Delimiter;
 use super::shape::Shape;
 use crate::cli::error::CliError;
 use crate::cli::output::counted;
+use serde_json::{Value, json};
 
 /// How long nothing may come before somebody is told that something is waited for.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -151,6 +152,17 @@ impl<'a> Sending<'a> {
     fn failure(&mut self, number: u64, error: CliError) -> CliError {
         self.failed += 1;
         error.context(format!("{} {number}", self.piece))
+    }
+
+    /// The same for programs.
+    pub(super) fn summary_json(&self) -> Value {
+        json!({
+            "stored": self.stored,
+            "failed": self.failed,
+            "unknown": self.pending.len(),
+            "bytes": self.bytes,
+            "seconds": self.started.elapsed().as_secs_f64(),
+        })
     }
 
     pub(super) fn summary(&self) -> String {
