@@ -659,7 +659,7 @@ pub fn pending<D: Disk>(disk: &mut D) -> Result<(Vec<Pending>, Leftovers), Incom
     disk.run(Op::CreateDir { path: ROOT.to_owned() }).map_err(failed("create", ROOT))?;
     disk.run(Op::SyncDir { path: String::new() }).map_err(failed("sync", "the data directory"))?;
     give_back_unfinished(disk)?;
-    spare::keep(disk).map_err(failed("make", "spare"))?;
+    spare::keep(disk).map_err(|(path, error)| failed("make", &path)(error))?;
     let mut complete = Vec::new();
     let mut leftovers = Leftovers::default();
     for name in list(disk, ROOT)? {

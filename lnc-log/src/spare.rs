@@ -32,36 +32,48 @@ fn names<D: Disk>(disk: &mut D) -> io::Result<Vec<String>> {
     }
 }
 
-/// Have all of them where there is space. For the start of a node.
-pub(crate) fn keep<D: Disk>(disk: &mut D) -> io::Result<()> {
-    match make_all(disk) {
-        // A later start may have space.
-        Err(error) if is_full(&error) => Ok(()),
-        done => done,
+/// Have all of them where there is space. For the start of a node. An error comes with the path that it is about.
+pub(crate) fn keep<D: Disk>(disk: &mut D) -> Result<(), (String, io::Error)> {
+    let at = |path: &str| {
+        let path = path.to_owned();
+        move |error| (path, error)
+    };
+    disk.run(Op::CreateDir { path: DIR.to_owned() }).map(drop).or_else(unless_full).map_err(at(DIR))?;
+    disk.run(Op::SyncDir { path: String::new() }).map_err(at("the data directory"))?;
+    for number in 0..SPARES {
+        let path = path(number);
+        make(disk, &path).or_else(unless_full).map_err(at(&path))?;
     }
+    disk.run(Op::SyncDir { path: DIR.to_owned() }).map(drop).or_else(unless_missing).map_err(at(DIR))
 }
 
-fn make_all<D: Disk>(disk: &mut D) -> io::Result<()> {
-    disk.run(Op::CreateDir { path: DIR.to_owned() })?;
-    disk.run(Op::SyncDir { path: String::new() })?;
-    let there = names(disk)?;
-    for number in (0..SPARES).filter(|number| !there.contains(&number.to_string())) {
-        if let Err(error) = make(disk, &path(number)) {
-            disk.run(Op::Remove { path: path(number) })?;
-            return Err(error);
-        }
-    }
-    disk.run(Op::SyncDir { path: DIR.to_owned() })?;
-    Ok(())
+/// A later start may have space.
+fn unless_full(error: io::Error) -> io::Result<()> {
+    if is_full(&error) { Ok(()) } else { Err(error) }
 }
 
+/// Where there was no space for it.
+fn unless_missing(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
+
+/// Have the file at `path`, with its length.
 fn make<D: Disk>(disk: &mut D, path: &str) -> io::Result<()> {
     let file = Owner::Setup.file(2);
-    disk.run(Op::Open { file, path: path.to_owned(), create: true, direct: false })?;
-    let filled = disk.run(Op::ZeroFill { file, len: BYTES });
-    let synced = filled.and_then(|_| disk.run(Op::Sync { file }));
+    let opened = match disk.run(Op::Open { file, path: path.to_owned(), create: true, direct: false }) {
+        // There was no space for the directory.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    let filled = match opened {
+        Outcome::Opened { len } if len >= BYTES => Ok(()),
+        _ => disk.run(Op::ZeroFill { file, len: BYTES }).and_then(|_| disk.run(Op::Sync { file })).map(drop),
+    };
     disk.run(Op::Close { file })?;
-    synced.map(drop)
+    if filled.is_err() {
+        disk.run(Op::Remove { path: path.to_owned() })?;
+    }
+    filled
 }
 
 /// A file of no use any more becomes one of these, or goes if there are enough. For the start of a node.

@@ -137,7 +137,10 @@ impl<D: Disk> Broker<D> {
             drop(outcomes);
             self.scratch = scratch;
         }
-        self.applied.insert(group, (entry.index, entry.term));
+        let before = self.applied.insert(group, (entry.index, entry.term));
+        let (index, term) = before.unwrap_or_default();
+        assert_eq!(entry.index, index + 1, "group {}: entries are applied in order, each once", group.0);
+        assert!(entry.term >= term, "group {}: the term of entry {} falls below {term}", group.0, entry.index);
         if group == META {
             self.found_members();
         }

@@ -80,7 +80,7 @@ impl<D: Disk> Broker<D> {
 
     fn take_barrier(&mut self, ctx: u64) -> Option<ReadBarrier> {
         let barrier = self.barriers.remove(&ctx)?;
-        self.in_flight_bytes -= barrier.body.len();
+        self.take_off(barrier.body.len());
         Some(barrier)
     }
 

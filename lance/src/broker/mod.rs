@@ -776,6 +776,12 @@ impl<D: Disk> Broker<D> {
     }
 
     /// Whether this node has had, since it started, what a group's leader had committed.
+    /// A request is over that took so many bytes.
+    fn take_off(&mut self, bytes: usize) {
+        assert!(bytes <= self.in_flight_bytes, "{bytes} bytes are over, of {} under way", self.in_flight_bytes);
+        self.in_flight_bytes -= bytes;
+    }
+
     fn has_caught_up(&self, group: GroupId) -> bool {
         self.freshness.get(&group).is_some_and(|fresh| fresh.caught_up_us.is_some())
     }

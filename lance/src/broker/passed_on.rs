@@ -306,7 +306,7 @@ impl<D: Disk> Broker<D> {
 
     fn take_passed(&mut self, key: Key) -> Option<Passed> {
         let passed = self.passed_on.requests.remove(&key)?;
-        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(passed.body.len());
+        self.take_off(passed.body.len());
         let waited_here = matches!(passed.place, Place::Here { .. });
         if waited_here {
             self.passed_on.held_bytes -= passed.body.len();

@@ -437,12 +437,12 @@ impl<D: Disk> Broker<D> {
     }
 
     pub(super) fn fail(&mut self, origin: Origin, code: ErrorCode, message: String) {
-        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(origin.bytes);
+        self.take_off(origin.bytes);
         self.refuse(origin.caller, origin.opcode, code, message);
     }
 
     pub(super) fn answer(&mut self, origin: Origin, response: Response) {
-        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(origin.bytes);
+        self.take_off(origin.bytes);
         if matches!(origin.kind, Kind::Produce { .. }) {
             let micros = self.now_us().saturating_sub(origin.since_us);
             self.metrics.produce_latency_seconds.observe(micros as f64 / 1e6);

@@ -378,6 +378,9 @@ impl Marks {
 
     /// Write it. Nothing may be under way.
     pub(super) fn write<D: Disk>(&mut self, disk: &mut D, token: u64, mark: Mark) {
+        assert!(self.token.is_none(), "one write of the mark at a time: it has two places");
+        assert!(mark.durable >= self.durable, "the mark says less than before of what is durable");
+        assert!(mark.checkpoint >= self.checkpoint, "the mark says less than before of checkpoints");
         if let Some((op, wanted)) = self.op(mark) {
             self.writing = wanted;
             self.submit(disk, token, op);

@@ -291,7 +291,7 @@ pub struct Journal {
     epoch: u64,
     next_sequence: u64,
     next_number: u64,
-    /// The current term and vote of each group: every new file starts with them, since older files may go.
+    /// The current term and vote of each group, of which no term falls and no vote changes within one: every new file starts with them, since older files may go.
     hard_states: BTreeMap<GroupId, (u64, Option<u64>)>,
     /// Groups whose log may lack what this node acknowledged, see [`Recovered::in_doubt`].
     in_doubt: BTreeMap<GroupId, u64>,
@@ -303,7 +303,7 @@ pub struct Journal {
     recent: Recent,
     sealed: VecDeque<Sealed>,
     in_flight: VecDeque<InFlight>,
-    /// Invariant: every flush up to this one is on stable storage. Never falls.
+    /// Invariant: every flush up to this one is on stable storage. Never falls. `attested ≤ durable < next_number`.
     durable: u64,
     /// File and position where the last durable flush ends.
     durable_end: (u64, u64),
@@ -392,7 +392,11 @@ impl Journal {
 
     /// Stage a group's term and vote.
     pub fn append_hard_state(&mut self, group: GroupId, term: u64, vote: Option<u64>) {
-        self.hard_states.insert(group, (term, vote));
+        if let Some((known, voted)) = self.hard_states.insert(group, (term, vote)) {
+            assert!(known <= term, "group {}: the term falls from {known} to {term}", group.0);
+            let is_kept = known < term || voted.is_none() || voted == vote;
+            assert!(is_kept, "group {}: the vote in term {term} changes from {voted:?} to {vote:?}", group.0);
+        }
         self.stage(format::HARD_STATE_RECORD, |buf, sequence| {
             format::encode_hard_state(buf, sequence, group, term, vote);
         });
@@ -741,6 +745,7 @@ impl Journal {
         let held = std::mem::take(&mut self.staged.summary);
         self.recent.push(Summary { number, file: flush.file, position: flush.position, len, ..held });
         self.staged.position += len;
+        assert!(self.staged.position <= self.staged.capacity, "a flush lies within its file");
         self.sealed.push_back(flush);
         Some(number)
     }
@@ -772,12 +777,16 @@ impl Journal {
         buf[..format::HEADER].copy_from_slice(&header.encode());
         buf.pad_to_block();
         let (token, end) = (self.files.token(), position + buf.len() as u64);
+        let last = self.in_flight.back().map_or(self.durable, |flush| flush.number);
+        assert_eq!(number, last + 1, "flushes are written in order, each once");
         let attests = self.durable;
         // What a vote or the first flush of a file promises must be known even if the file is lost.
         let marked = self.marks.is_ready() && (votes || file > self.marks.newest_file());
         let mark = if marked { self.marks.want() } else { 0 };
         self.in_flight.push_back(InFlight { token, number, file, end, content, attests, mark, done: false });
-        let id = self.files.live[&file].id;
+        let live = &self.files.live[&file];
+        assert!(end <= live.len, "flush {number} ends at {end} of file {file}, which has {} bytes", live.len);
+        let id = live.id;
         disk.submit(Owner::Journal.token(token), Op::Write { file: id, position, buf, durable: true });
         self.write_mark(disk);
     }
@@ -840,6 +849,7 @@ impl Journal {
             self.durable = flush.number;
             self.durable_end = (flush.file, flush.end);
             self.attested = self.attested.max(flush.attests);
+            assert!(self.attested <= self.durable && self.durable < self.next_number, "what is durable was written");
             if flush.content {
                 self.last_with_records = flush.number;
             }

@@ -158,6 +158,8 @@ impl Segment {
 
     fn push(&mut self, batch: &StoredBatch, interval: u64) {
         let state = &mut self.state;
+        assert!(!state.sealed, "nothing is added to a sealed segment");
+        assert_eq!(batch.base_offset, state.end_offset, "offsets are continuous");
         let entry = IndexEntry {
             offset: batch.base_offset,
             position: state.len,
@@ -257,6 +259,7 @@ impl Queue {
 
     /// Drop the first `count` bytes.
     fn pop(&mut self, mut count: u64) {
+        assert!(count <= self.bytes, "{count} of {} bytes that wait are written", self.bytes);
         self.bytes -= count;
         while let Some(first) = self.pieces.front() {
             let left = (first.len() - self.skip) as u64;
@@ -472,6 +475,8 @@ impl Partition {
             open.push(&batch, config.index_interval_bytes);
             digest = open.state.digest.unwrap_or_default();
         }
+        let end = self.segments.last().map(|segment| segment.state.end_offset);
+        assert_eq!(end, Some(last_offset + 1), "the last segment ends where the log does");
         self.log_end_offset = last_offset + 1;
         self.queue.push(Content::Batch { prefix: batch.prefix, raw: batch.raw }, last_offset + 1, digest);
         Ok(sealed || self.queue.bytes >= config.write_block as u64)
@@ -741,6 +746,7 @@ impl Partition {
         let Some(segment) = self.segment_mut(base) else { return };
         let before = segment.flushed;
         let end = before + bytes as u64;
+        assert!(end <= segment.state.len, "{end} bytes were written of a segment of {}", segment.state.len);
         if let Some((at, offset, digest)) = last_end {
             segment.readable = Place { position: before + at, offset, digest };
         }
@@ -749,7 +755,10 @@ impl Partition {
         let whole = segment.state.sealed && end == segment.state.len;
         segment.flushed = if whole { end } else { block_floor(end) };
         segment.cut |= whole && end.is_multiple_of(BLOCK as u64);
-        let (flushed, readable) = (segment.flushed, segment.readable.offset);
+        let Segment { flushed, on_file, synced, .. } = *segment;
+        assert!(before <= flushed && flushed <= on_file, "what is written of a segment never gets less");
+        assert!(synced <= on_file, "what is synced was written");
+        let readable = segment.readable.offset;
         self.written_offset = self.written_offset.max(readable);
         self.queue.pop(flushed - before);
         let tail_only = self.segments.last().is_some_and(|last| !last.state.sealed && last.on_file == last.state.len);
