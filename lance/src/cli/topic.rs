@@ -1,5 +1,6 @@
 //! `lance topic`: create, list, describe and delete topics.
 
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -229,7 +230,9 @@ fn description_text(topic: &TopicDescription) -> String {
 async fn delete(global: &Global, name: &str, yes: bool) -> Result<(), CliError> {
     if !yes {
         // Nobody is asked about what is not there.
-        global.connect().await?.describe_topic(name).await?;
+        if io::stdin().is_terminal() {
+            global.connect().await?.describe_topic(name).await?;
+        }
         let question = format!("Delete {name} and all its records?");
         confirm(&question, name, &format!("deleting {name} deletes its records"))?;
     }
