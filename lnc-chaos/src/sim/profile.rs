@@ -133,7 +133,6 @@ pub const ROTATION: &[Profile] = &[
     Profile::Formation,
     Profile::Echoes,
     Profile::Tight,
-    Profile::Filled,
     Profile::Narrow,
     Profile::Everything,
 ];
