@@ -2,9 +2,9 @@
 //! out what a frame or a flush looks like. `cargo run --manifest-path fuzz/Cargo.toml --example seeds`; the same each time.
 
 use bytes::{Bytes, BytesMut};
-use lance::broker::catalog::Catalog;
-use lance::broker::command::{Command, EntryBuilder};
-use lance::broker::partitions::PartitionGroup;
+use lnc_broker::catalog::Catalog;
+use lnc_broker::command::{Command, EntryBuilder};
+use lnc_broker::partitions::PartitionGroup;
 use lance_fuzz::journal::{CHAINED, FILE_BYTES, FIXED, IDENTITY, NEXT_FILE};
 use lnc_log::checkpoint::{Checkpoint, CheckpointWriter, GroupCheckpoint};
 use lnc_log::disk::{BLOCK, Disk, MemoryDisk};

@@ -1,9 +1,9 @@
 //! What checkpoints and entries hold: the states of both state machines and of partitions, and commands.
 
 use bytes::{Bytes, BytesMut};
-use lance::broker::catalog::Catalog;
-use lance::broker::command::Commands;
-use lance::broker::partitions::PartitionGroup;
+use lnc_broker::catalog::Catalog;
+use lnc_broker::command::Commands;
+use lnc_broker::partitions::PartitionGroup;
 use lnc_log::segment::PartitionState;
 
 /// The first byte says what the others are. What is understood can be said again, and means the same.

@@ -19,11 +19,11 @@ mod tests;
 pub mod traces;
 mod validate;
 
-use crate::broker::{Caller, Hit, Opener, Output, Passage, ReplyRoom, batch_limits};
 use crate::foreign;
 use budget::{Budget, Charge};
 use bytes::{Buf, Bytes};
 use connection::{Connection, Cost};
+use lnc_broker::{Caller, Hit, Opener, Output, Passage, ReplyRoom, batch_limits};
 use lnc_metrics::Metrics;
 use lnc_protocol::frame::{self, Frame};
 use lnc_protocol::message::ProduceRequest;
@@ -665,22 +665,26 @@ impl Gateway {
     }
 }
 
-impl ReplyRoom for Rc<Gateway> {
+/// What the broker sees of the gateway.
+#[derive(Clone)]
+pub struct BrokerSide(pub Rc<Gateway>);
+
+impl ReplyRoom for BrokerSide {
     fn room(&self, caller: Caller) -> usize {
-        let connections = self.connections.borrow();
-        connections.get(&caller.connection).map_or(0, |connection| self.replies.room(connection.owed()))
+        let connections = self.0.connections.borrow();
+        connections.get(&caller.connection).map_or(0, |connection| self.0.replies.room(connection.owed()))
     }
 
     fn keep(&self, caller: Caller, bytes: usize) {
-        if let Some(connection) = self.connections.borrow().get(&caller.connection) {
+        if let Some(connection) = self.0.connections.borrow().get(&caller.connection) {
             connection.keep(caller.correlation, bytes);
         }
     }
 }
 
-impl Opener for Rc<Gateway> {
+impl Opener for BrokerSide {
     fn open(&self, ticket: u64, batch: Bytes, timestamp_ms: i64) {
-        let (gateway, broker) = (self.clone(), self.broker.get());
+        let (gateway, broker) = (self.0.clone(), self.0.broker.get());
         spawn_local(async move {
             // Without the thread the search waits until its time is up.
             let Some(hit) = gateway.validator.search(batch, timestamp_ms).await else { return };

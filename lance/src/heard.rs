@@ -1,6 +1,6 @@
 //! What peers say of this node, and of members that it does not know: how long it is believed. Pure.
 
-use crate::broker::Standing;
+use lnc_broker::Standing;
 use lnc_raft::NodeId;
 use lnc_replication::TELL_AGAIN_US;
 

@@ -1,8 +1,6 @@
 //! The LANCE broker daemon and command line
 #![forbid(unsafe_code)]
 
-pub mod broker;
-
 pub mod cli;
 pub mod config;
 pub mod dev;

@@ -1,19 +1,19 @@
 //! The node as a process: it opens the data directory, binds the ports, helps to form the cluster, and then drives the
 //! broker. Clocks, sockets and signals are read here and nowhere below.
 
-use crate::broker::control::Budgets;
-use crate::broker::members::Addresses;
-use crate::broker::{self, Broker, BrokerConfig, BrokerError, Clock, Membership, ProducerLimits, Sequences};
 use crate::config::{Address, BackendChoice, Config, NodeAddresses};
 use crate::foreign;
 use crate::forming::{form, identity_of};
 use crate::gateway::traces::{SpanSink, Traces};
-use crate::gateway::{Gateway, GatewayConfig, Incoming};
+use crate::gateway::{BrokerSide, Gateway, GatewayConfig, Incoming};
 use crate::heard::Heard;
 use crate::http::{self, Health, HttpState};
 use crate::status::{Question, Status};
 use crate::systemd::Systemd;
 use crate::worst::Worst;
+use lnc_broker::control::Budgets;
+use lnc_broker::members::Addresses;
+use lnc_broker::{Broker, BrokerConfig, BrokerError, Clock, Membership, ProducerLimits, Sequences};
 use lnc_log::FileOwner;
 use lnc_log::data_dir::{DataDir, DataDirError};
 use lnc_log::disk::AnyDisk;
@@ -382,8 +382,8 @@ impl Server {
     /// Give the broker what it measures with, and what it asks for room.
     fn equip(&mut self) {
         self.broker.set_stopwatch(self.clocks.stopwatch());
-        self.broker.set_reply_room(Box::new(self.gateway.clone()));
-        self.broker.set_opener(Box::new(self.gateway.clone()));
+        self.broker.set_reply_room(Box::new(BrokerSide(self.gateway.clone())));
+        self.broker.set_opener(Box::new(BrokerSide(self.gateway.clone())));
         if self.spans.is_some() {
             self.broker.record_traces(self.clocks.stopwatch());
         }
@@ -591,7 +591,7 @@ fn open_broker(
         max_open_files: OpenFiles::allowed().segments(),
         ..SegmentConfig::default()
     };
-    let broker = broker::open(broker_config(config, identity), shard_config, segment_config, disk, metrics)?;
+    let broker = lnc_broker::open(broker_config(config, identity), shard_config, segment_config, disk, metrics)?;
     tracing::info!(node = %identity.node, "the node has recovered");
     Ok((broker, notifier))
 }

@@ -17,7 +17,7 @@ use super::confirm::confirm;
 use super::error::CliError;
 use super::output::{self, OutputFormat};
 use super::{Global, positive_duration};
-use crate::broker::members::Addresses;
+use lnc_broker::members::Addresses;
 
 /// How often a change that is waited for is looked at.
 const LOOK: Duration = Duration::from_millis(500);

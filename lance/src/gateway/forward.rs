@@ -7,8 +7,8 @@
 
 use super::Gateway;
 use super::receive::{LEAST_READ, READ_CHUNK};
-use crate::broker::{Passage, number_behind};
 use bytes::{BufMut, Bytes, BytesMut};
+use lnc_broker::{Passage, number_behind};
 use lnc_protocol::frame::{self, Frame};
 use lnc_protocol::message::HelloRequest;
 use lnc_protocol::{

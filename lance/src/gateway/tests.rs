@@ -677,14 +677,15 @@ fn a_fetch_is_told_what_room_there_is() {
         bench.send(&[fetch(MIB), fetch(MIB)]);
         assert_eq!(bench.served().await, [1, 2]);
         let (first, second) = (bench.caller(1), bench.caller(2));
+        let broker_side = BrokerSide(bench.gateway.clone());
         let all = BUDGET - BUDGET / IN_ANY_CASE;
-        assert_eq!(bench.gateway.room(first), all);
-        bench.gateway.keep(first, 10 << 20);
-        assert_eq!(bench.gateway.room(second), all - (20 << 20), "what it has is taken off, and again as its share");
-        bench.gateway.keep(first, 5 << 20);
+        assert_eq!(broker_side.room(first), all);
+        broker_side.keep(first, 10 << 20);
+        assert_eq!(broker_side.room(second), all - (20 << 20), "what it has is taken off, and again as its share");
+        broker_side.keep(first, 5 << 20);
         bench.answer_fetch(1, 0);
         bench.next_frame().await;
-        assert_eq!(bench.gateway.room(second), all, "all was given back");
+        assert_eq!(broker_side.room(second), all, "all was given back");
     });
 }
 

@@ -5,9 +5,9 @@
 //! made here: the request, from its arrival until its reply is handed over for sending, and, where another node must serve
 //! it, the wait for that one.
 
-use crate::broker::Caller;
-use crate::broker::trace::{Span, SpanKind, Stopwatch, Value};
 use bytes::Bytes;
+use lnc_broker::Caller;
+use lnc_broker::trace::{Span, SpanKind, Stopwatch, Value};
 use lnc_protocol::batch::BatchHeader;
 use lnc_protocol::message::{Acks, ProduceRequest};
 use lnc_protocol::{ErrorCode, Flags, Opcode, Request, TraceContext, names};

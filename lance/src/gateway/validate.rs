@@ -2,8 +2,8 @@
 //! a kilobyte may decompress to sixteen megabytes, and the shard has other things to do meanwhile. Those that come are looked through
 //! before their requests get to the broker, and those in which it searches for a time when it asks.
 
-use crate::broker::{Hit, first_since};
 use bytes::Bytes;
+use lnc_broker::{Hit, first_since};
 use lnc_protocol::batch::HEADER_LEN;
 use lnc_protocol::message::ProduceRequest;
 use lnc_protocol::{BatchError, BatchHeader, Codec, Limits, RecordBatch, codec};

@@ -1,6 +1,6 @@
 //! Spans as OpenTelemetry's protocol has them.
 
-use crate::broker::trace::{Span, SpanKind, Value};
+use lnc_broker::trace::{Span, SpanKind, Value};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value};
 use opentelemetry_proto::tonic::resource::v1 as resource;

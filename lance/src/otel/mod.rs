@@ -7,10 +7,10 @@
 mod encode;
 mod post;
 
-use crate::broker::trace::Span;
 use crate::config::{Config, Url};
 use crate::gateway::traces::SpanSink;
 use encode::{Resource, encode};
+use lnc_broker::trace::Span;
 use lnc_metrics::{Counter, Metrics};
 use post::post;
 use std::io;

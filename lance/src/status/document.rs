@@ -4,7 +4,7 @@
 //! out is counted.
 
 use super::rates::SnapshotRates;
-use crate::broker::status::{Snapshot, TopicExtent};
+use lnc_broker::status::{Snapshot, TopicExtent};
 use lnc_protocol::message::{GroupStatus, NodeStatus};
 use lnc_raft::NodeId;
 use lnc_replication::notice::NodeFacts;

@@ -9,9 +9,9 @@ mod rates;
 #[cfg(test)]
 mod tests;
 
-use crate::broker::status::Snapshot;
 use crate::http::Health;
 use document::{Document, Query};
+use lnc_broker::status::Snapshot;
 use lnc_metrics::Metrics;
 use rates::{History, SnapshotRates};
 use std::sync::{Arc, Mutex, PoisonError};

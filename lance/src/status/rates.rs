@@ -1,7 +1,7 @@
 //! Rates: those of this node over the last two minutes, what each node does for clients, and how fast each topic grows.
 
 use super::document::{Rates, TrafficView};
-use crate::broker::status::Snapshot;
+use lnc_broker::status::Snapshot;
 use lnc_metrics::{Histogram, Metrics};
 use lnc_replication::notice::Traffic;
 use std::collections::{BTreeMap, VecDeque};

@@ -3,7 +3,7 @@
 use super::document::{MAX_PARTITIONS_OF_TOPIC, MAX_TOPICS, Query, Sort, View, view};
 use super::rates::SnapshotRates;
 use super::*;
-use crate::broker::status::{Election, Said, TopicExtent};
+use lnc_broker::status::{Election, Said, TopicExtent};
 use lnc_protocol::message::{
     ClusterInfoResponse, GroupStatus, NodeStatus, PartitionDescription, PeerProgress, TopicOptions,
 };

@@ -4,7 +4,7 @@
 mod rules;
 mod tokens;
 
-use rules::{BROKER, MANIFESTS, Manifest, UNSAFE_DECLARED, UNSAFE_FILE, WORDS, Words};
+use rules::{MANIFESTS, Manifest, UNSAFE_DECLARED, UNSAFE_FILE, WORDS, Words};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tokens::{Token, tokens, without_tests};
@@ -138,18 +138,6 @@ fn check_unsafe(path: &str, code: &[Token<'_>]) -> Vec<String> {
     wrong
 }
 
-/// The broker sees no other part of its crate.
-fn check_broker(path: &str, code: &[Token<'_>]) -> Vec<String> {
-    let strays = code.windows(4).filter(|w| {
-        w[0].text == "crate"
-            && w[1].text == ":"
-            && w[2].text == ":"
-            && w[3].text != "broker"
-            && path.starts_with(BROKER)
-    });
-    strays.map(|w| format!("{path}:{}: the broker knows `crate::{}`", w[3].line, w[3].text)).collect()
-}
-
 fn assert_none(wrong: &[String]) {
     assert!(wrong.is_empty(), "{} boundaries crossed:\n{}", wrong.len(), wrong.join("\n"));
 }
@@ -175,7 +163,7 @@ fn no_part_uses_what_it_must_not() {
         assert!(shipped.keys().any(|path| is_in(path, &[part])), "{part} is in a rule but not in the workspace");
     }
     let check = |(path, code): (&&str, &Vec<Token<'_>>)| -> Vec<String> {
-        WORDS.iter().flat_map(|rule| check_words(rule, path, code)).chain(check_broker(path, code)).collect()
+        WORDS.iter().flat_map(|rule| check_words(rule, path, code)).collect()
     };
     assert_none(&shipped.iter().flat_map(check).collect::<Vec<_>>());
 }
@@ -264,7 +252,7 @@ mod checks {
             "use std::net::TcpStream;",
             "#[cfg(not(test))] use std::fs;",
         ] {
-            for path in ["lnc-raft/src/raft.rs", "lnc-replication/src/shard.rs", "lance/src/broker/apply.rs"] {
+            for path in ["lnc-raft/src/raft.rs", "lnc-replication/src/shard.rs", "lnc-broker/src/log/apply.rs"] {
                 assert!(words_in(path, bad) > 0, "{bad} in {path}");
             }
         }
@@ -327,15 +315,6 @@ mod checks {
         assert_eq!(count("lance/tests/some.rs", "unsafe impl Send for X {}"), 1);
         assert_eq!(count("lnc-log/src/journal/mod.rs", "#[allow(unsafe_code)] mod fast;"), 1);
         assert_eq!(count(UNSAFE_FILE, "unsafe { queue.push(&entry) };"), 0);
-    }
-
-    #[test]
-    fn a_broker_that_looks_around_is_found() {
-        let count = |path: &str, source: &str| check_broker(path, &tokens(source)).len();
-        assert_eq!(count("lance/src/broker/mod.rs", "use crate::broker::command::Command;"), 0);
-        assert_eq!(count("lance/src/broker/mod.rs", "use crate::config::Config;"), 1);
-        assert_eq!(count("lance/src/broker/mod.rs", "use crate::{config::Config, http};"), 1);
-        assert_eq!(count("lance/src/server.rs", "use crate::config::Config;"), 0);
     }
 
     #[test]

@@ -31,6 +31,11 @@ pub(crate) const MANIFESTS: &[Manifest] = &[
         others: &["bytes", "crc32fast", "socket2", "thiserror", "tokio", "tracing"],
     },
     Manifest {
+        name: "lnc-broker",
+        own: &["lnc-log", "lnc-metrics", "lnc-mutation", "lnc-protocol", "lnc-raft", "lnc-replication"],
+        others: &["bytes", "thiserror", "tracing"],
+    },
+    Manifest {
         name: "lnc-client",
         own: &["lnc-protocol"],
         others: &["bytes", "futures-core", "thiserror", "tokio", "tracing"],
@@ -59,6 +64,7 @@ pub(crate) const MANIFESTS: &[Manifest] = &[
         name: "lnc-chaos",
         own: &[
             "lance",
+            "lnc-broker",
             "lnc-client",
             "lnc-log",
             "lnc-metrics",
@@ -82,7 +88,7 @@ pub(crate) const MANIFESTS: &[Manifest] = &[
     },
     Manifest {
         name: "lance",
-        own: &["lnc-client", "lnc-log", "lnc-metrics", "lnc-mutation", "lnc-protocol", "lnc-raft", "lnc-replication"],
+        own: &["lnc-broker", "lnc-client", "lnc-log", "lnc-metrics", "lnc-protocol", "lnc-raft", "lnc-replication"],
         others: &[
             "axum",
             "bytes",
@@ -132,7 +138,7 @@ const DETERMINISTIC: &[&str] = &[
     "lnc-log/src/journal/",
     "lnc-log/src/segment/",
     "lnc-replication/src/",
-    "lance/src/broker/",
+    "lnc-broker/src/",
     "lnc-chaos/src/records.rs",
     "lnc-chaos/src/sim/",
 ];
@@ -184,6 +190,7 @@ pub(crate) const WORDS: &[Words] = &[
         parts: &[
             "lance/src/",
             "lnc-bench/src/",
+            "lnc-broker/src/",
             "lnc-chaos/src/",
             "lnc-client/src/",
             "lnc-log/src/",
@@ -220,9 +227,6 @@ pub(crate) const WORDS: &[Words] = &[
 pub(crate) const UNSAFE_FILE: &str = "lnc-log/src/disk/uring.rs";
 /// Where [`UNSAFE_FILE`] is declared.
 pub(crate) const UNSAFE_DECLARED: &str = "lnc-log/src/disk/mod.rs";
-
-/// The part that knows no other part of its crate.
-pub(crate) const BROKER: &str = "lance/src/broker/";
 
 /// Files of one crate that another includes as its own.
 pub(crate) const SHARED: &[(&str, &str)] = &[("lnc-bench", "lance/src/manual.rs")];

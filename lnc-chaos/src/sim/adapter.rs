@@ -4,11 +4,11 @@
 use super::network::Wire;
 use super::settings::{MAX_BATCH_BYTES, MAX_IN_FLIGHT_BYTES, Settings, TICK_US};
 use bytes::{Bytes, BytesMut};
-use lance::broker::control::Budgets;
-use lance::broker::inspect::{GroupInspection, MemoryInspection, Observed};
-use lance::broker::members::Addresses;
-use lance::broker::{
-    self, Broker, BrokerConfig, BrokerError, Caller, Clock, Membership, Opener, Output, Passage, Sequences, Standing,
+use lnc_broker::control::Budgets;
+use lnc_broker::inspect::{GroupInspection, MemoryInspection, Observed};
+use lnc_broker::members::Addresses;
+use lnc_broker::{
+    Broker, BrokerConfig, BrokerError, Caller, Clock, Membership, Opener, Output, Passage, Sequences, Standing,
     first_since,
 };
 use lnc_log::FileOwner;
@@ -69,7 +69,7 @@ impl Process {
         (opened, format): (u32, u32),
         disk: MemoryDisk,
     ) -> Result<Self, BrokerError> {
-        let mut broker = broker::open(
+        let mut broker = lnc_broker::open(
             broker_config(settings, identity, configured),
             shard_config(settings, identity, opened, format),
             settings.segments.clone(),

@@ -4,7 +4,7 @@ use super::faults::Fault;
 use super::invariants::Violation;
 use super::node::{EPOCH_MS, Node};
 use super::rng::Rng;
-use lance::broker::command::{Command, Commands};
+use lnc_broker::command::{Command, Commands};
 use lnc_log::segment::PartitionKey;
 use lnc_protocol::BatchHeader;
 use lnc_raft::{Entry, EntryKind};
@@ -114,7 +114,7 @@ impl Ages {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lance::broker::command::EntryBuilder;
+    use lnc_broker::command::EntryBuilder;
     use lnc_protocol::{BatchBuilder, Codec};
 
     #[test]

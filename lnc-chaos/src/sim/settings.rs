@@ -3,7 +3,7 @@
 use super::profile::Profile;
 use super::rng::Rng;
 use super::workload::changes_members;
-use lance::broker::ProducerLimits;
+use lnc_broker::ProducerLimits;
 use lnc_log::segment::SegmentConfig;
 
 /// One unit of a node's time, in virtual microseconds. Ten times production's: the network, the disks and the clients are

@@ -46,7 +46,7 @@ pub(crate) fn assert_same(what: &str, found: &[u8], expected: &[u8]) {
 /// Lines of every kind, about `bytes` bytes of them: text of this repository, empty lines, bytes that are no text,
 /// carriage returns, numbered lines, lines of 100 KB, and a last line without a newline.
 pub(crate) fn lines_of_every_kind(bytes: usize) -> Vec<u8> {
-    const TEXT: &str = concat!(include_str!("mod.rs"), include_str!("../../../src/broker/mod.rs"));
+    const TEXT: &str = concat!(include_str!("mod.rs"), include_str!("../../../src/server.rs"));
     let mut lines = Vec::with_capacity(bytes + (1 << 20));
     for round in 0.. {
         lines.extend_from_slice(TEXT.as_bytes());

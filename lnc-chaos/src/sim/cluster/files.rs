@@ -10,7 +10,7 @@ use super::super::node::Node;
 use super::super::rng::Rng;
 use super::super::trace::Event;
 use super::{Checked, Cluster};
-use lance::broker::inspect::files_with_digest;
+use lnc_broker::inspect::files_with_digest;
 use lnc_log::disk::memory::Bad;
 use lnc_log::disk::{BLOCK, MemoryDisk};
 use lnc_log::journal::{FoundFlush, Marked, flushes, marked};

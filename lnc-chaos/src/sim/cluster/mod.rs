@@ -26,7 +26,7 @@ use super::settings::Settings;
 use super::trace::Trace;
 use super::workload::{Client, Outcome};
 use bytes::{Bytes, BytesMut};
-use lance::broker::{Caller, Passage};
+use lnc_broker::{Caller, Passage};
 use lnc_protocol::Opcode;
 use lnc_raft::NodeId;
 use std::cell::RefCell;

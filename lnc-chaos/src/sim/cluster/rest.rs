@@ -2,7 +2,7 @@
 //! any time, that they change them in a circle.
 
 use super::super::invariants::Violation;
-use lance::broker::command::{Command, Commands};
+use lnc_broker::command::{Command, Commands};
 use lnc_raft::{Configuration, Entry, EntryKind};
 use std::collections::BTreeMap;
 

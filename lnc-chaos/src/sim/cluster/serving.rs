@@ -8,7 +8,7 @@ use super::super::trace::Event;
 use super::super::workload::{Action, Env, MembersView, Outcome};
 use super::{Call, Checked, Cluster, What};
 use bytes::{Bytes, BytesMut};
-use lance::broker::{Caller, Output, Passage};
+use lnc_broker::{Caller, Output, Passage};
 use lnc_protocol::{Flags, Opcode, Reply, decode_reply, encode_reply, frame};
 use lnc_replication::formation::Channel;
 

@@ -2,7 +2,7 @@
 
 use super::Violation;
 use crate::sim::settings::{MAX_IN_FLIGHT_BYTES, Settings};
-use lance::broker::inspect::MemoryInspection;
+use lnc_broker::inspect::MemoryInspection;
 
 /// Bytes by which the cache may exceed its budget beside what is not written yet: it lets go of whole runs.
 const SLACK: usize = 64 << 10;

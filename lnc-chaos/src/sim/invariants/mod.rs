@@ -14,7 +14,7 @@ pub(crate) use crate::records;
 
 use super::clocks::Ages;
 use super::settings::Settings;
-use lance::broker::inspect::{Applied, MemoryInspection};
+use lnc_broker::inspect::{Applied, MemoryInspection};
 
 /// A rule that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
