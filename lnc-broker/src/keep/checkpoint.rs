@@ -4,22 +4,34 @@
 //! that moment; then the segments are flushed up to there while the state is encoded, a piece in each turn, then the file
 //! is written, and only then journal files are freed and removed segments deleted. Produce and fetch go on meanwhile.
 
+use crate::keep::retention::Removal;
 use crate::keep::scrub::Scrub;
 use crate::keep::snapshot::Snapshot;
+use crate::keep::space::Space;
 use crate::keep::storage::Storage;
 use crate::keep::tail_cache::TailCache;
 use crate::keep::transfer::{Transfers, decode_header};
+use crate::lead::leadership::Leadership;
+use crate::lead::membership::Admission;
 use crate::lead::membership::members_after;
-use crate::lead::slow_disk::SlowDisk;
-use crate::log::pace::Pace;
+use crate::lead::peers::Peers;
+use crate::lead::readiness::Readiness;
+use crate::log::apply::Scratch;
+use crate::log::clocks::Clocks;
+use crate::log::flushes::Flushes;
+use crate::log::in_flight::InFlight;
 use crate::machines::catalog::{Catalog, META};
 use crate::machines::command::{CommandError, get_key, get_optional, get_u32, removed_by};
 use crate::machines::partitions::PartitionGroup;
 use crate::serve::fetch::Fetches;
 use crate::serve::offsets::Scans;
+use crate::serve::passed_on::PassedOn;
+use crate::serve::topic_changes::TopicChanges;
+use crate::turn::Turn;
 use crate::watch::control::ControlPath;
 use crate::watch::gauges::Figures;
-use crate::{Broker, BrokerConfig, BrokerError, DataGroup};
+use crate::watch::status::Elections;
+use crate::{Broker, BrokerConfig, BrokerError, Clock, DataGroup};
 use bytes::{Bytes, BytesMut};
 use lnc_log::checkpoint::{
     Checkpoint, CheckpointError, CheckpointWriter, Facts, GroupCheckpoint, load_latest, load_own,
@@ -32,7 +44,7 @@ use lnc_metrics::Metrics;
 use lnc_mutation::{Mutation, mutated};
 use lnc_protocol::Opcode;
 use lnc_raft::{Configuration, HardState, NodeId};
-use lnc_replication::{GroupStart, Outputs, Shard, ShardConfig, ShardError};
+use lnc_replication::{GroupStart, Shard, ShardConfig, ShardError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -293,24 +305,36 @@ pub fn open<D: Disk>(
         return Err(BrokerError::TooFewGroups { configured: config.data_groups, needed: group.0 });
     }
     metrics.set_backend(disk.name());
-    let space = crate::keep::space::Space::of(&disk);
+    let space = Space::of(&disk);
     let (budgets, max_clock_skew_ms) = (config.budgets, config.max_clock_skew_ms);
     let storage = Storage::new(TailCache::new(config.tail_cache_bytes), segments);
+    let in_flight = InFlight::new(config.memory_bytes);
+    let request_counter = |opcode: &Opcode| (*opcode, metrics.requests_total.with_label_values(&[opcode.name()]));
     Ok(Broker {
         config,
         disk,
         shard,
         catalog: loaded.catalog,
         groups,
-        proposals: BTreeMap::new(),
         applied,
-        storage,
-        scratch: crate::log::apply::Scratch::default(),
+        clock: Clock::default(),
+        peers: Peers::default(),
+        in_flight,
+        next_ticket: 0,
+        outputs: Vec::new(),
+        turn: Turn::default(),
+        proposals: BTreeMap::new(),
+        queued_bytes: 0,
+        flushes: Flushes::default(),
+        scratch: Scratch::default(),
+        clocks: Clocks::new(max_clock_skew_ms, format),
+        barriers: BTreeMap::new(),
+        reconcile: false,
         fetches: Fetches::default(),
         scans: Scans::default(),
-        barriers: BTreeMap::new(),
-        passed_on: crate::serve::passed_on::PassedOn::default(),
-        topic_changes: crate::serve::topic_changes::TopicChanges::default(),
+        passed_on: PassedOn::default(),
+        topic_changes: TopicChanges::default(),
+        storage,
         checkpoint: Progress {
             phase: Phase::Idle,
             writer: CheckpointWriter::new(),
@@ -320,54 +344,22 @@ pub fn open<D: Disk>(
             applied_bytes: 0,
             wanted: copy_lost,
         },
-        next_ticket: 0,
-        in_flight_bytes: 0,
-        queued_bytes: 0,
-        reconcile: false,
-        retry_full: false,
-        draining: false,
-        draining_peers: BTreeSet::new(),
-        peer_facts: BTreeMap::new(),
-        told_addresses: BTreeMap::new(),
-        peers_connected: BTreeMap::new(),
-        misplaced_since_us: BTreeMap::new(),
         transfers,
         scrub: Scrub::default(),
-        slow_disk: SlowDisk::default(),
-        quick_flush: crate::log::window::QuickFlush::default(),
-        pace: Pace::default(),
-        followers: crate::lead::followers::Followers::default(),
         space,
-        refused_appends_us: BTreeMap::new(),
-        founding_since_us: None,
-        applicants: BTreeMap::new(),
-        gone: BTreeMap::new(),
-        expected_members,
-        standing: crate::Standing::default(),
-        clock: crate::Clock::default(),
-        clocks: crate::log::clocks::Clocks::new(max_clock_skew_ms, format),
-        removal: crate::keep::retention::Removal::default(),
-        shard_outputs: Outputs::default(),
-        outputs: Vec::new(),
-        completions: Vec::new(),
-        request_counters: Opcode::ALL
-            .iter()
-            .map(|opcode| (*opcode, metrics.requests_total.with_label_values(&[opcode.name()])))
-            .collect(),
+        removal: Removal::default(),
+        leadership: Leadership::default(),
+        admission: Admission::new(expected_members),
+        readiness: Readiness::default(),
+        request_counters: Opcode::ALL.iter().map(request_counter).collect(),
         control: ControlPath::new(budgets, metrics.clone()),
         figures: Figures::new(&metrics),
+        elections: Elections::default(),
         stopwatch: None,
-        reply_room: None,
-        metrics,
-        group_metrics,
-        flushes: VecDeque::new(),
-        writing_until_us: 0,
-        freshness: BTreeMap::new(),
-        left_behind: BTreeSet::new(),
-        last_second_us: 0,
-        elections: crate::watch::status::Elections::default(),
         observer: None,
         tracer: None,
+        metrics,
+        group_metrics,
     })
 }
 

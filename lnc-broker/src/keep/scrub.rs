@@ -221,7 +221,7 @@ impl<D: Disk> Broker<D> {
         }
         let now = self.now_us();
         let mut asks = Vec::new();
-        let (segments, groups, peers) = (self.storage.on_disk(), &self.groups, &self.peers_connected);
+        let (segments, groups, peers) = (self.storage.on_disk(), &self.groups, &self.peers);
         self.scrub.repairs.retain(|key, repair| {
             let group = groups.iter().find(|(_, data)| data.state.get(*key).is_some()).map(|(group, _)| *group);
             // The segment may have been trimmed, or the topic deleted.
@@ -232,11 +232,11 @@ impl<D: Disk> Broker<D> {
             repair.writing &= now < repair.asked_us + WRITE_US;
             let waiting = repair.asked.is_some() && now < repair.asked_us + PATIENCE_US;
             if !repair.writing && !waiting {
-                let after = peers.keys().find(|peer| repair.asked.is_none_or(|asked| **peer > asked));
-                if let Some(to) = after.or(peers.keys().next()) {
-                    (repair.asked, repair.asked_us) = (Some(*to), now);
+                let after = peers.ids().find(|peer| repair.asked.is_none_or(|asked| *peer > asked));
+                if let Some(to) = after.or(peers.ids().next()) {
+                    (repair.asked, repair.asked_us) = (Some(to), now);
                     let part = Part::Records { key: *key, offset: repair.next };
-                    asks.push((*to, group, Range { part, max_bytes: MAX_RANGE }));
+                    asks.push((to, group, Range { part, max_bytes: MAX_RANGE }));
                 }
             }
             true

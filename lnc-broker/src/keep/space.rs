@@ -43,11 +43,19 @@ pub(crate) struct Space {
     short_until_us: u64,
     /// How far each group is durable whose entries wait for a place in the journal, and since when.
     waiting: BTreeMap<GroupId, (Index, u64)>,
+    /// When appends of a group were last refused for want of space.
+    refused_appends_us: BTreeMap<GroupId, u64>,
 }
 
 impl Space {
     pub(crate) fn of(disk: &impl Disk) -> Self {
-        let mut space = Self { bytes: 0, inodes: 0, short_until_us: 0, waiting: BTreeMap::new() };
+        let mut space = Self {
+            bytes: 0,
+            inodes: 0,
+            short_until_us: 0,
+            waiting: BTreeMap::new(),
+            refused_appends_us: BTreeMap::new(),
+        };
         space.look(disk);
         space
     }
@@ -88,7 +96,7 @@ impl<D: Disk> Broker<D> {
         let fits = none && self.shard.journal().room() >= 2 * bytes as u64;
         let refused = short && !fits && bytes > most && entries.iter().any(records);
         if refused {
-            self.refused_appends_us.insert(group, self.clock.mono_us);
+            self.space.refused_appends_us.insert(group, self.clock.mono_us);
         } else {
             self.space.take(bytes);
         }
@@ -194,7 +202,7 @@ impl<D: Disk> Broker<D> {
         /// How long a refusal counts, and how long what has come may wait for its place in the journal.
         const RECENT_US: u64 = 5_000_000;
         let now = self.now_us();
-        self.refused_appends_us.retain(|_, at| *at + RECENT_US >= now);
+        self.space.refused_appends_us.retain(|_, at| *at + RECENT_US >= now);
         for group in self.shard.group_ids().collect::<Vec<_>>() {
             let Some(status) = self.shard.status(group) else { continue };
             let waits = self.shard.journal().is_full() && status.last > status.durable;
@@ -204,7 +212,7 @@ impl<D: Disk> Broker<D> {
                 true => self.space.waiting.insert(group, (status.durable, since_us)),
                 false => self.space.waiting.remove(&group),
             };
-            let next = if self.refused_appends_us.contains_key(&group) {
+            let next = if self.space.refused_appends_us.contains_key(&group) {
                 status.last + 1
             } else if waits && now >= since_us + RECENT_US {
                 status.durable + 1

@@ -270,9 +270,9 @@ impl<D: Disk> Broker<D> {
     /// Whom to ask: the leader, or after trouble with one peer another.
     fn transfer_source(&self, group: GroupId, not: Option<NodeId>) -> Option<NodeId> {
         let leader = self.shard.leader(group);
-        let fit = |peer: &NodeId| self.peers_connected.contains_key(peer) && Some(*peer) != not;
-        let others = || self.peers_connected.keys().copied().find(fit);
-        leader.filter(fit).or_else(others).or(not.filter(|peer| self.peers_connected.contains_key(peer)))
+        let fit = |peer: &NodeId| self.peers.is_connected(*peer) && Some(*peer) != not;
+        let others = || self.peers.ids().find(fit);
+        leader.filter(fit).or_else(others).or(not.filter(|peer| self.peers.is_connected(*peer)))
     }
 
     /// Ask for what comes next.
@@ -318,7 +318,7 @@ impl<D: Disk> Broker<D> {
             TransferBody::State { offer } => self.state_offered(from, group, offer),
             TransferBody::Range { range, bytes } => self.range_came(from, group, range, bytes),
             TransferBody::AskEntries { wanted } => {
-                self.shard.find_entries(&mut self.disk, group, from, &wanted, &mut self.shard_outputs);
+                self.shard.find_entries(&mut self.disk, group, from, &wanted, &mut self.turn.shard_outputs);
             }
             TransferBody::AskTopic { topic_id, partitions, data_groups } => {
                 self.tell_of_topic(from, group, topic_id, partitions, data_groups);
@@ -331,7 +331,7 @@ impl<D: Disk> Broker<D> {
                     return;
                 }
                 let found = Found { group, to: self.config.node, commit, committed, entries, first_index };
-                self.shard.entries_found(found, &mut self.shard_outputs);
+                self.shard.entries_found(found, &mut self.turn.shard_outputs);
             }
         }
     }
@@ -349,13 +349,14 @@ impl<D: Disk> Broker<D> {
             return;
         }
         let wanted = self.shard.wanted_entries(ENTRIES_AT_ONCE);
-        if wanted.is_empty() || self.peers_connected.is_empty() {
+        let peers = self.peers.ids().len();
+        if wanted.is_empty() || peers == 0 {
             return;
         }
         self.transfers.entries_asked_us = now;
         self.transfers.entries_asked += 1;
-        let turn = self.transfers.entries_asked % self.peers_connected.len();
-        let Some(to) = self.peers_connected.keys().nth(turn).copied() else { return };
+        let turn = self.transfers.entries_asked % peers;
+        let Some(to) = self.peers.ids().nth(turn) else { return };
         for (group, wanted) in wanted {
             self.answer_peer(to, group, TransferBody::AskEntries { wanted });
         }

@@ -44,7 +44,7 @@ impl<D: Disk> Broker<D> {
 
     /// The follower for which the clients of a group are slowed down, and how far it is behind.
     pub(crate) fn waits_for_follower(&self, group: GroupId) -> Option<(NodeId, u64)> {
-        self.followers.waited_for.get(&group).copied().filter(|_| !mutated(Mutation::WaitForNobody))
+        self.leadership.followers.waited_for.get(&group).copied().filter(|_| !mutated(Mutation::WaitForNobody))
     }
 
     /// The followers of a group that have to fetch its state, if this node leads it.
@@ -61,7 +61,7 @@ impl<D: Disk> Broker<D> {
             peer.known && peer.recently_active && peer.state != ProgressState::NeedsSnapshot
         };
         let live: Vec<&lnc_raft::Progress> = status.peers.iter().filter(is_live).collect();
-        let followers = &mut self.followers.followers;
+        let followers = &mut self.leadership.followers.followers;
         followers.retain(|(of, id), _| *of != group || live.iter().any(|peer| peer.id == *id));
         let mut furthest = None;
         for peer in live {
@@ -94,7 +94,7 @@ impl<D: Disk> Broker<D> {
                 furthest = furthest.max(Some((behind, peer.id)));
             }
         }
-        let waited_for = &mut self.followers.waited_for;
+        let waited_for = &mut self.leadership.followers.waited_for;
         match furthest {
             Some((behind, id)) => {
                 if waited_for.insert(group, (id, behind)).is_none() {
@@ -103,6 +103,6 @@ impl<D: Disk> Broker<D> {
             }
             None => drop(waited_for.remove(&group)),
         }
-        self.metrics.followers_waited_for.set(self.followers.waited_for.len() as u64);
+        self.metrics.followers_waited_for.set(self.leadership.followers.waited_for.len() as u64);
     }
 }

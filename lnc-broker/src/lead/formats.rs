@@ -98,7 +98,7 @@ impl<D: Disk> Broker<D> {
     fn formats_of(&self, member: NodeId) -> Option<Formats> {
         match member == self.config.node {
             true => Some(Formats::BUILD),
-            false => self.peers_connected.get(&member).map(|peer| peer.formats),
+            false => self.peers.greeted(member).map(|peer| peer.formats),
         }
     }
 

@@ -2,13 +2,40 @@
 //! start anew, and when another node should lead them.
 
 use crate::Broker;
+use crate::lead::followers::Followers;
+use crate::lead::slow_disk::SlowDisk;
+use crate::log::pace::Pace;
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
 use lnc_raft::NodeId;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How far a follower may be behind to be given a group, in microseconds: commands wait until it has everything.
 const NEARLY_THERE_US: u64 = 250_000;
+
+/// What a node knows of who should lead its groups.
+#[derive(Default)]
+pub(crate) struct Leadership {
+    /// This node is about to end.
+    draining: bool,
+    /// Since when each data group that another node should lead is led here, for rebalancing.
+    misplaced_since_us: BTreeMap<GroupId, u64>,
+    slow_disk: SlowDisk,
+    pub(crate) pace: Pace,
+    pub(crate) followers: Followers,
+}
+
+impl Leadership {
+    /// Whether this node is about to end.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// A flush of the journal took so long, in microseconds.
+    pub(crate) fn synced(&mut self, took_us: u64) {
+        self.slow_disk.synced(took_us);
+    }
+}
 
 impl<D: Disk> Broker<D> {
     /// The groups that this node leads.
@@ -36,8 +63,8 @@ impl<D: Disk> Broker<D> {
     pub(crate) fn look_at_disk(&mut self) {
         let now = self.now_us();
         let limit_us = self.config.slow_sync_us;
-        let under_way_us = self.flushes.front().map(|flush| now.saturating_sub(flush.since_us));
-        match self.slow_disk.second(limit_us, under_way_us) {
+        let under_way_us = self.flushes.oldest_us(now);
+        match self.leadership.slow_disk.second(limit_us, under_way_us) {
             Some(true) => tracing::warn!(
                 limit_ms = limit_us / 1000,
                 "syncs of the journal take long: groups led here are handed to nodes with faster disks; look at the disk and at \
@@ -46,7 +73,7 @@ impl<D: Disk> Broker<D> {
             Some(false) => tracing::info!("syncs of the journal are fast again"),
             None => {}
         }
-        let slow = self.slow_disk.is_slow();
+        let slow = self.leadership.slow_disk.is_slow();
         self.metrics.slow_disk.set(slow.into());
         // Told every second, since groups come and go. A full disk is as little use to a leader as a slow one.
         let unfit = slow || self.was_short_of_space();
@@ -68,14 +95,14 @@ impl<D: Disk> Broker<D> {
     /// Whether a node has about all of a group that this one leads, a disk that is fast, and a clock that is right.
     fn could_take_over(&self, group: GroupId, node: NodeId) -> bool {
         let slow = self.shard.status(group).is_none_or(|s| s.peers.iter().any(|peer| peer.id == node && peer.slow));
-        let fit = !slow && self.clocks.is_fit(node, self.now_us()) && !self.draining_peers.contains(&node);
-        fit && self.pace.keeps_up(self.now_us(), group, node, NEARLY_THERE_US)
+        let fit = !slow && self.clocks.is_fit(node, self.now_us()) && !self.peers.drains(node);
+        fit && self.leadership.pace.keeps_up(self.now_us(), group, node, NEARLY_THERE_US)
     }
 
     /// Begin a graceful end: refuse new writes, hand over every group that this node leads, and have readers who wait for
     /// records wait elsewhere. Done when [`Broker::is_drained`] says so.
     pub fn drain(&mut self) {
-        self.draining = true;
+        self.leadership.draining = true;
         // So that nobody hands anything back.
         self.tell_clocks();
         self.hand_over();
@@ -93,7 +120,7 @@ impl<D: Disk> Broker<D> {
 
     /// Whether this node leads no group that another could lead, so that ending it interrupts nobody.
     pub fn is_drained(&self) -> bool {
-        self.draining && self.leads_nothing_for_others()
+        self.leadership.draining && self.leads_nothing_for_others()
     }
 
     /// Whether there is nobody to whom a group could be handed.
@@ -113,10 +140,10 @@ impl<D: Disk> Broker<D> {
         let status = self.shard.status(group)?;
         let fit = |peer: &&lnc_raft::Progress| {
             peer.recently_active
-                && (self.draining || (!peer.slow && self.clocks.is_fit(peer.id, self.now_us())))
+                && (self.leadership.draining || (!peer.slow && self.clocks.is_fit(peer.id, self.now_us())))
                 && voters.contains(&peer.id)
-                && !self.draining_peers.contains(&peer.id)
-                && self.peers_connected.contains_key(&peer.id)
+                && !self.peers.drains(peer.id)
+                && self.peers.is_connected(peer.id)
         };
         let best = |peer: &&lnc_raft::Progress| (!self.is_leaving(peer.id), peer.match_index);
         status.peers.iter().filter(fit).max_by_key(best).map(|peer| peer.id)
@@ -137,19 +164,17 @@ impl<D: Disk> Broker<D> {
         for group in groups {
             let preferred = self.preferred_leader(group).filter(|node| *node != self.config.node);
             let fit = preferred.filter(|node| {
-                self.shard.is_leader(group)
-                    && self.peers_connected.contains_key(node)
-                    && self.could_take_over(group, *node)
+                self.shard.is_leader(group) && self.peers.is_connected(*node) && self.could_take_over(group, *node)
             });
             let Some(to) = fit else {
-                self.misplaced_since_us.remove(&group);
+                self.leadership.misplaced_since_us.remove(&group);
                 continue;
             };
             let now = self.now_us();
-            let since = *self.misplaced_since_us.entry(group).or_insert(now);
+            let since = *self.leadership.misplaced_since_us.entry(group).or_insert(now);
             if now >= since + PATIENCE_US && self.hand_to(group, to) {
                 tracing::info!(group = group.0, to = %to, "handing leadership to the node that should have it");
-                self.misplaced_since_us.remove(&group);
+                self.leadership.misplaced_since_us.remove(&group);
             }
         }
     }

@@ -29,9 +29,32 @@ const CAUGHT_UP_US: u64 = 1_000_000;
 
 /// A node that came with a fresh data directory and is not admitted yet.
 #[derive(Clone, Copy)]
-pub(crate) struct Applicant {
+struct Applicant {
     incarnation: u64,
     seen_us: u64,
+}
+
+/// What this node knows of members beyond the catalog.
+#[derive(Default)]
+pub(crate) struct Admission {
+    /// How members are reached that have said so themselves, by number.
+    told_addresses: BTreeMap<u64, Addresses>,
+    /// Since when this node could note who founded the cluster.
+    founding_since_us: Option<u64>,
+    /// Nodes that wait to be admitted, by number.
+    applicants: BTreeMap<u64, Applicant>,
+    /// Members that the catalog has forgotten and that a group of this node, which may be behind, still names.
+    gone: BTreeMap<NodeId, Member>,
+    /// The members as the journal had them at the start, beyond the checkpoint and committed or not.
+    expected_members: Members,
+    standing: Standing,
+}
+
+impl Admission {
+    /// What is known at the start: the members that the journal expects.
+    pub(crate) fn new(expected_members: Members) -> Self {
+        Self { expected_members, ..Self::default() }
+    }
 }
 
 /// What peers say of this node.
@@ -92,7 +115,7 @@ impl<D: Disk> Broker<D> {
     /// How a node is reached, if that is known.
     pub(crate) fn addresses(&self, node: u64) -> Option<&Addresses> {
         let members = self.known_members();
-        let leaving = || members.former().chain(self.gone.values()).find(|member| member.id.node() == node);
+        let leaving = || members.former().chain(self.admission.gone.values()).find(|member| member.id.node() == node);
         let remembered = || members.of_node(node).or_else(leaving).map(|member| &member.addresses);
         self.config.nodes.get(&node).or_else(remembered)
     }
@@ -109,7 +132,7 @@ impl<D: Disk> Broker<D> {
         let OwnAddresses { client, peer, http } = told;
         let addresses = Addresses { client, peer, http };
         if !self.has_caught_up(META) && is_address(&addresses.peer) {
-            self.told_addresses.insert(from.node(), addresses);
+            self.admission.told_addresses.insert(from.node(), addresses);
         }
     }
 
@@ -117,13 +140,13 @@ impl<D: Disk> Broker<D> {
     /// catalog says: its voice may be needed, for an older configuration or for one that is being left.
     pub fn membership(&self) -> Membership {
         let members = self.known_members();
-        let mut nodes = self.told_addresses.clone();
+        let mut nodes = self.admission.told_addresses.clone();
         nodes.extend(self.config.nodes.clone());
         if !members.is_founded() {
             let (version, members) = (self.config.members_version, self.config.members.clone());
             return Membership { version, members, is_newest: false, nodes };
         }
-        let all = || members.current().chain(members.former()).chain(self.gone.values());
+        let all = || members.current().chain(members.former()).chain(self.admission.gone.values());
         // With an old catalog it may know nobody who is still there.
         if self.has_caught_up(META) {
             nodes.clear();
@@ -142,7 +165,7 @@ impl<D: Disk> Broker<D> {
     /// The members by the catalog; and before this node has caught up with that, by what its journal has beyond it, committed
     /// or not. To elect a leader, and hear what is committed, it must reach those whom its configurations name.
     fn known_members(&self) -> &Members {
-        let expected = &self.expected_members;
+        let expected = &self.admission.expected_members;
         let ahead = !self.has_caught_up(META) && expected.version() > self.catalog.members().version();
         if ahead { expected } else { self.catalog.members() }
     }
@@ -151,14 +174,14 @@ impl<D: Disk> Broker<D> {
     /// may be behind, still names it, it stays reachable.
     pub(crate) fn member_forgotten(&mut self, id: NodeId) {
         if let Some(member) = self.catalog.members_mut().forget(id) {
-            self.gone.insert(id, member);
+            self.admission.gone.insert(id, member);
             self.let_go();
         }
     }
 
     /// Peers have said something about this node.
     pub fn set_standing(&mut self, standing: Standing) {
-        self.standing = standing;
+        self.admission.standing = standing;
     }
 
     /// Whether this node was removed, as far as it knows or has heard.
@@ -171,13 +194,13 @@ impl<D: Disk> Broker<D> {
         let is_listed = || members.current().chain(members.former()).any(|member| member.id == own);
         let unknown = || self.has_caught_up(META) && !is_listed();
         let decided = members.is_founded() && (leaves || unknown());
-        decided || matches!(self.standing, Standing::Removed { .. })
+        decided || matches!(self.admission.standing, Standing::Removed { .. })
     }
 
     /// Why this node has no business in the cluster, if that is so.
     pub(crate) fn estranged(&self) -> Option<String> {
         let (own, node) = (self.config.node, self.config.node.node());
-        let told = match self.standing {
+        let told = match self.admission.standing {
             Standing::Copied { by } => {
                 return Some(format!(
                     "another process runs with the identity of this node, as node {by} says: its data directory was \
@@ -196,12 +219,12 @@ impl<D: Disk> Broker<D> {
     }
 
     fn let_go(&mut self) {
-        if self.gone.is_empty() {
+        if self.admission.gone.is_empty() {
             return;
         }
         let statuses: Vec<Status> = self.shard.group_ids().filter_map(|group| self.shard.status(group)).collect();
         let whole = statuses.len() == self.shard.group_ids().count();
-        self.gone.retain(|id, _| !whole || statuses.iter().any(|status| names(status, *id)));
+        self.admission.gone.retain(|id, _| !whole || statuses.iter().any(|status| names(status, *id)));
     }
 
     /// A node has shown itself with a data directory that belongs to no cluster yet. It is remembered if it could be a
@@ -210,10 +233,10 @@ impl<D: Disk> Broker<D> {
         self.clock = clock;
         // One that was admitted knocks until it has heard of it; later that would make it its own successor.
         let members = self.catalog.members();
-        let mut known = members.current().chain(members.former()).chain(self.gone.values());
+        let mut known = members.current().chain(members.former()).chain(self.admission.gone.values());
         let was_admitted = known.any(|member| member.id.node() == node && member.incarnation == incarnation);
         if members.of_node(node).is_some() && !was_admitted {
-            self.applicants.insert(node, Applicant { incarnation, seen_us: clock.mono_us });
+            self.admission.applicants.insert(node, Applicant { incarnation, seen_us: clock.mono_us });
         }
     }
 
@@ -228,8 +251,8 @@ impl<D: Disk> Broker<D> {
 
     /// A node was admitted: its knocks are answered.
     pub(crate) fn forget_applicant(&mut self, node: u64, incarnation: u64) {
-        if self.applicants.get(&node).is_some_and(|applicant| applicant.incarnation == incarnation) {
-            self.applicants.remove(&node);
+        if self.admission.applicants.get(&node).is_some_and(|applicant| applicant.incarnation == incarnation) {
+            self.admission.applicants.remove(&node);
         }
     }
 
@@ -278,7 +301,7 @@ impl<D: Disk> Broker<D> {
             ));
         }
         // Whoever takes the place of a node that is gone may have its addresses, too.
-        let lives = |old: &u64| *old == self.config.node.node() || self.is_connected(*old);
+        let lives = |old: &u64| *old == self.config.node.node() || self.peers.is_node_connected(*old);
         if let Some((_, what)) = replaces.filter(lives).and_then(|_| self.catalog.members().at(&addresses, node, None))
         {
             let old = replaces.unwrap_or_default();
@@ -378,7 +401,7 @@ impl<D: Disk> Broker<D> {
             return;
         }
         let now = self.now_us();
-        let since = *self.founding_since_us.get_or_insert(now);
+        let since = *self.admission.founding_since_us.get_or_insert(now);
         let format = self.founding_format();
         if format.is_none() && now < since + PATIENCE_US {
             return;
@@ -404,25 +427,25 @@ impl<D: Disk> Broker<D> {
         let now = self.now_us();
         // Whom its peers let in, since they believe its word, need not show itself again.
         let strays: Vec<(NodeId, u64)> =
-            self.peers_connected.iter().map(|(id, peer)| (*id, peer.incarnation)).collect();
+            self.peers.ids().filter_map(|id| Some((id, self.peers.greeted(id)?.incarnation))).collect();
         strays.into_iter().for_each(|(id, incarnation)| self.stray(self.clock, id, incarnation));
-        self.applicants.retain(|_, applicant| applicant.seen_us + MEMORY_US > now);
+        self.admission.applicants.retain(|_, applicant| applicant.seen_us + MEMORY_US > now);
         let Some(status) = self.shard.status(META) else { return };
         let members = self.catalog.members();
         let welcome = |(node, applicant): (&u64, &Applicant)| {
             let member = members.of_node(*node)?;
             let alive = member.id == self.config.node
-                || self.peers_connected.contains_key(&member.id)
+                || self.peers.is_connected(member.id)
                 || status.peers.iter().any(|peer| peer.id == member.id && peer.recently_active);
             let new = member.incarnation != applicant.incarnation;
             let incarnation = applicant.incarnation;
             (new && (member.incarnation == 0 || !alive)).then_some(Command::AdmitMember { node: *node, incarnation })
         };
-        let commands: Vec<Command> = self.applicants.iter().filter_map(welcome).collect();
+        let commands: Vec<Command> = self.admission.applicants.iter().filter_map(welcome).collect();
         for command in commands {
             if let Command::AdmitMember { node, incarnation } = command {
                 tracing::info!(node, incarnation, "admitting a node that came with a fresh data directory");
-                self.applicants.remove(&node);
+                self.admission.applicants.remove(&node);
             }
             self.submit(META, &command, None);
         }
@@ -487,7 +510,7 @@ impl<D: Disk> Broker<D> {
             .map(|member| (member.id, member))
             .collect();
         let now_us = self.now_us();
-        let keeps_up = |peer: &Progress| self.pace.keeps_up(now_us, group, peer.id, CAUGHT_UP_US);
+        let keeps_up = |peer: &Progress| self.leadership.pace.keeps_up(now_us, group, peer.id, CAUGHT_UP_US);
         let caught_up = |peer: &&Progress| peer.learner && (keeps_up(peer) || mutated(Mutation::PromoteEarly));
         // A node whose place another has taken does not come back: it would be added and removed, again and again.
         let has_place = |id: &NodeId| wanted.contains_key(id) && !self.is_replaced(*id, &now.voters);

@@ -107,7 +107,7 @@ enum Outcome {
 impl<D: Disk> Broker<D> {
     /// Apply a committed entry. Called once per entry, in order of the group's log.
     pub(crate) fn apply(&mut self, group: GroupId, entry: Entry) -> Result<(), BrokerError> {
-        let (now_us, flush_us) = (self.now_us(), self.quick_flush.typical_us());
+        let (now_us, flush_us) = (self.now_us(), self.flushes.typical_us());
         let known = self.proposals(group).committed(entry.term, entry.index, now_us, flush_us);
         let Committed { mut origins, lost, proposed_us } = known;
         if let Some(since_us) = proposed_us {

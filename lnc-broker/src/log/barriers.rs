@@ -52,10 +52,10 @@ impl<D: Disk> Broker<D> {
         const WAIT_US: u64 = 5_000_000;
         /// Requests that may wait for it at once.
         const MAX_BARRIERS: usize = 4096;
-        if self.barriers.len() >= MAX_BARRIERS || self.in_flight_bytes + body.len() > self.config.memory_bytes {
+        if self.barriers.len() >= MAX_BARRIERS || !self.in_flight.has_room(body.len()) {
             let message = format!(
                 "{} bytes of requests are under way, {} of them wait for the word of a leader",
-                self.in_flight_bytes,
+                self.in_flight.bytes(),
                 self.barriers.len()
             );
             return self.refuse(caller, opcode, ErrorCode::Overloaded, message);
@@ -72,7 +72,7 @@ impl<D: Disk> Broker<D> {
             }
         }
         let (deadline_us, patience) = (self.now_us() + WAIT_US, self.patience());
-        self.in_flight_bytes += body.len();
+        self.in_flight.take(body.len());
         let barrier =
             ReadBarrier { caller, opcode, request, body, asked, until: BTreeMap::new(), deadline_us, patience };
         self.barriers.insert(ctx, barrier);
@@ -80,7 +80,7 @@ impl<D: Disk> Broker<D> {
 
     fn take_barrier(&mut self, ctx: u64) -> Option<ReadBarrier> {
         let barrier = self.barriers.remove(&ctx)?;
-        self.take_off(barrier.body.len());
+        self.in_flight.give_back(barrier.body.len());
         Some(barrier)
     }
 

@@ -268,13 +268,9 @@ impl Clocks {
 impl<D: Disk> Broker<D> {
     /// A peer says what its clock says, and whether it is about to end.
     pub(crate) fn heard_notice(&mut self, notice: PeerNotice) {
-        if self.peers_connected.contains_key(&notice.from) {
-            match notice.drains {
-                true => self.draining_peers.insert(notice.from),
-                false => self.draining_peers.remove(&notice.from),
-            };
+        let said = Said { at_ms: notice.wall_ms, facts: notice.facts };
+        if self.peers.tell(notice.from, notice.drains, said) {
             self.hear_addresses(notice.from, notice.addresses);
-            self.peer_facts.insert(notice.from, Said { at_ms: notice.wall_ms, facts: notice.facts });
         }
         let base_ms = base_of(notice.wall_ms, self.clock.mono_us);
         self.clocks.heard.entry(notice.from).or_default().note(base_ms, self.clock.mono_us);
@@ -299,18 +295,25 @@ impl<D: Disk> Broker<D> {
 
     /// Tell a peer what this node's clock says, and whether it is about to end.
     pub(crate) fn tell_clock(&mut self, peer: NodeId) {
-        let speaks = self.peers_connected.get(&peer).is_some_and(|peer| peer.formats.contains(SINCE_FORMAT));
+        let speaks = self.peers.greeted(peer).is_some_and(|peer| peer.formats.contains(SINCE_FORMAT));
         if speaks && self.compares_clocks() {
             let (from, wall_ms) = (self.config.node, self.clock.wall_ms);
             let facts = self.own_facts();
             let addresses = self.own_addresses();
-            self.clocks.outbox.push(PeerNotice { from, to: peer, wall_ms, drains: self.draining, facts, addresses });
+            self.clocks.outbox.push(PeerNotice {
+                from,
+                to: peer,
+                wall_ms,
+                drains: self.leadership.is_draining(),
+                facts,
+                addresses,
+            });
         }
     }
 
     /// The same, to all of them.
     pub(crate) fn tell_clocks(&mut self) {
-        let peers: Vec<NodeId> = self.peers_connected.keys().copied().collect();
+        let peers: Vec<NodeId> = self.peers.ids().collect();
         peers.into_iter().for_each(|peer| self.tell_clock(peer));
     }
 

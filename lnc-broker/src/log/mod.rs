@@ -4,6 +4,8 @@ pub(crate) mod apply;
 pub(crate) mod barriers;
 pub(crate) mod clocks;
 pub(crate) mod fair_queue;
+pub(crate) mod flushes;
+pub(crate) mod in_flight;
 pub(crate) mod intake;
 pub(crate) mod pace;
 pub(crate) mod proposals;

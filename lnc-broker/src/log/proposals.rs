@@ -437,12 +437,12 @@ impl<D: Disk> Broker<D> {
     }
 
     pub(crate) fn fail(&mut self, origin: Origin, code: ErrorCode, message: String) {
-        self.take_off(origin.bytes);
+        self.in_flight.give_back(origin.bytes);
         self.refuse(origin.caller, origin.opcode, code, message);
     }
 
     pub(crate) fn answer(&mut self, origin: Origin, response: Response) {
-        self.take_off(origin.bytes);
+        self.in_flight.give_back(origin.bytes);
         if matches!(origin.kind, Kind::Produce { .. }) {
             let micros = self.now_us().saturating_sub(origin.since_us);
             self.metrics.produce_latency_seconds.observe(micros as f64 / 1e6);

@@ -56,7 +56,7 @@ impl<D: Disk> Broker<D> {
         if !self.decides(caller, opcode, META, &body) {
             return;
         }
-        if self.draining {
+        if self.leadership.is_draining() {
             return self.refuse_new_work(caller, opcode);
         }
         if self.shard.journal().is_full() {
@@ -100,7 +100,7 @@ impl<D: Disk> Broker<D> {
         if !self.decides(caller, opcode, META, &body) {
             return;
         }
-        if self.draining {
+        if self.leadership.is_draining() {
             return self.refuse_new_work(caller, opcode);
         }
         let command = Command::DeleteTopic { name: request.name };
@@ -199,7 +199,7 @@ impl<D: Disk> Broker<D> {
         let nodes = members.nodes.iter().map(|(id, node)| NodeInfo {
             id: *id,
             client_address: node.client.clone(),
-            alive: *id == self.config.node.node() || self.is_connected(*id),
+            alive: *id == self.config.node.node() || self.peers.is_node_connected(*id),
         });
         let response = MetadataResponse { cluster_id: self.config.cluster_id, nodes: nodes.collect(), topics };
         self.reply(caller, Opcode::Metadata, Response::Metadata(response));
@@ -341,7 +341,7 @@ impl<D: Disk> Broker<D> {
         let members = self.catalog.members();
         let own = self.config.node.node();
         let status = |(id, at): (&u64, &Addresses)| {
-            let connected = *id == own || self.is_connected(*id);
+            let connected = *id == own || self.peers.is_node_connected(*id);
             let state = match (*id == own, self.readiness()) {
                 (true, Ok(())) => "ready".to_owned(),
                 (true, Err(reason)) => reason,
@@ -380,7 +380,7 @@ impl<D: Disk> Broker<D> {
             client_address: former.addresses.client.clone(),
             peer_address: former.addresses.peer.clone(),
             http_address: former.addresses.http.clone(),
-            connected: self.is_connected(former.id.node()),
+            connected: self.peers.is_node_connected(former.id.node()),
             incarnation: former.incarnation,
             state: gone.clone().filter(|_| is_gone(former.id)).unwrap_or_else(|| "leaving".to_owned()),
             member: former.id.0,

@@ -48,6 +48,8 @@ struct Parked {
 /// The fetches that wait for records or for the disk.
 #[derive(Default)]
 pub(crate) struct Fetches {
+    /// Set where memory for replies is bounded.
+    pub(crate) reply_room: Option<Box<dyn ReplyRoom>>,
     parked: BTreeMap<u64, Parked>,
     watchers: BTreeMap<PartitionKey, BTreeSet<u64>>,
     /// Fetches for which something has changed.
@@ -110,7 +112,7 @@ impl<D: Disk> Broker<D> {
     /// Fetch once it is known of these groups what was committed.
     pub(crate) fn fetch_confirmed(&mut self, caller: Caller, request: FetchRequest, confirmed: BTreeSet<GroupId>) {
         let since_us = self.now_us();
-        let wait_ms = if self.draining { 0 } else { request.max_wait_ms.min(MAX_WAIT_MS) };
+        let wait_ms = if self.leadership.is_draining() { 0 } else { request.max_wait_ms.min(MAX_WAIT_MS) };
         let deadline_us = since_us + u64::from(wait_ms) * 1000;
         let id = self.ticket();
         let cold = BTreeMap::new();
@@ -120,7 +122,7 @@ impl<D: Disk> Broker<D> {
 
     fn serve_fetch(&mut self, id: u64, mut parked: Parked) {
         let limit = self.config.max_frame_bytes.saturating_sub(FRAME_OVERHEAD);
-        let allowed = self.reply_room.as_ref().map_or(usize::MAX, |replies| replies.room(parked.caller));
+        let allowed = self.fetches.reply_room.as_ref().map_or(usize::MAX, |replies| replies.room(parked.caller));
         let mut room = (parked.request.max_bytes as usize).min(limit).min(allowed);
         let mut results = Vec::with_capacity(parked.request.partitions.len());
         let mut reads = Vec::new();
@@ -172,7 +174,7 @@ impl<D: Disk> Broker<D> {
         }
         // By the time it is woken there is more to read.
         parked.cold.clear();
-        if let Some(replies) = &self.reply_room {
+        if let Some(replies) = &self.fetches.reply_room {
             replies.keep(parked.caller, 0);
         }
         self.fetches.parked.insert(id, parked);
@@ -180,7 +182,7 @@ impl<D: Disk> Broker<D> {
 
     fn answer_fetch(&mut self, parked: Parked, results: Vec<FetchedPartition>, offsets: &[Range<u64>]) {
         let bytes: usize = results.iter().map(|found| found.records.len()).sum();
-        if let Some(replies) = &self.reply_room {
+        if let Some(replies) = &self.fetches.reply_room {
             replies.keep(parked.caller, bytes);
         }
         self.metrics.bytes_out_total.inc_by(bytes as u64);
@@ -205,7 +207,7 @@ impl<D: Disk> Broker<D> {
     /// what was asked for before it, and so do those who wait for the flush.
     pub(crate) fn read_budget(&self) -> usize {
         const WHILE_WRITING: usize = 512 << 10;
-        if self.now_us() < self.writing_until_us { WHILE_WRITING } else { usize::MAX }
+        if self.flushes.is_writing(self.now_us()) { WHILE_WRITING } else { usize::MAX }
     }
 
     /// Read from segments as far as `allowed` bytes go. A read brings one batch at least, however long.
@@ -229,7 +231,7 @@ impl<D: Disk> Broker<D> {
             let nothing = Batches { base_offset: offset, end_offset: offset, bytes: Bytes::new() };
             parked.cold.insert(position, Ok(nothing));
         }
-        if let Some(replies) = &self.reply_room {
+        if let Some(replies) = &self.fetches.reply_room {
             let read: usize = parked.cold.values().flatten().map(|batches| batches.bytes.len()).sum();
             replies.keep(parked.caller, read + kept);
         }
@@ -336,7 +338,7 @@ impl<D: Disk> Broker<D> {
     fn who_else_has(&self, group: GroupId) -> String {
         let members = self.shard.applied_configuration(group);
         let others = members.into_iter().flat_map(|members| members.members());
-        let has = others.filter(|node| self.peers_connected.contains_key(node));
+        let has = others.filter(|node| self.peers.is_connected(*node));
         let named: Vec<String> =
             has.filter_map(|node| Some(format!("node {node} ({})", self.addresses(node.node())?.client))).collect();
         match named.is_empty() {

@@ -274,14 +274,14 @@ impl<D: Disk> Broker<D> {
         }
         passed.place = Place::Here { not_before_us: now + pause_us };
         self.passed_on.held_bytes += passed.body.len();
-        self.in_flight_bytes += passed.body.len();
+        self.in_flight.take(passed.body.len());
         self.passed_on.requests.insert(key, passed);
         *self.passed_on.unsettled.entry(key.0).or_default() += 1;
     }
 
     /// Whether a request fits into the memory for those under way.
     fn fits_in(&self, passed: &Passed) -> bool {
-        self.in_flight_bytes + passed.body.len() <= self.config.memory_bytes || mutated(Mutation::TakeTooMuch)
+        self.in_flight.has_room(passed.body.len()) || mutated(Mutation::TakeTooMuch)
     }
 
     fn pass_on(&mut self, key: Key, mut passed: Passed, to: NodeId) {
@@ -289,7 +289,7 @@ impl<D: Disk> Broker<D> {
             return self.give_up(key.0, &passed);
         }
         if !self.fits_in(&passed) {
-            let (under_way, limit) = (self.in_flight_bytes, self.config.memory_bytes);
+            let (under_way, limit) = (self.in_flight.bytes(), self.in_flight.limit());
             let message = format!("{under_way} bytes of requests are under way, the limit is {limit}");
             return self.refuse(passed.caller, passed.opcode, ErrorCode::Overloaded, message);
         }
@@ -298,7 +298,7 @@ impl<D: Disk> Broker<D> {
         passed.moved_us = None;
         let attempt = passed.attempt;
         let (caller, opcode, body) = (passed.caller, passed.opcode, passed.body.clone());
-        self.in_flight_bytes += body.len();
+        self.in_flight.take(body.len());
         self.passed_on.away.insert(attempt, key);
         self.passed_on.requests.insert(key, passed);
         self.outputs.push(Output::Forward { ticket: attempt, caller, opcode, body, to });
@@ -306,7 +306,7 @@ impl<D: Disk> Broker<D> {
 
     fn take_passed(&mut self, key: Key) -> Option<Passed> {
         let passed = self.passed_on.requests.remove(&key)?;
-        self.take_off(passed.body.len());
+        self.in_flight.give_back(passed.body.len());
         let waited_here = matches!(passed.place, Place::Here { .. });
         if waited_here {
             self.passed_on.held_bytes -= passed.body.len();

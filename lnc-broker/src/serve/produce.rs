@@ -41,7 +41,7 @@ impl<D: Disk> Broker<D> {
             return;
         }
         // There is nobody to hand the group to.
-        if self.draining {
+        if self.leadership.is_draining() {
             return self.refuse_new_work(caller, opcode);
         }
         if let Err((code, message)) = self.room_for(group, batch.len()) {
@@ -80,7 +80,7 @@ impl<D: Disk> Broker<D> {
         self.metrics.messages_in_total.inc_by(u64::from(batch.header().record_count));
         self.metrics.produce_batch_bytes.observe(bytes as f64);
         self.metrics.produce_batch_records.observe(f64::from(batch.header().record_count));
-        self.in_flight_bytes += bytes;
+        self.in_flight.take(bytes);
         let Patience { since_us, deadline_us } = self.patience();
         let kind = Kind::Produce { acks, topic_id: id, partition };
         let origin = Origin { caller, opcode, bytes, since_us, deadline_us, kind };
@@ -89,12 +89,11 @@ impl<D: Disk> Broker<D> {
 
     /// Whether a batch of this size may come in now.
     fn room_for(&mut self, group: lnc_log::journal::GroupId, bytes: usize) -> Result<(), (ErrorCode, String)> {
-        let limit = self.config.memory_bytes;
-        let queued = self.queued_bytes;
-        if (self.in_flight_bytes + bytes > limit || queued > limit) && !mutated(Mutation::TakeTooMuch) {
+        let (limit, queued) = (self.in_flight.limit(), self.queued_bytes);
+        if (!self.in_flight.has_room(bytes) || queued > limit) && !mutated(Mutation::TakeTooMuch) {
             let message = format!(
                 "{} bytes of requests are under way and {queued} bytes of records wait, the limit is {limit}",
-                self.in_flight_bytes
+                self.in_flight.bytes()
             );
             return Err((ErrorCode::Overloaded, message));
         }

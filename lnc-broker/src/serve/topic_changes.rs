@@ -207,7 +207,7 @@ impl<D: Disk> Broker<D> {
         let gone = |(group, topic_id)| (group, TransferBody::AskTopic { topic_id, partitions: 0, data_groups: 1 });
         asks.truncate(MAX_ASKED);
         asks.extend(remains.into_iter().map(gone));
-        let peers: Vec<NodeId> = self.peers_connected.keys().copied().collect();
+        let peers: Vec<NodeId> = self.peers.ids().collect();
         for (group, body) in asks {
             for peer in &peers {
                 self.answer_peer(*peer, group, body.clone());

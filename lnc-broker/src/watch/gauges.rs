@@ -116,7 +116,7 @@ impl<D: Disk> Broker<D> {
             metrics.keep_peers(|peer| status.peers.iter().any(|known| known.id.node() == peer));
         }
         let metrics = &self.metrics;
-        metrics.in_flight_bytes.set(self.in_flight_bytes as u64);
+        metrics.in_flight_bytes.set(self.in_flight.bytes() as u64);
         metrics.tail_cache_bytes.set(self.storage.cached_bytes() as u64);
         metrics.journal_bytes.set(self.shard.journal().bytes());
         metrics.segment_unwritten_bytes.set(self.storage.unwritten_bytes());

@@ -130,7 +130,7 @@ impl<D: Disk> Broker<D> {
     /// What the limits bound at this moment.
     pub fn memory(&self) -> MemoryInspection {
         MemoryInspection {
-            in_flight: self.in_flight_bytes,
+            in_flight: self.in_flight.bytes(),
             tail_cache: self.storage.cached_bytes(),
             unwritten: self.storage.unwritten_bytes(),
         }

@@ -125,7 +125,7 @@ impl<D: Disk> Broker<D> {
     }
 
     fn facts(&self) -> BTreeMap<u64, Said> {
-        let peers = self.peer_facts.iter().map(|(peer, said)| (peer.node(), *said));
+        let peers = self.peers.said();
         let own = Said { at_ms: self.clock.wall_ms, facts: self.own_facts() };
         peers.chain([(self.config.node.node(), own)]).collect()
     }

@@ -495,8 +495,8 @@ impl<D: Disk> Broker<D> {
     pub(crate) fn trace_turn(&mut self, messages: &[(GroupId, Message)]) -> VecDeque<TraceNotice> {
         let Some(tracer) = &mut self.tracer else { return VecDeque::new() };
         let agreed = self.catalog.format() >= SINCE_FORMAT;
-        let peers = &self.peers_connected;
-        let knows = |peer| agreed && peers.get(&peer).is_some_and(|peer| peer.formats.newest >= SINCE_FORMAT);
+        let peers = &self.peers;
+        let knows = |peer| agreed && peers.greeted(peer).is_some_and(|peer| peer.formats.newest >= SINCE_FORMAT);
         tracer.turned(self.config.node, &self.outputs, messages, knows)
     }
 }
