@@ -41,11 +41,12 @@ use self::log::flushes::Flushes;
 use self::log::in_flight::InFlight;
 use self::log::proposals::{Origin, Proposals};
 use self::partitions::PartitionGroup;
+use self::watch::event::{Event, Watch};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
 use lnc_log::segment::PartitionKey;
-use lnc_metrics::{Counter, GroupMetrics, Metrics};
+use lnc_metrics::{Counter, Metrics};
 use lnc_protocol::ErrorCode;
 use lnc_protocol::frame::Flags;
 use lnc_protocol::message::{ErrorReply, Opcode, Reply, Request, Response};
@@ -162,17 +163,11 @@ pub struct Broker<D: Disk> {
     readiness: lead::readiness::Readiness,
 
     metrics: Arc<Metrics>,
-    group_metrics: BTreeMap<GroupId, GroupMetrics>,
     request_counters: BTreeMap<Opcode, Counter>,
-    control: control::ControlPath,
     figures: watch::gauges::Figures,
-    elections: status::Elections,
     /// Microseconds on a clock for measuring, from who drives the broker: nothing but metrics may depend on it.
     stopwatch: Option<Box<dyn Fn() -> u64>>,
-    /// Set where someone looks on.
-    observer: Option<inspect::Observer>,
-    /// Set where traces are recorded.
-    tracer: Option<Box<trace::Tracer>>,
+    watch: Watch,
 }
 
 impl<D: Disk> Broker<D> {
@@ -255,9 +250,7 @@ impl<D: Disk> Broker<D> {
             PeerMessage::Raft(group, message) => self.raft_message(group, message),
             PeerMessage::Transfer(message) => self.transfer_message(message),
             PeerMessage::Trace(notice) => {
-                if let Some(tracer) = &mut self.tracer {
-                    tracer.heard(notice);
-                }
+                self.watch.tell(self.clock, &Event::Noticed(notice));
             }
             PeerMessage::Notice(notice) => self.heard_notice(notice),
         }
@@ -269,14 +262,12 @@ impl<D: Disk> Broker<D> {
         {
             return;
         }
-        self.control.received(self.clock.mono_us, group, &message);
+        self.watch.tell(self.clock, &Event::Came(group, &message));
         if !self.has_room_for(group, &message.body) {
             // To the leader this is a lossy network, and it goes on with the others.
             return;
         }
-        if let Some(tracer) = &mut self.tracer {
-            tracer.received(group, &message);
-        }
+        self.watch.tell(self.clock, &Event::Taken(group, &message));
         let leader = self.shard.leader(group);
         self.shard.step(group, message);
         if self.shard.leader(group) != leader {
@@ -298,7 +289,7 @@ impl<D: Disk> Broker<D> {
             }
             None => {
                 self.peers.lose(peer);
-                self.control.peer_lost(peer);
+                self.watch.tell(clock, &Event::PeerLost(peer));
                 self.shard.peer_lost(peer);
             }
         }
@@ -346,8 +337,8 @@ impl<D: Disk> Broker<D> {
 
     /// Add a command to the group's next entry.
     fn submit(&mut self, group: GroupId, command: &machines::command::Command, origin: Option<Origin>) {
-        if let (Some(tracer), Some(origin)) = (&mut self.tracer, &origin) {
-            tracer.queued(origin.caller);
+        if let Some(origin) = &origin {
+            self.watch.tell(self.clock, &Event::Queued(origin.caller));
         }
         let clock = self.stamp();
         self.proposals(group).push(command, origin, clock);

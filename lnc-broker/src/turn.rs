@@ -1,5 +1,6 @@
 //! One turn of the broker: what has come together is done, and what must go out is left for whoever drives it.
 
+use crate::watch::event::Event;
 use crate::{Broker, BrokerError, Clock, Output};
 use lnc_log::disk::{Completion, Disk, Owner};
 use lnc_raft::Role;
@@ -35,10 +36,7 @@ impl<D: Disk> Broker<D> {
         self.measure_freshness();
         self.tick_transfers();
         self.tick_scrub();
-        if let Some(tracer) = &mut self.tracer {
-            tracer.expire();
-        }
-        self.control.tick(clock.mono_us);
+        self.watch.tell(clock, &Event::Tick);
         if self.leadership.is_draining() {
             self.hand_over();
         }
@@ -105,7 +103,7 @@ impl<D: Disk> Broker<D> {
         outputs.append(&mut self.outputs);
         for (group, message) in &out.messages {
             let is_connected = self.peers.is_connected(message.to);
-            self.control.sent(clock.mono_us, *group, message, is_connected);
+            self.watch.tell(clock, &Event::Sent { group: *group, message, is_connected });
         }
         let raft = out.messages.drain(..).map(|(group, message)| PeerMessage::Raft(group, message));
         let clocks = self.clocks.outbox.drain(..).map(PeerMessage::Notice);
@@ -156,20 +154,10 @@ impl<D: Disk> Broker<D> {
         }
         let led_by_others = !out.roles.is_empty();
         for (group, change) in std::mem::take(&mut out.roles) {
-            self.observe_role(group, change);
-            self.elections.note(self.clock.wall_ms, group, change);
-            self.control.role_changed(self.clock.mono_us, group, change);
+            self.watch.tell(self.clock, &Event::RoleChanged(group, change));
             if change.role == Role::Leader {
                 tracing::info!(group = group.0, term = change.term, "this node leads the group");
                 self.reconcile = true;
-            }
-            let metrics = self.group_metrics.get(&group);
-            if let Some(metrics) = metrics {
-                if change.role == Role::Candidate {
-                    metrics.elections_total.inc();
-                } else if change.leader.is_some() {
-                    metrics.leader_changes_total.inc();
-                }
             }
             if change.role != Role::Leader {
                 self.lose_office(group);
@@ -183,9 +171,7 @@ impl<D: Disk> Broker<D> {
         }
         self.time_flushes(out);
         for (group, term, index) in std::mem::take(&mut out.durable) {
-            if let Some(tracer) = &mut self.tracer {
-                tracer.durable(group, term, index);
-            }
+            self.watch.tell(self.clock, &Event::Durable(group, term, index));
             self.leader_durable(group, term, index);
         }
         self.apply_committed(out)?;
@@ -225,8 +211,8 @@ impl<D: Disk> Broker<D> {
     /// Keep the books of the journal's flushes.
     fn time_flushes(&mut self, out: &mut Outputs) {
         let now = self.now_us();
-        if let Some(tracer) = self.tracer.as_mut().filter(|_| !out.flushes_started.is_empty()) {
-            tracer.flush_submitted();
+        if !out.flushes_started.is_empty() {
+            self.watch.tell(self.clock, &Event::FlushSubmitted);
         }
         for (number, bytes) in out.flushes_started.drain(..) {
             self.metrics.journal_flush_bytes.observe(bytes as f64);

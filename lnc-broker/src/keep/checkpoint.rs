@@ -29,7 +29,8 @@ use crate::serve::passed_on::PassedOn;
 use crate::serve::topic_changes::TopicChanges;
 use crate::turn::Turn;
 use crate::watch::control::ControlPath;
-use crate::watch::gauges::Figures;
+use crate::watch::event::Watch;
+use crate::watch::gauges::{Figures, GroupGauges};
 use crate::watch::status::Elections;
 use crate::{Broker, BrokerConfig, BrokerError, Clock, DataGroup};
 use bytes::{Bytes, BytesMut};
@@ -278,7 +279,13 @@ pub fn open<D: Disk>(
         return Err(BrokerError::TooFewGroups { configured: config.data_groups, needed });
     }
     let data_groups: Vec<GroupId> = shard_config.groups.iter().copied().filter(|group| *group != META).collect();
-    let group_metrics = shard_config.groups.iter().map(|group| (*group, metrics.group(group.0))).collect();
+    let watch = Watch {
+        control: ControlPath::new(config.budgets, metrics.clone()),
+        elections: Elections::default(),
+        groups: GroupGauges::new(&metrics, shard_config.groups.iter().copied()),
+        observer: None,
+        tracer: None,
+    };
     let journal_start = (loaded.journal_start, loaded.journal_needed);
     let format = shard_config.journal.format;
     let shard = Shard::open(shard_config, &mut disk, journal_start, &loaded.starts)?;
@@ -306,7 +313,7 @@ pub fn open<D: Disk>(
     }
     metrics.set_backend(disk.name());
     let space = Space::of(&disk);
-    let (budgets, max_clock_skew_ms) = (config.budgets, config.max_clock_skew_ms);
+    let max_clock_skew_ms = config.max_clock_skew_ms;
     let storage = Storage::new(TailCache::new(config.tail_cache_bytes), segments);
     let in_flight = InFlight::new(config.memory_bytes);
     let request_counter = |opcode: &Opcode| (*opcode, metrics.requests_total.with_label_values(&[opcode.name()]));
@@ -352,14 +359,10 @@ pub fn open<D: Disk>(
         admission: Admission::new(expected_members),
         readiness: Readiness::default(),
         request_counters: Opcode::ALL.iter().map(request_counter).collect(),
-        control: ControlPath::new(budgets, metrics.clone()),
         figures: Figures::new(&metrics),
-        elections: Elections::default(),
         stopwatch: None,
-        observer: None,
-        tracer: None,
         metrics,
-        group_metrics,
+        watch,
     })
 }
 

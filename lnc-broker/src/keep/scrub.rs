@@ -12,6 +12,7 @@
 
 use crate::Broker;
 use crate::keep::retries::Retries;
+use crate::watch::event::Event;
 use bytes::{Bytes, BytesMut};
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
@@ -262,7 +263,7 @@ impl<D: Disk> Broker<D> {
             Mending::Begun => {
                 (repair.writing, repair.asked_us, repair.next) = (true, now, repair.place.offset);
                 let place = repair.place;
-                self.observe_repair(place);
+                self.watch.tell(self.clock, &Event::Repaired(place));
             }
             Mending::More { offset } => {
                 (repair.came, repair.next, repair.asked_us) = (all.into(), offset, now);

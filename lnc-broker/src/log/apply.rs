@@ -5,6 +5,7 @@ use crate::machines::catalog::{CreateError, META, Topic};
 use crate::machines::command::{Command, Commands};
 use crate::machines::members::MemberError;
 use crate::machines::partitions::{Appended, Refusal, whole_topic};
+use crate::watch::event::Event;
 use crate::{Broker, BrokerError};
 use bytes::{Bytes, BytesMut};
 use lnc_log::disk::Disk;
@@ -113,14 +114,12 @@ impl<D: Disk> Broker<D> {
         if let Some(since_us) = proposed_us {
             self.metrics.replication_seconds.observe(self.now_us().saturating_sub(since_us) as f64 / 1e6);
         }
-        if let Some(tracer) = &mut self.tracer {
-            tracer.committed(group, entry.term, entry.index);
-        }
+        self.watch.tell(self.clock, &Event::Committed(group, entry.term, entry.index));
         for origin in lost {
             let message = "another leader's entry took its place in the log".to_owned();
             self.fail(origin, ErrorCode::LeadershipLost, message);
         }
-        let observed = self.observer.is_some().then(|| entry.clone());
+        let observed = self.watch.wants_applied(entry.index).map(|with_state| (entry.clone(), with_state));
         if entry.kind == EntryKind::Normal {
             self.checkpoint.applied_bytes += entry.payload.len() as u64;
             self.removal.appended(group, entry.payload.len());
@@ -144,8 +143,9 @@ impl<D: Disk> Broker<D> {
         if group == META {
             self.found_members();
         }
-        if let Some(entry) = observed {
-            self.observe_applied(group, entry);
+        if let Some((entry, with_state)) = observed {
+            let state = with_state.then(|| self.encoded_state(group));
+            self.watch.tell(self.clock, &Event::Applied { group, entry: &entry, state });
         }
         Ok(())
     }

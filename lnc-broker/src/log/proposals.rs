@@ -5,6 +5,7 @@
 use crate::log::fair_queue::FairQueue;
 use crate::log::window::{Commit, Window};
 use crate::machines::command::{Command, EntryBuilder, validate};
+use crate::watch::event::Event;
 use crate::{Broker, Caller, META};
 use bytes::Bytes;
 use lnc_log::disk::Disk;
@@ -366,10 +367,8 @@ impl<D: Disk> Broker<D> {
             self.metrics.produce_queue_seconds.observe(micros as f64 / 1e6);
         }
         let taken = take_produces(&mut origins, |acks| acks == Acks::None);
-        if let Some(tracer) = &mut self.tracer {
-            tracer.proposed(group, (term, index), bytes.len(), &origins);
-        }
         let bytes = bytes.len();
+        self.watch.tell(self.clock, &Event::Proposed { group, term, index, bytes, origins: &origins });
         let proposed = Proposed { term, index, origins, bytes, begun, since_us, durable: false };
         for origin in self.proposals(group).push_proposed(proposed) {
             let message = "this node lost its office and has it again: an entry of its own took the place".to_owned();
@@ -388,8 +387,8 @@ impl<D: Disk> Broker<D> {
         origin: Origin,
     ) {
         let is_watched = !matches!(origin.kind, Kind::Produce { acks: Acks::None, .. });
-        if let Some(tracer) = self.tracer.as_mut().filter(|_| is_watched) {
-            tracer.queued(origin.caller);
+        if is_watched {
+            self.watch.tell(self.clock, &Event::Queued(origin.caller));
         }
         self.queued_bytes += batch.len();
         let clock = self.stamp();

@@ -6,6 +6,8 @@
 //! itself keeps the budgets of elections ([`lnc_raft::Config`]): it repeats what was not answered within one, and ends a
 //! round that takes longer than the other.
 
+use crate::Clock;
+use crate::watch::event::{Event, Sink};
 use lnc_log::journal::GroupId;
 use lnc_metrics::{Counter, Metrics};
 use lnc_raft::{Body, Message, NodeId, Role, RoleChange};
@@ -84,6 +86,20 @@ pub(crate) struct ControlPath {
     expired: Counter,
 }
 
+impl Sink for ControlPath {
+    fn see(&mut self, clock: Clock, event: &Event<'_>) {
+        let now_us = clock.mono_us;
+        match *event {
+            Event::Tick => self.tick(now_us),
+            Event::Came(group, message) => self.received(now_us, group, message),
+            Event::Sent { group, message, is_connected } => self.sent(now_us, group, message, is_connected),
+            Event::PeerLost(peer) => self.peer_lost(peer),
+            Event::RoleChanged(group, change) => self.role_changed(now_us, group, change),
+            _ => {}
+        }
+    }
+}
+
 impl ControlPath {
     pub(crate) fn new(budgets: Budgets, metrics: Arc<Metrics>) -> Self {
         metrics.control_rpc_in_flight.set(0);
@@ -94,7 +110,7 @@ impl ControlPath {
     }
 
     /// A message leaves for a peer. What goes to one that is not connected is lost, and waits for nothing.
-    pub(crate) fn sent(&mut self, now_us: u64, group: GroupId, message: &Message, is_connected: bool) {
+    fn sent(&mut self, now_us: u64, group: GroupId, message: &Message, is_connected: bool) {
         let (question, pairs_with) = match message.body {
             Body::PreVote { round, .. } => {
                 if self.rounds.get(&group).is_none_or(|open| open.number != Some(round)) {
@@ -124,7 +140,7 @@ impl ControlPath {
     }
 
     /// A message has arrived from a peer.
-    pub(crate) fn received(&mut self, now_us: u64, group: GroupId, message: &Message) {
+    fn received(&mut self, now_us: u64, group: GroupId, message: &Message) {
         let (question, pairs_with) = match message.body {
             Body::PreVoteReply { round, .. } => (Question::PreVote, round),
             Body::VoteReply { .. } => (Question::Vote, message.term),
@@ -151,7 +167,7 @@ impl ControlPath {
     }
 
     /// What this node is in a group has changed: nobody waits any more for the answers to what it was before.
-    pub(crate) fn role_changed(&mut self, now_us: u64, group: GroupId, change: RoleChange) {
+    fn role_changed(&mut self, now_us: u64, group: GroupId, change: RoleChange) {
         match change.role {
             Role::Leader => {
                 // A group of one elects itself without asking anybody.
@@ -180,7 +196,7 @@ impl ControlPath {
     }
 
     /// The connection to a peer broke: what was under way will not be answered.
-    pub(crate) fn peer_lost(&mut self, peer: NodeId) {
+    fn peer_lost(&mut self, peer: NodeId) {
         self.silent.remove(&peer);
         let keys: Vec<_> = self.asked.keys().filter(|(_, to, _)| *to == peer).copied().collect();
         for key in keys {
@@ -189,7 +205,7 @@ impl ControlPath {
     }
 
     /// Count the questions that have waited for too long, and forget them: the next one counts anew.
-    pub(crate) fn tick(&mut self, now_us: u64) {
+    fn tick(&mut self, now_us: u64) {
         let over = |((_, _, question), asked): &(&(GroupId, NodeId, Question), &Asked)| {
             now_us >= asked.since_us + self.budget_us(*question)
         };

@@ -1,11 +1,12 @@
 //! What a node shows of its state: gauges that are set from time to time, instead of at every change.
 
-use crate::Broker;
 use crate::machines::catalog::Topic;
+use crate::watch::event::{Event, Sink};
+use crate::{Broker, Clock};
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
 use lnc_log::segment::PartitionKey;
-use lnc_metrics::{Metrics, PeerFigures, TopicFigures, TopicMetrics};
+use lnc_metrics::{GroupMetrics, Metrics, PeerFigures, TopicFigures, TopicMetrics};
 use lnc_raft::{ProgressState, Role};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -72,6 +73,30 @@ impl Figures {
     }
 }
 
+/// The metrics of each group.
+pub(crate) struct GroupGauges {
+    metrics: BTreeMap<GroupId, GroupMetrics>,
+}
+
+impl GroupGauges {
+    /// Those of these groups, all zero.
+    pub(crate) fn new(metrics: &Metrics, groups: impl Iterator<Item = GroupId>) -> Self {
+        Self { metrics: groups.map(|group| (group, metrics.group(group.0))).collect() }
+    }
+}
+
+impl Sink for GroupGauges {
+    fn see(&mut self, _: Clock, event: &Event<'_>) {
+        let Event::RoleChanged(group, change) = *event else { return };
+        let Some(metrics) = self.metrics.get(&group) else { return };
+        if change.role == Role::Candidate {
+            metrics.elections_total.inc();
+        } else if change.leader.is_some() {
+            metrics.leader_changes_total.inc();
+        }
+    }
+}
+
 impl<D: Disk> Broker<D> {
     /// A client's connection has ended, and with it what it waits for.
     pub fn client_gone(&mut self, connection: u64) {
@@ -84,7 +109,7 @@ impl<D: Disk> Broker<D> {
 
     /// Show how the peers of a group that is led here are.
     pub(crate) fn show_peers(&mut self, group: GroupId, status: &lnc_raft::Status) {
-        let Some(metrics) = self.group_metrics.get_mut(&group) else { return };
+        let Some(metrics) = self.watch.groups.metrics.get_mut(&group) else { return };
         for peer in &status.peers {
             let figures = PeerFigures {
                 lag: peer.known.then(|| status.last.saturating_sub(peer.match_index)),
@@ -97,7 +122,7 @@ impl<D: Disk> Broker<D> {
 
     /// Once a second.
     pub(crate) fn update_gauges(&mut self) {
-        for (group, metrics) in &mut self.group_metrics {
+        for (group, metrics) in &mut self.watch.groups.metrics {
             let Some(status) = self.shard.status(*group) else { continue };
             metrics.commit_index.set(status.commit);
             metrics.applied_index.set(self.applied.get(group).map_or(0, |(index, _)| *index));

@@ -1,14 +1,15 @@
 //! The broker as seen by whoever verifies it: what it applied, who led, where each group stands. Read-only, and free of
 //! cost unless [`Broker::observe`] was called.
 
-use crate::Broker;
 pub use crate::keep::checkpoint::files_with_digest;
 use crate::machines::catalog::META;
+use crate::watch::event::{Event, Sink};
+use crate::{Broker, Clock};
 use bytes::{Bytes, BytesMut};
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
 use lnc_log::segment::DamagedBatch;
-use lnc_raft::{Configuration, Entry, NodeId, Role, RoleChange};
+use lnc_raft::{Configuration, Entry, Index, NodeId, Role, RoleChange};
 use std::collections::BTreeSet;
 
 /// A group as this node has it now.
@@ -67,16 +68,36 @@ pub(crate) struct Observer {
     seen: Observed,
 }
 
+impl Observer {
+    /// Whether the state of a group is noted at this index.
+    pub(crate) fn wants_state(&self, index: Index) -> bool {
+        index.is_multiple_of(self.state_every)
+    }
+}
+
+impl Sink for Observer {
+    fn see(&mut self, _: Clock, event: &Event<'_>) {
+        match event {
+            Event::RoleChanged(group, change) => self.seen.roles.push((*group, *change)),
+            Event::Repaired(place) => self.seen.repairs.push(*place),
+            Event::Applied { group, entry, state } => {
+                self.seen.applied.push(Applied { group: *group, entry: (*entry).clone(), state: state.clone() });
+            }
+            _ => {}
+        }
+    }
+}
+
 impl<D: Disk> Broker<D> {
     /// Note from now on what is applied and who leads, until [`Broker::take_observed`] takes it; the state of a group is
     /// noted at every index that `state_every`, which must not be 0, divides.
     pub fn observe(&mut self, state_every: u64) {
-        self.observer = Some(Observer { state_every, seen: Observed::default() });
+        self.watch.observer = Some(Observer { state_every, seen: Observed::default() });
     }
 
     /// What happened since the last call; nothing without [`Broker::observe`].
     pub fn take_observed(&mut self) -> Observed {
-        self.observer.as_mut().map(|observer| std::mem::take(&mut observer.seen)).unwrap_or_default()
+        self.watch.observer.as_mut().map(|observer| std::mem::take(&mut observer.seen)).unwrap_or_default()
     }
 
     /// Where a group stands; `None` for a group that this node does not have.
@@ -133,26 +154,6 @@ impl<D: Disk> Broker<D> {
             in_flight: self.in_flight.bytes(),
             tail_cache: self.storage.cached_bytes(),
             unwritten: self.storage.unwritten_bytes(),
-        }
-    }
-
-    pub(crate) fn observe_role(&mut self, group: GroupId, change: RoleChange) {
-        if let Some(observer) = &mut self.observer {
-            observer.seen.roles.push((group, change));
-        }
-    }
-
-    pub(crate) fn observe_repair(&mut self, place: DamagedBatch) {
-        if let Some(observer) = &mut self.observer {
-            observer.seen.repairs.push(place);
-        }
-    }
-
-    pub(crate) fn observe_applied(&mut self, group: GroupId, entry: Entry) {
-        let wanted = self.observer.as_ref().is_some_and(|observer| entry.index.is_multiple_of(observer.state_every));
-        let state = wanted.then(|| self.encoded_state(group));
-        if let Some(observer) = &mut self.observer {
-            observer.seen.applied.push(Applied { group, entry, state });
         }
     }
 }

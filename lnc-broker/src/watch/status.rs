@@ -3,8 +3,9 @@
 //! A [`Snapshot`] is made when it is asked for, and only then. It copies numbers; sorting, sums and texts are the
 //! business of the one who asked, on another thread.
 
-use crate::Broker;
 use crate::machines::catalog::Topic;
+use crate::watch::event::{Event, Sink};
+use crate::{Broker, Clock};
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
 use lnc_log::segment::PartitionKey;
@@ -39,9 +40,17 @@ pub(crate) struct Elections {
     seen: VecDeque<Election>,
 }
 
+impl Sink for Elections {
+    fn see(&mut self, clock: Clock, event: &Event<'_>) {
+        if let Event::RoleChanged(group, change) = *event {
+            self.note(clock.wall_ms, group, change);
+        }
+    }
+}
+
 impl Elections {
     /// A group's role, term or leader has changed on this node; noted if that tells of a new leader.
-    pub(crate) fn note(&mut self, at_ms: u64, group: GroupId, change: RoleChange) {
+    fn note(&mut self, at_ms: u64, group: GroupId, change: RoleChange) {
         let Some(leader) = change.leader.map(NodeId::node) else { return };
         let election = Election { at_ms, group: group.0, term: change.term, leader };
         // A candidate that finds no voters goes back to the leader that it has.
@@ -118,7 +127,7 @@ impl<D: Disk> Broker<D> {
             clock_problem: self.clock_problem(),
             space_problem: self.space_problem(),
             behind: behind.collect(),
-            elections: self.elections.seen.iter().rev().copied().collect(),
+            elections: self.watch.elections.seen.iter().rev().copied().collect(),
             topics: extents(self.catalog.topics(), MAX_PARTITIONS, describe),
             topic_count: self.catalog.topics().len(),
         }

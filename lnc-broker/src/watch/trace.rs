@@ -16,7 +16,8 @@
 //! it is over.
 
 use crate::log::proposals::Origin;
-use crate::{Broker, Caller, Output};
+use crate::watch::event::{Event, Sink};
+use crate::{Broker, Caller, Clock, Output};
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
 use lnc_metrics::Counter;
@@ -196,7 +197,7 @@ impl Tracer {
     }
 
     /// A request waits to be proposed.
-    pub(crate) fn queued(&mut self, caller: Caller) {
+    fn queued(&mut self, caller: Caller) {
         if is_traced(&caller) {
             let now = self.now();
             let followed = self.requests.get_mut(&(caller.connection, caller.correlation));
@@ -205,7 +206,7 @@ impl Tracer {
     }
 
     /// Commands have become an entry.
-    pub(crate) fn proposed(
+    fn proposed(
         &mut self,
         group: GroupId,
         (term, index): (Term, Index),
@@ -231,7 +232,7 @@ impl Tracer {
     }
 
     /// A leader says that one of its entries is of a trace.
-    pub(crate) fn heard(&mut self, notice: TraceNotice) {
+    fn heard(&mut self, notice: TraceNotice) {
         if self.watched.len() >= MOST {
             return self.left_out.inc();
         }
@@ -242,7 +243,7 @@ impl Tracer {
     }
 
     /// A message of consensus arrives.
-    pub(crate) fn received(&mut self, group: GroupId, message: &Message) {
+    fn received(&mut self, group: GroupId, message: &Message) {
         let Body::Append { entries, .. } = &message.body else { return };
         let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
         if self.watched.is_empty() {
@@ -261,7 +262,7 @@ impl Tracer {
     }
 
     /// A flush of the journal was submitted, with all that this node had appended.
-    pub(crate) fn flush_submitted(&mut self) {
+    fn flush_submitted(&mut self) {
         if self.requests.is_empty() && self.watched.is_empty() {
             return;
         }
@@ -273,7 +274,7 @@ impl Tracer {
     }
 
     /// Entries of a group up to this one are on stable storage.
-    pub(crate) fn durable(&mut self, group: GroupId, term: Term, index: Index) {
+    fn durable(&mut self, group: GroupId, term: Term, index: Index) {
         if self.requests.is_empty() && self.watched.is_empty() {
             return;
         }
@@ -287,7 +288,7 @@ impl Tracer {
     }
 
     /// An entry is committed, and about to be applied.
-    pub(crate) fn committed(&mut self, group: GroupId, term: Term, index: Index) {
+    fn committed(&mut self, group: GroupId, term: Term, index: Index) {
         if self.requests.is_empty() {
             return;
         }
@@ -379,7 +380,7 @@ impl Tracer {
     }
 
     /// Forget what has taken too long.
-    pub(crate) fn expire(&mut self) {
+    fn expire(&mut self) {
         if self.requests.is_empty() && self.watched.is_empty() {
             return;
         }
@@ -471,29 +472,47 @@ fn is_traced(caller: &Caller) -> bool {
     caller.flags.contains(Flags::TRACED)
 }
 
+impl Sink for Tracer {
+    fn see(&mut self, _: Clock, event: &Event<'_>) {
+        match *event {
+            Event::Tick => self.expire(),
+            Event::Taken(group, message) => self.received(group, message),
+            Event::Noticed(notice) => self.heard(notice),
+            Event::Queued(caller) => self.queued(caller),
+            Event::Proposed { group, term, index, bytes, origins } => {
+                self.proposed(group, (term, index), bytes, origins);
+            }
+            Event::FlushSubmitted => self.flush_submitted(),
+            Event::Durable(group, term, index) => self.durable(group, term, index),
+            Event::Committed(group, term, index) => self.committed(group, term, index),
+            _ => {}
+        }
+    }
+}
+
 impl<D: Disk> Broker<D> {
     /// From now on record traces, with the times of this stopwatch. [`Broker::take_spans`] must be called after each turn.
     pub fn record_traces(&mut self, stopwatch: Stopwatch) {
         let left_out = self.metrics.trace_spans_total.with_label_values(&["left_out"]);
-        self.tracer = Some(Box::new(Tracer::new(self.config.node.node(), stopwatch, left_out)));
+        self.watch.tracer = Some(Box::new(Tracer::new(self.config.node.node(), stopwatch, left_out)));
     }
 
     /// The request that this caller is about to make belongs to a recorded trace, below that span. Its flags must have
     /// `TRACED`.
     pub fn trace(&mut self, caller: Caller, context: TraceContext) {
-        if let Some(tracer) = &mut self.tracer {
+        if let Some(tracer) = &mut self.watch.tracer {
             tracer.begin(caller, context);
         }
     }
 
     /// Take the spans that are over.
     pub fn take_spans(&mut self) -> Vec<Span> {
-        self.tracer.as_mut().map(|tracer| std::mem::take(&mut tracer.spans)).unwrap_or_default()
+        self.watch.tracer.as_mut().map(|tracer| std::mem::take(&mut tracer.spans)).unwrap_or_default()
     }
 
     /// The end of a turn for who records traces; gives the notices that go in front of the messages.
     pub(crate) fn trace_turn(&mut self, messages: &[(GroupId, Message)]) -> VecDeque<TraceNotice> {
-        let Some(tracer) = &mut self.tracer else { return VecDeque::new() };
+        let Some(tracer) = &mut self.watch.tracer else { return VecDeque::new() };
         let agreed = self.catalog.format() >= SINCE_FORMAT;
         let peers = &self.peers;
         let knows = |peer| agreed && peers.greeted(peer).is_some_and(|peer| peer.formats.newest >= SINCE_FORMAT);
