@@ -23,7 +23,7 @@ use crate::foreign;
 use budget::{Budget, Charge};
 use bytes::{Buf, Bytes};
 use connection::{Connection, Cost};
-use lnc_broker::{Caller, Hit, Opener, Output, Passage, ReplyRoom, batch_limits};
+use lnc_broker::{Caller, Hit, Opener, Output, Passage, ReplyRoom, ReplySizes, batch_limits};
 use lnc_metrics::Metrics;
 use lnc_protocol::frame::{self, Frame};
 use lnc_protocol::message::ProduceRequest;
@@ -126,8 +126,8 @@ pub struct Gateway {
     chunks: Rc<Budget>,
     requests: Rc<Budget>,
     replies: Rc<Budget>,
-    /// Bytes that a reply about all topics has.
-    largest_metadata: Cell<usize>,
+    /// How long replies are that grow with what the cluster has.
+    reply_sizes: Cell<ReplySizes>,
     /// Whether there is a broker behind the inbox.
     serving: Cell<bool>,
     turn: Rc<Notify>,
@@ -152,7 +152,7 @@ impl Gateway {
             chunks: Budget::new(config.request_bytes / 4),
             requests: Budget::new(config.request_bytes / 2),
             replies: Budget::new(config.reply_bytes - config.reply_bytes / IN_ANY_CASE),
-            largest_metadata: Cell::new(0),
+            reply_sizes: Cell::default(),
             config,
             inbox: RefCell::default(),
             connections: RefCell::default(),
@@ -394,7 +394,7 @@ impl Gateway {
         const LEAST_FETCH: usize = 64 << 10;
         /// For a reply that has a few numbers, or an error.
         const LEAST_REPLY: usize = 256;
-        let len = frame.body.len();
+        let (len, sizes) = (frame.body.len(), self.reply_sizes.get());
         let (held, reply) = match Opcode::try_from(frame.header.opcode) {
             Ok(Opcode::Fetch) => {
                 let context = context_len(frame);
@@ -404,13 +404,16 @@ impl Gateway {
                     .get(MAX_BYTES.start + context..MAX_BYTES.end + context)
                     .map_or(0, |mut bytes| bytes.get_u32_le() as usize);
                 let most = wanted.max(self.config.max_batch_bytes).max(LEAST_FETCH);
-                (len * ENTRIES_FACTOR, most.min(self.config.max_frame_bytes))
+                (len * ENTRIES_FACTOR, most)
             }
-            Ok(Opcode::Metadata) => (len * ENTRIES_FACTOR, self.largest_metadata.get().max(LEAST_REPLY)),
+            Ok(Opcode::Metadata) => (len * ENTRIES_FACTOR, sizes.metadata),
+            Ok(Opcode::ListTopics) => (len, sizes.topics),
+            Ok(Opcode::CreateTopic | Opcode::DescribeTopic) => (len, sizes.topic),
+            Ok(Opcode::ClusterInfo) => (len, sizes.cluster),
             Ok(Opcode::ListOffsets) => (len * ENTRIES_FACTOR, len * ENTRIES_FACTOR + LEAST_REPLY),
             _ => (len, LEAST_REPLY),
         };
-        Cost { held: held + REQUEST_OVERHEAD, reply }
+        Cost { held: held + REQUEST_OVERHEAD, reply: reply.clamp(LEAST_REPLY, self.config.max_frame_bytes) }
     }
 
     /// Put a frame's request into the inbox; `false` if it was answered with an error at once.
@@ -578,9 +581,9 @@ impl Gateway {
         }
     }
 
-    /// From now on a reply about all topics is reckoned to be so long.
-    pub fn set_metadata_bytes(&self, bytes: usize) {
-        self.largest_metadata.set(bytes.min(self.config.max_frame_bytes));
+    /// From now on replies are reckoned to be so long.
+    pub fn set_reply_sizes(&self, sizes: ReplySizes) {
+        self.reply_sizes.set(sizes);
     }
 
     /// The broker holds so much of what has come in.

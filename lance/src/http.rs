@@ -41,8 +41,12 @@ use crate::status::{self, Status, document};
 /// take a second or two.
 pub const BEAT_LIMIT: Duration = Duration::from_secs(5);
 
+/// Connections at once that are enough.
+pub const MOST_CONNECTIONS: usize = 64;
+
 /// What connections may take: one request and its reply take milliseconds.
-const LIMITS: Limits = Limits { connections: 64, head: Duration::from_secs(2), lifetime: Duration::from_secs(10) };
+const LIMITS: Limits =
+    Limits { connections: MOST_CONNECTIONS, head: Duration::from_secs(2), lifetime: Duration::from_secs(10) };
 
 /// For how long metrics are shown as they were rendered, while others still read those.
 const RENDERED_FOR: Duration = Duration::from_millis(250);
@@ -136,9 +140,10 @@ impl HttpState {
     }
 }
 
-/// Serves until the future is dropped. A failed accept is retried.
-pub async fn serve(listener: TcpListener, state: Arc<HttpState>) {
-    let listener = Bounded { listener, limits: LIMITS, open: Arc::default(), places: state.places.clone() };
+/// Serves so many connections at once, until the future is dropped. A failed accept is retried.
+pub async fn serve(listener: TcpListener, connections: usize, state: Arc<HttpState>) {
+    let limits = Limits { connections, ..LIMITS };
+    let listener = Bounded { listener, limits, open: Arc::default(), places: state.places.clone() };
     tokio::join!(serve_bounded(listener, state.clone()), state.status.sample());
 }
 

@@ -266,6 +266,7 @@ impl Server {
                 events.wake.notify_one();
             }),
         );
+        peers.set_most_strangers(OpenFiles::allowed().others());
         let places = listens(&config);
         peers.set_foreign(Box::new(move |first| {
             foreign::answer(&places, foreign::Port::Peer, first).map(|answer| (answer.text, answer.bytes))
@@ -408,7 +409,7 @@ impl Server {
         self.metrics.cluster_coordinator_tick_drift_ms.set(drift.as_millis() as u64);
         self.broker.tick(self.clocks.now())?;
         self.gateway.expire(Instant::now());
-        self.gateway.set_metadata_bytes(self.broker.metadata_bytes());
+        self.gateway.set_reply_sizes(self.broker.reply_sizes());
         self.gateway.take_ended().into_iter().for_each(|connection| self.broker.client_gone(connection));
         self.health.beat();
         let now_us = self.clocks.now().mono_us;
@@ -613,7 +614,7 @@ impl OpenFiles {
         Self(if is_raised { most } else { current.min(ENOUGH) } as usize)
     }
 
-    /// Files of segments. What neither these nor clients take is for the journal, checkpoints, peers and HTTP.
+    /// Files of segments. What neither these nor connections take is for the journal, checkpoints and members.
     fn segments(self) -> usize {
         (self.0 * 3 / 8).max(1)
     }
@@ -621,6 +622,11 @@ impl OpenFiles {
     /// Connections of clients.
     fn clients(self) -> usize {
         (self.0 / 4).max(1)
+    }
+
+    /// Connections to the port of peers by who is not known to be one, and to that of HTTP: each as many.
+    fn others(self) -> usize {
+        (self.0 / 16).max(1)
     }
 }
 
@@ -775,6 +781,7 @@ fn listen(place: SocketAddr) -> io::Result<TcpListener> {
 /// Metrics, health and status have a thread of their own: they answer while the shard is busy, and can say that it is
 /// stuck.
 fn serve_http(listener: TcpListener, state: HttpState) -> Result<(), ServerError> {
+    let connections = OpenFiles::allowed().others().min(http::MOST_CONNECTIONS);
     let listener = listener.into_std().map_err(process("start the HTTP server"))?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(process("start the HTTP server"))?;
@@ -783,7 +790,7 @@ fn serve_http(listener: TcpListener, state: HttpState) -> Result<(), ServerError
         .spawn(move || {
             runtime.block_on(async move {
                 match TcpListener::from_std(listener) {
-                    Ok(listener) => http::serve(listener, Arc::new(state)).await,
+                    Ok(listener) => http::serve(listener, connections, Arc::new(state)).await,
                     Err(error) => tracing::error!(%error, "cannot serve HTTP"),
                 }
             });

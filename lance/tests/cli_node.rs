@@ -23,6 +23,8 @@ const POLL: Duration = Duration::from_millis(10);
 struct Node {
     process: Child,
     endpoint: String,
+    peer: String,
+    http: String,
     _data: tempfile::TempDir,
 }
 
@@ -67,7 +69,7 @@ impl Node {
             assert!(Instant::now() < deadline, "the node does not become ready");
             std::thread::sleep(POLL);
         }
-        Some(Self { process, endpoint, _data: data })
+        Some(Self { process, endpoint, peer, http, _data: data })
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -170,7 +172,7 @@ fn systemd_hears_when_a_node_can_serve_and_when_it_stops() {
         .env("WATCHDOG_USEC", "300000")
         .stdin(Stdio::piped());
     let process = command.spawn().unwrap();
-    let mut node = Node { process, endpoint: String::new(), _data: data };
+    let mut node = Node { process, endpoint: String::new(), peer: String::new(), http: String::new(), _data: data };
     while !hear().starts_with("READY=1") {}
     assert!(is_ready(&http), "the node cannot serve yet");
     while hear() != "WATCHDOG=1" {}
@@ -210,7 +212,11 @@ fn idle_connections_take_no_files_from_the_journal() {
     while node.ok(&["consume", "t", "--until-end"], b"").len() < line.len() {
         assert!(Instant::now() < deadline, "the producer has no connection");
     }
-    let idle: Vec<TcpStream> = (0..300).filter_map(|_| TcpStream::connect(&node.endpoint).ok()).collect();
+    let ports = [&node.endpoint, &node.peer, &node.http];
+    let idle: Vec<TcpStream> =
+        (0..900).filter_map(|nth: usize| TcpStream::connect(ports[nth % ports.len()]).ok()).collect();
+    let open = std::fs::read_dir(format!("/proc/{}/fd", node.process.id())).unwrap().count();
+    assert!(open < 112, "{open} files are open of 128 that may be");
     // Several files of the journal, and of the segments that a checkpoint asks for.
     for _ in 0..20_000 {
         input.write_all(&line).expect("the producer goes on");

@@ -28,6 +28,7 @@ pub use self::lead::membership::{Membership, Standing};
 pub use self::log::proposals::number_behind;
 pub use self::machines::partitions::{ProducerLimits, Sequences};
 pub use self::machines::{catalog, command, members, partitions};
+pub use self::serve::costs::ReplySizes;
 pub use self::serve::fetch::ReplyRoom;
 pub use self::serve::offsets::{Hit, Opener, first_since};
 pub use self::serve::passed_on::Passage;
@@ -142,7 +143,7 @@ pub struct Broker<D: Disk> {
     flushes: Flushes,
     scratch: log::apply::Scratch,
     clocks: log::clocks::Clocks,
-    barriers: BTreeMap<u64, log::barriers::ReadBarrier>,
+    barriers: log::barriers::Barriers,
     /// Data groups whose partitions may differ from the catalog.
     reconcile: bool,
 

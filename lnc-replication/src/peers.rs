@@ -7,6 +7,7 @@
 //! Everything here runs on the shard's own thread.
 
 use crate::formation::{Channel, Formats, Greeted, Greeting, Identity, admit};
+pub use crate::strangers::MOST as MOST_STRANGERS;
 use crate::strangers::Strangers;
 use crate::twins::{Arrival, Twins};
 use crate::wire::{MAX_FRAME_BODY, PeerMessage, WireError, fits_a_frame, put_frame, put_messages, take_frame};
@@ -216,6 +217,11 @@ impl Peers {
     /// From now on, whoever begins in another protocol is answered so.
     pub fn set_foreign(&self, foreign: Foreign) {
         *self.foreign.borrow_mut() = foreign;
+    }
+
+    /// From now on so many may be connected that are not admitted, [`MOST_STRANGERS`] at most.
+    pub fn set_most_strangers(&self, most: usize) {
+        self.strangers.set_most(most);
     }
 
     /// From now on this is who the node is, whom it knows as members, and whom it dials.

@@ -8,12 +8,13 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use tokio::sync::Notify;
 
-/// How many there may be. Each holds a descriptor and at most a greeting's bytes.
-const MOST: usize = 128;
+/// How many are enough. Each holds a descriptor and at most a greeting's bytes.
+pub const MOST: usize = 128;
 
 /// In the order in which they came, by a number of their own.
-#[derive(Default)]
 pub(crate) struct Strangers {
+    /// How many there may be, at least one.
+    most: Cell<usize>,
     waiting: RefCell<VecDeque<(u64, Rc<Notify>)>>,
     next: Cell<u64>,
 }
@@ -25,13 +26,24 @@ pub(crate) struct Place<'a> {
     evicted: Rc<Notify>,
 }
 
+impl Default for Strangers {
+    fn default() -> Self {
+        Self { most: Cell::new(MOST), waiting: RefCell::default(), next: Cell::default() }
+    }
+}
+
 impl Strangers {
+    /// From now on there may be so many.
+    pub(crate) fn set_most(&self, most: usize) {
+        self.most.set(most.clamp(1, MOST));
+    }
+
     /// Somebody has connected. If there are too many, the first of them goes.
     pub(crate) fn enter(&self) -> Place<'_> {
         let (number, evicted) = (self.next.get(), Rc::new(Notify::new()));
         self.next.set(number + 1);
         let mut waiting = self.waiting.borrow_mut();
-        if waiting.len() == MOST
+        if waiting.len() >= self.most.get()
             && let Some((_, longest)) = waiting.pop_front()
         {
             longest.notify_one();

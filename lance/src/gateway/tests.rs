@@ -3,7 +3,10 @@
 use super::connection::GREETING_TIME;
 use super::*;
 use bytes::BytesMut;
-use lnc_protocol::message::{FetchPartition, FetchRequest, FetchedPartition, HelloRequest, HelloResponse};
+use lnc_protocol::message::{
+    CreateTopicRequest, DescribeTopicRequest, FetchPartition, FetchRequest, FetchedPartition, HelloRequest,
+    HelloResponse, TopicOptions,
+};
 use lnc_protocol::{BatchBuilder, Codec, Reply};
 use lnc_protocol::{PROTOCOL_VERSION, Request, Response, decode_reply, encode_reply, encode_request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -178,6 +181,28 @@ fn a_fetch_counts_at_least_the_batch_that_it_gets_in_any_case() {
         assert_eq!(bench.served().await, Vec::from_iter(1..=32));
         bench.answer_fetch(7, 0);
         assert_eq!(bench.served().await, [33]);
+    });
+}
+
+/// Each of these requests has a few bytes, and its reply a megabyte.
+#[test]
+fn replies_that_grow_with_the_cluster_are_reckoned_with() {
+    run(async {
+        let describe = || Request::DescribeTopic(DescribeTopicRequest { name: "t".into() });
+        let create = || {
+            let options = TopicOptions::default();
+            Request::CreateTopic(CreateTopicRequest { name: "t".into(), partitions: 9, options, timeout_ms: 1000 })
+        };
+        let requests: [&dyn Fn() -> Request; 4] =
+            [&create, &describe, &|| Request::ListTopics, &|| Request::ClusterInfo];
+        for request in requests {
+            let mut bench = Bench::new(8 << 20, "").await;
+            let size = MIB as usize;
+            bench.gateway.set_reply_sizes(ReplySizes { metadata: size, topics: size, topic: size, cluster: size });
+            bench.send(&std::iter::repeat_with(request).take(40).collect::<Vec<_>>());
+            let served = bench.served().await.len();
+            assert!(served <= BUDGET / size / 2, "{served} are served, whose replies have a MiB each");
+        }
     });
 }
 

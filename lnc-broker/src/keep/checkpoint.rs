@@ -17,6 +17,7 @@ use crate::lead::membership::members_after;
 use crate::lead::peers::Peers;
 use crate::lead::readiness::Readiness;
 use crate::log::apply::Scratch;
+use crate::log::barriers::Barriers;
 use crate::log::clocks::Clocks;
 use crate::log::flushes::Flushes;
 use crate::log::in_flight::InFlight;
@@ -335,7 +336,7 @@ pub fn open<D: Disk>(
         flushes: Flushes::default(),
         scratch: Scratch::default(),
         clocks: Clocks::new(max_clock_skew_ms, format),
-        barriers: BTreeMap::new(),
+        barriers: Barriers::default(),
         reconcile: false,
         fetches: Fetches::default(),
         scans: Scans::default(),

@@ -164,7 +164,7 @@ impl<D: Disk> Broker<D> {
 
     /// The members by the catalog; and before this node has caught up with that, by what its journal has beyond it, committed
     /// or not. To elect a leader, and hear what is committed, it must reach those whom its configurations name.
-    fn known_members(&self) -> &Members {
+    pub(crate) fn known_members(&self) -> &Members {
         let expected = &self.admission.expected_members;
         let ahead = !self.has_caught_up(META) && expected.version() > self.catalog.members().version();
         if ahead { expected } else { self.catalog.members() }

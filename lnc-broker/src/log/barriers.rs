@@ -2,6 +2,7 @@
 //! applied it.
 
 use crate::machines::catalog::META;
+use crate::serve::costs::ENTRIES_PER_TURN;
 use crate::serve::passed_on::Patience;
 use crate::{Broker, Caller};
 use bytes::Bytes;
@@ -28,6 +29,22 @@ pub(crate) struct ReadBarrier {
     patience: Patience,
 }
 
+/// All that wait, and those whose turn has not come.
+#[derive(Default)]
+pub(crate) struct Barriers {
+    /// By the number of their round.
+    waiting: BTreeMap<u64, ReadBarrier>,
+    /// More of them could be served than one turn may.
+    goes_on: bool,
+}
+
+impl Barriers {
+    /// Whether the next turn would serve some, whatever happens meanwhile.
+    pub(crate) fn go_on(&self) -> bool {
+        self.goes_on
+    }
+}
+
 impl<D: Disk> Broker<D> {
     /// Answer a read once this node has applied everything that was committed when it came, so that what a client was
     /// told before is never unseen. Local answers are enough for those that only look for whom to ask.
@@ -52,11 +69,11 @@ impl<D: Disk> Broker<D> {
         const WAIT_US: u64 = 5_000_000;
         /// Requests that may wait for it at once.
         const MAX_BARRIERS: usize = 4096;
-        if self.barriers.len() >= MAX_BARRIERS || !self.in_flight.has_room(body.len()) {
+        if self.barriers.waiting.len() >= MAX_BARRIERS || !self.in_flight.has_room(body.len()) {
             let message = format!(
                 "{} bytes of requests are under way, {} of them wait for the word of a leader",
                 self.in_flight.bytes(),
-                self.barriers.len()
+                self.barriers.waiting.len()
             );
             return self.refuse(caller, opcode, ErrorCode::Overloaded, message);
         }
@@ -75,11 +92,11 @@ impl<D: Disk> Broker<D> {
         self.in_flight.take(body.len());
         let barrier =
             ReadBarrier { caller, opcode, request, body, asked, until: BTreeMap::new(), deadline_us, patience };
-        self.barriers.insert(ctx, barrier);
+        self.barriers.waiting.insert(ctx, barrier);
     }
 
     fn take_barrier(&mut self, ctx: u64) -> Option<ReadBarrier> {
-        let barrier = self.barriers.remove(&ctx)?;
+        let barrier = self.barriers.waiting.remove(&ctx)?;
         self.in_flight.give_back(barrier.body.len());
         Some(barrier)
     }
@@ -89,7 +106,7 @@ impl<D: Disk> Broker<D> {
         let of_it = |(_, barrier): &(&u64, &ReadBarrier)| {
             barrier.caller.connection == connection && barrier.opcode != Opcode::Produce
         };
-        let gone: Vec<u64> = self.barriers.iter().filter(of_it).map(|(ctx, _)| *ctx).collect();
+        let gone: Vec<u64> = self.barriers.waiting.iter().filter(of_it).map(|(ctx, _)| *ctx).collect();
         for ctx in gone {
             self.take_barrier(ctx);
         }
@@ -108,7 +125,7 @@ impl<D: Disk> Broker<D> {
     }
 
     pub(crate) fn barrier_index(&mut self, group: GroupId, ctx: u64, index: u64) {
-        if let Some(barrier) = self.barriers.get_mut(&ctx) {
+        if let Some(barrier) = self.barriers.waiting.get_mut(&ctx) {
             barrier.asked.remove(&group);
             barrier.until.insert(group, index);
         }
@@ -122,15 +139,24 @@ impl<D: Disk> Broker<D> {
         }
     }
 
+    /// Serve those for which the leaders have said what is committed, as many as a turn may: thousands become ready at once, and
+    /// one may ask about a thousand partitions.
     pub(crate) fn pass_barriers(&mut self) {
         let applied = &self.applied;
         let passed = |barrier: &ReadBarrier| {
             let reached = |(group, index): (&GroupId, &u64)| applied.get(group).is_some_and(|(done, _)| done >= index);
             barrier.asked.is_empty() && (barrier.until.iter().all(reached) || mutated(Mutation::ReadUnapplied))
         };
-        let ready: Vec<u64> = self.barriers.iter().filter(|(_, b)| passed(b)).map(|(ctx, _)| *ctx).collect();
+        let ready: Vec<u64> = self.barriers.waiting.iter().filter(|(_, b)| passed(b)).map(|(ctx, _)| *ctx).collect();
+        self.barriers.goes_on = false;
+        let mut room = ENTRIES_PER_TURN;
         for ctx in ready {
+            if room == 0 {
+                self.barriers.goes_on = true;
+                break;
+            }
             if let Some(ReadBarrier { caller, opcode, request, body, until, patience, .. }) = self.take_barrier(ctx) {
+                room = room.saturating_sub(self.entries_of(&request));
                 self.set_patience(patience);
                 match request {
                     // Now that the catalog is fresh, the topic may lie in groups that were not asked.
@@ -150,7 +176,8 @@ impl<D: Disk> Broker<D> {
 
     pub(crate) fn expire_barriers(&mut self) {
         let now = self.now_us();
-        let late: Vec<u64> = self.barriers.iter().filter(|(_, b)| b.deadline_us <= now).map(|(ctx, _)| *ctx).collect();
+        let late: Vec<u64> =
+            self.barriers.waiting.iter().filter(|(_, b)| b.deadline_us <= now).map(|(ctx, _)| *ctx).collect();
         for ctx in late {
             if let Some(ReadBarrier { caller, opcode, .. }) = self.take_barrier(ctx) {
                 let message = "the leader did not confirm the read in time".to_owned();

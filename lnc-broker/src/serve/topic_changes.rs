@@ -11,6 +11,7 @@ use crate::Broker;
 use crate::log::proposals::{Kind, Origin};
 use crate::machines::catalog::Topic;
 use crate::machines::partitions::WHOLE_TOPICS_SINCE_FORMAT;
+use crate::serve::costs::ENTRIES_PER_TURN;
 use lnc_log::disk::Disk;
 use lnc_log::journal::GroupId;
 use lnc_log::segment::PartitionKey;
@@ -19,7 +20,7 @@ use lnc_protocol::ErrorCode;
 use lnc_protocol::message::Response;
 use lnc_raft::NodeId;
 use lnc_replication::transfer::{TOPICS_SINCE_FORMAT, TransferBody};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Pause between two questions about topics, in microseconds.
 const ASK_US: u64 = 100_000;
@@ -46,7 +47,7 @@ struct Report {
 /// See the module documentation.
 #[derive(Default)]
 pub(crate) struct TopicChanges {
-    waiting: Vec<Change>,
+    waiting: VecDeque<Change>,
     /// What other replicas say of topics that somebody waits for.
     reports: BTreeMap<(GroupId, u64), Report>,
     asked_us: u64,
@@ -57,7 +58,7 @@ pub(crate) struct TopicChanges {
 impl<D: Disk> Broker<D> {
     /// The catalog has changed; whoever asked for it hears of it once the data groups have followed.
     pub(crate) fn topic_changed(&mut self, origin: Origin, topic: Topic) {
-        self.topic_changes.waiting.push(Change { origin, topic });
+        self.topic_changes.waiting.push_back(Change { origin, topic });
     }
 
     /// The catalog has no such topic any more.
@@ -89,17 +90,20 @@ impl<D: Disk> Broker<D> {
         }
     }
 
-    /// Answer whoever need not wait any longer.
+    /// Answer whoever need not wait any longer. One turn looks at so many partitions, the next one goes on with who is behind.
     pub(crate) fn finish_topic_changes(&mut self) {
-        if self.topic_changes.waiting.is_empty() {
-            return;
+        let (mut room, mut done) = (ENTRIES_PER_TURN, Vec::new());
+        for _ in 0..self.topic_changes.waiting.len() {
+            let Some(change) = self.topic_changes.waiting.pop_front_if(|_| room > 0) else { break };
+            room = room.saturating_sub(1 + change.topic.partitions as usize);
+            match self.is_followed(&change) {
+                true => done.push(change),
+                false => self.topic_changes.waiting.push_back(change),
+            }
         }
-        let changes = std::mem::take(&mut self.topic_changes.waiting);
-        let (done, waiting): (Vec<_>, Vec<_>) = changes.into_iter().partition(|change| self.is_followed(change));
-        if waiting.is_empty() {
+        if self.topic_changes.waiting.is_empty() {
             self.topic_changes.reports.clear();
         }
-        self.topic_changes.waiting = waiting;
         for Change { origin, topic } in done {
             if matches!(origin.kind, Kind::DeleteTopic) {
                 self.answer(origin, Response::DeleteTopic);
@@ -161,7 +165,7 @@ impl<D: Disk> Broker<D> {
         }
         let now = self.now_us();
         let changes = std::mem::take(&mut self.topic_changes.waiting);
-        let (late, waiting): (Vec<_>, Vec<_>) =
+        let (late, waiting): (VecDeque<_>, VecDeque<_>) =
             changes.into_iter().partition(|change| change.origin.deadline_us <= now);
         self.topic_changes.waiting = waiting;
         for change in late {

@@ -1,6 +1,7 @@
 //! What a node shows of its state: gauges that are set from time to time, instead of at every change.
 
 use crate::machines::catalog::Topic;
+use crate::serve::costs::ReplySizes;
 use crate::watch::event::{Event, Sink};
 use crate::{Broker, Clock};
 use lnc_log::disk::Disk;
@@ -33,13 +34,18 @@ pub(crate) struct Figures {
     /// By connection and partition.
     positions: BTreeMap<(u64, PartitionKey), Position>,
     next_look_us: u64,
-    /// About how long a reply about all topics is.
-    pub(crate) metadata_bytes: usize,
+    /// About how long replies are.
+    pub(crate) reply_sizes: ReplySizes,
 }
 
 impl Figures {
     pub(crate) fn new(metrics: &Metrics) -> Self {
-        Self { metadata_bytes: 0, topics: metrics.topics(), positions: BTreeMap::new(), next_look_us: 0 }
+        Self {
+            reply_sizes: ReplySizes::default(),
+            topics: metrics.topics(),
+            positions: BTreeMap::new(),
+            next_look_us: 0,
+        }
     }
 
     /// A client was given everything up to `offset` of a partition.
@@ -162,7 +168,7 @@ impl<D: Disk> Broker<D> {
     /// Show what each topic has here, and where it is read.
     fn look_at_topics(&mut self) {
         let now = self.now_us();
-        self.figures.metadata_bytes = self.count_metadata_bytes();
+        self.figures.reply_sizes = self.count_reply_sizes();
         let (segments, figures) = (self.storage.segments(), &mut self.figures);
         figures.positions.retain(|_, position| position.at_us + KEEP_US > now);
         let positions = figures.furthest_behind();

@@ -7,7 +7,7 @@ use lnc_broker::{Opener, first_since};
 use lnc_log::disk::memory::Order;
 use lnc_log::journal::GroupId;
 use lnc_protocol::message::{
-    FetchPartition, FetchRequest, ListOffsetsRequest, MetadataRequest, OffsetSpec, ProduceRequest,
+    DescribeTopicRequest, FetchPartition, FetchRequest, ListOffsetsRequest, MetadataRequest, OffsetSpec, ProduceRequest,
 };
 use lnc_protocol::{BatchBuilder, Codec, ErrorCode, MAX_ENTRIES, Request, Response};
 use std::cell::RefCell;
@@ -100,6 +100,27 @@ fn searches_by_time_take_turns() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// The word of the leader lets all of them go at once.
+#[test]
+fn many_that_ask_about_a_large_topic_take_turns() {
+    const PARTITIONS: u32 = 100;
+    let mut cluster = with_topic(PARTITIONS);
+    let describe = Request::DescribeTopic(DescribeTopicRequest { name: "t".into() });
+    let mut asked: Vec<_> = (0..400).map(|_| cluster.send(1, &describe)).collect();
+    let (mut rounds, mut most) = (0, 0);
+    while !asked.is_empty() {
+        cluster.round();
+        let before = asked.len();
+        asked.retain(|number| !cluster.is_answered(*number));
+        most = most.max(before - asked.len());
+        rounds += 1;
+        assert!(rounds < 1000, "it does not end");
+    }
+    // Two times in a turn, and the last may be more than what is left.
+    let allowed = 2 * (1 + MAX_ENTRIES / PARTITIONS as usize);
+    assert!(most <= allowed, "{most} were answered in one turn, {allowed} may be");
 }
 
 /// Batches that were to be opened, as the broker said.
