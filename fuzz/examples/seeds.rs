@@ -2,10 +2,10 @@
 //! out what a frame or a flush looks like. `cargo run --manifest-path fuzz/Cargo.toml --example seeds`; the same each time.
 
 use bytes::{Bytes, BytesMut};
+use lance_fuzz::journal::{CHAINED, FILE_BYTES, FIXED, IDENTITY, NEXT_FILE};
 use lnc_broker::catalog::Catalog;
 use lnc_broker::command::{Command, EntryBuilder};
 use lnc_broker::partitions::PartitionGroup;
-use lance_fuzz::journal::{CHAINED, FILE_BYTES, FIXED, IDENTITY, NEXT_FILE};
 use lnc_log::checkpoint::{Checkpoint, CheckpointWriter, GroupCheckpoint};
 use lnc_log::disk::{BLOCK, Disk, MemoryDisk};
 use lnc_log::journal::{GroupId, Journal, JournalConfig, JournalStart};
