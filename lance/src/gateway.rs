@@ -303,8 +303,11 @@ impl Gateway {
                             }
                             None => None,
                         };
+                        let reply = if is_fetch { 0 } else { cost.reply };
+                        let room = self.take_reply_room(connection, reply, &mut came).await;
                         came |= self.take_frame(id, connection, frame, (cost, checked));
-                        drop(held);
+                        // From here on the connection owes the reply.
+                        drop((held, room));
                     }
                     Ok(None) => break,
                     Err(error) => {
@@ -364,6 +367,21 @@ impl Gateway {
             connection.received_whole();
             connection.wake_reader.notified().await;
         }
+    }
+
+    /// Wait until there is room for a reply that is longer than what every connection gets in any case: one for each of a
+    /// thousand would be too much. A fetch is answered with as much as there is room for instead.
+    async fn take_reply_room(&self, connection: &Connection, bytes: usize, came: &mut bool) -> Option<Charge> {
+        let in_any_case = self.config.reply_bytes / IN_ANY_CASE / self.connections.borrow().len().max(1);
+        if bytes <= in_any_case {
+            return None;
+        }
+        if std::mem::take(came) {
+            self.turn.notify_one();
+        }
+        // It is this node that does not read on.
+        connection.received_whole();
+        Some(self.replies.take(bytes.min(self.replies.limit())).await)
     }
 
     /// Replies that exist count against every request. Those that fetches may bring count against further fetches only,

@@ -585,6 +585,47 @@ fn frames_that_never_end_hold_no_more_than_the_budget_and_not_for_long() {
     });
 }
 
+/// Who holds nothing gets what it needs, and many who hold nothing would get more than there is.
+#[test]
+fn one_long_reply_for_each_of_many_is_no_more_than_the_budget() {
+    const CLIENTS: usize = 40;
+    run(async {
+        let bench = Bench::new(8 << 20, "").await;
+        let long = 4 << 20;
+        bench.gateway.set_reply_sizes(ReplySizes { topics: long, ..ReplySizes::default() });
+        let crowd = Crowd::new(&bench, CLIENTS, true).await;
+        let mut list = BytesMut::new();
+        encode_request(&mut list, Flags::NONE, 1, &Request::ListTopics);
+        for client in &crowd.clients {
+            offer(client, &list).await;
+        }
+        let mut most = 0;
+        let all = async {
+            let (mut came, mut answered) = (VecDeque::new(), 0);
+            while answered < CLIENTS {
+                bench.gateway.take_inbox(&mut came);
+                most = bench.gateway.replies.used().max(most);
+                // As many as ever come at once, so that all of them are expected before the first one is answered.
+                if came.len() >= (CLIENTS - answered).min(BUDGET / IN_ANY_CASE * (IN_ANY_CASE - 1) / long) {
+                    answered += came.len();
+                    let response = Response::ListTopics(Vec::new());
+                    let reply = |Incoming { caller, opcode, .. }| Output::Reply {
+                        caller,
+                        opcode,
+                        reply: response.clone().into(),
+                    };
+                    sleep(Duration::from_millis(50)).await;
+                    most = bench.gateway.replies.used().max(most);
+                    bench.gateway.dispatch(&mut came.drain(..).map(reply).collect());
+                }
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, all).await.expect("each has its turn");
+        assert!(most <= BUDGET, "{most} bytes of replies are expected at once, of {BUDGET}");
+    });
+}
+
 #[test]
 fn before_the_greeting_a_frame_is_short() {
     run(async {
