@@ -119,7 +119,7 @@ pub struct Gateway {
     /// Of which broker the tickets are: whoever takes its place begins anew.
     broker: Cell<u64>,
     /// Connections that have ended since somebody asked.
-    ended: RefCell<Vec<u64>>,
+    ended: RefCell<BTreeSet<u64>>,
     next_connection: Cell<u64>,
     /// What connections read small frames into, a quarter of the memory for requests; and half of it, for long frames and for
     /// requests under way. See [`IN_ANY_CASE`] for the rest.
@@ -252,7 +252,7 @@ impl Gateway {
             self.connections.borrow_mut().remove(&id);
             self.metrics.connections.dec();
             if self.serving.get() {
-                self.ended.borrow_mut().push(id);
+                self.ended.borrow_mut().insert(id);
             }
         });
     }
@@ -551,7 +551,7 @@ impl Gateway {
     }
 
     /// Take the connections that have ended.
-    pub fn take_ended(&self) -> Vec<u64> {
+    pub fn take_ended(&self) -> BTreeSet<u64> {
         self.ended.take()
     }
 

@@ -410,7 +410,7 @@ impl Server {
         self.broker.tick(self.clocks.now())?;
         self.gateway.expire(Instant::now());
         self.gateway.set_reply_sizes(self.broker.reply_sizes());
-        self.gateway.take_ended().into_iter().for_each(|connection| self.broker.client_gone(connection));
+        self.broker.clients_gone(&self.gateway.take_ended());
         self.health.beat();
         let now_us = self.clocks.now().mono_us;
         let cluster = self.peers.identity().cluster;

@@ -227,10 +227,8 @@ impl<D: Disk> Broker<D> {
 
     /// Whether a turn would find something to do that no event announces.
     pub fn wants_turn(&self) -> bool {
-        let goes_on = !self.fetches.woken.is_empty()
-            || self.scans.go_on()
-            || self.barriers.go_on()
-            || self.checkpoint.is_encoding();
+        let goes_on =
+            self.fetches_go_on() || self.scans.go_on() || self.barriers.go_on() || self.checkpoint.is_encoding();
         !self.outputs.is_empty() || self.reconcile || self.can_propose() || goes_on
     }
 

@@ -101,10 +101,10 @@ impl<D: Disk> Broker<D> {
         Some(barrier)
     }
 
-    /// Nobody waits any more for what a connection has asked. What it wanted written is written.
-    pub(crate) fn forget_barriers(&mut self, connection: u64) {
+    /// Nobody waits any more for what these connections have asked. What it wanted written is written.
+    pub(crate) fn forget_barriers(&mut self, connections: &BTreeSet<u64>) {
         let of_it = |(_, barrier): &(&u64, &ReadBarrier)| {
-            barrier.caller.connection == connection && barrier.opcode != Opcode::Produce
+            connections.contains(&barrier.caller.connection) && barrier.opcode != Opcode::Produce
         };
         let gone: Vec<u64> = self.barriers.waiting.iter().filter(of_it).map(|(ctx, _)| *ctx).collect();
         for ctx in gone {

@@ -57,6 +57,19 @@ impl<D: Disk> Broker<D> {
         true
     }
 
+    /// The connections of these clients have ended, and with them what they wait for. All at once: to look for what is theirs is
+    /// to look at everything that waits, and a thousand may go together.
+    pub fn clients_gone(&mut self, connections: &BTreeSet<u64>) {
+        if connections.is_empty() {
+            return;
+        }
+        connections.iter().for_each(|connection| self.figures.forget(*connection));
+        self.forget_barriers(connections);
+        self.forget_passed_on(connections);
+        self.forget_fetches(connections);
+        self.scans.forget(connections);
+    }
+
     /// About how long replies are, as of a moment ago.
     pub fn reply_sizes(&self) -> ReplySizes {
         self.figures.reply_sizes

@@ -10,7 +10,7 @@ use lnc_log::segment::{Batches, PartitionKey, ReadDone, SegmentError};
 use lnc_mutation::{Mutation, mutated};
 use lnc_protocol::message::{FetchPartition, FetchRequest, FetchedPartition, Opcode, Records, Request, Response};
 use lnc_protocol::{BatchHeader, ErrorCode};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
 /// Longest time that a fetch may wait, in milliseconds.
@@ -53,7 +53,9 @@ pub(crate) struct Fetches {
     parked: BTreeMap<u64, Parked>,
     watchers: BTreeMap<PartitionKey, BTreeSet<u64>>,
     /// Fetches for which something has changed.
-    pub(crate) woken: BTreeSet<u64>,
+    woken: BTreeSet<u64>,
+    /// Fetches whose clients are gone.
+    gone: VecDeque<u64>,
     cold: BTreeMap<u64, (u64, usize)>,
     /// Those that wait for memory for their reply.
     hungry: BTreeSet<u64>,
@@ -352,6 +354,13 @@ impl<D: Disk> Broker<D> {
         let mut woken = std::mem::take(&mut self.fetches.woken);
         let mut left = ENTRIES_PER_TURN;
         while left > 0
+            && let Some(id) = self.fetches.gone.pop_front()
+        {
+            let Some(parked) = self.fetches.parked.remove(&id) else { continue };
+            left = left.saturating_sub(parked.request.partitions.len().max(1));
+            self.unwatch(id, &parked.request);
+        }
+        while left > 0
             && let Some(id) = woken.range(self.fetches.served + 1..).next().or(woken.first()).copied()
         {
             woken.remove(&id);
@@ -364,15 +373,16 @@ impl<D: Disk> Broker<D> {
         self.fetches.woken.append(&mut woken);
     }
 
-    /// Nobody waits any more for the answers to a connection's fetches. What the disk reads for them comes and is dropped.
-    pub(crate) fn forget_fetches(&mut self, connection: u64) {
-        let of_it = |(id, parked): (&u64, &Parked)| (parked.caller.connection == connection).then_some(*id);
-        let ids: Vec<u64> = self.fetches.parked.iter().filter_map(of_it).collect();
-        for id in ids {
-            if let Some(parked) = self.fetches.parked.remove(&id) {
-                self.unwatch(id, &parked.request);
-            }
-        }
+    /// Nobody waits any more for the answers to the fetches of these connections. What the disk reads for them comes and is
+    /// dropped.
+    pub(crate) fn forget_fetches(&mut self, connections: &BTreeSet<u64>) {
+        let theirs = |(id, parked): (&u64, &Parked)| connections.contains(&parked.caller.connection).then_some(*id);
+        self.fetches.gone.extend(self.fetches.parked.iter().filter_map(theirs));
+    }
+
+    /// Whether the next turn would find fetches to look at, whatever happens meanwhile.
+    pub(crate) fn fetches_go_on(&self) -> bool {
+        !self.fetches.woken.is_empty() || !self.fetches.gone.is_empty()
     }
 
     fn unwatch(&mut self, id: u64, request: &FetchRequest) {

@@ -71,9 +71,9 @@ impl Scans {
     }
 
     /// Nobody waits any more for what a connection has asked.
-    pub(crate) fn forget(&mut self, connection: u64) {
-        self.waiting.retain(|_, scan| scan.caller.connection != connection);
-        self.ready.retain(|scan| scan.caller.connection != connection);
+    pub(crate) fn forget(&mut self, connections: &BTreeSet<u64>) {
+        self.waiting.retain(|_, scan| !connections.contains(&scan.caller.connection));
+        self.ready.retain(|scan| !connections.contains(&scan.caller.connection));
     }
 }
 

@@ -510,16 +510,16 @@ impl<D: Disk> Broker<D> {
     }
 
     /// Nobody waits any more for what a connection has asked, but what it wanted written is.
-    pub(crate) fn forget_passed_on(&mut self, connection: u64) {
+    pub(crate) fn forget_passed_on(&mut self, connections: &BTreeSet<u64>) {
         let gone = |(key, passed): (&Key, &Passed)| {
             let is_dropped = !passed.decides || passed.received;
-            (key.1 == connection && (is_dropped || matches!(passed.place, Place::At(_)))).then_some(*key)
+            (connections.contains(&key.1) && (is_dropped || matches!(passed.place, Place::At(_)))).then_some(*key)
         };
         let gone: Vec<Key> = self.passed_on.requests.iter().filter_map(gone).collect();
         for key in gone {
             self.take_passed(key);
         }
-        self.passed_on.in_doubt.retain(|(of, _)| *of != connection);
+        self.passed_on.in_doubt.retain(|(of, _)| !connections.contains(of));
     }
 
     /// Whether a group that is led here is being handed to another node.

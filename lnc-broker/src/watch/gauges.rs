@@ -58,7 +58,7 @@ impl Figures {
         }
     }
 
-    fn forget(&mut self, connection: u64) {
+    pub(crate) fn forget(&mut self, connection: u64) {
         /// Before every partition.
         const FIRST: PartitionKey = PartitionKey { topic_id: 0, partition: 0 };
         while let Some((&reader, _)) = self.positions.range((connection, FIRST)..).next()
@@ -104,15 +104,6 @@ impl Sink for GroupGauges {
 }
 
 impl<D: Disk> Broker<D> {
-    /// A client's connection has ended, and with it what it waits for.
-    pub fn client_gone(&mut self, connection: u64) {
-        self.figures.forget(connection);
-        self.forget_barriers(connection);
-        self.forget_passed_on(connection);
-        self.forget_fetches(connection);
-        self.scans.forget(connection);
-    }
-
     /// Show how the peers of a group that is led here are.
     pub(crate) fn show_peers(&mut self, group: GroupId, status: &lnc_raft::Status) {
         let Some(metrics) = self.watch.groups.metrics.get_mut(&group) else { return };

@@ -119,7 +119,7 @@ impl Cluster {
         let connection = self.connection;
         for node in self.running() {
             if let Some(broker) = self.node_mut(node).broker_mut() {
-                broker.client_gone(connection);
+                broker.clients_gone(&[connection].into());
             }
         }
     }
@@ -128,7 +128,7 @@ impl Cluster {
     pub(crate) fn client_gone(&mut self, node: u64) {
         let connection = self.connection;
         if let Some(broker) = self.node_mut(node).broker_mut() {
-            broker.client_gone(connection);
+            broker.clients_gone(&[connection].into());
         }
     }
 
